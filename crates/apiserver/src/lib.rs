@@ -1,0 +1,1 @@
+//! Request pipeline, generic verbs, watch cache.

@@ -1,0 +1,132 @@
+//! The identity of a request and the traits that establish and check it.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+/// Who makes a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    /// User name, e.g. `system:node:worker-1`.
+    pub name: String,
+    /// Unique id; often empty.
+    pub uid: String,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// Extra attributes.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// A user of the given groups; `system:authenticated` is added.
+    pub fn authenticated(name: &str, groups: &[&str]) -> Self {
+        let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
+        groups.push("system:authenticated".into());
+        Self { name: name.into(), groups, ..Self::default() }
+    }
+    /// `system:anonymous` in `system:unauthenticated`.
+    pub fn anonymous() -> Self {
+        Self {
+            name: "system:anonymous".into(),
+            groups: vec!["system:unauthenticated".into()],
+            ..Self::default()
+        }
+    }
+    /// Whether the user is in `group`.
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+}
+
+/// What a request shows to prove its identity.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// The verified client certificate (DER), if TLS presented one that chains to the client CA.
+    pub client_cert: Option<Vec<u8>>,
+    /// The bearer token, if sent.
+    pub bearer: Option<String>,
+}
+
+/// Credentials were shown but are not valid: 401.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct AuthnError(pub String);
+
+/// Establishes an identity.
+#[async_trait]
+pub trait Authenticator: Send + Sync {
+    /// `Ok(None)`: these credentials are not of this authenticator's kind; the next one is asked.
+    ///
+    /// # Errors
+    /// The credentials are of its kind but invalid or expired.
+    async fn authenticate(&self, credentials: &Credentials) -> Result<Option<UserInfo>, AuthnError>;
+}
+
+/// What a request wants to do, as authorizers see it.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes {
+    /// Who.
+    pub user: UserInfo,
+    /// `get`, `list`, `create` …; for non-resource requests the lower-case HTTP method.
+    pub verb: String,
+    /// Whether this is a request for a resource (else only `path` counts).
+    pub is_resource: bool,
+    /// API group; empty for core.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Plural resource name.
+    pub resource: String,
+    /// Subresource, or empty.
+    pub subresource: String,
+    /// Namespace, or empty.
+    pub namespace: String,
+    /// Object name, or empty.
+    pub name: String,
+    /// URL path.
+    pub path: String,
+}
+
+/// An authorizer's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The request may go on.
+    Allow,
+    /// The request is refused; no further authorizer is asked.
+    Deny,
+    /// The next authorizer is asked; refused when none is left.
+    NoOpinion,
+}
+
+/// Decides whether a request may proceed. Synchronous: it reads shared in-memory objects.
+pub trait Authorizer: Send + Sync {
+    /// The decision and its reason (may be empty).
+    fn authorize(&self, attributes: &Attributes) -> (Decision, String);
+    /// The rules that `user` has in `namespace`, for SelfSubjectRulesReview: (resource rules, non-resource
+    /// rules, incomplete).
+    fn rules_for(
+        &self,
+        _user: &UserInfo,
+        _namespace: &str,
+    ) -> (Vec<ResourceRule>, Vec<NonResourceRule>, bool) {
+        (Vec::new(), Vec::new(), true)
+    }
+}
+
+/// A resource rule of a rules review.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "fields as in authorization.k8s.io/v1 ResourceRule")]
+pub struct ResourceRule {
+    pub verbs: Vec<String>,
+    pub api_groups: Vec<String>,
+    pub resources: Vec<String>,
+    pub resource_names: Vec<String>,
+}
+
+/// A non-resource rule of a rules review.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "fields as in authorization.k8s.io/v1 NonResourceRule")]
+pub struct NonResourceRule {
+    pub verbs: Vec<String>,
+    pub paths: Vec<String>,
+}

@@ -1,0 +1,415 @@
+//! What a kind declares: [`ResourceDef`], its [`Strategy`] and table columns.
+
+use std::any::Any;
+use std::marker::PhantomData;
+
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Kind, Object, Status};
+use serde_json::Value;
+
+/// Whether objects live in namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// In a namespace.
+    Namespaced,
+    /// Once per cluster.
+    Cluster,
+}
+
+/// How the machinery treats a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Stored, with all verbs.
+    Stored,
+    /// Create-only and answered by the server itself (reviews); never stored.
+    Virtual,
+}
+
+/// What a subresource does. The generic verbs implement each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subresource {
+    /// get, update, patch of `.status`.
+    Status,
+    /// get, update, patch of an autoscaling/v1 Scale; needs [`ResourceDef::scale`].
+    Scale,
+    /// Pods: create a Binding.
+    Binding,
+    /// Pods: create an Eviction.
+    Eviction,
+    /// Pods: ephemeral containers.
+    EphemeralContainers,
+    /// Pods: in-place resize.
+    Resize,
+    /// Namespaces: update of `spec.finalizers`.
+    Finalize,
+    /// ServiceAccounts: create a TokenRequest.
+    Token,
+    /// Pods: GET log, proxied to the kubelet.
+    Log,
+    /// Pods: streaming, proxied to the kubelet.
+    Exec,
+    /// Pods: streaming, proxied to the kubelet.
+    Attach,
+    /// Pods: streaming, proxied to the kubelet.
+    PortForward,
+    /// Pods, services, nodes: HTTP proxy.
+    Proxy,
+}
+
+impl Subresource {
+    /// The path segment.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Binding => "binding",
+            Self::Eviction => "eviction",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
+            Self::Finalize => "finalize",
+            Self::Token => "token",
+            Self::Log => "log",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// A printer column of the Table encoding (<https://kubernetes.io/docs/reference/using-api/api-concepts/#receiving-resources-as-tables>).
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Header, e.g. `Ready`.
+    pub name: &'static str,
+    /// OpenAPI type: `string`, `integer`, `date` …
+    pub kind: &'static str,
+    /// OpenAPI format: `name` for the name column, else usually empty.
+    pub format: &'static str,
+    /// 0 is always shown, 1 and more only with `-o wide`.
+    pub priority: i32,
+    /// Help text.
+    pub description: &'static str,
+}
+
+/// Paths of the scale subresource inside the object, as JSON pointers.
+#[derive(Clone, Copy, Debug)]
+pub struct ScalePaths {
+    /// e.g. `/spec/replicas`.
+    pub spec_replicas: &'static str,
+    /// e.g. `/status/replicas`.
+    pub status_replicas: &'static str,
+    /// Pointer to the LabelSelector (or selector map), e.g. `/spec/selector`.
+    pub selector: &'static str,
+}
+
+/// What surrounds a strategy call.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Name of the requesting user.
+    pub user: &'a str,
+    /// Now.
+    pub now: jiff::Timestamp,
+}
+
+/// The behaviour of a kind that the generic verbs ask for. Every method has upstream's generic default.
+///
+/// Order on create: `default`, admission, `prepare_create`, `validate`. On update: `default`, admission,
+/// `prepare_update`, `validate_update`. On a status update: `prepare_status_update`, `validate_status_update`.
+/// Object metadata (name, labels, owner references …) is validated by the machinery.
+#[expect(unused_variables, reason = "defaults of a trait that kinds override")]
+pub trait Strategy<K: Kind>: Send + Sync + 'static {
+    /// Fills in upstream's defaults (v1 defaulting). Also applied to objects being updated and patched.
+    fn default(&self, obj: &mut K) {}
+    /// Drops what a creator may not set (status), and sets what the server decides.
+    fn prepare_create(&self, cx: Context<'_>, obj: &mut K) {}
+    /// Keeps what an update through the main resource may not change (status). The machinery compares spec
+    /// to raise `metadata.generation` for kinds with `has_generation`.
+    fn prepare_update(&self, cx: Context<'_>, new: &mut K, old: &K) {}
+    /// Keeps everything but the status.
+    fn prepare_status_update(&self, cx: Context<'_>, new: &mut K, old: &K) {}
+    /// Checks a new object.
+    fn validate(&self, obj: &K, errs: &mut ErrorList) {}
+    /// Checks a change; called with both. Usually calls `validate` too.
+    fn validate_update(&self, new: &K, old: &K, errs: &mut ErrorList) {
+        self.validate(new, errs);
+    }
+    /// Checks a status change.
+    fn validate_status_update(&self, new: &K, old: &K, errs: &mut ErrorList) {}
+    /// Warnings for the client (`Warning` headers), for a new object or a change.
+    fn warnings(&self, new: &K, old: Option<&K>) -> Vec<String> {
+        Vec::new()
+    }
+    /// Checks `metadata.name`; the message list is empty when valid. DNS-1123 subdomain unless overridden.
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        crate::def::dns1123_subdomain(name, prefix)
+    }
+    /// Cells of the table row, one per column of the definition.
+    fn row(&self, obj: &K, now: jiff::Timestamp) -> Vec<Value> {
+        let meta = obj.metadata();
+        vec![meta.name.clone().into(), age(meta.creation_timestamp.as_ref(), now)]
+    }
+    /// Values of the selectable fields beside `metadata.name` and `metadata.namespace`, e.g.
+    /// `("spec.nodeName", "n1")`. Always the same keys in the same order.
+    fn selectable(&self, obj: &K) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+    /// Graceful deletion: seconds to grant before removal, given what was asked. `None` deletes at once
+    /// (subject to finalizers). Pods and Namespaces override it.
+    fn graceful_deletion(&self, obj: &K, asked: Option<i64>) -> Option<i64> {
+        None
+    }
+}
+
+/// The age cell of a table: a duration text such as `5m`, or `<unknown>`.
+pub fn age(
+    created: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    now: jiff::Timestamp,
+) -> Value {
+    match created {
+        None => "<unknown>".into(),
+        Some(time) => human_duration(now.as_second().saturating_sub(time.0.as_second())).into(),
+    }
+}
+
+/// Upstream's `duration.HumanDuration`: two units at the most, e.g. `2d3h`, `5m10s`, `45s`.
+pub fn human_duration(seconds: i64) -> String {
+    const MINUTE: i64 = 60;
+    const HOUR: i64 = 60 * MINUTE;
+    const DAY: i64 = 24 * HOUR;
+    const YEAR: i64 = 365 * DAY;
+    let two = |a: i64, ua: &str, b: i64, ub: &str| {
+        if b == 0 { format!("{a}{ua}") } else { format!("{a}{ua}{b}{ub}") }
+    };
+    match seconds {
+        i64::MIN..-1 => "<invalid>".into(),
+        -1..0 => "0s".into(),
+        s if s < 2 * MINUTE => format!("{s}s"),
+        s if s < 10 * MINUTE => two(s / MINUTE, "m", s % MINUTE, "s"),
+        s if s < 3 * HOUR => format!("{}m", s / MINUTE),
+        s if s < 8 * HOUR => two(s / HOUR, "h", s % HOUR / MINUTE, "m"),
+        s if s < 2 * DAY => format!("{}h", s / HOUR),
+        s if s < 8 * DAY => two(s / DAY, "d", s % DAY / HOUR, "h"),
+        s if s < 2 * YEAR => format!("{}d", s / DAY),
+        s if s < 8 * YEAR => two(s / YEAR, "y", s % YEAR / DAY, "d"),
+        s => format!("{}y", s / YEAR),
+    }
+}
+
+/// Messages for a name that is not a DNS-1123 subdomain. `prefix`: a generateName prefix, which may end
+/// with a dash.
+pub fn dns1123_subdomain(name: &str, prefix: bool) -> Vec<String> {
+    let name = if prefix { name.trim_end_matches('-') } else { name };
+    let label = |l: &str| {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        edge(l.chars().next())
+            && edge(l.chars().last())
+            && l.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    let mut out = Vec::new();
+    if name.len() > 253 {
+        out.push("must be no more than 253 characters".to_owned());
+    }
+    if !name.split('.').all(label) {
+        out.push(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
+             and must start and end with an alphanumeric character (e.g. 'example.com', regex used for \
+             validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+                .to_owned(),
+        );
+    }
+    out
+}
+
+/// [`Strategy`] without its type parameter: what the generic verbs call. Implemented by [`Typed`] only.
+/// Passing an object of another kind is a programming error and reported as a 500.
+#[expect(missing_docs, reason = "each method is the one of Strategy")]
+pub trait ErasedStrategy: Send + Sync {
+    /// Decodes the JSON form. The error text is upstream-like: `json: cannot unmarshal …`.
+    fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status>;
+    fn default(&self, obj: &mut dyn Object);
+    fn prepare_create(&self, cx: Context<'_>, obj: &mut dyn Object);
+    fn prepare_update(&self, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object);
+    fn prepare_status_update(&self, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object);
+    fn validate(&self, obj: &dyn Object, errs: &mut ErrorList);
+    fn validate_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
+    fn validate_status_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
+    fn warnings(&self, new: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String>;
+    fn row(&self, obj: &dyn Object, now: jiff::Timestamp) -> Vec<Value>;
+    fn selectable(&self, obj: &dyn Object) -> Vec<(&'static str, String)>;
+    fn graceful_deletion(&self, obj: &dyn Object, asked: Option<i64>) -> Option<i64>;
+    /// The kind's JSON schema with its definitions, from the types crate.
+    fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema;
+}
+
+/// Erases a [`Strategy`]: `&Typed::new(PodStrategy)` in a definition.
+#[derive(Debug)]
+pub struct Typed<K, S>(S, PhantomData<fn() -> K>);
+
+impl<K, S> Typed<K, S> {
+    /// Wraps a strategy.
+    pub const fn new(strategy: S) -> Self {
+        Self(strategy, PhantomData)
+    }
+}
+
+fn cast<K: 'static>(obj: &dyn Object) -> Option<&K> {
+    let any: &dyn Any = obj.as_any();
+    any.downcast_ref()
+}
+
+impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K, S> {
+    fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status> {
+        match serde_json::from_value::<K>(value) {
+            Ok(obj) => Ok(Box::new(obj)),
+            Err(e) => Err(Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: {e}",
+                K::KIND,
+                K::VERSION,
+                K::KIND
+            ))),
+        }
+    }
+    fn default(&self, obj: &mut dyn Object) {
+        if let Some(obj) = obj.downcast_mut::<K>() {
+            self.0.default(obj);
+        }
+    }
+    fn prepare_create(&self, cx: Context<'_>, obj: &mut dyn Object) {
+        if let Some(obj) = obj.downcast_mut::<K>() {
+            self.0.prepare_create(cx, obj);
+        }
+    }
+    fn prepare_update(&self, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object) {
+        if let (Some(new), Some(old)) = (new.downcast_mut::<K>(), cast::<K>(old)) {
+            self.0.prepare_update(cx, new, old);
+        }
+    }
+    fn prepare_status_update(&self, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object) {
+        if let (Some(new), Some(old)) = (new.downcast_mut::<K>(), cast::<K>(old)) {
+            self.0.prepare_status_update(cx, new, old);
+        }
+    }
+    fn validate(&self, obj: &dyn Object, errs: &mut ErrorList) {
+        match cast::<K>(obj) {
+            Some(obj) => self.0.validate(obj, errs),
+            None => errs.internal("", "object of another kind"),
+        }
+    }
+    fn validate_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList) {
+        match (cast::<K>(new), cast::<K>(old)) {
+            (Some(new), Some(old)) => self.0.validate_update(new, old, errs),
+            _ => errs.internal("", "object of another kind"),
+        }
+    }
+    fn validate_status_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList) {
+        match (cast::<K>(new), cast::<K>(old)) {
+            (Some(new), Some(old)) => self.0.validate_status_update(new, old, errs),
+            _ => errs.internal("", "object of another kind"),
+        }
+    }
+    fn warnings(&self, new: &dyn Object, old: Option<&dyn Object>) -> Vec<String> {
+        cast::<K>(new).map(|new| self.0.warnings(new, old.and_then(cast::<K>))).unwrap_or_default()
+    }
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        self.0.validate_name(name, prefix)
+    }
+    fn row(&self, obj: &dyn Object, now: jiff::Timestamp) -> Vec<Value> {
+        cast::<K>(obj).map(|obj| self.0.row(obj, now)).unwrap_or_default()
+    }
+    fn selectable(&self, obj: &dyn Object) -> Vec<(&'static str, String)> {
+        cast::<K>(obj).map(|obj| self.0.selectable(obj)).unwrap_or_default()
+    }
+    fn graceful_deletion(&self, obj: &dyn Object, asked: Option<i64>) -> Option<i64> {
+        cast::<K>(obj).and_then(|obj| self.0.graceful_deletion(obj, asked))
+    }
+    fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        generator.subschema_for::<K>()
+    }
+}
+
+/// The name column every table begins with.
+pub const NAME: Column = Column {
+    name: "Name",
+    kind: "string",
+    format: "name",
+    priority: 0,
+    description: "Name must be unique within a namespace.",
+};
+/// The age column.
+pub const AGE: Column =
+    Column { name: "Age", kind: "string", format: "", priority: 0, description: "Time since creation." };
+
+/// A column shown always.
+pub const fn col(name: &'static str, kind: &'static str) -> Column {
+    Column { name, kind, format: "", priority: 0, description: name }
+}
+/// A column shown with `-o wide`.
+pub const fn wide(name: &'static str, kind: &'static str) -> Column {
+    Column { name, kind, format: "", priority: 1, description: name }
+}
+
+/// All that is known of a resource. Build with [`ResourceDef::new`] and override fields with struct update.
+#[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "fields are named as in discovery")]
+pub struct ResourceDef {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub short_names: &'static [&'static str],
+    pub categories: &'static [&'static str],
+    pub scope: Scope,
+    pub storage: Storage,
+    pub subresources: &'static [Subresource],
+    pub columns: &'static [Column],
+    pub scale: Option<ScalePaths>,
+    /// Whether a change of anything beside metadata and status raises `metadata.generation`.
+    pub has_generation: bool,
+    /// PUT to an absent name creates.
+    pub create_on_update: bool,
+    /// PUT without resourceVersion is accepted.
+    pub unconditional_update: bool,
+    /// Deletion orphans dependents unless asked otherwise (upstream's default policy is background).
+    pub orphan_by_default: bool,
+    pub strategy: &'static dyn ErasedStrategy,
+}
+
+impl std::fmt::Debug for ResourceDef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.group, self.version, self.plural)
+    }
+}
+
+impl ResourceDef {
+    /// A namespaced, stored resource of kind `K` with name and age columns and no subresources. Group,
+    /// version, kind and plural come from the type.
+    pub const fn new<K: Kind>(singular: &'static str, strategy: &'static dyn ErasedStrategy) -> Self {
+        Self {
+            group: K::GROUP,
+            version: K::VERSION,
+            kind: K::KIND,
+            plural: K::URL_PATH_SEGMENT,
+            singular,
+            short_names: &[],
+            categories: &[],
+            scope: Scope::Namespaced,
+            storage: Storage::Stored,
+            subresources: &[],
+            columns: &[NAME, AGE],
+            scale: None,
+            has_generation: false,
+            create_on_update: false,
+            unconditional_update: true,
+            orphan_by_default: false,
+            strategy,
+        }
+    }
+
+    /// Whether the resource has the subresource.
+    pub fn has(&self, subresource: Subresource) -> bool {
+        self.subresources.contains(&subresource)
+    }
+}

@@ -1,0 +1,1 @@
+//! Built-in container runtime: images, snapshots, sandboxes, shim.

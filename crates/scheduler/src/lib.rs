@@ -1,0 +1,1 @@
+//! Scheduling framework, plugins, queue, cache, cycle.

@@ -1,0 +1,202 @@
+//! The revisioned key-value store: [`Store`] and its bodies. Every body passes the one suite in `contract`.
+//!
+//! A write transaction gets the next revision; all its changes carry it. History is kept per key until
+//! [`Store::compact`], so reads at an old revision and watches from one need nothing else.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+/// A point in the store's one totally ordered history. Starts at 1 for an empty store; never reused.
+pub type Revision = u64;
+
+/// A key's current (or past) value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Arc<str>,
+    /// The value as written.
+    pub value: Bytes,
+    /// Revision of the write that created the key (since its last deletion).
+    pub create_revision: Revision,
+    /// Revision of the last write.
+    pub mod_revision: Revision,
+}
+
+/// One change in a transaction.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Writes `value`.
+    Put {
+        /// The key.
+        key: Arc<str>,
+        /// Its new value.
+        value: Bytes,
+    },
+    /// Removes the key; a no-op when absent.
+    Delete {
+        /// The key.
+        key: Arc<str>,
+    },
+}
+
+/// A condition on a key that must hold for a transaction to commit.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// The key does not exist.
+    Absent(Arc<str>),
+    /// The key's last write has exactly this revision.
+    At(Arc<str>, Revision),
+}
+
+/// Conditions and changes, atomic. Keys in `ops` are distinct.
+#[derive(Clone, Debug, Default)]
+pub struct Txn {
+    /// All must hold.
+    pub conditions: Vec<Condition>,
+    /// Applied in one revision.
+    pub ops: Vec<Op>,
+}
+
+/// What [`Store::range`] reads.
+#[derive(Clone, Debug, Default)]
+pub struct Range {
+    /// First key, inclusive.
+    pub start: String,
+    /// End, exclusive. See [`prefix_end`].
+    pub end: String,
+    /// At most so many entries; 0 means all.
+    pub limit: usize,
+    /// Read as of this revision; `None` is the newest.
+    pub revision: Option<Revision>,
+}
+
+/// Result of [`Store::range`].
+#[derive(Clone, Debug)]
+pub struct RangeResult {
+    /// Entries in key order.
+    pub entries: Vec<Entry>,
+    /// The revision the read is consistent with.
+    pub revision: Revision,
+    /// Number of entries beyond `limit`.
+    pub remaining: usize,
+}
+
+/// A committed change, as watchers see it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The key.
+    pub key: Arc<str>,
+    /// The new value; `None` for a deletion.
+    pub value: Option<Bytes>,
+    /// The value before, if there was one.
+    pub previous: Option<Entry>,
+    /// Create revision of the new (or deleted) entry.
+    pub create_revision: Revision,
+    /// The transaction's revision.
+    pub revision: Revision,
+}
+
+/// Why the store refused or failed an operation.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A condition did not hold. `current` is the key's entry now. Re-read and retry, or report a conflict.
+    #[error("condition on {key} does not hold")]
+    ConditionFailed {
+        /// The key whose condition failed.
+        key: Arc<str>,
+        /// Its entry now.
+        current: Option<Entry>,
+    },
+    /// The revision asked for is compacted; list again.
+    #[error("revision {asked} is compacted, oldest is {oldest}")]
+    Compacted {
+        /// What was asked.
+        asked: Revision,
+        /// What can be asked at the least.
+        oldest: Revision,
+    },
+    /// The revision asked for lies in the future.
+    #[error("revision {asked} is in the future, newest is {newest}")]
+    Future {
+        /// What was asked.
+        asked: Revision,
+        /// What there is.
+        newest: Revision,
+    },
+    /// The disk has no room; nothing was written.
+    #[error("no space left for the store at {path}")]
+    DiskFull {
+        /// The store's directory.
+        path: String,
+    },
+    /// The stored data is damaged.
+    #[error("the store at {path} is corrupted: {detail}")]
+    Corrupted {
+        /// The store's directory.
+        path: String,
+        /// What was found.
+        detail: String,
+    },
+    /// The engine failed otherwise.
+    #[error("store: {0}")]
+    Engine(String),
+    /// The store is shutting down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Batches of events: each batch is one or more whole transactions, in revision order, without gaps. The
+/// channel is unbounded; a consumer that falls behind holds memory, so the API server's cache is the only
+/// consumer and never waits. Ends when the store closes.
+pub type Watch = mpsc::UnboundedReceiver<Arc<[Event]>>;
+
+/// The store.
+///
+/// Guarantees: an acknowledged commit survives `kill -9` and power loss; revisions are dense and totally
+/// ordered; a commit's events reach every open watch before the commit is acknowledged.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The newest committed revision.
+    fn revision(&self) -> Revision;
+    /// The oldest revision that can still be read or watched from.
+    fn compacted(&self) -> Revision;
+    /// The current entry of a key.
+    ///
+    /// # Errors
+    /// Engine failures only; absence is `None`.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+    /// Entries of a key range, at one revision.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`], [`StoreError::Future`], engine failures.
+    async fn range(&self, range: Range) -> Result<RangeResult, StoreError>;
+    /// Applies a transaction; returns its revision once it is durable. A transaction without effect (only
+    /// deletions of absent keys) returns the current revision.
+    ///
+    /// # Errors
+    /// [`StoreError::ConditionFailed`] and engine failures; nothing was written then.
+    async fn commit(&self, txn: Txn) -> Result<Revision, StoreError>;
+    /// Events of keys below `prefix` with revision > `after`: first history, then live.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] when `after` is older than what is kept.
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;
+    /// Forgets history before `revision` (entries current at `revision` stay readable).
+    ///
+    /// # Errors
+    /// Engine failures.
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+}
+
+/// The exclusive end of the range of all keys that begin with `prefix`.
+pub fn prefix_end(prefix: &str) -> String {
+    let mut bytes = prefix.as_bytes().to_vec();
+    // Keys are ASCII paths: the last byte can always be raised without leaving UTF-8.
+    if let Some(last) = bytes.last_mut() {
+        *last = last.saturating_add(1).min(0x7f);
+    }
+    String::from_utf8(bytes).unwrap_or_default()
+}
