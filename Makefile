@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh Debian machine: `make up` and `make test`.
+SHELL := /bin/bash
+TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+BIN := target/$(TARGET)/release/coracle
+BENCH := target/$(TARGET)/release/coracle-bench
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+UP_FLAGS ?=
+
+.PHONY: up down build deps test-deps tools test lint bench install clean
+
+up: build  ## Install what is missing, build, and run a cluster on this machine.
+	$(SUDO) $(BIN) up --detach $(UP_FLAGS)
+
+down:  ## Stop the cluster and remove all of it.
+	$(SUDO) $(BIN) down --purge
+
+deps:
+	@.ci/deps build
+
+test-deps:
+	@.ci/deps build test
+
+tools: test-deps  ## The real kubectl and helm, into target/tools.
+	@.ci/tools target/tools
+
+build: deps
+	cargo build --release --package coracle
+
+test: test-deps tools  ## All tests. Needs root for the end-to-end ones.
+	cargo build --release --package coracle
+	CORACLE_BIN=$(abspath $(BIN)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo xtask tidy
+
+bench: test-deps tools  ## Measure; with ETCD, KUBE_APISERVER (and KUBE_SCHEDULER) set, upstream too.
+	cargo build --release --package coracle --package coracle-bench
+	$(BENCH) compare --coracle $(BIN) --results bench/RESULTS.md
+
+install: build
+	$(SUDO) install -m 0755 $(BIN) /usr/local/bin/coracle
+
+clean:
+	cargo clean

@@ -1,0 +1,74 @@
+//! What of Coracle is on the machine: processes, mounts, namespaces, links, rules, cgroups and files.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use crate::machine::Machine;
+use crate::program::run;
+
+/// A snapshot to compare: `after.since(&before)` is what was left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Census(BTreeSet<String>);
+
+impl Census {
+    /// Takes the census of the whole machine and of the test's own network namespace.
+    pub fn take(machine: &Machine) -> Self {
+        let mut seen = BTreeSet::new();
+        processes(&mut seen);
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        seen.extend(mounts.lines().filter_map(|l| l.split(' ').nth(1)).map(|p| format!("mount {p}")));
+        for path in walk(Path::new("/sys/fs/cgroup"), 6) {
+            if path.contains("coracle") {
+                seen.insert(format!("cgroup {path}"));
+            }
+        }
+        for path in walk(Path::new("/run/coracle"), 8).into_iter().chain(walk(Path::new("/run/netns"), 1)) {
+            seen.insert(format!("file {path}"));
+        }
+        let list = |program: &str, args: &[&str]| run(machine.command(Path::new(program)).args(args)).stdout;
+        let links = list("ip", &["-o", "link"]);
+        seen.extend(links.lines().filter_map(|l| l.split(": ").nth(1)).map(|l| format!("link {l}")));
+        seen.extend(list("ip", &["-o", "-4", "addr"]).lines().map(|l| {
+            format!("address {}", l.split_whitespace().skip(1).take(3).collect::<Vec<_>>().join(" "))
+        }));
+        seen.extend(list("ip", &["route"]).lines().map(|l| format!("route {l}")));
+        seen.extend(list("nft", &["list", "tables"]).lines().map(|l| format!("nftables {l}")));
+        let forward = list("cat", &["/proc/sys/net/ipv4/ip_forward"]);
+        seen.insert(format!("ip_forward {}", forward.trim()));
+        let host = run(Command::new("ip").args(["-o", "link"])).stdout;
+        seen.extend(host.lines().filter_map(|l| l.split(": ").nth(1)).map(|l| format!("host link {l}")));
+        Self(seen)
+    }
+
+    /// What is here and was not there before.
+    pub fn since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+/// Processes whose program is a coracle, by command line; zombies are dead and do not count.
+fn processes(seen: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let exe = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        let exe = exe.to_string_lossy().into_owned();
+        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if exe.contains("coracle") && !exe.contains("/deps/") || cgroup.contains("/coracle/") {
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            seen.insert(format!("process {pid} {}", line.replace('\0', " ")));
+        }
+    }
+}
+
+fn walk(dir: &Path, depth: usize) -> Vec<String> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        out.push(path.display().to_string());
+        if depth > 1 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+            out.extend(walk(&path, depth - 1));
+        }
+    }
+    out
+}

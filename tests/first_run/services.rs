@@ -1,0 +1,61 @@
+//! ClusterIP, DNS name, NodePort; readiness takes pods in and out.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use coracle_testkit::retry;
+
+use crate::Story;
+
+pub fn run(story: &Story) {
+    let service = story.json("get svc web -n shop");
+    let ip = service["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    story.kubectl(&format!("run client -n shop --image={} -- sleep 3600", crate::IMAGE));
+    story.kubectl("wait -n shop pod/client --for=condition=Ready --timeout=30s");
+    let get = |url: &str| story.sh("client", &format!("wget -T 5 -qO- {url}"));
+
+    assert!(get(&format!("http://{ip}/")).starts_with("web-"));
+    assert!(get("http://web/").starts_with("web-"));
+    assert!(get("http://web.shop.svc.cluster.local/").starts_with("web-"));
+    let seen: BTreeSet<String> = (0..60).map(|_| get("http://web/")).collect();
+    assert_eq!(seen.len(), 3, "all three pods answer: {seen:?}");
+    // A pod reaches itself through its own service.
+    let own = story.sh("deploy/web", "for i in 1 2 3 4 5 6 7 8; do wget -T 5 -qO- http://web/ || exit 1; done");
+    assert_eq!(own.lines().count(), 8);
+    // The API answers inside the cluster under its service name.
+    let api = "wget -T 5 --no-check-certificate -qO- https://kubernetes.default.svc/version 2>&1 || true";
+    assert!(!story.sh("client", api).contains("bad address"));
+
+    let host = |url: &str| coracle_testkit::run(story.machine.command(Path::new("busybox")).args(["wget", "-T", "5", "-qO-", url]));
+    assert!(host("http://192.168.77.1:30080/").ok().starts_with("web-"), "NodePort from the host");
+    assert!(host(&format!("http://{ip}/")).ok().starts_with("web-"), "ClusterIP from the host");
+
+    readiness(story);
+    story.kubectl("delete pod client -n shop --grace-period=0 --force");
+}
+
+fn endpoints(story: &Story) -> usize {
+    let slices = story.json("get endpointslices -n shop -l kubernetes.io/service-name=web");
+    let endpoints = slices["items"][0]["endpoints"].as_array().cloned().unwrap_or_default();
+    endpoints.iter().filter(|e| e["conditions"]["ready"] == true).count()
+}
+
+fn readiness(story: &Story) {
+    let pods = story.pods("app=web");
+    let pod = &pods[0];
+    let wait_for = |n: usize| {
+        retry("ready endpoints", 15, || {
+            let got = endpoints(story);
+            if got == n { Ok(()) } else { Err(format!("{got} of {n}")) }
+        });
+    };
+    wait_for(3);
+    story.sh(pod, "rm /www/ok");
+    wait_for(2);
+    let seen: BTreeSet<String> =
+        (0..40).map(|_| story.sh("client", "wget -T 5 -qO- http://web/")).collect();
+    assert!(!seen.contains(&format!("{pod}\n")), "an unready pod gets no traffic: {seen:?}");
+    story.sh(pod, "touch /www/ok");
+    wait_for(3);
+}
+
