@@ -85,6 +85,9 @@ pub struct Attributes {
     pub name: String,
     /// URL path.
     pub path: String,
+    /// `fieldSelector` of a list, watch or deletecollection, as sent; else empty. A selector of
+    /// `metadata.name` alone also sets `name`.
+    pub field_selector: String,
 }
 
 /// An authorizer's word.

@@ -1,8 +1,21 @@
 //! How components talk to the API: a typed client over a [`Transport`], shared informers, a work queue,
 //! leases and events. In-process the transport hands over shared objects: no socket, no codec.
 
+pub mod api;
+pub mod event;
+pub mod informer;
+pub mod lease;
+pub mod queue;
+pub mod reflector;
+pub mod testing;
 pub mod transport;
 
+pub use api::{Api, Client};
+pub use event::{EventRecorder, EventType};
+pub use informer::{Change, Index, Informer, Informers, Subscription};
+pub use lease::LeaseKeeper;
+pub use queue::WorkQueue;
+pub use reflector::{Reflected, reflect};
 pub use transport::{
     ApiRequest, ApiResponse, Body, DeleteOptions, ListOptions, PatchKind, ResourceId, Transport, Verb,
     WatchEvent, WatchStream, WriteOptions,

@@ -162,7 +162,13 @@ impl ErrorList {
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
-    fn add(&mut self, kind: ErrorKind, path: impl Into<Path>, value: Option<String>, detail: impl Into<String>) {
+    fn add(
+        &mut self,
+        kind: ErrorKind,
+        path: impl Into<Path>,
+        value: Option<String>,
+        detail: impl Into<String>,
+    ) {
         self.0.push(Error { kind, path: path.into().to_string(), value, detail: detail.into() });
     }
     /// The field must be set.
@@ -174,7 +180,12 @@ impl ErrorList {
         self.add(ErrorKind::Invalid, path, Some(show(value)), detail);
     }
     /// The value has the wrong type.
-    pub fn type_invalid(&mut self, path: impl Into<Path>, value: impl Into<Value>, detail: impl Into<String>) {
+    pub fn type_invalid(
+        &mut self,
+        path: impl Into<Path>,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) {
         self.add(ErrorKind::TypeInvalid, path, Some(show(value)), detail);
     }
     /// The value occurs twice.
@@ -192,7 +203,8 @@ impl ErrorList {
     /// The value is not one of a closed set; the message lists the set in the order given (callers sort).
     pub fn not_supported(&mut self, path: impl Into<Path>, value: impl Into<Value>, supported: &[&str]) {
         let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        let detail =
+            if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
         self.add(ErrorKind::NotSupported, path, Some(show(value)), detail);
     }
     /// The value has more than `max` bytes.
@@ -202,7 +214,12 @@ impl ErrorList {
     /// The list has `actual` items, more than `max`.
     pub fn too_many(&mut self, path: impl Into<Path>, actual: usize, max: usize) {
         let unit = if max == 1 { "item" } else { "items" };
-        self.add(ErrorKind::TooMany, path, Some(actual.to_string()), format!("must have at most {max} {unit}"));
+        self.add(
+            ErrorKind::TooMany,
+            path,
+            Some(actual.to_string()),
+            format!("must have at most {max} {unit}"),
+        );
     }
     /// A fault of the server while checking.
     pub fn internal(&mut self, path: impl Into<Path>, detail: impl Into<String>) {

@@ -47,6 +47,10 @@ pub trait Object: Any + Send + Sync + fmt::Debug {
     fn meta_mut(&mut self) -> &mut ObjectMeta;
     /// Its JSON form, `apiVersion` and `kind` included.
     fn to_value(&self) -> Value;
+    /// Appends the JSON form of [`Object::to_value`] to `out`, without building a value where possible.
+    fn write_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.to_value().to_string().as_bytes());
+    }
     /// A deep copy.
     fn clone_object(&self) -> Box<dyn Object>;
     /// For downcasting to the concrete kind.
@@ -118,6 +122,12 @@ impl<K: Kind> Object for K {
     }
     fn to_value(&self) -> Value {
         serde_json::to_value(self).unwrap_or(Value::Null)
+    }
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        if serde_json::to_writer(&mut *out, self).is_err() {
+            out.truncate(start);
+        }
     }
     fn clone_object(&self) -> Box<dyn Object> {
         Box::new(self.clone())
@@ -205,4 +215,9 @@ pub trait ObjectReader: Send + Sync {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<dyn Object>>;
     /// All objects of a resource, of one namespace or (empty) of all, in key order.
     fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Arc<dyn Object>>;
+    /// A number that changes with every change of a resource's objects, so that readers can cache what
+    /// they derive from them; `None`: not offered, compare the objects.
+    fn generation(&self, _group: &str, _resource: &str) -> Option<u64> {
+        None
+    }
 }

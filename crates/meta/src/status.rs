@@ -128,7 +128,8 @@ impl Status {
 
     /// 409 for a stale resourceVersion.
     pub fn modified(group: &str, resource: &str, name: &str) -> Self {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(group, resource, name, why)
     }
 
@@ -170,7 +171,8 @@ impl Status {
 
     /// 405: the resource does not have this verb.
     pub fn method_not_supported(group: &str, resource: &str, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind {:?}", qualified(group, resource));
+        let message =
+            format!("{verb} is not supported on resources of kind {:?}", qualified(group, resource));
         Self::new(405, Reason::MethodNotAllowed, message, Self::about(group, resource, ""))
     }
 

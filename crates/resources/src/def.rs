@@ -136,6 +136,19 @@ pub trait Strategy<K: Kind>: Send + Sync + 'static {
     }
     /// Checks a status change.
     fn validate_status_update(&self, new: &K, old: &K, errs: &mut ErrorList) {}
+    /// Keeps what an update through a subresource other than status (`ephemeralcontainers`, `resize`,
+    /// `finalize`) may not change.
+    fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut K, old: &K) {
+        self.prepare_update(cx, new, old);
+    }
+    /// Checks a change through a subresource other than status.
+    fn validate_part_update(&self, part: Subresource, new: &K, old: &K, errs: &mut ErrorList) {
+        self.validate_update(new, old, errs);
+    }
+    /// Reason and message of the row condition `Completed` (tables of finished pods), if it has one.
+    fn completed(&self, obj: &K) -> Option<(&'static str, &'static str)> {
+        None
+    }
     /// Warnings for the client (`Warning` headers), for a new object or a change.
     fn warnings(&self, new: &K, old: Option<&K>) -> Vec<String> {
         Vec::new()
@@ -227,6 +240,8 @@ pub fn dns1123_subdomain(name: &str, prefix: bool) -> Vec<String> {
 pub trait ErasedStrategy: Send + Sync {
     /// Decodes the JSON form. The error text is upstream-like: `json: cannot unmarshal …`.
     fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status>;
+    /// As `decode`, straight from JSON text that this process encoded itself.
+    fn decode_slice(&self, json: &[u8]) -> Result<Box<dyn Object>, Status>;
     fn default(&self, obj: &mut dyn Object);
     fn prepare_create(&self, cx: Context<'_>, obj: &mut dyn Object);
     fn prepare_update(&self, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object);
@@ -234,6 +249,9 @@ pub trait ErasedStrategy: Send + Sync {
     fn validate(&self, obj: &dyn Object, errs: &mut ErrorList);
     fn validate_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
     fn validate_status_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
+    fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object);
+    fn validate_part_update(&self, part: Subresource, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
+    fn completed(&self, obj: &dyn Object) -> Option<(&'static str, &'static str)>;
     fn warnings(&self, new: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String>;
     fn row(&self, obj: &dyn Object, now: jiff::Timestamp) -> Vec<Value>;
@@ -269,6 +287,12 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
                 K::VERSION,
                 K::KIND
             ))),
+        }
+    }
+    fn decode_slice(&self, json: &[u8]) -> Result<Box<dyn Object>, Status> {
+        match serde_json::from_slice::<K>(json) {
+            Ok(obj) => Ok(Box::new(obj)),
+            Err(e) => Err(Status::internal(format!("stored {} cannot be decoded: {e}", K::KIND))),
         }
     }
     fn default(&self, obj: &mut dyn Object) {
@@ -309,6 +333,26 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
             _ => errs.internal("", "object of another kind"),
         }
     }
+    fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object) {
+        if let (Some(new), Some(old)) = (new.downcast_mut::<K>(), cast::<K>(old)) {
+            self.0.prepare_part_update(part, cx, new, old);
+        }
+    }
+    fn validate_part_update(
+        &self,
+        part: Subresource,
+        new: &dyn Object,
+        old: &dyn Object,
+        errs: &mut ErrorList,
+    ) {
+        match (cast::<K>(new), cast::<K>(old)) {
+            (Some(new), Some(old)) => self.0.validate_part_update(part, new, old, errs),
+            _ => errs.internal("", "object of another kind"),
+        }
+    }
+    fn completed(&self, obj: &dyn Object) -> Option<(&'static str, &'static str)> {
+        cast::<K>(obj).and_then(|obj| self.0.completed(obj))
+    }
     fn warnings(&self, new: &dyn Object, old: Option<&dyn Object>) -> Vec<String> {
         cast::<K>(new).map(|new| self.0.warnings(new, old.and_then(cast::<K>))).unwrap_or_default()
     }
@@ -335,11 +379,24 @@ pub const NAME: Column = Column {
     kind: "string",
     format: "name",
     priority: 0,
-    description: "Name must be unique within a namespace.",
+    description: "Name must be unique within a namespace. Is required when creating resources, although some \
+                  resources may allow a client to request the generation of an appropriate name automatically. \
+                  Name is primarily intended for creation idempotence and configuration definition. Cannot be \
+                  updated. More info: \
+                  https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
 };
 /// The age column.
-pub const AGE: Column =
-    Column { name: "Age", kind: "string", format: "", priority: 0, description: "Time since creation." };
+pub const AGE: Column = Column {
+    name: "Age",
+    kind: "string",
+    format: "",
+    priority: 0,
+    description: "CreationTimestamp is a timestamp representing the server time when this object was created. It \
+                  is not guaranteed to be set in happens-before order across separate operations. Clients may \
+                  not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the \
+                  system. Read-only. Null for lists. More info: \
+                  https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+};
 
 /// A column shown always.
 pub const fn col(name: &'static str, kind: &'static str) -> Column {

@@ -3,11 +3,19 @@
 //! A write transaction gets the next revision; all its changes carry it. History is kept per key until
 //! [`Store::compact`], so reads at an old revision and watches from one need nothing else.
 
+pub mod contract;
+mod embedded;
+mod memory;
+mod watchers;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+pub use embedded::{EmbeddedConfig, EmbeddedStore};
+pub use memory::MemoryStore;
 
 /// A point in the store's one totally ordered history. Starts at 1 for an empty store; never reused.
 pub type Revision = u64;
@@ -140,12 +148,27 @@ pub enum StoreError {
         /// What was found.
         detail: String,
     },
+    /// Another process has the store open.
+    #[error(
+        "the store at {path} is in use by {}; stop it first or choose another data directory",
+        holder(*.pid)
+    )]
+    InUse {
+        /// The store's directory.
+        path: String,
+        /// The process that has it open, if known.
+        pid: Option<u32>,
+    },
     /// The engine failed otherwise.
     #[error("store: {0}")]
     Engine(String),
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
 
 /// Batches of events: each batch is one or more whole transactions, in revision order, without gaps. The

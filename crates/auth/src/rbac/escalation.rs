@@ -1,0 +1,238 @@
+//! Nobody gives away more than they have: the checks for writing roles and bindings.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coracle_meta::{Object, Status};
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role, RoleRef};
+
+use super::policy::aggregated;
+use super::rules::{items, url_matches};
+use super::{GROUP, RbacAuthorizer};
+use crate::SYSTEM_MASTERS;
+use crate::user::{Attributes, Authorizer, Decision, UserInfo};
+
+/// Whether the owner's rules include all the servant's; else the parts that are missing.
+///
+/// # Errors
+/// The servant's rights, one verb of one resource each, that no rule of the owner covers.
+pub fn covers(owner: &[PolicyRule], servant: &[PolicyRule]) -> Result<(), Vec<PolicyRule>> {
+    let parts = servant.iter().flat_map(break_down);
+    let missing: Vec<PolicyRule> = parts.filter(|p| !owner.iter().any(|rule| rule_covers(rule, p))).collect();
+    if missing.is_empty() { Ok(()) } else { Err(missing) }
+}
+
+/// One rule per verb, group, resource and name, or per verb and path.
+fn break_down(rule: &PolicyRule) -> Vec<PolicyRule> {
+    let mut parts = Vec::new();
+    let one = |item: &String| vec![item.clone()];
+    for group in items(rule.api_groups.as_ref()) {
+        for resource in items(rule.resources.as_ref()) {
+            for verb in &rule.verbs {
+                let part = PolicyRule {
+                    api_groups: Some(one(group)),
+                    resources: Some(one(resource)),
+                    verbs: one(verb),
+                    ..PolicyRule::default()
+                };
+                match items(rule.resource_names.as_ref()) {
+                    [] => parts.push(part),
+                    names => parts.extend(
+                        names.iter().map(|n| PolicyRule { resource_names: Some(one(n)), ..part.clone() }),
+                    ),
+                }
+            }
+        }
+    }
+    for url in items(rule.non_resource_urls.as_ref()) {
+        for verb in &rule.verbs {
+            let non_resource_urls = Some(one(url));
+            parts.push(PolicyRule { non_resource_urls, verbs: one(verb), ..PolicyRule::default() });
+        }
+    }
+    parts
+}
+
+fn rule_covers(owner: &PolicyRule, part: &PolicyRule) -> bool {
+    let includes = |owner: &[String], part: &[String]| {
+        owner.iter().any(|o| o == "*") || part.iter().all(|p| owner.contains(p))
+    };
+    let resources = |owner: &[String], part: &[String]| {
+        includes(owner, part)
+            || part.iter().all(|p| {
+                let any = p.split_once('/').map(|(_, sub)| format!("*/{sub}"));
+                owner.contains(p) || any.is_some_and(|any| owner.contains(&any))
+            })
+    };
+    let names = items(owner.resource_names.as_ref());
+    let part_names = items(part.resource_names.as_ref());
+    let names_cover = match part_names {
+        [] => names.is_empty(),
+        wanted => names.is_empty() || wanted.iter().all(|n| names.contains(n)),
+    };
+    let urls = items(owner.non_resource_urls.as_ref());
+    includes(&owner.verbs, &part.verbs)
+        && includes(items(owner.api_groups.as_ref()), items(part.api_groups.as_ref()))
+        && resources(items(owner.resources.as_ref()), items(part.resources.as_ref()))
+        && names_cover
+        && items(part.non_resource_urls.as_ref()).iter().all(|p| urls.iter().any(|o| url_matches(o, p)))
+}
+
+/// Puts the verbs of the same resource together again.
+fn compact(parts: Vec<PolicyRule>) -> Vec<PolicyRule> {
+    let mut resources: BTreeMap<[Vec<String>; 3], PolicyRule> = BTreeMap::new();
+    let mut compacted = Vec::new();
+    for part in parts {
+        if part.non_resource_urls.is_some() {
+            compacted.push(part);
+            continue;
+        }
+        let list = |l: &Option<Vec<String>>| l.clone().unwrap_or_default();
+        let key = [list(&part.api_groups), list(&part.resources), list(&part.resource_names)];
+        match resources.get_mut(&key) {
+            Some(rule) => rule.verbs.extend(part.verbs),
+            None => {
+                resources.insert(key, part);
+            }
+        }
+    }
+    compacted.extend(resources.into_values());
+    compacted
+}
+
+/// `{APIGroups:[""], Resources:["pods"], Verbs:["get" "list"]}`.
+fn describe(rule: &PolicyRule) -> String {
+    let parts = [
+        ("APIGroups", items(rule.api_groups.as_ref())),
+        ("Resources", items(rule.resources.as_ref())),
+        ("NonResourceURLs", items(rule.non_resource_urls.as_ref())),
+        ("ResourceNames", items(rule.resource_names.as_ref())),
+        ("Verbs", rule.verbs.as_slice()),
+    ];
+    let shown: Vec<String> = parts
+        .iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(|(name, list)| format!("{name}:{}", quoted(list)))
+        .collect();
+    format!("{{{}}}", shown.join(", "))
+}
+
+/// A list as Go prints it with %q: `["a" "b"]`.
+fn quoted(list: &[String]) -> String {
+    let items: Vec<String> = list.iter().map(|i| format!("{i:?}")).collect();
+    format!("[{}]", items.join(" "))
+}
+
+impl RbacAuthorizer {
+    /// Whether the user holds all of `rules` in the namespace; else upstream's message.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn confirm_no_escalation(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        rules: &[PolicyRule],
+    ) -> Result<(), String> {
+        let (held, errors) = self.rules(user, namespace);
+        let Err(missing) = covers(&held, rules) else { return Ok(()) };
+        let lines: BTreeSet<String> = compact(missing).iter().map(describe).collect();
+        let lines: Vec<String> = lines.into_iter().collect();
+        let mut message = format!(
+            "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
+            user.name,
+            quoted(&user.groups),
+            lines.join("\n")
+        );
+        if !errors.is_empty() {
+            message.push_str(&format!("; resolution errors: [{}]", errors.join(", ")));
+        }
+        Err(message)
+    }
+
+    /// Whether the user may create this Role or ClusterRole, or change it to this. A write that leaves the
+    /// rules as they were needs no check.
+    ///
+    /// # Errors
+    /// 403 with upstream's message.
+    pub fn may_write_role(&self, user: &UserInfo, role: &dyn Object) -> Result<(), Status> {
+        let (resource, rules, aggregates) = match (role.downcast::<ClusterRole>(), role.downcast::<Role>()) {
+            (Some(role), _) => ("clusterroles", role.rules.clone(), role.aggregation_rule.is_some()),
+            (None, Some(role)) => ("roles", role.rules.clone(), false),
+            (None, None) => return Ok(()),
+        };
+        if self.has_verb(user, "escalate", resource, role.namespace(), role.name()) {
+            return Ok(());
+        }
+        let refused = |why: &str| Status::forbidden(GROUP, resource, role.name(), why);
+        if aggregates && self.confirm_no_escalation(user, "", &everything()).is_err() {
+            return Err(refused("must have cluster-admin privileges to use the aggregationRule"));
+        }
+        self.confirm_no_escalation(user, role.namespace(), &rules.unwrap_or_default())
+            .map_err(|e| refused(&e))
+    }
+
+    /// Whether the user may bind this role by the binding `resource` (`rolebindings`,
+    /// `clusterrolebindings`) named `name`.
+    ///
+    /// # Errors
+    /// 403 with upstream's message; 404 when the role does not exist.
+    pub fn may_bind(
+        &self,
+        user: &UserInfo,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        role: &RoleRef,
+    ) -> Result<(), Status> {
+        let roles = if role.kind == "Role" { "roles" } else { "clusterroles" };
+        if self.has_verb(user, "bind", roles, namespace, &role.name) {
+            return Ok(());
+        }
+        let rules = self.role_rules(role, namespace)?;
+        self.confirm_no_escalation(user, namespace, &rules)
+            .map_err(|why| Status::forbidden(GROUP, resource, name, &why))
+    }
+
+    /// The rules of a role, aggregated ones resolved.
+    ///
+    /// # Errors
+    /// 404 when it does not exist.
+    pub fn role_rules(&self, role: &RoleRef, namespace: &str) -> Result<Vec<PolicyRule>, Status> {
+        if role.kind == "Role" {
+            let found = self.objects.get(GROUP, "roles", namespace, &role.name);
+            let found = found.ok_or_else(|| Status::not_found(GROUP, "roles", &role.name))?;
+            return Ok(found.downcast::<Role>().and_then(|r| r.rules.clone()).unwrap_or_default());
+        }
+        let all = self.objects.list(GROUP, "clusterroles", "");
+        let all: Vec<&ClusterRole> = all.iter().filter_map(|o| o.downcast::<ClusterRole>()).collect();
+        let found = all.iter().find(|r| r.metadata.name.as_ref() == Some(&role.name));
+        let found = found.ok_or_else(|| Status::not_found(GROUP, "clusterroles", &role.name))?;
+        Ok(aggregated(found, &all))
+    }
+
+    fn has_verb(&self, user: &UserInfo, verb: &str, resource: &str, namespace: &str, name: &str) -> bool {
+        if user.in_group(SYSTEM_MASTERS) {
+            return true;
+        }
+        let attributes = Attributes {
+            user: user.clone(),
+            verb: verb.into(),
+            is_resource: true,
+            group: GROUP.into(),
+            version: "*".into(),
+            resource: resource.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            ..Attributes::default()
+        };
+        self.authorize(&attributes).0 == Decision::Allow
+    }
+}
+
+fn everything() -> [PolicyRule; 2] {
+    let all = || vec!["*".to_owned()];
+    [
+        PolicyRule { api_groups: Some(all()), resources: Some(all()), verbs: all(), ..PolicyRule::default() },
+        PolicyRule { non_resource_urls: Some(all()), verbs: all(), ..PolicyRule::default() },
+    ]
+}

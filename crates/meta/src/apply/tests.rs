@@ -1,0 +1,145 @@
+//! Tests of managedFields and server-side apply.
+
+use super::*;
+use crate::schema::tests::{DEPLOYMENT, POD, SCHEMAS};
+
+fn manager(name: &str, operation: Operation) -> Manager<'_> {
+    let now = Timestamp::from_second(1_700_000_000).expect("time");
+    Manager { name, operation, api_version: "v1", subresource: "", now }
+}
+
+fn pod(image: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "p", "namespace": "n", "labels": { "a": "b" } },
+        "spec": { "restartPolicy": "Always",
+            "containers": [{ "name": "c", "image": image, "resources": {},
+                "ports": [{ "containerPort": 80, "protocol": "TCP" }] }] },
+        "status": {} })
+}
+
+fn entries(object: &Value) -> &Vec<Value> {
+    object["metadata"]["managedFields"].as_array().expect("managedFields")
+}
+
+#[test]
+fn creation_owns_everything_but_what_an_empty_object_has() {
+    let mut new = pod("i");
+    update_managed_fields(&SCHEMAS, POD, None, &mut new, &manager("me", Operation::Update));
+    assert_eq!(
+        *entries(&new),
+        [json!({ "manager": "me", "operation": "Update", "apiVersion": "v1", "time": "2023-11-14T22:13:20Z",
+            "fieldsType": "FieldsV1", "fieldsV1": {
+                "f:metadata": { "f:labels": { ".": {}, "f:a": {} } },
+                "f:spec": { "f:restartPolicy": {}, "f:containers": { "k:{\"name\":\"c\"}": { ".": {},
+                    "f:name": {}, "f:image": {}, "f:resources": {},
+                    "f:ports": { ".": {}, "k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {
+                        ".": {}, "f:containerPort": {}, "f:protocol": {} } } } } } } })]
+    );
+}
+
+#[test]
+fn update_moves_changed_fields_and_keeps_other_times() {
+    let mut live = pod("i");
+    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("a", Operation::Update));
+    let mut new = live.clone();
+    new["spec"]["containers"][0]["image"] = "j".into();
+    new["metadata"]["labels"]["x"] = "y".into();
+    let later = Timestamp::from_second(1_700_000_100).expect("time");
+    let b = Manager { now: later, ..manager("b", Operation::Update) };
+    update_managed_fields(&SCHEMAS, POD, Some(&live), &mut new, &b);
+    let [first, second] = entries(&new).as_slice() else { panic!("two entries") };
+    assert_eq!(first["time"], "2023-11-14T22:13:20Z");
+    let container = &first["fieldsV1"]["f:spec"]["f:containers"]["k:{\"name\":\"c\"}"];
+    assert!(container.get("f:image").is_none() && container.get("f:name").is_some());
+    assert_eq!(
+        second["fieldsV1"],
+        json!({ "f:metadata": { "f:labels": { "f:x": {} } },
+            "f:spec": { "f:containers": { "k:{\"name\":\"c\"}": { "f:image": {} } } } })
+    );
+    let same = new.clone();
+    update_managed_fields(&SCHEMAS, POD, Some(&same), &mut new, &manager("c", Operation::Update));
+    assert_eq!(new, same);
+}
+
+#[test]
+fn apply_reports_conflicts_and_takes_over_by_force() {
+    let mut live = pod("i");
+    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("kubectl-run", Operation::Update));
+    let config = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
+        "spec": { "containers": [{ "name": "c", "image": "other" }] } });
+    let me = manager("me", Operation::Apply);
+    let status = apply(&SCHEMAS, POD, Some(&live), &config, &me, false).expect_err("conflict");
+    assert_eq!(
+        status.message(),
+        "Apply failed with 1 conflict: conflict with \"kubectl-run\" using v1: .spec.containers[name=\"c\"].image"
+    );
+    let forced = apply(&SCHEMAS, POD, Some(&live), &config, &me, true).expect("forced");
+    assert_eq!(forced["spec"]["containers"][0]["image"], "other");
+    assert_eq!(
+        entries(&forced)[0]["fieldsV1"],
+        json!({ "f:spec": { "f:containers": { "k:{\"name\":\"c\"}": { ".": {}, "f:name": {}, "f:image": {} } } } })
+    );
+}
+
+#[test]
+fn fields_no_longer_applied_are_removed_unless_owned_by_others() {
+    let config = |labels: Value| json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "d", "labels": labels } });
+    let (a, b) = (manager("a", Operation::Apply), manager("b", Operation::Apply));
+    let one =
+        apply(&SCHEMAS, DEPLOYMENT, None, &config(json!({ "x": "1", "y": "2" })), &a, false).expect("new");
+    let two =
+        apply(&SCHEMAS, DEPLOYMENT, Some(&one), &config(json!({ "y": "2" })), &b, false).expect("shared");
+    let three = apply(&SCHEMAS, DEPLOYMENT, Some(&two), &config(json!({})), &a, false).expect("removed");
+    assert_eq!(three["metadata"]["labels"], json!({ "y": "2" }));
+    let four = apply(&SCHEMAS, DEPLOYMENT, Some(&three), &config(Value::Null), &b, false).expect("removed");
+    assert!(four["metadata"].get("labels").is_none_or(|l| l == &json!({}) || l.is_null()));
+}
+
+#[test]
+fn kubectl_takes_over_what_it_applied_on_the_client_side() {
+    let applied = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p", "annotations": {} },
+        "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+    let mut live = pod("i");
+    live["metadata"]["annotations"] = json!({ LAST_APPLIED: format!("{applied}\n") });
+    update_managed_fields(
+        &SCHEMAS,
+        POD,
+        None,
+        &mut live,
+        &manager("kubectl-client-side-apply", Operation::Update),
+    );
+    let mut config = applied;
+    config["spec"]["containers"][0]["image"] = "j".into();
+    let foreign = manager("other", Operation::Apply);
+    assert!(apply(&SCHEMAS, POD, Some(&live), &config, &foreign, false).is_err());
+    let kubectl = manager("kubectl", Operation::Apply);
+    let new = apply(&SCHEMAS, POD, Some(&live), &config, &kubectl, false).expect("taken over");
+    let text = new["metadata"]["annotations"][LAST_APPLIED].as_str().expect("annotation");
+    assert!(text.contains("\"image\":\"j\""));
+}
+
+#[test]
+fn configurations_that_do_not_fit_the_type_are_refused() {
+    let me = manager("me", Operation::Apply);
+    let check = |config: Value, expected: &str| {
+        let status = apply(&SCHEMAS, POD, None, &config, &me, false).expect_err("misfit");
+        assert_eq!((status.code(), status.message()), (500, expected));
+    };
+    let head =
+        |spec: Value| json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" }, "spec": spec });
+    check(
+        head(json!({ "nosuch": 1 })),
+        "failed to create typed patch object (/p; /v1, Kind=Pod): .spec.nosuch: field not declared in schema",
+    );
+    check(
+        head(json!({ "containers": [{ "name": "c", "env": [{ "name": "A" }, { "name": "A" }] }] })),
+        "failed to create typed patch object (/p; /v1, Kind=Pod): .spec.containers[name=\"c\"].env: duplicate \
+         entries for key [name=\"A\"]",
+    );
+}
+
+#[test]
+fn user_agent_names_the_manager() {
+    assert_eq!(manager_name(None, "kubectl/v1.36 (linux)"), "kubectl");
+    assert_eq!(manager_name(Some("m"), "kubectl/v1.36"), "m");
+}

@@ -1,0 +1,164 @@
+//! JSON Patch as upstream's library applies it: negative indices count from the end, `replace` of an absent
+//! key adds it, `test` of an absent path against null passes.
+
+use serde_json::{Value, json};
+
+use crate::status::{Reason, Status};
+
+const MAX_OPERATIONS: usize = 10_000;
+
+/// Applies an RFC 6902 patch.
+///
+/// # Errors
+/// 400 when it is no list, 413 when it is too long, 422 when an operation does not apply. `target` is then
+/// half changed.
+pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
+    let Value::Array(operations) = patch else {
+        let kind = match patch {
+            Value::Object(_) => "object",
+            Value::String(_) => "string",
+            Value::Number(_) => "number",
+            Value::Bool(_) => "bool",
+            // Go decodes null into an empty list.
+            Value::Null | Value::Array(_) => return Ok(()),
+        };
+        return Err(Status::bad_request(format!(
+            "error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
+        )));
+    };
+    if operations.len() > MAX_OPERATIONS {
+        return Err(Status::too_large(format!(
+            "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+            operations.len()
+        )));
+    }
+    for operation in operations {
+        if apply(target, operation).is_none() {
+            let message = "the server rejected our request due to an error in our request";
+            return Err(Status::new(422, Reason::Invalid, message, Some(json!({}))));
+        }
+    }
+    Ok(())
+}
+
+fn apply(root: &mut Value, operation: &Value) -> Option<()> {
+    let text = |key: &str| operation.get(key).and_then(Value::as_str);
+    let path = text("path")?;
+    let value = || operation.get("value").cloned().unwrap_or(Value::Null);
+    match text("op")? {
+        "add" => add(root, path, value()),
+        "remove" => remove(root, path).map(drop),
+        "replace" => replace(root, path, value()),
+        "move" => {
+            let moved = remove(root, text("from")?)?;
+            add(root, path, moved)
+        }
+        "copy" => {
+            let copied = find(root, text("from")?)?.clone();
+            add(root, path, copied)
+        }
+        "test" => {
+            let expected = operation.get("value").unwrap_or(&Value::Null);
+            (find(root, path).unwrap_or(&Value::Null) == expected).then_some(())
+        }
+        _ => None,
+    }
+}
+
+fn unescape(token: &str) -> String {
+    token.replace("~1", "/").replace("~0", "~")
+}
+
+/// Index of an existing item; negative ones count from the end.
+fn position(token: &str, length: usize) -> Option<usize> {
+    let index: i64 = token.parse().ok()?;
+    let length = i64::try_from(length).ok()?;
+    let index = if index < 0 { index + length } else { index };
+    (0..length).contains(&index).then(|| usize::try_from(index).ok()).flatten()
+}
+
+fn step<'v>(value: &'v mut Value, token: &str) -> Option<&'v mut Value> {
+    match value {
+        Value::Object(map) => map.get_mut(&unescape(token)),
+        Value::Array(items) => {
+            let at = position(token, items.len())?;
+            items.get_mut(at)
+        }
+        _ => None,
+    }
+}
+
+fn find<'v>(root: &'v Value, path: &str) -> Option<&'v Value> {
+    if path.is_empty() {
+        return Some(root);
+    }
+    path.strip_prefix('/')?.split('/').try_fold(root, |value, token| match value {
+        Value::Object(map) => map.get(&unescape(token)),
+        Value::Array(items) => items.get(position(token, items.len())?),
+        _ => None,
+    })
+}
+
+/// The container of the last token, and that token.
+fn parent<'v, 'p>(root: &'v mut Value, path: &'p str) -> Option<(&'v mut Value, &'p str)> {
+    let (prefix, last) = path.strip_prefix('/')?.rsplit_once('/').unwrap_or(("", path.strip_prefix('/')?));
+    let mut value = root;
+    if path.matches('/').count() > 1 {
+        for token in prefix.split('/') {
+            value = step(value, token)?;
+        }
+    }
+    Some((value, last))
+}
+
+fn add(root: &mut Value, path: &str, value: Value) -> Option<()> {
+    if path.is_empty() {
+        *root = value;
+        return Some(());
+    }
+    let (container, last) = parent(root, path)?;
+    match container {
+        Value::Object(map) => {
+            map.insert(unescape(last), value);
+        }
+        Value::Array(items) if last == "-" => items.push(value),
+        Value::Array(items) => {
+            // One past the end is a valid place, also when counting from the end.
+            let at = position(last, items.len() + 1)?;
+            items.insert(at, value);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn remove(root: &mut Value, path: &str) -> Option<Value> {
+    let (container, last) = parent(root, path)?;
+    match container {
+        Value::Object(map) => map.remove(&unescape(last)),
+        Value::Array(items) => {
+            let at = position(last, items.len())?;
+            Some(items.remove(at))
+        }
+        _ => None,
+    }
+}
+
+fn replace(root: &mut Value, path: &str, value: Value) -> Option<()> {
+    if path.is_empty() {
+        *root = value;
+        return Some(());
+    }
+    let (container, last) = parent(root, path)?;
+    match container {
+        Value::Object(map) => {
+            map.insert(unescape(last), value);
+        }
+        Value::Array(items) => {
+            let at = position(last, items.len())?;
+            *items.get_mut(at)? = value;
+        }
+        _ => return None,
+    }
+    Some(())
+}

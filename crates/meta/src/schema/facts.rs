@@ -1,0 +1,80 @@
+//! Facts about upstream's types that the types crate does not carry: list types, merge keys, strategies.
+//!
+//! `facts.txt` is written by `tools/facts.py`; its lines are `type field fact=value …`.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
+
+use super::Zero;
+
+static TEXT: &str = include_str!("../facts.txt");
+
+/// What is known of one field, or (field `-`) of a type.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    pub(super) extensions: Vec<(&'static str, Value)>,
+    pub(super) zero: Option<Zero>,
+    pub(super) default: Option<Value>,
+}
+
+static TABLE: LazyLock<HashMap<&'static str, HashMap<&'static str, Facts>>> = LazyLock::new(|| {
+    let mut table: HashMap<_, HashMap<_, _>> = HashMap::new();
+    for ((name, field), facts) in TEXT.lines().filter_map(parse) {
+        table.entry(name).or_default().insert(field, facts);
+    }
+    table
+});
+
+fn parse(line: &'static str) -> Option<((&'static str, &'static str), Facts)> {
+    let mut words = line.split(' ');
+    let (name, field) = (words.next()?, words.next()?);
+    let mut facts = Facts::default();
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        match key {
+            "map" => facts.extensions.push(("x-kubernetes-map-type", value.into())),
+            "list" => facts.extensions.push(("x-kubernetes-list-type", value.into())),
+            "keys" => {
+                let keys: Vec<&str> = value.split(',').collect();
+                facts.extensions.push(("x-kubernetes-list-map-keys", json!(keys)));
+            }
+            "merge" => facts.extensions.push(("x-kubernetes-patch-merge-key", value.into())),
+            "strategy" => facts.extensions.push(("x-kubernetes-patch-strategy", value.into())),
+            "zero" => facts.zero = Some(if value == "null" { Zero::Null } else { Zero::Value }),
+            "default" => facts.default = serde_json::from_str(value).ok(),
+            _ => {}
+        }
+    }
+    Some(((name, field), facts))
+}
+
+/// The facts of a field; `-` names the type itself.
+pub(super) fn of(type_name: &str, field: &str) -> Option<&'static Facts> {
+    TABLE.get(type_name.strip_prefix("io.k8s.api.").unwrap_or(type_name))?.get(field)
+}
+
+/// Adds the `x-kubernetes-*` marks to definitions, for publication as OpenAPI.
+pub fn annotate(definitions: &mut Map<String, Value>) {
+    for (name, definition) in definitions.iter_mut() {
+        let Some(definition) = definition.as_object_mut() else { continue };
+        if let Some(facts) = of(name, "-") {
+            add(definition, facts);
+        }
+        let Some(Value::Object(properties)) = definition.get_mut("properties") else { continue };
+        for (field, property) in properties.iter_mut() {
+            if let (Some(property), Some(facts)) = (property.as_object_mut(), of(name, field)) {
+                add(property, facts);
+            }
+        }
+    }
+}
+
+fn add(target: &mut Map<String, Value>, facts: &Facts) {
+    for (key, value) in &facts.extensions {
+        target.insert((*key).to_owned(), value.clone());
+    }
+    if let Some(default) = &facts.default {
+        target.insert("default".to_owned(), default.clone());
+    }
+}

@@ -1,0 +1,99 @@
+//! The shape Go encodes: what it leaves out, and what it always writes.
+
+use serde_json::{Map, Value};
+
+use super::{Node, NodeId, Schemas, Struct, Zero};
+use crate::quantity::Quantity;
+
+/// See [`Schemas::normalize`].
+pub(super) fn normalize(schemas: &Schemas, id: NodeId, value: &mut Value) -> Result<(), String> {
+    match (schemas.node(id), value) {
+        (Node::Quantity, value) => quantity(value),
+        (Node::Struct(structure), Value::Object(map)) => object(schemas, structure, map),
+        (Node::Map { element, .. }, Value::Object(map)) => {
+            // Go decodes null into the zero value of a map's element type.
+            let zero = match schemas.node(*element) {
+                Node::Scalar(zero) => Some(zero),
+                _ => None,
+            };
+            map.values_mut().try_for_each(|value| match zero {
+                Some(zero) if value.is_null() => {
+                    *value = zero.clone();
+                    Ok(())
+                }
+                _ => normalize(schemas, *element, value),
+            })
+        }
+        (Node::List { element, .. }, Value::Array(items)) => {
+            items.iter_mut().try_for_each(|value| normalize(schemas, *element, value))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn quantity(value: &mut Value) -> Result<(), String> {
+    let text = match &*value {
+        Value::String(text) => Quantity::parse(text.trim())?.to_string(),
+        Value::Number(number) => Quantity::parse(&number.to_string())?.to_string(),
+        _ => return Ok(()),
+    };
+    if value.as_str() != Some(&text) {
+        *value = Value::String(text);
+    }
+    Ok(())
+}
+
+fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -> Result<(), String> {
+    let mut drop: Vec<String> = Vec::new();
+    for (name, value) in map.iter_mut() {
+        let Some(field) = structure.field(name) else { continue };
+        match value {
+            Value::Null if field.zero != Zero::Null && !field.required => drop.push(name.clone()),
+            Value::Null => {}
+            value => {
+                normalize(schemas, field.node, value)?;
+                let empty = match schemas.node(field.node) {
+                    Node::List { .. } => value.as_array().is_some_and(Vec::is_empty),
+                    Node::Map { .. } => value.as_object().is_some_and(Map::is_empty),
+                    _ => false,
+                };
+                if empty && !field.required {
+                    drop.push(name.clone());
+                }
+            }
+        }
+    }
+    for name in &drop {
+        map.remove(name);
+    }
+    for field in &structure.fields {
+        match field.zero {
+            Zero::Value if !field.required && !map.contains_key(&field.name) => {
+                map.insert(field.name.clone(), zero(schemas, field.node));
+            }
+            Zero::Null if !map.contains_key(&field.name) => {
+                map.insert(field.name.clone(), Value::Null);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// See [`Schemas::zero`].
+pub(super) fn zero(schemas: &Schemas, id: NodeId) -> Value {
+    match schemas.node(id) {
+        Node::Scalar(zero) => zero.clone(),
+        Node::Quantity => "0".into(),
+        Node::Struct(structure) => {
+            let fields = structure.fields.iter().filter(|f| f.zero != Zero::Omit);
+            fields
+                .map(|f| {
+                    (f.name.clone(), if f.zero == Zero::Null { Value::Null } else { zero(schemas, f.node) })
+                })
+                .collect::<Map<_, _>>()
+                .into()
+        }
+        Node::Any | Node::Map { .. } | Node::List { .. } => Value::Null,
+    }
+}

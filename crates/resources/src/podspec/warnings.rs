@@ -1,0 +1,266 @@
+//! Warnings about pod specs: legal, but likely not meant.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coracle_meta::field::Path;
+use coracle_meta::quantity::Quantity as Number;
+use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::common::text;
+
+/// Labels of nodes that have newer names.
+const DEPRECATED_LABELS: &[(&str, &str)] = &[
+    ("beta.kubernetes.io/arch", "deprecated since v1.14; use \"kubernetes.io/arch\" instead"),
+    ("beta.kubernetes.io/os", "deprecated since v1.14; use \"kubernetes.io/os\" instead"),
+    ("beta.kubernetes.io/instance-type", "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead"),
+    ("failure-domain.beta.kubernetes.io/region", "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead"),
+    ("failure-domain.beta.kubernetes.io/zone", "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead"),
+];
+
+/// Warnings for a spec below `path`, with the metadata of its pod or template.
+pub(crate) fn of(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path) -> Vec<String> {
+    let mut out = Vec::new();
+    for key in spec.node_selector.iter().flatten().map(|(key, _)| key) {
+        if let Some((_, why)) = DEPRECATED_LABELS.iter().find(|(label, _)| label == key) {
+            out.push(format!("{}: {why}", path.child("nodeSelector").key(key)));
+        }
+    }
+    for (i, constraint) in spec.topology_spread_constraints.iter().flatten().enumerate() {
+        if constraint.label_selector.is_none() {
+            let at = path.child("topologySpreadConstraints").index(i).child("labelSelector");
+            out.push(format!("{at}: a null labelSelector results in matching no pod"));
+        }
+    }
+    host_aliases(spec, path, &mut out);
+    for (i, volume) in spec.volumes.iter().flatten().enumerate() {
+        volumes(volume, &path.child("volumes").index(i), &mut out);
+    }
+    pull_secrets(spec, path, &mut out);
+    annotations(meta, path, &mut out);
+    containers(spec, path, &mut out);
+    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+        let at = path.child("terminationGracePeriodSeconds");
+        out.push(format!("{at}: must be >= 0; negative values are invalid and will be treated as 1"));
+    }
+    out
+}
+
+fn host_aliases(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
+    let mut seen: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
+        for (j, name) in alias.hostnames.iter().flatten().enumerate() {
+            if !seen.entry(&alias.ip).or_default().insert(name) {
+                let at = path.child("hostAliases").index(i).child("hostnames").index(j);
+                out.push(format!("{at}: duplicate hostname {name:?} for ip {:?}", alias.ip));
+            }
+        }
+    }
+}
+
+fn pull_secrets(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    for (i, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
+        let at = path.child("imagePullSecrets").index(i).child("name");
+        if secret.name.is_empty() {
+            out.push(format!("{at}: invalid empty name \"\""));
+        } else if !seen.insert(secret.name.as_str()) {
+            out.push(format!("{at}: duplicate name {:?}", secret.name));
+        }
+    }
+}
+
+fn annotations(meta: Option<&ObjectMeta>, path: &Path, out: &mut Vec<String>) {
+    let root = path.to_string();
+    let root = root.strip_suffix("spec").unwrap_or("");
+    for key in meta.and_then(|m| m.annotations.as_ref()).into_iter().flatten().map(|(key, _)| key) {
+        if key == "scheduler.alpha.kubernetes.io/critical-pod" {
+            let why = "non-functional in v1.16+; use the \"priorityClassName\" field instead";
+            out.push(format!("{root}metadata.annotations[{key}]: {why}"));
+        }
+    }
+}
+
+fn containers(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    for (list, containers) in [("initContainers", inits), ("containers", spec.containers.as_slice())] {
+        for (i, container) in containers.iter().enumerate() {
+            let at = path.child(list).index(i);
+            fractions(container, &at, out);
+            env(container, &at, out);
+        }
+    }
+    duplicate_ports(spec, path, out);
+}
+
+fn fractions(container: &Container, path: &Path, out: &mut Vec<String>) {
+    let Some(resources) = &container.resources else { return };
+    for (name, list) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+        for (resource, amount) in list.iter().flatten() {
+            if !matches!(resource.as_str(), "memory" | "ephemeral-storage") {
+                continue;
+            }
+            if !Number::from_api(amount).is_whole() {
+                let at = path.child("resources").child(name).key(resource);
+                out.push(format!("{at}: fractional byte value {:?} is invalid, must be an integer", amount.0));
+            }
+        }
+    }
+}
+
+fn env(container: &Container, path: &Path, out: &mut Vec<String>) {
+    let vars = container.env.as_deref().unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    for (i, var) in vars.iter().enumerate() {
+        let value = text(var.value.as_ref());
+        if seen.contains(var.name.as_str()) {
+            let referenced = value.contains(&format!("$({})", var.name));
+            if !referenced {
+                let at = path.child("env").index(i);
+                out.push(format!(
+                    "{at}: hides previous definition of {:?}, which may be dropped when using apply",
+                    var.name
+                ));
+            }
+        }
+        seen.insert(var.name.as_str());
+    }
+}
+
+fn duplicate_ports(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
+    let mut all: BTreeMap<(i32, &str), Vec<(Path, i32, &str)>> = BTreeMap::new();
+    for (i, container) in spec.containers.iter().enumerate() {
+        let mut own: BTreeSet<(i32, &str, i32, &str)> = BTreeSet::new();
+        for (j, port) in container.ports.iter().flatten().enumerate() {
+            let at = path.child("containers").index(i).child("ports").index(j);
+            let key = (
+                port.container_port,
+                text(port.protocol.as_ref()),
+                port.host_port.unwrap_or(0),
+                text(port.host_ip.as_ref()),
+            );
+            if !own.insert(key) {
+                let first = container.ports.iter().flatten().position(|p| {
+                    p.container_port == key.0 && text(p.protocol.as_ref()) == key.1
+                });
+                let first = path.child("containers").index(i).child("ports").index(first.unwrap_or(0));
+                out.push(format!("{at}: duplicate port definition with {first}"));
+                continue;
+            }
+            let same = all.entry((key.0, key.1)).or_default();
+            if let Some((first, ..)) = same.iter().find(|(_, host, ip)| (*host, *ip) == (key.2, key.3)) {
+                out.push(format!("{at}: duplicate port definition with {first}"));
+            }
+            same.push((at, key.2, key.3));
+        }
+    }
+}
+
+/// Says which files of a volume collide.
+fn overlaps(volume: &str, files: &[(String, &str)], out: &mut Vec<String>) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (source, file) in files {
+        for (before_source, before) in &seen {
+            let nested = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+            if file == before || nested(file, before) || nested(before, file) {
+                let show = |file: &str, source: &str| {
+                    if source.is_empty() { format!("{file:?}") } else { format!("{file:?} ({source})") }
+                };
+                out.push(format!(
+                    "volume {volume}: overlapping paths: {} with {}",
+                    show(file, source),
+                    show(before, before_source)
+                ));
+            }
+        }
+        seen.push((source, file));
+    }
+}
+
+fn volumes(volume: &Volume, path: &Path, out: &mut Vec<String>) {
+    let name = &volume.name;
+    if volume.photon_persistent_disk.is_some() {
+        out.push(format!("{}: deprecated in v1.11, non-functional in v1.16+", path.child("photonPersistentDisk")));
+    }
+    if volume.git_repo.is_some() {
+        out.push(format!("{}: deprecated in v1.11, and disabled by default in v1.33+", path.child("gitRepo")));
+    }
+    if volume.scale_io.is_some() {
+        out.push(format!("{}: deprecated in v1.16, non-functional in v1.22+", path.child("scaleIO")));
+    }
+    if volume.flocker.is_some() {
+        out.push(format!("{}: deprecated in v1.22, non-functional in v1.25+", path.child("flocker")));
+    }
+    if volume.storageos.is_some() {
+        out.push(format!("{}: deprecated in v1.22, non-functional in v1.25+", path.child("storageOS")));
+    }
+    if volume.quobyte.is_some() {
+        out.push(format!("{}: deprecated in v1.22, non-functional in v1.25+", path.child("quobyte")));
+    }
+    if volume.glusterfs.is_some() {
+        out.push(format!("{}: deprecated in v1.25, non-functional in v1.26+", path.child("glusterfs")));
+    }
+    if volume.rbd.is_some() {
+        out.push(format!("{}: deprecated in v1.28, non-functional in v1.31+", path.child("rbd")));
+    }
+    if volume.cephfs.is_some() {
+        out.push(format!("{}: deprecated in v1.28, non-functional in v1.31+", path.child("cephfs")));
+    }
+    if let Some(map) = &volume.config_map {
+        let files: Vec<_> =
+            map.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
+        overlaps(&format!("{name:?} (ConfigMap {:?})", map.name), &files, out);
+    }
+    if let Some(secret) = &volume.secret {
+        let files: Vec<_> =
+            secret.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
+        overlaps(&format!("{name:?} (Secret {:?})", text(secret.secret_name.as_ref())), &files, out);
+    }
+    if let Some(downward) = &volume.downward_api {
+        let files: Vec<_> =
+            downward.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
+        overlaps(&format!("{name:?} (DownwardAPI)"), &files, out);
+    }
+    if let Some(template) = volume.ephemeral.as_ref().and_then(|e| e.volume_claim_template.as_ref()) {
+        let requests = template.spec.resources.iter().flat_map(|r| r.requests.iter().flatten());
+        for (resource, amount) in requests.filter(|(resource, _)| *resource == "storage") {
+            if !Number::from_api(amount).is_whole() {
+                let at = path.child("ephemeral").child("volumeClaimTemplate").child("spec").child("resources");
+                let at = at.child("requests").key(resource);
+                out.push(format!("{at}: fractional byte value {:?} is invalid, must be an integer", amount.0));
+            }
+        }
+    }
+    projected(volume, out);
+}
+
+fn projected(volume: &Volume, out: &mut Vec<String>) {
+    let Some(projected) = &volume.projected else { return };
+    let sources = projected.sources.as_deref().unwrap_or_default();
+    let shown = format!("{:?} (Projected)", volume.name);
+    if sources.is_empty() {
+        out.push(format!("volume {shown} has no sources provided"));
+    }
+    let mut files: Vec<(String, &str)> = Vec::new();
+    for source in sources {
+        if let Some(map) = &source.config_map {
+            let from = format!("ConfigMap {:?}", map.name);
+            files.extend(map.items.iter().flatten().map(|i| (from.clone(), i.path.as_str())));
+        }
+        if let Some(secret) = &source.secret {
+            let from = format!("Secret {:?}", secret.name);
+            files.extend(secret.items.iter().flatten().map(|i| (from.clone(), i.path.as_str())));
+        }
+        if let Some(downward) = &source.downward_api {
+            let items = downward.items.iter().flatten();
+            files.extend(items.map(|i| ("DownwardAPI".to_owned(), i.path.as_str())));
+        }
+        if let Some(token) = &source.service_account_token {
+            files.push(("ServiceAccountToken".to_owned(), &token.path));
+        }
+        if let Some(bundle) = &source.cluster_trust_bundle {
+            files.push(("ClusterTrustBundle".to_owned(), &bundle.path));
+        }
+    }
+    overlaps(&shown, &files, out);
+}

@@ -1,0 +1,313 @@
+//! The engine below: fjall's keyspaces, opened small, with errors in the store's words.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable, Snapshot,
+};
+
+use super::layout::{Kind, Record, Slot, log_key, number, parse_version_key, version_key};
+use crate::{Revision, StoreError};
+
+/// Version of the layout; a store of another one is refused.
+const FORMAT: u64 = 1;
+/// Caches and memtables are small on purpose: the API server's watch cache already holds what is current.
+const BLOCK_CACHE: u64 = 2 << 20;
+const VERSIONS_MEMTABLE: u64 = 8 << 20;
+const LOG_MEMTABLE: u64 = 2 << 20;
+const META_MEMTABLE: u64 = 64 << 10;
+/// Free bytes that are never written into, so that the engine can still compact and delete on a full disk.
+pub(super) const RESERVE: u64 = 32 << 20;
+
+/// The opened engine.
+pub(super) struct Disk {
+    path: PathBuf,
+    database: Database,
+    versions: Keyspace,
+    log: Keyspace,
+    meta: Keyspace,
+    /// The newest acknowledged revision, written after each flush: a lower bound that what is found at the
+    /// next start must reach.
+    acknowledged: File,
+}
+
+/// What a start finds.
+pub(super) struct Recovered {
+    pub(super) index: BTreeMap<Arc<str>, Slot>,
+    pub(super) revision: Revision,
+    pub(super) compacted: Revision,
+}
+
+/// Changes of one flush.
+pub(super) struct Batch(fjall::OwnedWriteBatch);
+
+impl Disk {
+    /// Opens or creates the engine and rebuilds the index.
+    pub(super) fn open(dir: &Path) -> Result<(Self, Recovered), StoreError> {
+        let failed = |e| translate(dir, e);
+        let database = Database::builder(dir.join("data"))
+            .cache_size(BLOCK_CACHE)
+            .worker_threads(1)
+            .max_cached_files(Some(64))
+            .max_journaling_size(64 << 20)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(failed)?;
+        let plain = |memtable| KeyspaceCreateOptions::default().max_memtable_size(memtable);
+        let blobs = KvSeparationOptions::default().file_target_size(16 << 20);
+        let versions = || plain(VERSIONS_MEMTABLE).with_kv_separation(Some(blobs));
+        let versions = database.keyspace("versions", versions).map_err(failed)?;
+        let log = database.keyspace("log", || plain(LOG_MEMTABLE)).map_err(failed)?;
+        let meta = database.keyspace("meta", || plain(META_MEMTABLE)).map_err(failed)?;
+        let acknowledged = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join("acknowledged"))
+            .map_err(|e| translate(dir, e.into()))?;
+        let disk = Self { path: dir.to_owned(), database, versions, log, meta, acknowledged };
+        disk.check_format()?;
+        let recovered = disk.recover()?;
+        Ok((disk, recovered))
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        match self.meta_number("format")? {
+            Some(FORMAT) => Ok(()),
+            None => {
+                self.meta.insert("format", FORMAT.to_be_bytes()).map_err(|e| self.failed(e))?;
+                self.database.persist(PersistMode::SyncAll).map_err(|e| self.failed(e))
+            }
+            Some(other) => Err(StoreError::Engine(format!(
+                "{} has layout {other}, this program knows layout {FORMAT}: use a matching version",
+                self.path.display()
+            ))),
+        }
+    }
+
+    fn recover(&self) -> Result<Recovered, StoreError> {
+        let compacted = self.meta_number("compacted")?.unwrap_or(1);
+        let mut index = BTreeMap::new();
+        let mut newest = compacted.max(1);
+        let mut last: Option<(Arc<str>, Slot, Kind)> = None;
+        for guard in self.versions.iter() {
+            let bytes = guard.key().map_err(|e| self.failed(e))?;
+            let (key, slot, kind) =
+                parse_version_key(&bytes).ok_or_else(|| self.damaged("a version's key"))?;
+            newest = newest.max(slot.modified);
+            match &mut last {
+                Some((known, newest_slot, newest_kind)) if &**known == key => {
+                    (*newest_slot, *newest_kind) = (slot, kind);
+                }
+                _ => {
+                    if let Some((key, slot, Kind::Put)) = last.replace((key.into(), slot, kind)) {
+                        index.insert(key, slot);
+                    }
+                }
+            }
+        }
+        if let Some((key, slot, Kind::Put)) = last {
+            index.insert(key, slot);
+        }
+        let logged = match self.log.last_key_value() {
+            None => compacted,
+            Some(guard) => {
+                let key = guard.key().map_err(|e| self.failed(e))?;
+                key.get(..8).and_then(number).ok_or_else(|| self.damaged("a log key"))?
+            }
+        };
+        if logged < newest && newest > compacted {
+            return Err(self.corrupted(format!("revision {newest} is stored, the log ends at {logged}")));
+        }
+        newest = newest.max(logged);
+        if let Some(acknowledged) = self.read_acknowledged()
+            && acknowledged > newest
+        {
+            return Err(self.corrupted(format!(
+                "revision {acknowledged} was acknowledged, but the data end at revision {newest}; \
+                 restore a backup of the directory"
+            )));
+        }
+        Ok(Recovered { index, revision: newest, compacted })
+    }
+
+    fn read_acknowledged(&self) -> Option<Revision> {
+        let mut bytes = [0; 16];
+        self.acknowledged.read_exact_at(&mut bytes, 0).ok()?;
+        let revision = number(&bytes[..8])?;
+        (number(&bytes[8..])? == !revision).then_some(revision)
+    }
+
+    /// Notes a revision as acknowledged. Not flushed: a bound that lags behind is still a bound.
+    pub(super) fn write_acknowledged(&self, revision: Revision) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&revision.to_be_bytes());
+        bytes[8..].copy_from_slice(&(!revision).to_be_bytes());
+        let _ = self.acknowledged.write_all_at(&bytes, 0);
+    }
+
+    /// Free bytes of the file system; `None` when it cannot tell.
+    pub(super) fn free(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.path).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    pub(super) fn disk_full(&self) -> StoreError {
+        StoreError::DiskFull { path: self.path.display().to_string() }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.database.snapshot()
+    }
+
+    /// One version's value; `None` when it is compacted away.
+    pub(super) fn value(&self, key: &str, slot: Slot) -> Result<Option<Bytes>, StoreError> {
+        let found = self.versions.get(version_key(key, slot, Kind::Put)).map_err(|e| self.failed(e))?;
+        Ok(found.map(|v| Bytes::copy_from_slice(&v)))
+    }
+
+    /// One version's value as of a snapshot.
+    pub(super) fn value_in(&self, at: &Snapshot, key: &str, slot: Slot) -> Result<Option<Bytes>, StoreError> {
+        let found = at.get(&self.versions, version_key(key, slot, Kind::Put)).map_err(|e| self.failed(e))?;
+        Ok(found.map(|v| Bytes::copy_from_slice(&v)))
+    }
+
+    /// All versions whose keys lie in `start..end`, in order; `value` tells whether to load the value.
+    pub(super) fn scan(
+        &self,
+        at: &Snapshot,
+        start: &str,
+        end: &str,
+        mut visit: impl FnMut(&str, Slot, Kind, Option<Bytes>) -> bool,
+        wanted: impl Fn(&str, Slot) -> bool,
+    ) -> Result<(), StoreError> {
+        let from = std::ops::Bound::Included(start.as_bytes());
+        let to = match end {
+            "" => std::ops::Bound::Unbounded,
+            end => std::ops::Bound::Excluded(end.as_bytes()),
+        };
+        for guard in at.range::<&[u8], _>(&self.versions, (from, to)) {
+            let load = |key: &fjall::UserKey| {
+                parse_version_key(key).is_some_and(|(key, slot, kind)| kind == Kind::Put && wanted(key, slot))
+            };
+            let (bytes, value) = guard.into_inner_if(load).map_err(|e| self.failed(e))?;
+            let (key, slot, kind) =
+                parse_version_key(&bytes).ok_or_else(|| self.damaged("a version's key"))?;
+            if !visit(key, slot, kind, value.map(|v| Bytes::copy_from_slice(&v))) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Log records with `after < revision <= until`, at least `limit` of them if there are so many, and
+    /// always whole transactions.
+    pub(super) fn records(
+        &self,
+        at: &Snapshot,
+        after: Revision,
+        until: Revision,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut records: Vec<Record> = Vec::new();
+        let range = log_key(after.saturating_add(1), 0)..log_key(until.saturating_add(1), 0);
+        for guard in at.range(&self.log, range) {
+            let (key, value) = guard.into_inner().map_err(|e| self.failed(e))?;
+            let record = Record::decode(&key, &value).ok_or_else(|| self.damaged("a log record"))?;
+            if records.len() >= limit && records.last().is_some_and(|last| last.revision != record.revision) {
+                break;
+            }
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    pub(super) fn batch(&self) -> Batch {
+        Batch(self.database.batch())
+    }
+
+    /// Adds one change to a batch.
+    pub(super) fn add(&self, batch: &mut Batch, record: &Record, value: Option<&[u8]>) {
+        let key = version_key(&record.key, record.slot(), record.kind);
+        batch.0.insert(&self.versions, key, value.unwrap_or_default());
+        batch.0.insert(&self.log, record.encode_key(), record.encode_value());
+    }
+
+    /// Writes a batch and flushes it.
+    pub(super) fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        batch.0.durability(Some(PersistMode::SyncData)).commit().map_err(|e| self.failed(e))
+    }
+
+    /// Forgets what the given records superseded, and the records.
+    pub(super) fn forget(&self, records: &[Record]) -> Result<(), StoreError> {
+        let mut batch = self.database.batch();
+        for record in records {
+            if let Some(previous) = record.previous_slot() {
+                batch.remove(&self.versions, version_key(&record.key, previous, Kind::Put));
+            }
+            if record.kind == Kind::Delete {
+                batch.remove(&self.versions, version_key(&record.key, record.slot(), Kind::Delete));
+            }
+            batch.remove(&self.log, record.encode_key());
+        }
+        batch.commit().map_err(|e| self.failed(e))
+    }
+
+    /// Records durably that history before `revision` is gone.
+    pub(super) fn set_compacted(&self, revision: Revision) -> Result<(), StoreError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        batch.insert(&self.meta, "compacted", revision.to_be_bytes());
+        batch.commit().map_err(|e| self.failed(e))
+    }
+
+    fn meta_number(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let Some(value) = self.meta.get(name).map_err(|e| self.failed(e))? else { return Ok(None) };
+        number(&value).map(Some).ok_or_else(|| self.damaged(name))
+    }
+
+    fn damaged(&self, what: &str) -> StoreError {
+        self.corrupted(format!("{what} has the wrong shape"))
+    }
+
+    pub(super) fn corrupted(&self, detail: String) -> StoreError {
+        StoreError::Corrupted { path: self.path.display().to_string(), detail }
+    }
+
+    fn failed(&self, error: fjall::Error) -> StoreError {
+        translate(&self.path, error)
+    }
+}
+
+/// The engine's errors in the store's words.
+fn translate(path: &Path, error: fjall::Error) -> StoreError {
+    let path = path.display().to_string();
+    match error {
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => match e.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                StoreError::DiskFull { path }
+            }
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::UnexpectedEof
+            | std::io::ErrorKind::InvalidData => {
+                StoreError::Corrupted { path, detail: format!("a data file is missing or cut off: {e}") }
+            }
+            _ => StoreError::Engine(format!("{path}: {e}")),
+        },
+        fjall::Error::Poisoned => StoreError::Engine(format!(
+            "an earlier write to {path} failed, nothing more is accepted; make room or replace the disk, then restart"
+        )),
+        fjall::Error::Locked => StoreError::InUse { path, pid: None },
+        fjall::Error::InvalidVersion(_) => {
+            StoreError::Corrupted { path, detail: "the data files are of another version or damaged".into() }
+        }
+        other => {
+            StoreError::Corrupted { path, detail: format!("checksum or structure is wrong ({other:?})") }
+        }
+    }
+}
