@@ -342,6 +342,13 @@ impl<K> Clone for Index<K> {
 }
 
 impl<K: Kind> Index<K> {
+    /// How many objects are found under `key`.
+    pub fn count(&self, key: &str) -> usize {
+        let state = self.informer.feed.shared.state.read();
+        let index = state.indices.get(self.position);
+        index.and_then(|index| index.buckets.get(key)).map_or(0, BTreeMap::len)
+    }
+
     /// The objects found under `key`, ordered by namespace and name.
     pub fn get(&self, key: &str) -> Vec<Arc<K>> {
         let state = self.informer.feed.shared.state.read();

@@ -117,3 +117,33 @@ impl LeaseKeeper {
         lease
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeTransport;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lease_is_made_and_renewed_every_quarter_and_made_again_when_it_is_gone() {
+        let start = tokio::time::Instant::now();
+        let clock = Clock::from_fn(move || {
+            jiff::Timestamp::UNIX_EPOCH.checked_add(start.elapsed()).unwrap_or_default()
+        });
+        let fake = FakeTransport::new(clock.clone());
+        let api = fake.client().api::<Lease>();
+        let keeper = LeaseKeeper::new(&fake.client(), clock, "ns", "n1", "n1", Duration::from_secs(40));
+        let task = tokio::spawn(keeper.run());
+        let renewed = async || {
+            let lease = api.get("ns", "n1").await.expect("there");
+            lease.spec.as_ref().and_then(|s| s.renew_time.as_ref()).map(|t| t.0.as_second())
+        };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(renewed().await, Some(0));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(renewed().await, Some(10));
+        api.delete("ns", "n1", crate::DeleteOptions::default()).await.expect("deleted");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(renewed().await, Some(20));
+        task.abort();
+    }
+}

@@ -87,7 +87,7 @@ async fn follow(
 ) -> Option<Status> {
     let mut listing = initial;
     while let Some(event) = stream.next().await {
-        let (object, change): (_, fn(Arc<dyn Object>) -> Reflected) = match event {
+        let change = match event {
             Err(status) => return Some(status),
             Ok(WatchEvent::Bookmark { resource_version, initial_events_end }) => {
                 if listing && !initial_events_end {
@@ -100,15 +100,15 @@ async fn follow(
                 sink(report(resource_version));
                 continue;
             }
-            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => (object, Reflected::Applied),
-            Ok(WatchEvent::Deleted(object)) => (object, Reflected::Deleted),
+            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => Reflected::Applied(object),
+            Ok(WatchEvent::Deleted(object)) => Reflected::Deleted(object),
         };
-        if !listing {
+        if let (false, Reflected::Applied(object) | Reflected::Deleted(object)) = (listing, &change) {
             // The list is not in revision order: only what follows it says where to resume.
             *resume = object.meta().resource_version.clone().or(resume.take());
             *wait = FIRST_WAIT;
         }
-        sink(change(object));
+        sink(change);
     }
     None
 }
