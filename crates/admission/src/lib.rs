@@ -1,11 +1,17 @@
 //! The admission chain: one file per plugin, listed in order in [`plugins`].
 
+mod chain;
+pub mod plugins;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use coracle_auth::UserInfo;
 use coracle_meta::{Object, ObjectReader, Status};
 use coracle_resources::def::ResourceDef;
+
+pub use chain::Chain;
+pub use plugins::plugins;
 
 /// What the request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +48,45 @@ pub struct Request<'a> {
     pub dry_run: bool,
     /// Warnings for the client; plugins add.
     pub warnings: Vec<String>,
+}
+
+impl Request<'_> {
+    /// Whether this concerns the resource `plural` of `group` itself, not a subresource.
+    pub fn is(&self, group: &str, plural: &str) -> bool {
+        self.subresource.is_empty() && self.resource.group == group && self.resource.plural == plural
+    }
+
+    /// The new object as `K`, to change.
+    pub fn object_mut<K: 'static>(&mut self) -> Option<&mut K> {
+        self.object.as_deref_mut().and_then(|obj| obj.downcast_mut())
+    }
+
+    /// The new object as `K`.
+    pub fn object_as<K: 'static>(&self) -> Option<&K> {
+        self.object.as_deref().and_then(|obj| obj.downcast())
+    }
+
+    /// The present object as `K`.
+    pub fn old_as<K: 'static>(&self) -> Option<&K> {
+        self.old.and_then(|obj| obj.downcast())
+    }
+
+    /// The name that messages use: the request's, else the object's name or generateName, else `Unknown`.
+    pub fn shown_name(&self) -> String {
+        let meta = self.object.as_deref().map(|obj| obj.meta());
+        let candidates = [
+            Some(self.name),
+            meta.and_then(|m| m.name.as_deref()),
+            meta.and_then(|m| m.generate_name.as_deref()),
+        ];
+        let name = candidates.into_iter().flatten().find(|name| !name.is_empty());
+        name.unwrap_or("Unknown").to_owned()
+    }
+
+    /// The refusal that upstream's `admission.NewForbidden` makes.
+    pub fn forbidden(&self, why: &str) -> Status {
+        Status::forbidden(self.resource.group, self.resource.plural, &self.shown_name(), why)
+    }
 }
 
 /// What plugins may look at.

@@ -1,0 +1,50 @@
+//! Runs the plugins in order, pass by pass.
+
+use coracle_meta::Status;
+
+use crate::{Environment, Plugin, Request};
+
+/// The plugins with what they look at.
+pub struct Chain {
+    plugins: Vec<Box<dyn Plugin>>,
+    environment: Environment,
+}
+
+impl Chain {
+    /// A chain that runs the plugins in the order given.
+    pub fn new(plugins: Vec<Box<dyn Plugin>>, environment: Environment) -> Self {
+        Self { plugins, environment }
+    }
+
+    /// The mutating pass.
+    ///
+    /// # Errors
+    /// The first plugin's refusal.
+    pub async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Status> {
+        for plugin in &self.plugins {
+            if plugin.handles(request) {
+                plugin.mutate(&self.environment, request).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The validating pass.
+    ///
+    /// # Errors
+    /// The first plugin's refusal.
+    pub async fn validate(&self, request: &mut Request<'_>) -> Result<(), Status> {
+        for plugin in &self.plugins {
+            if plugin.handles(request) {
+                plugin.validate(&self.environment, request).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Chain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.plugins.iter().map(|plugin| plugin.name())).finish()
+    }
+}

@@ -1,0 +1,44 @@
+//! The plugins, one file each; the table's order is the order of the chain.
+
+mod default_toleration_seconds;
+mod namespace_lifecycle;
+mod node_restriction;
+mod priority;
+mod service_account;
+mod taint_nodes_by_condition;
+
+#[cfg(test)]
+mod testing;
+
+use crate::Plugin;
+
+/// Makes a plugin.
+type Make = fn() -> Box<dyn Plugin>;
+
+/// One row per plugin, in upstream's order.
+static ORDERED: &[Make] = &[
+    || Box::new(namespace_lifecycle::NamespaceLifecycle),
+    || Box::new(service_account::ServiceAccount),
+    || Box::new(node_restriction::NodeRestriction),
+    || Box::new(taint_nodes_by_condition::TaintNodesByCondition),
+    || Box::new(priority::Priority),
+    || Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+];
+
+/// The plugins that are on by default, in order.
+pub fn plugins() -> Vec<Box<dyn Plugin>> {
+    ORDERED.iter().map(|make| make()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_plugin_file_has_a_row() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/plugins");
+        let files = std::fs::read_dir(dir)
+            .expect("the folder of this module")
+            .filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name() != "testing.rs"))
+            .count();
+        assert_eq!(files, super::ORDERED.len());
+    }
+}

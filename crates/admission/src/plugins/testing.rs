@@ -1,0 +1,72 @@
+//! What the plugins' tests share.
+
+use std::sync::Arc;
+
+use coracle_auth::UserInfo;
+use coracle_meta::{Object, ObjectReader, Status};
+use coracle_stdx::Clock;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+use crate::{Environment, Operation, Plugin, Request};
+
+struct Fixed(Vec<Arc<dyn Object>>);
+
+impl ObjectReader for Fixed {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<dyn Object>> {
+        let all = self.list(group, resource, namespace);
+        all.into_iter().find(|obj| obj.name() == name)
+    }
+    fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Arc<dyn Object>> {
+        let Some(def) = coracle_resources::find(group, resource) else { return Vec::new() };
+        let fits = |obj: &Arc<dyn Object>| obj.gvk().kind == def.kind && obj.namespace() == namespace;
+        self.0.iter().filter(|obj| fits(obj)).cloned().collect()
+    }
+}
+
+/// A pod in the namespace `ns` with one container.
+pub(super) fn pod(name: &str, change: impl FnOnce(&mut PodSpec)) -> Box<dyn Object> {
+    let container = Container { name: "c".to_owned(), ..Container::default() };
+    let mut spec = PodSpec { containers: vec![container], ..PodSpec::default() };
+    change(&mut spec);
+    let mut pod = Pod { spec: Some(spec), ..Pod::default() };
+    pod.metadata.name = Some(name.to_owned());
+    pod.metadata.namespace = Some("ns".to_owned());
+    Box::new(pod)
+}
+
+/// Runs one plugin's mutating pass on the creation of a pod.
+pub(super) fn admit(
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    object: &mut Box<dyn Object>,
+) -> Result<(), Status> {
+    admit_as(plugin, objects, &UserInfo::authenticated("jane", &[]), object)
+}
+
+/// As [`admit`], for a given user.
+pub(super) fn admit_as(
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    user: &UserInfo,
+    object: &mut Box<dyn Object>,
+) -> Result<(), Status> {
+    let environment = Environment { reader: Arc::new(Fixed(objects.to_vec())), clock: Clock::system() };
+    let name = object.name().to_owned();
+    let mut request = Request {
+        operation: Operation::Create,
+        resource: coracle_resources::find("", "pods").expect("pods exist"),
+        subresource: "",
+        namespace: "ns",
+        name: &name,
+        user,
+        object: Some(object),
+        old: None,
+        dry_run: false,
+        warnings: Vec::new(),
+    };
+    if !plugin.handles(&request) {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(plugin.mutate(&environment, &mut request))
+}

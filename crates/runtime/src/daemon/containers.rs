@@ -1,0 +1,273 @@
+//! Containers: create, start, stop, remove.
+
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use coracle_cri::CriError;
+use coracle_cri::v1::{ContainerConfig, ContainerEventType, ContainerState, PodSandboxConfig};
+use nix::sys::signal::Signal;
+
+use super::shim_client::{self, unexpected};
+use super::{ContainerEntry, ContainerRecord, ContainerStatusNow, Runtime, Sandbox, blocking};
+use crate::capabilities;
+use crate::images::ImageConfig;
+use crate::protocol::{Exit, LaunchSpec, Reply, Request};
+use crate::rootfs::{Identity, RootFs};
+use crate::snapshot::Snapshot;
+use crate::spec::{SpecInput, build, working_dir};
+
+/// Exit code of a container that could not be started, as containerd's.
+const START_FAILED: i32 = 128;
+
+impl Runtime {
+    pub(super) async fn make_container(
+        self: &Arc<Self>,
+        sandbox_id: &str,
+        config: ContainerConfig,
+        sandbox_config: PodSandboxConfig,
+    ) -> Result<String, CriError> {
+        let sandbox = self.sandbox(sandbox_id)?;
+        if !sandbox.state.lock().ready {
+            return Err(CriError::FailedPrecondition(format!(
+                "sandbox container {sandbox_id:?} is not running"
+            )));
+        }
+        let image = self.images.find(&config.image.image).ok_or_else(|| {
+            CriError::NotFound(format!("failed to resolve image {:?}: not found", config.image.image))
+        })?;
+        let pin = self.images.pin(image.layers.iter().cloned());
+        let id = coracle_stdx::random_hex(32);
+        let log_path = match (config.log_path.is_empty(), sandbox_config.log_directory.is_empty()) {
+            (true, _) => PathBuf::new(),
+            (false, _) => PathBuf::from(&sandbox_config.log_directory).join(&config.log_path),
+        };
+        let record = ContainerRecord {
+            sandbox_id: sandbox_id.to_owned(),
+            image_ref: image.digests.iter().next().unwrap_or(&image.id).clone(),
+            image_id: image.id.clone(),
+            layers: image.layers.clone(),
+            created_at: self.now_nanos(),
+            stop_signal: stop_signal(&image.config.stop_signal),
+            launch: LaunchSpec {
+                id: id.clone(),
+                bundle: self.config.containers().join(&id),
+                library_root: self.config.state.join("library"),
+                cgroup: format!("{}/{id}", self.pod_cgroup(sandbox_id, &sandbox.config)),
+                log_path,
+                tty: config.tty,
+                stdin: config.stdin,
+                stdin_once: config.stdin_once,
+                seccomp: !config.security.seccomp_unconfined && !config.security.privileged,
+                no_new_privs: config.security.no_new_privs,
+                ..LaunchSpec::default()
+            },
+            config,
+            id: id.clone(),
+        };
+        let (runtime, owner, image_config) = (self.clone(), sandbox.clone(), image.config.clone());
+        let prepared = tokio::task::spawn_blocking(move || {
+            let result = runtime.prepare(&owner, &image_config, record.clone());
+            if result.is_err() {
+                let _ = runtime.clean_up(&record);
+            }
+            result
+        })
+        .await
+        .map_err(|e| CriError::Internal(e.to_string()))??;
+        let now = ContainerStatusNow { state: ContainerState::Created, ..Default::default() };
+        let entry = ContainerEntry { record: prepared, now: now.into(), busy: Default::default(), _pin: pin };
+        self.containers.lock().insert(id.clone(), Arc::new(entry));
+        self.emit(ContainerEventType::Created, &id, &sandbox);
+        Ok(id)
+    }
+
+    /// Makes all files, mounts and cgroups a container needs to start.
+    fn prepare(
+        &self,
+        sandbox: &Sandbox,
+        image: &ImageConfig,
+        mut record: ContainerRecord,
+    ) -> Result<ContainerRecord, CriError> {
+        let failed = |e: io::Error| CriError::Internal(format!("failed to create container: {e}"));
+        std::fs::create_dir_all(&record.launch.bundle).map_err(failed)?;
+        let snapshot = Snapshot::new(&self.config.root, &record.id);
+        let layers: Vec<PathBuf> = record.layers.iter().map(|l| self.images.layer_dir(l)).collect();
+        snapshot.mount(&layers).map_err(failed)?;
+        let root = RootFs::open(&snapshot.merged()).map_err(failed)?;
+        let identity = identity(&root, &record.config, image).map_err(CriError::InvalidArgument)?;
+        root.make_dir(working_dir(&record.config, image).as_ref()).map_err(failed)?;
+        let capabilities =
+            capabilities::wanted(&record.config.security).map_err(CriError::InvalidArgument)?;
+        record.launch.capabilities = capabilities::names(&capabilities);
+        record.launch.uid = identity.uid;
+        record.launch.gid = identity.gid;
+        self.hierarchies.create(&record.launch.cgroup).map_err(failed)?;
+        let namespaces = self.namespaces(&sandbox.id);
+        let options = &sandbox.config.namespaces;
+        let pause_pid = sandbox.state.lock().pause_pid;
+        let pid = (pause_pid != 0 && !options.host_pid).then(|| format!("/proc/{pause_pid}/ns/pid").into());
+        let spec = build(&SpecInput {
+            config: &record.config,
+            sandbox: &sandbox.config,
+            image,
+            rootfs: &snapshot.merged(),
+            identity: &identity,
+            capabilities: &record.launch.capabilities,
+            seccomp: record.launch.seccomp,
+            cgroup: &record.launch.cgroup,
+            hierarchies: &self.hierarchies,
+            network: (!options.host_network).then(|| namespaces.network()),
+            ipc: (!options.host_ipc).then(|| namespaces.ipc()),
+            uts: (!options.host_network).then(|| namespaces.uts()),
+            pid,
+            sandbox_dir: &sandbox.dir,
+        })
+        .map_err(CriError::InvalidArgument)?;
+        let bundle = &record.launch.bundle;
+        crate::files::write_json(&bundle.join("config.json"), &spec).map_err(failed)?;
+        crate::files::write_json(&bundle.join("create.json"), &record.launch).map_err(failed)?;
+        crate::files::write_json(&bundle.join("container.json"), &record).map_err(failed)?;
+        Ok(record)
+    }
+
+    /// Takes away what [`Self::prepare`] made.
+    pub(super) fn clean_up(&self, record: &ContainerRecord) -> io::Result<()> {
+        self.hierarchies.kill(&record.launch.cgroup);
+        Snapshot::new(&self.config.root, &record.id).remove()?;
+        self.hierarchies.remove(&record.launch.cgroup);
+        crate::files::remove_tree(&record.launch.library_root.join(&record.id))?;
+        crate::files::remove_tree(&record.launch.bundle)
+    }
+
+    pub(super) async fn launch(self: &Arc<Self>, container: &Arc<ContainerEntry>) -> Result<(), CriError> {
+        let _busy = container.busy.lock().await;
+        let id = &container.record.id;
+        let state = container.now.lock().state;
+        if state != ContainerState::Created {
+            return Err(CriError::FailedPrecondition(format!("container {id:?} is in {state:?} state")));
+        }
+        let sandbox = self.sandbox(&container.record.sandbox_id)?;
+        let reply = shim_client::ask(&sandbox.dir, Request::Start(container.record.launch.clone())).await;
+        match reply {
+            Ok(Reply::Started { pid, started_at }) => {
+                {
+                    let mut now = container.now.lock();
+                    // Unless it has ended already.
+                    if now.state == ContainerState::Created {
+                        *now = ContainerStatusNow {
+                            state: ContainerState::Running,
+                            pid,
+                            started_at,
+                            exit: None,
+                        };
+                    }
+                }
+                self.emit(ContainerEventType::Started, id, &sandbox);
+                Ok(())
+            }
+            Ok(Reply::Failed { message }) => {
+                let message = format!(
+                    "failed to create task: OCI runtime create failed: unable to start container process: \
+                     {message}: unknown"
+                );
+                let exit = Exit {
+                    code: START_FAILED,
+                    finished_at: self.now_nanos(),
+                    reason: "StartError".into(),
+                    message: message.clone(),
+                    ..Exit::default()
+                };
+                let (path, written) = (container.record.launch.bundle.join("exit.json"), exit.clone());
+                blocking(move || crate::files::write_json(&path, &written)).await?;
+                self.mark_exited(container, exit);
+                Err(CriError::Internal(message))
+            }
+            other => Err(unexpected("failed to start container", other)),
+        }
+    }
+
+    pub(super) async fn end_container(
+        self: &Arc<Self>,
+        container: &Arc<ContainerEntry>,
+        timeout: i64,
+    ) -> Result<(), CriError> {
+        if container.now.lock().state != ContainerState::Running {
+            return Ok(());
+        }
+        let sandbox = self.sandbox(&container.record.sandbox_id)?;
+        let request = Request::Stop {
+            id: container.record.id.clone(),
+            signal: container.record.stop_signal,
+            grace_ms: u64::try_from(timeout).unwrap_or(0).saturating_mul(1000),
+        };
+        match shim_client::ask(&sandbox.dir, request).await {
+            Ok(Reply::Done | Reply::Unknown) => {}
+            // The one who follows the shim sorts it out.
+            Err(_) if container.now.lock().state != ContainerState::Running => {}
+            Err(_) => self.abandon(&sandbox).await,
+            other => return Err(unexpected("failed to stop container", other)),
+        }
+        if let Some(exit) = Self::recorded_exit(container) {
+            self.mark_exited(container, exit);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn delete_container(
+        self: &Arc<Self>,
+        container: &Arc<ContainerEntry>,
+    ) -> Result<(), CriError> {
+        self.end_container(container, 0).await?;
+        let _busy = container.busy.lock().await;
+        let id = container.record.id.clone();
+        if !self.containers.lock().contains_key(&id) {
+            return Ok(());
+        }
+        let sandbox = self.sandbox(&container.record.sandbox_id)?;
+        if !sandbox.state.lock().stopped {
+            // A shim that is gone has nothing to forget.
+            let _ = shim_client::ask(&sandbox.dir, Request::Forget { id: id.clone() }).await;
+        }
+        let (runtime, owned) = (self.clone(), container.clone());
+        blocking(move || runtime.clean_up(&owned.record)).await?;
+        self.containers.lock().remove(&id);
+        self.emit(ContainerEventType::Deleted, &id, &sandbox);
+        Ok(())
+    }
+}
+
+/// Who the container runs as.
+fn identity(root: &RootFs, config: &ContainerConfig, image: &ImageConfig) -> Result<Identity, String> {
+    let security = &config.security;
+    let number = |v: i64| u32::try_from(v).map_err(|_| format!("id {v} is out of range"));
+    let group = security.run_as_group.map(number).transpose()?;
+    let extra = security.supplemental_groups.iter().map(|g| number(*g)).collect::<Result<Vec<_>, _>>()?;
+    let user = match security.run_as_user {
+        Some(uid) => number(uid)?.to_string(),
+        None if !security.run_as_username.is_empty() => security.run_as_username.clone(),
+        None => image.user.clone(),
+    };
+    root.identity(&user, group, &extra)
+}
+
+/// An image's stop signal: a name with or without `SIG`, or a number.
+fn stop_signal(text: &str) -> i32 {
+    let name = text.trim().to_ascii_uppercase();
+    let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
+    name.parse().ok().or_else(|| Signal::from_str(&full).ok().map(|s| s as i32)).unwrap_or(libc::SIGTERM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_signal_is_read_by_name_or_number() {
+        assert_eq!(stop_signal("SIGQUIT"), libc::SIGQUIT);
+        assert_eq!(stop_signal("int"), libc::SIGINT);
+        assert_eq!(stop_signal("9"), libc::SIGKILL);
+        assert_eq!(stop_signal(""), libc::SIGTERM);
+    }
+}

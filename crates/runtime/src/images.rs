@@ -1,0 +1,18 @@
+//! Images: what is stored, under which names, and who may delete what.
+//!
+//! On disk below `root`: `images.json` (the index, written atomically), `blobs/sha256/<hex>` (manifests and
+//! configurations), `layers/<hex of the uncompressed layer's digest>/fs` (unpacked layers, shared by all
+//! images that have them). A layer is unpacked beside its place and renamed into it, so what is there is
+//! whole.
+
+mod archive;
+mod layer;
+mod pull;
+mod reference;
+mod self_image;
+mod store;
+
+pub(crate) use archive::import;
+pub(crate) use pull::pull;
+pub(crate) use self_image::ensure as ensure_self_image;
+pub(crate) use store::{ImageConfig, ImageStore, Pin};

@@ -1,0 +1,74 @@
+//! Writable file systems of containers: overlayfs over the image's layers.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount, move_mount,
+};
+
+/// The writable part of a container, below `root/containers/<id>`.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    dir: PathBuf,
+}
+
+impl Snapshot {
+    pub fn new(root: &Path, container: &str) -> Self {
+        Self { dir: root.join("containers").join(container) }
+    }
+    /// Where the container's root file system is mounted.
+    pub fn merged(&self) -> PathBuf {
+        self.dir.join("merged")
+    }
+    /// Makes the directories and mounts; `layers` lowest first.
+    pub fn mount(&self, layers: &[PathBuf]) -> io::Result<()> {
+        let (upper, work, merged) = (self.dir.join("upper"), self.dir.join("work"), self.merged());
+        for dir in [&upper, &work, &merged] {
+            fs::create_dir_all(dir)?;
+        }
+        let empty = [self.dir.join("empty")];
+        let layers = if layers.is_empty() {
+            fs::create_dir_all(&empty[0])?;
+            &empty[..]
+        } else {
+            layers
+        };
+        if mount_by_descriptor(layers, &upper, &work, &merged).is_ok() {
+            return Ok(());
+        }
+        mount_by_options(layers, &upper, &work, &merged).map_err(|e| {
+            io::Error::new(e.kind(), format!("cannot mount overlay at {}: {e}", merged.display()))
+        })
+    }
+    /// Unmounts and deletes.
+    pub fn remove(&self) -> io::Result<()> {
+        crate::files::unmount(&self.merged());
+        crate::files::remove_tree(&self.dir)
+    }
+}
+
+/// The mount API of kernel 6.8 and later: one call per layer, no limit on their number or names.
+fn mount_by_descriptor(layers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> io::Result<()> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for layer in layers.iter().rev() {
+        fsconfig_set_string(&fs, "lowerdir+", layer)?;
+    }
+    fsconfig_set_string(&fs, "upperdir", upper)?;
+    fsconfig_set_string(&fs, "workdir", work)?;
+    fsconfig_create(&fs)?;
+    let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    move_mount(&mounted, "", rustix::fs::CWD, merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+fn mount_by_options(layers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> io::Result<()> {
+    let escape = |p: &Path| p.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
+    let lower: Vec<String> = layers.iter().rev().map(|l| escape(l)).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), escape(upper), escape(work));
+    mount("overlay", merged, "overlay", MountFlags::empty(), Some(CString::new(options)?.as_c_str()))?;
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! The scheduler at work: one task decides, bindings run beside it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_client::{Client, EventRecorder, EventType, Informers, PatchKind, Subscription};
+use coracle_meta::{Status, pod as meta_pod};
+use coracle_stdx::Clock;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use rand::Rng as _;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use crate::cache::Cache;
+use crate::cycle::{Cycle, FitError, TieBreak};
+use crate::framework::ClusterEvent;
+use crate::plugins;
+use crate::pod_info::PodInfo;
+use crate::queue::Queue;
+use crate::watch::World;
+
+/// Decisions between two looks at what else there is to do on this thread.
+const BATCH: usize = 32;
+/// Writes of `PodScheduled=False` at one time.
+const REPORTS: usize = 64;
+
+/// How the scheduler behaves.
+pub struct SchedulerConfig {
+    /// Pods with this `schedulerName` are ours.
+    pub scheduler_name: String,
+    /// Bindings under way at one time.
+    pub bindings: usize,
+    /// Makes the choice among equally good nodes; random by default.
+    pub tie_break: fn() -> TieBreak,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self { scheduler_name: "default-scheduler".into(), bindings: 256, tie_break: random }
+    }
+}
+
+fn random() -> TieBreak {
+    Box::new(|n| rand::rng().random_range(0..n))
+}
+
+impl fmt::Debug for SchedulerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SchedulerConfig({})", self.scheduler_name)
+    }
+}
+
+/// Assigns pods to nodes.
+///
+/// Guarantees: a pod is bound at most once (the API refuses a second binding); a pod without a node is tried again when
+/// something happens that could help, and at the latest after five minutes; nothing polls.
+#[derive(Debug)]
+pub struct Scheduler {
+    client: Client,
+    clock: Clock,
+    config: SchedulerConfig,
+}
+
+struct Bound {
+    pod: Arc<PodInfo>,
+    node: String,
+    result: Result<(), Status>,
+}
+
+struct Running {
+    client: Client,
+    clock: Clock,
+    world: World,
+    cycle: Cycle,
+    recorder: EventRecorder,
+    bindings: JoinSet<Bound>,
+    reports: JoinSet<()>,
+}
+
+impl Scheduler {
+    /// A scheduler that acts through `client`.
+    pub fn new(client: Client, clock: Clock, config: SchedulerConfig) -> Self {
+        Self { client, clock, config }
+    }
+
+    /// Schedules until it is dropped.
+    pub async fn run(self) {
+        let informers = Informers::new(self.client.clone());
+        let (nodes, pods) = (informers.get::<Node>(), informers.get::<Pod>());
+        nodes.wait_synced().await;
+        pods.wait_synced().await;
+        let (mut node_changes, mut pod_changes) = (nodes.subscribe(), pods.subscribe());
+        let queue = Queue::new(plugins::ALL, plugins::queue_sort());
+        let mut running = Running {
+            recorder: EventRecorder::new(self.client.clone(), "default-scheduler", self.clock.clone()),
+            world: World { cache: Cache::default(), queue, scheduler_name: self.config.scheduler_name },
+            cycle: Cycle::new(plugins::ALL, (self.config.tie_break)()),
+            client: self.client,
+            clock: self.clock,
+            bindings: JoinSet::new(),
+            reports: JoinSet::new(),
+        };
+        loop {
+            running.catch_up(&mut node_changes, &mut pod_changes);
+            let mut idle = false;
+            for _ in 0..BATCH {
+                while running.bindings.len() >= self.config.bindings {
+                    running.next_binding().await;
+                }
+                let Some(pod) = running.world.queue.pop(running.clock.now()) else {
+                    idle = true;
+                    break;
+                };
+                running.decide(pod).await;
+            }
+            if !idle {
+                tokio::task::yield_now().await;
+            } else if !running.wait(&mut node_changes, &mut pod_changes).await {
+                return;
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Takes in what has arrived, without waiting.
+    fn catch_up(&mut self, nodes: &mut Subscription<Node>, pods: &mut Subscription<Pod>) {
+        let now = self.clock.now();
+        while let Some(change) = nodes.try_next() {
+            self.world.node(&change, now);
+        }
+        while let Some(change) = pods.try_next() {
+            self.world.pod(&change, now);
+        }
+        while let Some(bound) = self.bindings.try_join_next() {
+            self.bound(bound.ok());
+        }
+        while self.reports.try_join_next().is_some() {}
+    }
+
+    /// Waits for the next thing that could give work. False when the informers have ended.
+    async fn wait(&mut self, nodes: &mut Subscription<Node>, pods: &mut Subscription<Pod>) -> bool {
+        let now = self.clock.now();
+        let timer = self.world.queue.deadline().map(|at| {
+            let left = at.duration_since(now);
+            Duration::try_from(left).unwrap_or_default().max(Duration::from_millis(1))
+        });
+        let pause = async {
+            match timer {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            change = nodes.next() => match change {
+                Some(change) => self.world.node(&change, self.clock.now()),
+                None => return false,
+            },
+            change = pods.next() => match change {
+                Some(change) => self.world.pod(&change, self.clock.now()),
+                None => return false,
+            },
+            Some(bound) = self.bindings.join_next() => self.bound(bound.ok()),
+            () = pause => {}
+        }
+        true
+    }
+
+    async fn next_binding(&mut self) {
+        if let Some(bound) = self.bindings.join_next().await {
+            self.bound(bound.ok());
+        }
+    }
+
+    async fn decide(&mut self, pod: Arc<PodInfo>) {
+        match self.cycle.schedule(&pod, &self.world.cache) {
+            Ok(slot) => {
+                let Some(node) = self.world.cache.node(slot).map(|n| n.name.clone()) else { return };
+                self.world.cache.assume(pod.clone(), &node);
+                let client = self.client.clone();
+                self.bindings.spawn(async move {
+                    let result = plugins::binder().bind(&client, &pod, &node).await;
+                    Bound { pod, node, result }
+                });
+            }
+            Err(fit) => self.reject(&pod, &fit).await,
+        }
+    }
+
+    async fn reject(&mut self, pod: &PodInfo, fit: &FitError) {
+        let message = fit.to_string();
+        debug!(pod = pod.name, namespace = pod.namespace, message, "unschedulable");
+        self.world.queue.unschedulable(&pod.uid, fit.wakes_on, self.clock.now());
+        self.report(pod, "Unschedulable", message).await;
+    }
+
+    /// Event and condition of a pod that stays without a node.
+    async fn report(&mut self, pod: &PodInfo, reason: &'static str, message: String) {
+        self.recorder.event(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message.clone());
+        let known = meta_pod::condition(&pod.pod, "PodScheduled");
+        let is = |text: Option<&String>, wanted: &str| text.is_some_and(|t| t == wanted);
+        let same_status = known.is_some_and(|c| c.status == "False");
+        if same_status
+            && known.is_some_and(|c| is(c.reason.as_ref(), reason) && is(c.message.as_ref(), &message))
+        {
+            return;
+        }
+        let since = known.filter(|_| same_status).and_then(|c| c.last_transition_time.clone());
+        let since = since.map_or_else(|| self.clock.now(), |t| t.0);
+        // Seconds, as the API writes times.
+        let since = jiff::Timestamp::from_second(since.as_second()).unwrap_or(since).to_string();
+        let mut condition = json!({"type": "PodScheduled", "status": "False", "lastProbeTime": null,
+            "lastTransitionTime": since, "reason": reason, "message": message});
+        if let Some(generation) = pod.pod.metadata.generation {
+            condition["observedGeneration"] = generation.into();
+        }
+        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+        while self.reports.len() >= REPORTS {
+            self.reports.join_next().await;
+        }
+        let (client, namespace, name) = (self.client.clone(), pod.namespace.clone(), pod.name.clone());
+        self.reports.spawn(async move {
+            let pods = client.api::<Pod>();
+            let written = pods.patch_status(&namespace, &name, PatchKind::Strategic, patch).await;
+            if let Err(e) = written
+                && e.code() != 404
+                && e.code() != 409
+            {
+                warn!(namespace, name, error = %e, "cannot write the pod's condition");
+            }
+        });
+    }
+
+    /// Takes a binding's outcome in.
+    fn bound(&mut self, bound: Option<Bound>) {
+        // A binding that panicked is found by its pod staying unbound; the informer does not confirm it.
+        let Some(Bound { pod, node, result }) = bound else { return };
+        let now = self.clock.now();
+        let Err(e) = result else {
+            self.world.queue.remove(&pod.uid);
+            let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
+            self.recorder.event(pod.pod.as_ref(), EventType::Normal, "Scheduled", message);
+            return;
+        };
+        if !self.world.cache.forget(&pod.uid) {
+            // Gone, or bound after all: the informer told.
+            return;
+        }
+        self.world.queue.happened(ClusterEvent::AssignedPodDelete, now);
+        if e.code() == 404 {
+            self.world.queue.remove(&pod.uid);
+            return;
+        }
+        warn!(pod = pod.name, namespace = pod.namespace, node, error = %e, "binding failed");
+        self.world.queue.failed(&pod.uid, now);
+        let message = format!("binding rejected: running Bind plugin \"DefaultBinder\": {e}");
+        self.recorder.event(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message);
+    }
+}

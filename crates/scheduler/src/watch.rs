@@ -1,0 +1,112 @@
+//! Changes of pods and nodes, taken into cache and queue.
+
+use std::sync::Arc;
+
+use coracle_client::Change;
+use coracle_meta::pod as meta_pod;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use crate::cache::Cache;
+use crate::framework::ClusterEvent;
+use crate::pod_info::PodInfo;
+use crate::queue::Queue;
+
+/// What the scheduler knows.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub cache: Cache,
+    pub queue: Queue,
+    pub scheduler_name: String,
+}
+
+/// What matters of a node, compared field by field.
+fn node_events(old: &Node, new: &Node) -> Vec<ClusterEvent> {
+    let mut events = Vec::new();
+    let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
+    let taints = |n: &Node| n.spec.as_ref().map(|s| (s.taints.clone(), s.unschedulable.unwrap_or(false)));
+    if allocatable(old) != allocatable(new) {
+        events.push(ClusterEvent::NodeAllocatable);
+    }
+    if old.metadata.labels != new.metadata.labels {
+        events.push(ClusterEvent::NodeLabel);
+    }
+    if taints(old) != taints(new) {
+        events.push(ClusterEvent::NodeTaint);
+    }
+    events
+}
+
+fn images(node: &Node) -> usize {
+    node.status.as_ref().and_then(|s| s.images.as_ref()).map_or(0, Vec::len)
+}
+
+impl World {
+    /// Takes a node's change in.
+    pub fn node(&mut self, change: &Change<Node>, now: Timestamp) {
+        match change {
+            Change::Added(node) => {
+                self.cache.set_node(node);
+                self.queue.happened(ClusterEvent::NodeAdd, now);
+            }
+            Change::Modified { old, new } => {
+                let events = node_events(old, new);
+                // Heartbeats change nothing that plugins see.
+                if !events.is_empty() || images(old) != images(new) {
+                    self.cache.set_node(new);
+                }
+                events.into_iter().for_each(|event| self.queue.happened(event, now));
+            }
+            Change::Deleted(node) => self.cache.remove_node(node.metadata.name.as_deref().unwrap_or("")),
+        }
+    }
+
+    /// Takes a pod's change in.
+    pub fn pod(&mut self, change: &Change<Pod>, now: Timestamp) {
+        match change {
+            Change::Added(pod) => self.set_pod(pod, true, now),
+            Change::Modified { old, new } => {
+                let relevant = old.spec != new.spec || old.metadata.labels != new.metadata.labels;
+                self.set_pod(new, relevant, now);
+            }
+            Change::Deleted(pod) => self.remove_pod(pod.metadata.uid.as_deref().unwrap_or(""), now),
+        }
+    }
+
+    fn remove_pod(&mut self, uid: &str, now: Timestamp) {
+        self.queue.remove(uid);
+        if self.cache.remove_pod(uid) {
+            self.queue.happened(ClusterEvent::AssignedPodDelete, now);
+        }
+    }
+
+    fn set_pod(&mut self, pod: &Arc<Pod>, relevant: bool, now: Timestamp) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or("");
+        if meta_pod::is_terminal(pod) {
+            self.remove_pod(uid, now);
+            return;
+        }
+        if let Some(node) = meta_pod::node_name(pod).filter(|n| !n.is_empty()) {
+            self.queue.remove(uid);
+            // The status of a running pod changes often; its requests hardly ever.
+            if relevant || !self.cache.has_pod(uid) {
+                let less = self.cache.set_pod(Arc::new(PodInfo::new(pod.clone())), node);
+                if less {
+                    self.queue.happened(ClusterEvent::AssignedPodDelete, now);
+                }
+            }
+            return;
+        }
+        let scheduler =
+            pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
+        if scheduler != self.scheduler_name || pod.metadata.deletion_timestamp.is_some() {
+            self.queue.remove(uid);
+            return;
+        }
+        if self.cache.has_pod(uid) {
+            // Decided already; the change is older than the binding.
+            return;
+        }
+        self.queue.set(Arc::new(PodInfo::new(pod.clone())), relevant, now);
+    }
+}

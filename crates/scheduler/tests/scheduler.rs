@@ -1,0 +1,121 @@
+//! The scheduler against a fake API: what clients see.
+
+use std::time::Duration;
+
+use coracle_client::Client;
+use coracle_client::testing::FakeTransport;
+use coracle_meta::pod::condition;
+use coracle_meta::{Reason, Status};
+use coracle_scheduler::{Scheduler, SchedulerConfig};
+use coracle_stdx::Clock;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use serde_json::{Value, json};
+
+async fn add_node(client: &Client, name: &str, cpu: &str) {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "status": {"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}}});
+    client.api::<Node>().create("", serde_json::from_value(node).expect("node")).await.expect("create");
+}
+
+async fn add_pod(client: &Client, name: &str, spec: Value) {
+    let mut spec = spec;
+    spec["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": "1"}}}]);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec});
+    client.api::<Pod>().create("default", serde_json::from_value(pod).expect("pod")).await.expect("create");
+}
+
+async fn until(client: &Client, name: &str, what: impl Fn(&Pod) -> bool) -> Pod {
+    for _ in 0..600 {
+        let pod = client.api::<Pod>().get("default", name).await.expect("get");
+        if what(&pod) {
+            return (*pod).clone();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} did not get there: {:?}", client.api::<Pod>().get("default", name).await);
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("")
+}
+
+async fn events(client: &Client, reason: &str) -> Vec<String> {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let all = client.api::<Event>().list("", Default::default()).await.expect("list");
+    all.iter().filter(|e| e.reason.as_deref() == Some(reason)).filter_map(|e| e.message.clone()).collect()
+}
+
+fn start() -> (std::sync::Arc<FakeTransport>, Client, tokio::task::JoinHandle<()>) {
+    let fake = FakeTransport::new(Clock::system());
+    let client = fake.client();
+    let task = tokio::spawn(Scheduler::new(fake.client(), Clock::system(), SchedulerConfig::default()).run());
+    (fake, client, task)
+}
+
+#[tokio::test]
+async fn a_pod_without_room_says_why_and_is_bound_when_a_node_comes() {
+    let (_fake, client, task) = start();
+    add_node(&client, "small", "500m").await;
+    add_pod(&client, "p", json!({})).await;
+    let waiting = until(&client, "p", |p| condition(p, "PodScheduled").is_some()).await;
+    let scheduled = condition(&waiting, "PodScheduled").expect("condition");
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: \
+                   1 Preemption is not helpful for scheduling.";
+    assert_eq!((scheduled.status.as_str(), scheduled.reason.as_deref()), ("False", Some("Unschedulable")));
+    assert_eq!(scheduled.message.as_deref(), Some(message));
+    assert_eq!(events(&client, "FailedScheduling").await, [message]);
+    add_node(&client, "large", "4").await;
+    let bound = until(&client, "p", |p| !node_of(p).is_empty()).await;
+    assert_eq!(node_of(&bound), "large");
+    assert_eq!(events(&client, "Scheduled").await, ["Successfully assigned default/p to large"]);
+    task.abort();
+}
+
+#[tokio::test]
+async fn only_pods_that_name_this_scheduler_are_bound() {
+    let (_fake, client, task) = start();
+    add_node(&client, "n", "4").await;
+    add_pod(&client, "theirs", json!({"schedulerName": "other"})).await;
+    add_pod(&client, "ours", json!({"schedulerName": "default-scheduler"})).await;
+    until(&client, "ours", |p| node_of(p) == "n").await;
+    let theirs = client.api::<Pod>().get("default", "theirs").await.expect("get");
+    assert_eq!(node_of(&theirs), "");
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_failed_binding_gives_the_room_back_and_is_tried_again() {
+    let (fake, client, task) = start();
+    add_node(&client, "n", "1").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The creation of the pod goes first; the failure is planned in between by a pod that never fits.
+    add_pod(&client, "p", json!({"schedulingGates": [{"name": "g"}]})).await;
+    fake.fail_next("pods", Status::new(503, Reason::ServiceUnavailable, "try later", None));
+    let ungate = json!({"spec": {"schedulingGates": null}});
+    let failed =
+        client.api::<Pod>().patch("default", "p", coracle_client::PatchKind::Merge, ungate.clone()).await;
+    failed.expect_err("the planned failure hit the patch");
+    let pods = client.api::<Pod>();
+    pods.patch("default", "p", coracle_client::PatchKind::Merge, ungate).await.expect("patch");
+    fake.fail_next("pods", Status::new(503, Reason::ServiceUnavailable, "try later", None));
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    let bound = until(&client, "p", |p| node_of(p) == "n").await;
+    assert_eq!(node_of(&bound), "n");
+    let messages = events(&client, "FailedScheduling").await;
+    assert!(messages.iter().all(|m| m.contains("try later")), "{messages:?}");
+    task.abort();
+}
+
+#[tokio::test]
+async fn room_freed_by_a_deletion_goes_to_a_waiting_pod() {
+    let (_fake, client, task) = start();
+    add_node(&client, "n", "1").await;
+    add_pod(&client, "first", json!({})).await;
+    until(&client, "first", |p| node_of(p) == "n").await;
+    add_pod(&client, "second", json!({})).await;
+    until(&client, "second", |p| condition(p, "PodScheduled").is_some()).await;
+    let now = coracle_client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+    client.api::<Pod>().delete("default", "first", now).await.expect("delete");
+    until(&client, "second", |p| node_of(p) == "n").await;
+    task.abort();
+}
