@@ -1,1 +1,22 @@
-//! Request pipeline, generic verbs, watch cache.
+//! The API server: request pipeline, generic verbs, watch cache, discovery, tables, proxying to kubelets.
+//!
+//! The only crate that sees the store. One path for every kind: a kind contributes its definition and strategy
+//! (crate `resources`), never a handler. HTTP requests and in-process requests meet in the same verbs.
+
+mod authn;
+mod bootstrap;
+mod cache;
+mod codec;
+mod config;
+mod fields;
+mod http;
+mod kubelet;
+mod openapi;
+mod registry;
+mod server;
+mod services;
+mod transport;
+mod verbs;
+
+pub use config::{Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};
+pub use server::ApiServer;

@@ -305,7 +305,10 @@ mod tests {
                 "spec": {
                     "nodeName": node, "serviceAccountName": "sa",
                     "containers": [{ "name": "c", "envFrom": [{ "secretRef": { "name": "env" } }] }],
-                    "volumes": [{ "name": "v", "projected": { "sources": [{ "configMap": { "name": "ca" } }] } }, volume],
+                    "volumes": [
+                        { "name": "v", "projected": { "sources": [{ "configMap": { "name": "ca" } }] } },
+                        volume,
+                    ],
                 },
             }))
             .expect("a pod")

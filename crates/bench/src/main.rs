@@ -1,2 +1,189 @@
-//! Load generator and comparisons.
-fn main() {}
+//! `coracle-bench`: drives any API server with load, and compares Coracle with upstream.
+
+mod compare;
+mod http;
+mod load;
+mod objects;
+mod process;
+mod scenario;
+mod stats;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use self::compare::CompareArgs;
+use self::load::LoadArgs;
+use self::scenario::api;
+use self::scenario::pod_start::{PodStartArgs, pod_start};
+use self::scenario::schedule::{ScheduleArgs, schedule};
+use self::scenario::watch::{FanoutArgs, fanout};
+use self::stats::Summary;
+use self::target::{Failure, Target, TargetArgs};
+
+/// Load generator for Kubernetes API servers.
+#[derive(Debug, Parser)]
+#[command(name = "coracle-bench", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every single scenario.
+#[derive(clap::Args, Clone, Debug)]
+struct Common {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Also write the result as JSON to this file (`-`: standard output).
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// A scenario with a closed loop.
+#[derive(clap::Args, Clone, Debug)]
+struct Looped {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create pods.
+    CreatePods(Looped),
+    /// Create ConfigMaps.
+    CreateConfigmaps {
+        #[command(flatten)]
+        looped: Looped,
+        /// Bytes of data in each.
+        #[arg(long, default_value_t = 1024)]
+        size: usize,
+    },
+    /// Get one pod again and again.
+    Get(Looped),
+    /// List pods again and again.
+    List {
+        #[command(flatten)]
+        looped: Looped,
+        /// Pods in the list.
+        #[arg(long, default_value_t = 1000)]
+        objects: u64,
+    },
+    /// One writes, many watch.
+    WatchFanout {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: FanoutArgs,
+    },
+    /// Schedule pods onto fake nodes (a scheduler must run).
+    Schedule {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: ScheduleArgs,
+    },
+    /// Start pods on real nodes and wait until they run.
+    PodStart {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: PodStartArgs,
+    },
+    /// Start Coracle, and upstream if its programs are named, and measure both in one run.
+    Compare(CompareArgs),
+}
+
+async fn run(command: Command) -> Result<bool, Failure> {
+    let (json, summary) = match command {
+        Command::Compare(args) => return compare::run(&args).await.map(|()| true),
+        Command::CreatePods(Looped { common, load }) => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, api::create_pods(&target, &load).await?)
+        }
+        Command::CreateConfigmaps { looped: Looped { common, load }, size } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, api::create_config_maps(&target, &load, size).await?)
+        }
+        Command::Get(Looped { common, load }) => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, api::get(&target, &load).await?)
+        }
+        Command::List { looped: Looped { common, load }, objects } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, api::list(&target, &load, objects, Vec::new).await?)
+        }
+        Command::WatchFanout { common, args } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, fanout(&target, &args).await?)
+        }
+        Command::Schedule { common, args } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, schedule(&target, &args).await?)
+        }
+        Command::PodStart { common, args } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, pod_start(&target, &args).await?)
+        }
+    };
+    report(&summary, json)?;
+    Ok(summary.failures() == 0)
+}
+
+fn report(summary: &Summary, json: Option<PathBuf>) -> Result<(), Failure> {
+    let Some(path) = json else {
+        println!("{summary}");
+        return Ok(());
+    };
+    let text = serde_json::to_string_pretty(summary).map_err(|e| e.to_string())?;
+    if path.as_os_str() == "-" {
+        println!("{text}");
+        return Ok(());
+    }
+    println!("{summary}");
+    std::fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("coracle-bench: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(true) => ExitCode::SUCCESS,
+        // Operations failed: the figures are shown, the status says so.
+        Ok(false) => ExitCode::from(3),
+        Err(e) => {
+            eprintln!("coracle-bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        let cli = Cli::parse_from([
+            "coracle-bench",
+            "list",
+            "--server",
+            "https://h:1",
+            "--insecure",
+            "--objects",
+            "5",
+        ]);
+        assert!(matches!(cli.command, Command::List { objects: 5, .. }));
+    }
+}

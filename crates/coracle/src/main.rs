@@ -1,2 +1,57 @@
-//! The binary.
-fn main() {}
+//! The `coracle` binary: arguments, environment, files and wiring. The only crate that knows all parts.
+
+mod apiserver;
+mod cli;
+mod cluster;
+mod control;
+mod demo;
+mod down;
+mod error;
+mod image;
+mod kubeconfig;
+mod node;
+mod pki;
+mod progress;
+mod up;
+
+use cli::Command;
+use error::Failure;
+
+/// What the API reports as its version.
+pub const GIT_VERSION: &str = "v1.36.2+coracle";
+
+fn main() {
+    // Shims and container set-up run as this program too: single-threaded, before anything else starts.
+    if let Some(status) = coracle_runtime::reexec() {
+        std::process::exit(status);
+    }
+    if let Err(failure) = run() {
+        eprintln!("error: {failure}");
+        std::process::exit(failure.status());
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let cli = cli::parse(std::env::args().collect())?;
+    if let Command::Demo(demo) = cli.command {
+        return demo::run(demo);
+    }
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log)
+        .map_err(|e| Failure::usage(format!("--log {:?}: {e}", cli.log)))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Up(args) => up::up(args).await,
+            Command::Down(args) => down::down(args).await,
+            Command::Status(args) => down::status(args).await,
+            Command::Image(args) => image::run(args).await,
+            Command::Apiserver(args) => apiserver::run(*args).await,
+            Command::Demo(_) => Ok(()),
+        }
+    })
+}

@@ -1,1 +1,42 @@
-//! Pod workers, probes, volumes, status, HTTPS server.
+//! The kubelet: runs the pods that are bound to its node, and tells the API how they do.
+//!
+//! One worker per pod observes, decides (purely) and acts; volumes, probes, images and hooks are its tools.
+//! An HTTPS server answers the API server's requests for logs and streams. Containers are reached only
+//! through `cri` traits, the cluster only through `client`.
+
+mod backoff;
+mod config;
+mod container;
+mod container_status;
+mod context;
+mod decide;
+mod files;
+mod grpc_health;
+mod hooks;
+mod http_get;
+mod images;
+mod kill;
+mod kubelet;
+mod logs;
+mod machine;
+mod manager;
+mod names;
+mod node;
+mod objects;
+mod observe;
+mod pod;
+mod probe;
+mod prober;
+mod rotate;
+mod server;
+mod start;
+mod state;
+mod status;
+#[cfg(test)]
+mod testing;
+mod tokens;
+mod volumes;
+mod worker;
+
+pub use config::{KubeletConfig, KubeletError};
+pub use kubelet::{Kubelet, purge};

@@ -147,7 +147,8 @@ impl Entry {
 }
 
 fn stamp(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    let whole = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    whole.to_string()
 }
 
 /// The entries of a list, and whether the list was the reset `[{}]`.
@@ -175,10 +176,10 @@ fn take_managed(object: &mut Value) -> Option<Value> {
 fn store(object: &mut Value, mut entries: Vec<Entry>) {
     entries.retain(|entry| !entry.fields.is_empty());
     cap(&mut entries);
-    entries.sort_by(|a, b| {
-        let key = |e: &Entry| (e.operation, e.time.clone(), e.manager.clone(), e.api_version.clone());
-        key(a).cmp(&key(b)).then_with(|| a.subresource.cmp(&b.subresource))
-    });
+    fn key(e: &Entry) -> (&str, Option<&str>, &str, &str, &str) {
+        (e.operation, e.time.as_deref(), &e.manager, &e.api_version, &e.subresource)
+    }
+    entries.sort_by(|a, b| key(a).cmp(&key(b)));
     let encoded: Vec<Value> = entries.into_iter().map(Entry::encode).collect();
     if let Value::Object(object) = object {
         let meta = object.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
@@ -267,8 +268,12 @@ pub fn update_managed_fields(
     if entries.is_empty() && !reset {
         entries = decode(live.and_then(managed_of)).0;
     }
+    // An object that nobody owns anything of stays so until it is applied.
+    if entries.is_empty() && live.is_some_and(|live| live.pointer("/metadata/uid").is_some()) {
+        return;
+    }
     let root = schemas.find(type_name).unwrap_or(0);
-    let change = compare(schemas, root, &Scope::of(manager.subresource), live, new);
+    let change = compare(schemas, root, &Scope::of(type_name, manager.subresource), live, new);
     transfer(&mut entries, Entry::of(manager), change, manager.now);
     store(new, entries);
 }
@@ -292,7 +297,7 @@ pub fn apply(
 ) -> Result<Value, Status> {
     let root = schemas.find(type_name).unwrap_or(0);
     check_config(schemas, root, config)?;
-    let scope = Scope::of(manager.subresource);
+    let scope = Scope::of(type_name, manager.subresource);
     let walker = Walker { schemas };
     let mut entries = decode(live.and_then(managed_of)).0;
     if let (Some(live), true) = (live, entries.is_empty()) {
@@ -322,7 +327,7 @@ pub fn apply(
     if !force {
         let mut conflicts = conflicts(&entries, &change.taken);
         if manager.name == "kubectl" && !conflicts.is_empty() {
-            let allowed = last_applied_fields(schemas, root, live);
+            let allowed = last_applied_fields(schemas, root, &scope, live);
             for (_, set) in &mut conflicts {
                 fields::subtract(set, &allowed);
             }
@@ -425,12 +430,12 @@ fn last_applied(object: &Value) -> Option<&str> {
 }
 
 /// The fields of the last client-side applied configuration whose values still stand in the live object.
-fn last_applied_fields(schemas: &Schemas, root: NodeId, live: &Value) -> Fields {
+fn last_applied_fields(schemas: &Schemas, root: NodeId, scope: &Scope, live: &Value) -> Fields {
     let Some(text) = last_applied(live) else { return Fields::new() };
     let Ok(before) = serde_json::from_str::<Value>(text) else { return Fields::new() };
-    let (walker, scope) = (Walker { schemas }, Scope::of(""));
-    let mut set = walker.applied(root, &scope, &before);
-    let change = walker.objects(root, &scope, &before, live);
+    let walker = Walker { schemas };
+    let mut set = walker.applied(root, scope, &before);
+    let change = walker.objects(root, scope, &before, live);
     fields::subtract(&mut set, &change.taken);
     fields::subtract(&mut set, &change.removed);
     set

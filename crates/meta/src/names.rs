@@ -83,7 +83,8 @@ fn max_bytes(max: usize) -> String {
 
 /// A DNS-1123 label, at most 63 characters: namespaces, container names …
 pub fn dns1123_label(name: &str) -> Vec<String> {
-    checked(name, 63, is_label(name), LABEL)
+    let message = if is_subdomain(name) { "must not contain dots" } else { LABEL };
+    checked(name, 63, is_label(name), message)
 }
 
 /// A DNS-1123 subdomain, at most 253 characters: most object names.
@@ -238,9 +239,18 @@ pub fn percent(text: &str) -> Vec<String> {
 pub fn ip(text: &str) -> Vec<String> {
     if text.parse::<std::net::IpAddr>().is_ok() && !text.contains('%') {
         Vec::new()
+    } else if has_leading_zeros(text) {
+        vec!["must not have leading 0s".to_owned()]
     } else {
         vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()]
     }
+}
+
+/// Whether the text is an IPv4 address but for zeros before its numbers.
+fn has_leading_zeros(text: &str) -> bool {
+    let octets: Vec<&str> = text.split('.').collect();
+    let number = |o: &&str| o.bytes().all(|c| c.is_ascii_digit()) && o.parse::<u32>().is_ok_and(|n| n < 256);
+    octets.len() == 4 && octets.iter().all(number)
 }
 
 /// An address block such as `10.9.8.0/24`.

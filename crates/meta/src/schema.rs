@@ -5,7 +5,7 @@
 
 mod compile;
 pub mod facts;
-mod normalize;
+pub(crate) mod normalize;
 mod strict;
 
 use std::collections::HashMap;
@@ -99,6 +99,8 @@ pub struct Field {
     pub required: bool,
     /// How Go encodes it when unset.
     pub zero: Zero,
+    /// A scalar that Go leaves out also when it is set to its zero value (no pointer, `omitempty`).
+    pub drop_zero: bool,
     /// Strategic merge: `patchStrategy` contains `merge`.
     pub merge: bool,
     /// Strategic merge: `patchStrategy` contains `replace`.
@@ -165,9 +167,9 @@ impl Schemas {
         strict::check(Some((self, self.find(type_name))), json)
     }
 
-    /// Brings a decoded value into the shape Go would encode: nulls and empty optional lists and maps go,
-    /// fields that Go always encodes (`status: {}`, `resources: {}`, `lastProbeTime: null`) come, quantities
-    /// become canonical.
+    /// Brings a decoded value into the shape upstream answers with: nulls and empty optional lists and maps go,
+    /// fields that Go always encodes (`status: {}`, `resources: {}`, `lastProbeTime: null`) come, required
+    /// lists without items are null, quantities become canonical.
     ///
     /// # Errors
     /// Upstream's message for a malformed quantity.

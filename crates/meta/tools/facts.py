@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Writes src/facts.txt from upstream's OpenAPI document: python3 facts.py openapi-v2.json > ../src/facts.txt
+"""Writes src/facts.txt from upstream's OpenAPI document and a checkout of k8s.io/api:
+
+    python3 facts.py openapi-v2.json path/to/api > ../src/facts.txt
 
 One line per type or field: type, field (or -), facts. Types of io.k8s.api are written without that prefix.
-`zero={}`/`zero=null` (Go encodes the field even when empty: a struct, a time) and `default` cannot be read
-from the document; they are listed here.
+`zero` (how Go encodes the field when it is empty, where that does not follow from `required`) and `default`
+cannot be read from the document; they are listed here.
 """
+import glob
 import json
+import re
 import sys
 
 VALUE = {  # struct fields that are not pointers in Go, beside metadata, spec and status of kinds
@@ -21,10 +25,26 @@ VALUE = {  # struct fields that are not pointers in Go, beside metadata, spec an
     "core.v1.PersistentVolumeClaimSpec": "resources", "core.v1.ServiceStatus": "loadBalancer",
     "networking.v1.IngressStatus": "loadBalancer", "discovery.v1.Endpoint": "conditions",
     "networking.v1.NetworkPolicySpec": "podSelector", "networking.v1.IngressServiceBackend": "port",
-    "resource.v1.ResourceClaimSpec": "devices",
+    "resource.v1.ResourceClaimSpec": "devices", "resource.v1.AllocationResult": "devices",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionStatus": "acceptedNames",
     "flowcontrol.v1.LimitedPriorityLevelConfiguration": "limitResponse",
 }
-TIME = {  # time fields that are not pointers: encoded as null when unset
+SCALAR = {  # optional scalars that Go writes even when empty
+    "apps.v1.StatefulSetSpec": "serviceName", "apps.v1.StatefulSetStatus": "availableReplicas",
+    "core.v1.Event": "reportingComponent reportingInstance", "core.v1.GRPCAction": "service",
+    "policy.v1.PodDisruptionBudgetStatus": "currentHealthy desiredHealthy disruptionsAllowed expectedPods",
+    "scheduling.v1.PriorityClass": "value", "rbac.v1.RoleRef": "apiGroup",
+}
+OMIT = {  # required, but left out when empty
+    "admissionregistration.v1.ValidatingAdmissionPolicyBindingSpec": "validationActions policyName",
+}
+NULL = {  # times and lists encoded as null when unset
+    "discovery.v1.EndpointSlice": "ports", "rbac.v1.Role": "rules", "rbac.v1.ClusterRole": "rules",
+    "core.v1.TypedLocalObjectReference": "apiGroup", "core.v1.TypedObjectReference": "apiGroup",
+    "core.v1.ProjectedVolumeSource": "sources", "resource.v1.DeviceClaim": "requests",
+    "autoscaling.v2.HorizontalPodAutoscalerStatus": "currentMetrics",
+    "flowcontrol.v1.ResourcePolicyRule": "namespaces", "storage.v1.CSINodeDriver": "topologyKeys",
+    "authentication.v1.TokenRequestSpec": "boundObjectRef",
     "core.v1.Event": "eventTime firstTimestamp lastTimestamp",
     "events.v1.Event": "deprecatedFirstTimestamp deprecatedLastTimestamp",
     "batch.v1.JobCondition": "lastProbeTime lastTransitionTime",
@@ -41,8 +61,29 @@ TIME = {  # time fields that are not pointers: encoded as null when unset
     "autoscaling.v2.HorizontalPodAutoscalerCondition": "lastTransitionTime",
 }
 DEFAULT = {("core.v1.ContainerPort", "protocol"): '"TCP"', ("core.v1.ServicePort", "protocol"): '"TCP"',
-           ("core.v1.ResourceFieldSelector", "divisor"): None}
+           ("core.v1.LocalObjectReference", "name"): '""'}
 
+
+
+def omitted_scalars(checkout):
+    """Fields that are no pointers in Go and have `omitempty`: (group.version.Type, field)."""
+    out = set()
+    for path in glob.glob(checkout + "/*/v*/types*.go"):
+        group, version = path.split("/")[-3:-1]
+        struct = None
+        for line in open(path):
+            start = re.match(r"type (\w+) struct {", line)
+            if start:
+                struct = start.group(1)
+            elif line.startswith("}"):
+                struct = None
+            field = struct and re.match(r'\s+\w+\s+([^\s`]+)\s+`json:"(\w+),omitempty"', line)
+            if field and not field.group(1).startswith("*"):
+                out.add((f"{group}.{version}.{struct}", field.group(2)))
+    return out
+
+
+omitted = omitted_scalars(sys.argv[2])
 definitions = json.load(open(sys.argv[1]))["definitions"]
 for full in sorted(definitions):
     name = full.removeprefix("io.k8s.api.")
@@ -60,8 +101,14 @@ for full in sorted(definitions):
         ref = "$ref" in prop
         if ref and (field in VALUE.get(name, "").split() or kind and field in ("metadata", "spec", "status")):
             facts.append("zero={}")
-        if field in TIME.get(name, "").split():
+        if field in SCALAR.get(name, "").split():
+            facts.append("zero={}")
+        if field in NULL.get(name, "").split():
             facts.append("zero=null")
+        if prop.get("type") in ("string", "integer", "boolean", "number") and (name, field) in omitted:
+            facts.append("zero=drop")
+        if field in OMIT.get(name, "").split():
+            facts.append("zero=omit")
         if DEFAULT.get((name, field)):
             facts.append("default=" + DEFAULT[name, field])
         if facts:

@@ -2,6 +2,7 @@
 
 mod deployment;
 mod replica_set;
+mod selector;
 
 use crate::def::ResourceDef;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use coracle_meta::object_meta::validate_labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -125,3 +125,21 @@ pub(crate) fn local_file(errs: &mut ErrorList, path: &Path, value: &str) {
     }
 }
 
+
+/// A value as Go prints a struct: fields in the order of declaration.
+pub(crate) fn go_struct(fields: &[(&str, Value)]) -> String {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// An error about a whole struct, shown as [`go_struct`] prints it.
+pub(crate) fn about_struct(
+    errs: &mut ErrorList,
+    kind: ErrorKind,
+    path: &Path,
+    fields: &[(&str, Value)],
+    detail: &str,
+) {
+    let value = Some(go_struct(fields));
+    errs.push(Error { kind, path: path.to_string(), value, detail: detail.to_owned() });
+}

@@ -278,7 +278,8 @@ fn cast<K: 'static>(obj: &dyn Object) -> Option<&K> {
 }
 
 impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K, S> {
-    fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status> {
+    fn decode(&self, mut value: Value) -> Result<Box<dyn Object>, Status> {
+        crate::canonical::object(&mut value, K::KIND);
         match serde_json::from_value::<K>(value) {
             Ok(obj) => Ok(Box::new(obj)),
             Err(e) => Err(Status::bad_request(format!(

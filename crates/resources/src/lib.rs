@@ -8,6 +8,7 @@ use def::ResourceDef;
 mod apps;
 mod authentication;
 mod authorization;
+mod canonical;
 mod check;
 mod common;
 mod coordination;

@@ -145,8 +145,8 @@ fn nobody_grants_what_they_do_not_hold() {
     assert_eq!(status.code(), 403);
     assert_eq!(
         status.message(),
-        "roles.rbac.authorization.k8s.io \"new\" is forbidden: user \"jane\" (groups=[\"system:authenticated\"]) \
-         is attempting to grant RBAC permissions not currently held:\n\
+        "roles.rbac.authorization.k8s.io \"new\" is forbidden: user \"jane\" \
+         (groups=[\"system:authenticated\"]) is attempting to grant RBAC permissions not currently held:\n\
          {APIGroups:[\"\"], Resources:[\"nodes\"], Verbs:[\"get\" \"bite\"]}\n\
          {APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"bite\"]}"
     );

@@ -3,10 +3,12 @@
 //! Follows `sigs.k8s.io/structured-merge-diff/typed`: atomic lists and maps count as one field, an empty map
 //! or list is a field of its own, and a value that appears makes its whole subtree appear.
 
+use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, leaf, member};
-use crate::schema::{Field, ListKind, Node, NodeId, Schemas, Struct, Zero};
+use crate::schema::normalize::is_dropped;
+use crate::schema::{Field, ListKind, Node, NodeId, Schemas, Zero};
 
 /// What a change did.
 #[derive(Default)]
@@ -32,17 +34,23 @@ const UNOWNED_META: [&str; 9] = [
 
 /// What of a root object takes part: not its type, and not the part that the endpoint ignores.
 pub(super) struct Scope {
-    ignored: &'static str,
+    ignored: &'static [&'static str],
 }
 
 impl Scope {
-    /// For a subresource ("" is the main resource): the main resource ignores `status`, `status` ignores `spec`.
-    pub(super) fn of(subresource: &str) -> Self {
-        Self { ignored: if subresource == "status" { "spec" } else { "status" } }
+    /// For a subresource ("" is the main resource): the main resource ignores `status`, `status` ignores
+    /// `spec`. The spec of a CertificateSigningRequest is its creator's and never changes: nobody owns it.
+    pub(super) fn of(type_name: &str, subresource: &str) -> Self {
+        let ignored: &[&str] = match subresource {
+            "status" => &["spec"],
+            _ if type_name.ends_with(".CertificateSigningRequest") => &["spec", "status"],
+            _ => &["status"],
+        };
+        Self { ignored }
     }
 
     fn root(&self, name: &str) -> bool {
-        !matches!(name, "apiVersion" | "kind") && name != self.ignored
+        !matches!(name, "apiVersion" | "kind") && !self.ignored.contains(&name)
     }
 }
 
@@ -54,21 +62,50 @@ fn owned_meta(name: &str) -> bool {
 pub(super) fn item_key(kind: &ListKind, item: &Value) -> Option<String> {
     match (kind, item) {
         (ListKind::Atomic, _) => None,
-        (ListKind::Set, item) => Some(format!("v:{item}")),
+        (ListKind::Set, item) => {
+            let mut out = String::with_capacity(32);
+            out.push_str("v:");
+            push_json(&mut out, item);
+            Some(out)
+        }
         (ListKind::Map(keys), Value::Object(fields)) => {
-            let mut out = String::from("k:{");
+            let mut out = String::with_capacity(48);
+            out.push_str("k:{");
             for key in keys {
                 let Some(value) = fields.get(&key.name).or(key.default.as_ref()) else { continue };
                 if out.len() > 3 {
                     out.push(',');
                 }
-                out.push_str(&format!("\"{}\":{value}", key.name));
+                out.push('"');
+                out.push_str(&key.name);
+                out.push_str("\":");
+                push_json(&mut out, value);
             }
             out.push('}');
             (out.len() > 4).then_some(out)
         }
         _ => None,
     }
+}
+
+/// Appends compact JSON; the plain string, the common case, without the encoder.
+fn push_json(out: &mut String, value: &Value) {
+    match value {
+        Value::String(text) if text.bytes().all(|c| (0x20..0x7f).contains(&c) && c != b'"' && c != b'\\') => {
+            out.push('"');
+            out.push_str(text);
+            out.push('"');
+        }
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+/// The key of a field that is not declared.
+fn free_key(name: &str) -> String {
+    let mut key = String::with_capacity(name.len() + 2);
+    key.push_str("f:");
+    key.push_str(name);
+    key
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -82,15 +119,35 @@ fn is_empty(value: &Value) -> bool {
 
 static ANY: Node = Node::Any;
 
-/// The type of a key of an object, and its key in a set.
-fn child<'s>(schemas: &'s Schemas, node: &'s Node, name: &str) -> (&'s Node, String) {
+/// A key of an object: its type, its key in a set, and the declared field, if there is one.
+struct Child<'s> {
+    node: &'s Node,
+    key: String,
+    field: Option<&'s Field>,
+}
+
+fn child<'s>(schemas: &'s Schemas, node: &'s Node, name: &str) -> Child<'s> {
+    let plain = |node| Child { node, key: free_key(name), field: None };
     match node {
         Node::Struct(structure) => match structure.field(name) {
-            Some(field) => (schemas.node(field.node), field.path_key.clone()),
-            None => (&ANY, format!("f:{name}")),
+            Some(field) => {
+                Child { node: schemas.node(field.node), key: field.path_key.clone(), field: Some(field) }
+            }
+            None => plain(&ANY),
         },
-        Node::Map { element, .. } => (schemas.node(*element), format!("f:{name}")),
-        _ => (&ANY, format!("f:{name}")),
+        Node::Map { element, .. } => plain(schemas.node(*element)),
+        _ => plain(&ANY),
+    }
+}
+
+impl Child<'_> {
+    /// Go writes the field always: its absence means its zero value.
+    fn zero(&self) -> Option<&Field> {
+        self.field.filter(|field| field.zero != Zero::Omit)
+    }
+
+    fn is_dropped(&self, schemas: &Schemas, value: &Value) -> bool {
+        self.field.is_some_and(|field| is_dropped(schemas, field, value))
     }
 }
 
@@ -125,16 +182,28 @@ impl Walker<'_> {
             (_, Value::Object(map)) => {
                 let mut out = Fields::new();
                 for (name, value) in map {
-                    let (kind, key) = child(self.schemas, node, name);
-                    out.insert(key, self.whole(kind, value));
+                    let child = child(self.schemas, node, name);
+                    if !child.is_dropped(self.schemas, value) {
+                        out.insert(child.key, self.whole(child.node, value));
+                    }
+                }
+                if let Node::Struct(structure) = node {
+                    let always = structure.fields.iter().filter(|f| f.zero != Zero::Omit);
+                    for field in always.filter(|f| !map.contains_key(&f.name)) {
+                        let zero = self.schemas.zero(field.node);
+                        out.insert(field.path_key.clone(), self.whole(self.schemas.node(field.node), &zero));
+                    }
                 }
                 member(out)
             }
             (Node::List { kind, .. }, Value::Array(items)) => {
                 let mut out = Fields::new();
                 for item in items {
-                    if let Some(key) = item_key(kind, item) {
-                        out.insert(key, self.whole(self.element(node), item));
+                    let Some(key) = item_key(kind, item) else { continue };
+                    match out.entry(key) {
+                        Entry::Vacant(slot) => drop(slot.insert(self.whole(self.element(node), item))),
+                        // Items that share a key count as one field.
+                        Entry::Occupied(mut slot) => drop(slot.insert(leaf())),
                     }
                 }
                 member(out)
@@ -164,8 +233,7 @@ impl Walker<'_> {
                 (Some(old), Some(new)) if old.len() + new.len() > 0 => {
                     let mut out = Comparison::default();
                     for (name, old, new) in pairs(old, new) {
-                        let (kind, key) = child(self.schemas, node, name);
-                        self.either(kind, key, old, new, &mut out);
+                        self.either(child(self.schemas, node, name), old, new, &mut out);
                     }
                     out.nodes()
                 }
@@ -174,29 +242,18 @@ impl Walker<'_> {
         }
     }
 
-    fn either(
-        &self,
-        node: &Node,
-        key: String,
-        old: Option<&Value>,
-        new: Option<&Value>,
-        out: &mut Comparison,
-    ) {
-        match (old, new) {
-            (Some(old), Some(new)) => {
-                let (taken, removed) = self.both(node, old, new);
-                match (taken, removed) {
-                    (None, None) => {}
-                    (Some(taken), None) => drop(out.taken.insert(key, taken)),
-                    (None, Some(removed)) => drop(out.removed.insert(key, removed)),
-                    (Some(taken), Some(removed)) => {
-                        out.taken.insert(key.clone(), taken);
-                        out.removed.insert(key, removed);
-                    }
-                }
-            }
-            (None, Some(new)) => drop(out.taken.insert(key, self.whole(node, new))),
-            (Some(old), None) => drop(out.removed.insert(key, self.whole(node, old))),
+    fn either(&self, child: Child<'_>, old: Option<&Value>, new: Option<&Value>, out: &mut Comparison) {
+        let set = |value: &&Value| !child.is_dropped(self.schemas, value);
+        match (old.filter(set), new.filter(set)) {
+            (Some(old), Some(new)) => Comparison::put(self.both(child.node, old, new), child.key, out),
+            (None, Some(new)) => match child.zero() {
+                Some(_) => self.over_zero(child, new, &mut out.taken),
+                None => drop(out.taken.insert(child.key, self.whole(child.node, new))),
+            },
+            (Some(old), None) => match child.zero() {
+                Some(_) => self.over_zero(child, old, &mut out.removed),
+                None => drop(out.removed.insert(child.key, self.whole(child.node, old))),
+            },
             (None, None) => {}
         }
     }
@@ -217,15 +274,16 @@ impl Walker<'_> {
         for (key, items) in index(kind, new) {
             let previous = before.remove(&key).unwrap_or_default();
             match (previous.as_slice(), items.as_slice()) {
-                ([old], [new]) => self.either(element, key, Some(old), Some(new), &mut out),
-                ([], [new, ..]) => self.either(element, key, None, Some(new), &mut out),
+                ([old], [new]) => Comparison::put(self.both(element, old, new), key, &mut out),
+                ([], [new]) => drop(out.taken.insert(key, self.whole(element, new))),
                 (old, new) if old == new => {}
                 // Duplicates are compared as one.
                 _ => drop(out.taken.insert(key, leaf())),
             }
         }
         for (key, items) in before {
-            self.either(element, key, items.first().copied(), None, &mut out);
+            let node = items.first().map_or_else(leaf, |item| self.whole(element, item));
+            out.removed.insert(key, node);
         }
         out.nodes()
     }
@@ -237,19 +295,18 @@ impl Walker<'_> {
         let new = new.as_object().unwrap_or(&nothing);
         let mut out = Comparison::default();
         for (name, old, new) in pairs(old, new).filter(|(name, ..)| scope.root(name)) {
-            let (kind, key) = child(self.schemas, node, name);
+            let child = child(self.schemas, node, name);
             if name != "metadata" {
-                self.either(kind, key, old, new, &mut out);
+                self.either(child, old, new, &mut out);
                 continue;
             }
             let old = old.and_then(Value::as_object).unwrap_or(&nothing);
             let new = new.and_then(Value::as_object).unwrap_or(&nothing);
             let mut inner = Comparison::default();
             for (name, old, new) in pairs(old, new).filter(|(name, ..)| owned_meta(name)) {
-                let (kind, key) = child(self.schemas, kind, name);
-                self.either(kind, key, old, new, &mut inner);
+                self.either(self::child(self.schemas, child.node, name), old, new, &mut inner);
             }
-            inner.put(key, &mut out);
+            Comparison::put(inner.nodes(), child.key, &mut out);
         }
         out
     }
@@ -260,67 +317,55 @@ impl Walker<'_> {
         let Value::Object(map) = new else { return out };
         let node = self.schemas.node(root);
         for (name, value) in map.iter().filter(|(name, _)| scope.root(name)) {
-            let (kind, key) = child(self.schemas, node, name);
-            if name == "metadata" {
-                let Value::Object(meta) = value else { continue };
-                let mut inner = Fields::new();
-                for (name, value) in meta.iter().filter(|(name, _)| owned_meta(name)) {
-                    let (kind, key) = child(self.schemas, kind, name);
-                    inner.insert(key, self.whole(kind, value));
-                }
-                if !inner.is_empty() {
-                    out.insert(key, Value::Object(inner));
-                }
+            let child = child(self.schemas, node, name);
+            if name != "metadata" {
+                self.over_zero(child, value, &mut out);
                 continue;
             }
-            let field = match node {
-                Node::Struct(structure) => structure.field(name),
-                _ => None,
-            };
-            self.over_zero(field, kind, key, value, &mut out);
+            let mut inner = Fields::new();
+            let meta = value.as_object().into_iter().flatten();
+            for (name, value) in meta.filter(|(name, value)| owned_meta(name) && !value.is_null()) {
+                self.over_zero(self::child(self.schemas, child.node, name), value, &mut inner);
+            }
+            if !inner.is_empty() {
+                out.insert(child.key, Value::Object(inner));
+            }
         }
         out
     }
 
-    fn over_zero(&self, field: Option<&Field>, kind: &Node, key: String, value: &Value, out: &mut Fields) {
-        let Some(field) = field.filter(|f| f.zero != Zero::Omit) else {
-            out.insert(key, self.whole(kind, value));
+    /// The fields of a value beyond those of Go's zero value of the field.
+    fn over_zero(&self, child: Child<'_>, value: &Value, out: &mut Fields) {
+        if child.is_dropped(self.schemas, value) {
+            return;
+        }
+        let Some(field) = child.zero() else {
+            out.insert(child.key, self.whole(child.node, value));
             return;
         };
-        match (kind, value) {
+        match (child.node, value) {
             (Node::Struct(structure), Value::Object(map)) if !structure.atomic => {
-                let inner = self.struct_over_zero(structure, map);
+                let mut inner = Fields::new();
+                for (name, value) in map {
+                    self.over_zero(self::child(self.schemas, child.node, name), value, &mut inner);
+                }
                 if !inner.is_empty() {
-                    out.insert(key, Value::Object(inner));
+                    out.insert(child.key, Value::Object(inner));
                 }
             }
             (Node::Scalar(_) | Node::Quantity | Node::Struct(_), value) => {
                 let zero = if field.zero == Zero::Null { Value::Null } else { self.schemas.zero(field.node) };
                 if *value != zero && !value.is_null() {
-                    out.insert(key, leaf());
+                    out.insert(child.key, leaf());
                 }
             }
             (_, Value::Null) => {}
-            (kind, value) => {
-                // The empty object has a null here: the field itself is not new, its content is.
-                let (taken, _) = self.both(kind, &Value::Null, value);
-                out.extend(taken.map(|node| (key, node)));
+            (node, value) => {
+                // The zero value is null: the field itself is not new, its content is.
+                let (taken, _) = self.both(node, &Value::Null, value);
+                out.extend(taken.map(|node| (child.key, node)));
             }
         }
-    }
-
-    fn struct_over_zero(&self, structure: &Struct, map: &Map<String, Value>) -> Fields {
-        let mut out = Fields::new();
-        for (name, value) in map {
-            match structure.field(name) {
-                Some(field) => {
-                    let kind = self.schemas.node(field.node);
-                    self.over_zero(Some(field), kind, field.path_key.clone(), value, &mut out);
-                }
-                None => drop(out.insert(format!("f:{name}"), self.whole(&ANY, value))),
-            }
-        }
-        out
     }
 
     /// The set of an applied configuration.
@@ -333,22 +378,22 @@ impl Walker<'_> {
                 self.applied_entry(node, name, value, &mut out);
                 continue;
             }
-            let (kind, key) = child(self.schemas, node, name);
+            let child = child(self.schemas, node, name);
             let mut inner = Fields::new();
             for (name, value) in value.as_object().into_iter().flatten().filter(|(name, _)| owned_meta(name))
             {
-                self.applied_entry(kind, name, value, &mut inner);
+                self.applied_entry(child.node, name, value, &mut inner);
             }
             if !inner.is_empty() {
-                out.insert(key, Value::Object(inner));
+                out.insert(child.key, Value::Object(inner));
             }
         }
         out
     }
 
     fn applied_entry(&self, parent: &Node, name: &str, value: &Value, out: &mut Fields) {
-        let (kind, key) = child(self.schemas, parent, name);
-        let declared = matches!(parent, Node::Struct(structure) if structure.field(name).is_some());
+        let Child { node: kind, key, field } = child(self.schemas, parent, name);
+        let declared = field.is_some();
         let empty_map = value.is_null() || value.as_object().is_some_and(Map::is_empty);
         if is_atomic(kind) || empty_map {
             out.insert(key, leaf());
@@ -428,9 +473,15 @@ impl Comparison {
         (node(self.taken), node(self.removed))
     }
 
-    fn put(self, key: String, out: &mut Self) {
-        let (taken, removed) = self.nodes();
-        out.removed.extend(removed.map(|node| (key.clone(), node)));
-        out.taken.extend(taken.map(|node| (key, node)));
+    fn put((taken, removed): (Option<Value>, Option<Value>), key: String, out: &mut Self) {
+        match (taken, removed) {
+            (Some(taken), Some(removed)) => {
+                out.taken.insert(key.clone(), taken);
+                out.removed.insert(key, removed);
+            }
+            (Some(taken), None) => drop(out.taken.insert(key, taken)),
+            (None, Some(removed)) => drop(out.removed.insert(key, removed)),
+            (None, None) => {}
+        }
     }
 }

@@ -64,7 +64,9 @@ impl Compiler<'_> {
     fn definition(&mut self, name: &str, schema: &Value) -> Node {
         match name.rsplit('.').next() {
             Some("Quantity") => Node::Quantity,
-            Some("JSON" | "JSONSchemaProps" | "RawExtension" | "FieldsV1") => Node::Any,
+            // Opaque, and owned as a whole.
+            Some("RawExtension") => Node::Scalar(Value::Null),
+            Some("JSON" | "JSONSchemaProps" | "FieldsV1") => Node::Any,
             _ => self.shape(name, schema, facts::of(name, "-")),
         }
     }
@@ -135,6 +137,7 @@ impl Compiler<'_> {
             node,
             required,
             zero,
+            drop_zero: facts.is_some_and(|f| f.drop_zero) && !required,
             merge: has("merge"),
             replace: has("replace"),
             retain_keys: has("retainKeys"),
@@ -151,17 +154,14 @@ impl Compiler<'_> {
         };
         let definitions = self.definitions;
         let definition = definitions.get(target);
-        if is(schema, facts, "x-kubernetes-map-type", "atomic")
+        if let Some(kind) = extension(schema, facts, "x-kubernetes-map-type").and_then(Value::as_str)
             && let Some(definition) = definition
-            && !is(definition, facts::of(target, "-"), "x-kubernetes-map-type", "atomic")
         {
-            return match self.definition(target, definition) {
-                Node::Struct(mut structure) => {
-                    structure.atomic = true;
-                    self.push(Node::Struct(structure))
-                }
-                other => self.push(other),
-            };
+            let mut node = self.definition(target, definition);
+            if let Node::Struct(structure) = &mut node {
+                structure.atomic = kind == "atomic";
+            }
+            return self.push(node);
         }
         self.out.names.get(target).copied().unwrap_or(0)
     }

@@ -16,6 +16,7 @@ static TEXT: &str = include_str!("../facts.txt");
 pub(super) struct Facts {
     pub(super) extensions: Vec<(&'static str, Value)>,
     pub(super) zero: Option<Zero>,
+    pub(super) drop_zero: bool,
     pub(super) default: Option<Value>,
 }
 
@@ -41,7 +42,14 @@ fn parse(line: &'static str) -> Option<((&'static str, &'static str), Facts)> {
             }
             "merge" => facts.extensions.push(("x-kubernetes-patch-merge-key", value.into())),
             "strategy" => facts.extensions.push(("x-kubernetes-patch-strategy", value.into())),
-            "zero" => facts.zero = Some(if value == "null" { Zero::Null } else { Zero::Value }),
+            "zero" if value == "drop" => facts.drop_zero = true,
+            "zero" => {
+                facts.zero = Some(match value {
+                    "null" => Zero::Null,
+                    "omit" => Zero::Omit,
+                    _ => Zero::Value,
+                });
+            }
             "default" => facts.default = serde_json::from_str(value).ok(),
             _ => {}
         }
@@ -76,5 +84,27 @@ fn add(target: &mut Map<String, Value>, facts: &Facts) {
     }
     if let Some(default) = &facts.default {
         target.insert("default".to_owned(), default.clone());
+    }
+}
+
+/// Adds the `default`s that OpenAPI v3 states: `{}` and zero values of fields that Go always encodes.
+pub fn annotate_defaults(name: &str, definition: &mut Value) {
+    let required: Vec<String> = definition
+        .get("required")
+        .and_then(Value::as_array)
+        .map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        .unwrap_or_default();
+    let Some(Value::Object(properties)) = definition.get_mut("properties") else { return };
+    for (field, property) in properties.iter_mut() {
+        let Some(property) = property.as_object_mut() else { continue };
+        let always = of(name, field).is_some_and(|f| f.zero == Some(Zero::Value));
+        let default = match property.get("type").and_then(Value::as_str) {
+            None if always && property.contains_key("allOf") => json!({}),
+            Some("string") if always || required.contains(field) => "".into(),
+            Some("integer" | "number") if always || required.contains(field) => 0.into(),
+            Some("boolean") if always || required.contains(field) => false.into(),
+            _ => continue,
+        };
+        property.entry("default").or_insert(default);
     }
 }

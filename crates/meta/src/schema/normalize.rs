@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Node, NodeId, Schemas, Struct, Zero};
+use super::{Field, Node, NodeId, Schemas, Struct, Zero};
 use crate::quantity::Quantity;
 
 /// See [`Schemas::normalize`].
@@ -50,6 +50,7 @@ fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -
         match value {
             Value::Null if field.zero != Zero::Null && !field.required => drop.push(name.clone()),
             Value::Null => {}
+            value if is_dropped(schemas, field, value) => drop.push(name.clone()),
             value => {
                 normalize(schemas, field.node, value)?;
                 let empty = match schemas.node(field.node) {
@@ -57,8 +58,10 @@ fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -
                     Node::Map { .. } => value.as_object().is_some_and(Map::is_empty),
                     _ => false,
                 };
-                if empty && !field.required {
-                    drop.push(name.clone());
+                match (empty, field.required || field.zero == Zero::Null) {
+                    (true, true) => *value = Value::Null,
+                    (true, false) => drop.push(name.clone()),
+                    _ => {}
                 }
             }
         }
@@ -78,6 +81,20 @@ fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -
         }
     }
     Ok(())
+}
+
+/// Whether Go leaves the field out although it is set.
+pub(crate) fn is_dropped(schemas: &Schemas, field: &Field, value: &Value) -> bool {
+    field.drop_zero
+        && match value {
+            Value::String(text) => text.is_empty(),
+            Value::Bool(set) => !set,
+            Value::Number(number) => {
+                number.as_i64() == Some(0)
+                    && matches!(schemas.node(field.node), Node::Scalar(Value::Number(_)))
+            }
+            _ => false,
+        }
 }
 
 /// See [`Schemas::zero`].

@@ -1,11 +1,15 @@
 //! ReplicaSet: keeps a number of identical pods.
 
+use coracle_meta::field::{ErrorList, Path};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use serde_json::Value;
 
+use super::selector;
+use crate::check::non_negative;
 use crate::common::{column, containers_and_images, or_else, selector_text, wide_column};
-use crate::def::{AGE, Column, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age};
+use crate::podspec::{defaults, warnings};
+use crate::def::{AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -47,6 +51,55 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct ReplicaSets;
 
 impl Strategy<ReplicaSet> for ReplicaSets {
+    fn default(&self, obj: &mut ReplicaSet) {
+        let spec = obj.spec.get_or_insert_default();
+        spec.replicas.get_or_insert(1);
+        defaults::template(spec.template.get_or_insert_default());
+        obj.status.get_or_insert_default();
+    }
+
+    fn prepare_create(&self, _: Context<'_>, obj: &mut ReplicaSet) {
+        obj.status = Some(ReplicaSetStatus::default());
+        obj.metadata.generation = Some(1);
+    }
+
+    fn prepare_update(&self, _: Context<'_>, new: &mut ReplicaSet, old: &ReplicaSet) {
+        new.status.clone_from(&old.status);
+    }
+
+    fn prepare_status_update(&self, _: Context<'_>, new: &mut ReplicaSet, old: &ReplicaSet) {
+        new.spec.clone_from(&old.spec);
+    }
+
+    fn validate(&self, obj: &ReplicaSet, errs: &mut ErrorList) {
+        let Some(spec) = &obj.spec else { return };
+        let path = Path::new("spec");
+        non_negative(errs, &path.child("replicas"), i64::from(spec.replicas.unwrap_or(0)));
+        let ready = spec.min_ready_seconds.unwrap_or(0);
+        non_negative(errs, &path.child("minReadySeconds"), i64::from(ready));
+        selector::check(&spec.selector, spec.template.as_ref(), errs);
+    }
+
+    fn validate_update(&self, new: &ReplicaSet, old: &ReplicaSet, errs: &mut ErrorList) {
+        self.validate(new, errs);
+        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
+            selector::immutable(&new.selector, &old.selector, errs);
+        }
+    }
+
+    fn validate_status_update(&self, new: &ReplicaSet, _: &ReplicaSet, errs: &mut ErrorList) {
+        if let Some(status) = &new.status {
+            validate_status(status, errs);
+        }
+    }
+
+    fn warnings(&self, new: &ReplicaSet, _: Option<&ReplicaSet>) -> Vec<String> {
+        let Some(template) = new.spec.as_ref().and_then(|s| s.template.as_ref()) else { return Vec::new() };
+        let path = Path::new("spec").child("template").child("spec");
+        let spec = template.spec.as_ref();
+        spec.map(|spec| warnings::of(spec, template.metadata.as_ref(), &path)).unwrap_or_default()
+    }
+
     fn row(&self, obj: &ReplicaSet, now: Timestamp) -> Vec<Value> {
         let (spec, status) = (obj.spec.as_ref(), obj.status.as_ref());
         let (containers, images) = containers_and_images(spec.and_then(|s| s.template.as_ref()));
@@ -60,5 +113,32 @@ impl Strategy<ReplicaSet> for ReplicaSets {
             images,
             or_else(&spec.map_or(String::new(), |s| selector_text(&s.selector)), "<none>"),
         ]
+    }
+}
+
+fn validate_status(status: &ReplicaSetStatus, errs: &mut ErrorList) {
+    let path = Path::new("status");
+    let number = |value: Option<i32>| i64::from(value.unwrap_or(0));
+    let total = i64::from(status.replicas);
+    let (ready, available) = (number(status.ready_replicas), number(status.available_replicas));
+    let labelled = number(status.fully_labeled_replicas);
+    for (field, value) in [
+        ("replicas", total),
+        ("fullyLabeledReplicas", labelled),
+        ("readyReplicas", ready),
+        ("availableReplicas", available),
+        ("observedGeneration", status.observed_generation.unwrap_or(0)),
+    ] {
+        non_negative(errs, &path.child(field), value);
+    }
+    for (field, value) in
+        [("fullyLabeledReplicas", labelled), ("readyReplicas", ready), ("availableReplicas", available)]
+    {
+        if value > total {
+            errs.invalid(path.child(field), value, "cannot be greater than status.replicas");
+        }
+    }
+    if available > ready {
+        errs.invalid(path.child("availableReplicas"), available, "cannot be greater than readyReplicas");
     }
 }

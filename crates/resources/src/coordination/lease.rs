@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::check::non_negative;
 use crate::common::{column, text};
-use crate::def::{AGE, Column, NAME, ResourceDef, Strategy, Typed, age};
+use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -32,6 +32,14 @@ impl Strategy<Lease> for Leases {
         obj.spec.get_or_insert_default();
     }
 
+    fn prepare_create(&self, _: Context<'_>, obj: &mut Lease) {
+        without_coordination(obj);
+    }
+
+    fn prepare_update(&self, _: Context<'_>, new: &mut Lease, _: &Lease) {
+        without_coordination(new);
+    }
+
     fn validate(&self, obj: &Lease, errs: &mut ErrorList) {
         let Some(spec) = &obj.spec else { return };
         let path = Path::new("spec");
@@ -40,14 +48,6 @@ impl Strategy<Lease> for Leases {
         }
         if let Some(count) = spec.lease_transitions {
             non_negative(errs, &path.child("leaseTransitions"), i64::from(count));
-        }
-        if spec.preferred_holder.as_ref().is_some_and(|h| !h.is_empty())
-            && spec.strategy.as_ref().is_none_or(String::is_empty)
-        {
-            errs.forbidden(path.child("preferredHolder"), "may only be specified if `strategy` is defined");
-        }
-        if let Some(strategy) = spec.strategy.as_deref() {
-            crate::check::named(errs, &path.child("strategy"), strategy, coordination_strategy);
         }
     }
 
@@ -58,11 +58,10 @@ impl Strategy<Lease> for Leases {
     }
 }
 
-/// Names of strategies are one of upstream's, or qualified.
-fn coordination_strategy(name: &str) -> Vec<String> {
-    match name {
-        "OldestEmulationVersion" => Vec::new(),
-        name if name.contains('/') => coracle_meta::names::qualified_name(name),
-        _ => vec!["must be a qualified name, or \"OldestEmulationVersion\"".to_owned()],
+/// Coordinated leader election is off, as by default upstream, so its fields are not kept.
+fn without_coordination(obj: &mut Lease) {
+    if let Some(spec) = &mut obj.spec {
+        spec.strategy = None;
+        spec.preferred_holder = None;
     }
 }

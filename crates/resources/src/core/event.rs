@@ -1,10 +1,12 @@
 //! Event: something that happened to an object, for people.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use serde_json::Value;
 
+use crate::check::named;
 use crate::common::{age_micro, column, text, wide_column};
 use crate::def::{Column, ResourceDef, Strategy, Typed, age};
 
@@ -52,6 +54,16 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct Events;
 
 impl Strategy<Event> for Events {
+    fn default(&self, obj: &mut Event) {
+        obj.source.get_or_insert_default();
+        obj.reporting_component.get_or_insert_default();
+        obj.reporting_instance.get_or_insert_default();
+    }
+
+    fn validate_name(&self, name: &str, _: bool) -> Vec<String> {
+        names::path_segment(name)
+    }
+
     fn validate(&self, obj: &Event, errs: &mut ErrorList) {
         let own = text(obj.metadata.namespace.as_ref());
         let target = text(obj.involved_object.namespace.as_ref());
@@ -63,6 +75,9 @@ impl Strategy<Event> for Events {
         if !fits {
             let path = Path::new("involvedObject").child("namespace");
             errs.invalid(path, target, "does not match event.namespace");
+        }
+        if obj.event_time.is_some() {
+            new_style(obj, errs);
         }
     }
 
@@ -132,4 +147,31 @@ fn source(obj: &Event) -> String {
     let component = pick(from.and_then(|s| s.component.as_ref()), obj.reporting_component.as_ref());
     let instance = pick(from.and_then(|s| s.host.as_ref()), obj.reporting_instance.as_ref());
     if instance.is_empty() { component } else { format!("{component}, {instance}") }
+}
+
+/// What events with an `eventTime` must say.
+fn new_style(obj: &Event, errs: &mut ErrorList) {
+    const SHORT: usize = 128;
+    const LONG: usize = 1024;
+    let controller = text(obj.reporting_component.as_ref());
+    if controller.is_empty() {
+        errs.required("reportingController", "");
+    }
+    named(errs, &Path::new("reportingController"), controller, names::qualified_name);
+    for (field, value) in [
+        ("reportingInstance", &obj.reporting_instance),
+        ("action", &obj.action),
+        ("reason", &obj.reason),
+    ] {
+        let value = text(value.as_ref());
+        if value.is_empty() {
+            errs.required(field, "");
+        }
+        if value.len() > SHORT {
+            errs.invalid(field, "", format!("can have at most {SHORT} characters"));
+        }
+    }
+    if text(obj.message.as_ref()).len() > LONG {
+        errs.invalid("message", "", format!("can have at most {LONG} characters"));
+    }
 }

@@ -2,11 +2,11 @@
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
-use coracle_meta::object_meta::validate_finalizers;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
 use serde_json::Value;
 
+use crate::check::each;
 use crate::common::{column, text};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
 
@@ -110,7 +110,14 @@ impl Strategy<Namespace> for Namespaces {
 
 fn finalizers(obj: &Namespace, errs: &mut ErrorList) {
     if let Some(finalizers) = obj.spec.as_ref().and_then(|s| s.finalizers.as_ref()) {
-        let custom: Vec<String> = finalizers.iter().filter(|f| *f != KUBERNETES).cloned().collect();
-        validate_finalizers(&custom, &Path::new("spec").child("finalizers"), errs);
+        let path = Path::new("spec").child("finalizers");
+        for name in finalizers.iter().filter(|name| *name != KUBERNETES) {
+            let messages = names::qualified_name(name);
+            if messages.is_empty() && !name.contains('/') {
+                let why = "name is neither a standard finalizer name nor is it fully qualified";
+                errs.invalid(&path, name.as_str(), why);
+            }
+            each(errs, &path, name.as_str(), messages);
+        }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use serde_json::Value;
 
-use crate::check::{named, one_of};
+use crate::check::{about_struct, named, one_of};
 use crate::common::{column, or_else, text, wide_column};
 use crate::podspec::defaults::canonical_list;
 use crate::podspec::requirements;
@@ -66,9 +66,10 @@ impl Strategy<Node> for Nodes {
         let spec = obj.spec.get_or_insert_default();
         let cidr = text(spec.pod_cidr.as_ref()).to_owned();
         match spec.pod_cidrs.as_ref().and_then(|cidrs| cidrs.first()) {
-            None if !cidr.is_empty() => spec.pod_cidrs = Some(vec![cidr]),
             Some(first) if cidr.is_empty() => spec.pod_cidr = Some(first.clone()),
-            _ => {}
+            Some(first) if *first == cidr => {}
+            None if cidr.is_empty() => {}
+            _ => spec.pod_cidrs = Some(vec![cidr]),
         }
         let status = obj.status.get_or_insert_default();
         status.node_info.get_or_insert_default();
@@ -105,13 +106,27 @@ impl Strategy<Node> for Nodes {
         self.validate(new, errs);
     }
 
+    fn warnings(&self, new: &Node, _: Option<&Node>) -> Vec<String> {
+        let mut out = Vec::new();
+        let Some(spec) = &new.spec else { return out };
+        if spec.config_source.is_some() {
+            out.push("spec.configSource: the feature is no longer supported and will not be used".to_owned());
+        }
+        if !text(spec.external_id.as_ref()).is_empty() {
+            out.push("spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned());
+        }
+        out
+    }
+
     fn validate_status_update(&self, new: &Node, _: &Node, errs: &mut ErrorList) {
         let status = new.status.as_ref();
         let mut seen = BTreeSet::new();
         for (i, address) in status.iter().flat_map(|s| s.addresses.iter().flatten()).enumerate() {
             if !seen.insert((&address.type_, &address.address)) {
-                let shown = serde_json::json!({ "Type": address.type_, "Address": address.address });
-                errs.duplicate(Path::new("status").child("addresses").index(i), shown);
+                let shown =
+                    [("Type", address.type_.clone().into()), ("Address", address.address.clone().into())];
+                let path = Path::new("status").child("addresses").index(i);
+                about_struct(errs, ErrorKind::Duplicate, &path, &shown, "");
             }
         }
         resources(new, errs);
@@ -193,16 +208,14 @@ fn taints(taints: &[Taint], errs: &mut ErrorList) {
             one_of(errs, &path.child("effect"), &taint.effect, TAINT_EFFECTS);
         }
         if !seen.insert((&taint.key, &taint.effect)) {
-            let shown = serde_json::json!({
-                "Key": taint.key, "Value": text(taint.value.as_ref()), "Effect": taint.effect,
-                "TimeAdded": taint.time_added,
-            });
-            errs.push(coracle_meta::field::Error {
-                kind: coracle_meta::field::ErrorKind::Duplicate,
-                path: path.to_string(),
-                value: Some(shown.to_string()),
-                detail: "taints must be unique by key and effect pair".to_owned(),
-            });
+            let shown = [
+                ("Key", taint.key.clone().into()),
+                ("Value", text(taint.value.as_ref()).into()),
+                ("Effect", taint.effect.clone().into()),
+                ("TimeAdded", serde_json::to_value(&taint.time_added).unwrap_or_default()),
+            ];
+            let why = "taints must be unique by key and effect pair";
+            about_struct(errs, ErrorKind::Duplicate, &path, &shown, why);
         }
     }
 }
@@ -221,7 +234,8 @@ fn pod_cidrs(cidrs: &[String], errs: &mut ErrorList) {
                 "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid \
                  CIDR address: {cidr})"
             );
-            return errs.internal(path, why);
+            errs.internal(&path, why);
+            break;
         }
     }
     let sixes = cidrs.iter().filter(|cidr| cidr.contains(':')).count();

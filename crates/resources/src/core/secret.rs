@@ -56,6 +56,17 @@ impl Strategy<Secret> for Secrets {
         }
     }
 
+    fn warnings(&self, new: &Secret, _: Option<&Secret>) -> Vec<String> {
+        let certificate = new.data.as_ref().and_then(|data| data.get("tls.crt"));
+        let certificate = certificate.filter(|_| text(new.type_.as_ref()) == "kubernetes.io/tls");
+        match certificate {
+            Some(pem) if !pem.0.windows(10).any(|part| part == b"-----BEGIN") => {
+                vec!["tls: failed to find any PEM data in certificate input".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn validate(&self, obj: &Secret, errs: &mut ErrorList) {
         let data = Path::new("data");
         let mut size = 0;

@@ -1,8 +1,8 @@
 //! ServiceAccount: an identity for pods.
 
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{ObjectReference, ServiceAccount};
 
-use crate::def::{ResourceDef, Strategy, Subresource, Typed};
+use crate::def::{Context, ResourceDef, Strategy, Subresource, Typed};
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["sa"],
@@ -13,12 +13,32 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct ServiceAccounts;
 
 impl Strategy<ServiceAccount> for ServiceAccounts {
-    fn warnings(&self, new: &ServiceAccount, _: Option<&ServiceAccount>) -> Vec<String> {
+    fn prepare_create(&self, _: Context<'_>, obj: &mut ServiceAccount) {
+        only_names(obj);
+    }
+
+    fn prepare_update(&self, _: Context<'_>, new: &mut ServiceAccount, _: &ServiceAccount) {
+        only_names(new);
+    }
+
+    fn warnings(&self, new: &ServiceAccount, old: Option<&ServiceAccount>) -> Vec<String> {
         const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
-        let annotations = new.metadata.annotations.as_ref();
-        if annotations.is_some_and(|a| a.contains_key(ENFORCE)) {
-            return vec![format!("metadata.annotations[{ENFORCE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets")];
+        let set = |account: &ServiceAccount| {
+            account.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(ENFORCE))
+        };
+        if set(new) && !old.is_some_and(set) {
+            return vec![format!(
+                "metadata.annotations[{ENFORCE}]: deprecated in v1.32+; prefer separate namespaces to isolate \
+                 access to mounted secrets"
+            )];
         }
         Vec::new()
+    }
+}
+
+/// Of the secrets only the names are kept.
+fn only_names(account: &mut ServiceAccount) {
+    for secret in account.secrets.iter_mut().flatten() {
+        *secret = ObjectReference { name: secret.name.take(), ..ObjectReference::default() };
     }
 }

@@ -12,7 +12,7 @@ use crate::check::{PROTOCOLS, each, named, one_of};
 use crate::common::{column, join_three, or_else, text};
 use crate::core::endpoints::special_ip;
 use crate::podspec::defaults::string;
-use crate::def::{AGE, Column, NAME, ResourceDef, Strategy, Typed, age};
+use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -54,10 +54,24 @@ const MAX_HINTS: usize = 8;
 
 impl Strategy<EndpointSlice> for EndpointSlices {
     fn default(&self, obj: &mut EndpointSlice) {
+        for endpoint in obj.endpoints.iter_mut().flatten() {
+            endpoint.conditions.get_or_insert_default();
+        }
         for port in obj.ports.iter_mut().flatten() {
             port.name.get_or_insert_default();
             string(&mut port.protocol, "TCP");
         }
+    }
+
+    fn prepare_create(&self, _: Context<'_>, obj: &mut EndpointSlice) {
+        obj.endpoints.iter_mut().flatten().for_each(|e| e.deprecated_topology = None);
+    }
+
+    fn warnings(&self, new: &EndpointSlice, _: Option<&EndpointSlice>) -> Vec<String> {
+        if new.address_type == "FQDN" {
+            return vec!["spec.addressType: FQDN endpoints are deprecated".to_owned()];
+        }
+        Vec::new()
     }
 
     fn validate(&self, obj: &EndpointSlice, errs: &mut ErrorList) {

@@ -23,14 +23,20 @@ pub(crate) struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    /// Gathers names; `template`: the spec stands in a pod template.
-    pub(crate) fn new(spec: &'a PodSpec, template: bool) -> Self {
+    /// Gathers names; `good`: the usable volumes; `template`: the spec stands in a pod template.
+    pub(crate) fn new(spec: &'a PodSpec, good: BTreeSet<&'a str>, template: bool) -> Self {
         let volumes: BTreeMap<&str, &Volume> =
-            spec.volumes.iter().flatten().filter(|v| !v.name.is_empty()).map(|v| (v.name.as_str(), v)).collect();
+            spec.volumes.iter().flatten().map(|v| (v.name.as_str(), v)).filter(|v| good.contains(v.0)).collect();
         Self {
-            volume_names: volumes.keys().copied().collect(),
             volumes,
-            claims: spec.resource_claims.iter().flatten().map(|c| c.name.as_str()).collect(),
+            volume_names: good,
+            claims: spec
+                .resource_claims
+                .iter()
+                .flatten()
+                .map(|c| c.name.as_str())
+                .filter(|name| !name.is_empty())
+                .collect(),
             grace: spec.termination_grace_period_seconds.unwrap_or(0),
             spec,
             template,

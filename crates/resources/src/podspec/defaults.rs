@@ -33,9 +33,16 @@ pub(crate) fn canonical(quantity: &mut Quantity) {
     }
 }
 
+/// Brings an amount into canonical form, rounded up to thousandths.
+fn canonical_milli(quantity: &mut Quantity) {
+    let Ok(parsed) = Number::parse(&quantity.0) else { return };
+    let rounded = Number::from_milli(parsed.milli());
+    quantity.0 = if rounded == parsed { parsed.to_string() } else { rounded.to_string() };
+}
+
 /// Brings a resource list into canonical form.
 pub(crate) fn canonical_list(list: &mut Option<BTreeMap<String, Quantity>>) {
-    list.iter_mut().flatten().for_each(|(_, quantity)| canonical(quantity));
+    list.iter_mut().flatten().for_each(|(_, quantity)| canonical_milli(quantity));
 }
 
 /// Defaults of a pod: those of its spec, and those that templates do not get.
@@ -162,8 +169,13 @@ fn common(parts: Common<'_>) {
     canonical_list(&mut resources.requests);
     parts.probes.into_iter().flatten().for_each(probe);
     if let Some(lifecycle) = parts.lifecycle {
+        // Custom stop signals are off, as by default upstream, so the field is not kept.
+        lifecycle.stop_signal = None;
         for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
             handler.http_get.iter_mut().for_each(http_get);
+        }
+        if *lifecycle == Lifecycle::default() {
+            *parts.lifecycle = None;
         }
     }
 }

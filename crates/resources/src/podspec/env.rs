@@ -91,11 +91,7 @@ fn value_from(
 }
 
 fn key_ref(name: &str, key: &str, path: &Path, errs: &mut ErrorList) {
-    if name.is_empty() {
-        // An empty name was accepted once and is kept for compatibility.
-    } else {
-        named(errs, &path.child("name"), name, names::dns1123_subdomain);
-    }
+    named(errs, &path.child("name"), name, names::dns1123_subdomain);
     if key.is_empty() {
         errs.required(path.child("key"), "");
     } else {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 use regex::Regex;
 use serde_json::{Value, json};
 
-use crate::check::{local_path, named, one_of};
+use crate::check::{about_struct, local_path, named, one_of};
 use crate::common::text;
 
 fn id(errs: &mut ErrorList, path: &Path, value: Option<i64>) {
@@ -29,12 +29,12 @@ pub(crate) fn container(context: &SecurityContext, host_users: bool, path: &Path
     if context.allow_privilege_escalation == Some(false) {
         if context.privileged == Some(true) {
             let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errs.invalid(path, show(context), why);
+            about_struct(errs, ErrorKind::Invalid, path, &show(context), why);
         }
         let mut added = context.capabilities.iter().flat_map(|c| c.add.iter().flatten());
         if added.any(|capability| capability == "CAP_SYS_ADMIN") {
             let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errs.invalid(path, show(context), why);
+            about_struct(errs, ErrorKind::Invalid, path, &show(context), why);
         }
     }
     if let Some(options) = &context.windows_options {
@@ -50,29 +50,31 @@ pub(crate) fn container(context: &SecurityContext, host_users: bool, path: &Path
 }
 
 /// The context as upstream's internal type prints.
-fn show(context: &SecurityContext) -> Value {
+fn show(context: &SecurityContext) -> Vec<(&'static str, Value)> {
     let capabilities = context.capabilities.as_ref().map(|c| json!({ "Add": c.add, "Drop": c.drop }));
     let selinux = context.se_linux_options.as_ref().map(|s| {
         json!({ "User": text(s.user.as_ref()), "Role": text(s.role.as_ref()), "Type": text(s.type_.as_ref()),
                 "Level": text(s.level.as_ref()) })
     });
-    let seccomp = context.seccomp_profile.as_ref().map(show_seccomp);
+    let seccomp = context.seccomp_profile.as_ref().map(|s| json!({ "Type": s.type_, "LocalhostProfile": s.localhost_profile }));
     let armor = context
         .app_armor_profile
         .as_ref()
         .map(|a| json!({ "Type": a.type_, "LocalhostProfile": a.localhost_profile }));
-    json!({
-        "Capabilities": capabilities, "Privileged": context.privileged, "SELinuxOptions": selinux,
-        "WindowsOptions": context.windows_options, "RunAsUser": context.run_as_user,
-        "RunAsGroup": context.run_as_group, "RunAsNonRoot": context.run_as_non_root,
-        "ReadOnlyRootFilesystem": context.read_only_root_filesystem,
-        "AllowPrivilegeEscalation": context.allow_privilege_escalation, "ProcMount": context.proc_mount,
-        "SeccompProfile": seccomp, "AppArmorProfile": armor,
-    })
-}
-
-fn show_seccomp(profile: &SeccompProfile) -> Value {
-    json!({ "Type": profile.type_, "LocalhostProfile": profile.localhost_profile })
+    vec![
+        ("Capabilities", json!(capabilities)),
+        ("Privileged", json!(context.privileged)),
+        ("SELinuxOptions", json!(selinux)),
+        ("WindowsOptions", json!(context.windows_options)),
+        ("RunAsUser", json!(context.run_as_user)),
+        ("RunAsGroup", json!(context.run_as_group)),
+        ("RunAsNonRoot", json!(context.run_as_non_root)),
+        ("ReadOnlyRootFilesystem", json!(context.read_only_root_filesystem)),
+        ("AllowPrivilegeEscalation", json!(context.allow_privilege_escalation)),
+        ("ProcMount", json!(context.proc_mount)),
+        ("SeccompProfile", json!(seccomp)),
+        ("AppArmorProfile", json!(armor)),
+    ]
 }
 
 fn seccomp(profile: Option<&SeccompProfile>, path: &Path, errs: &mut ErrorList) {
@@ -87,7 +89,11 @@ fn seccomp(profile: Option<&SeccompProfile>, path: &Path, errs: &mut ErrorList) 
             errs.required(at, "must be set when seccomp type is Localhost");
         }
         Some(file) if profile.type_ == "Localhost" => local_path(errs, &at, file),
-        Some(_) => errs.invalid(at, show_seccomp(profile), "can only be set when seccomp type is Localhost"),
+        Some(_) => {
+            let shown = [("Type", json!(profile.type_)), ("LocalhostProfile", json!(profile.localhost_profile))];
+            let why = "can only be set when seccomp type is Localhost";
+            about_struct(errs, ErrorKind::Invalid, &at, &shown, why);
+        }
         None => {}
     }
 }

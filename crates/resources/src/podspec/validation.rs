@@ -42,11 +42,11 @@ pub(crate) fn template(template: &PodTemplateSpec, path: &Path, errs: &mut Error
 
 /// Checks a pod spec below `path`.
 pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorList) {
-    volumes::all(spec, &path.child("volumes"), errs);
+    let good = volumes::all(spec, &path.child("volumes"), errs);
     if let Some(claims) = &spec.resource_claims {
         scheduling::claims(claims, &path.child("resourceClaims"), errs);
     }
-    let pod = container::Pod::new(spec, place == Place::Template);
+    let pod = container::Pod::new(spec, good, place == Place::Template);
     container::all(&pod, path, errs);
     requirements::pod_level(spec, pod.claims(), &path.child("resources"), errs);
     let restart = text(spec.restart_policy.as_ref());
@@ -61,11 +61,6 @@ pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorLi
         validate_labels(labels, &path.child("nodeSelector"), errs);
     }
     security::pod(spec, path, errs);
-    for (i, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
-        if secret.name.is_empty() {
-            errs.required(path.child("imagePullSecrets").index(i).child("name"), "");
-        }
-    }
     if let Some(affinity) = &spec.affinity {
         scheduling::affinity(affinity, &path.child("affinity"), errs);
     }

@@ -65,7 +65,7 @@ pub(crate) fn network(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorL
     if let Some(source) = &volume.iscsi
         && let Some(at) = only.first(true, "iscsi", errs)
     {
-        iscsi(source, &volume.name, &at, errs);
+        iscsi(source, &at, errs);
     }
     if let Some(glusterfs) = &volume.glusterfs
         && let Some(at) = only.first(true, "glusterfs", errs)
@@ -138,22 +138,25 @@ fn is_iqn(text: &str) -> bool {
     dated && rest.split_once(':').is_some_and(|(domain, id)| !domain.is_empty() && !id.is_empty())
 }
 
-fn iscsi(source: &ISCSIVolumeSource, volume: &str, path: &Path, errs: &mut ErrorList) {
+/// Checks an iSCSI qualified name.
+fn qualified_initiator(name: &str, path: &Path, errs: &mut ErrorList) {
+    let plain = |prefix: &str, length: usize| {
+        name.strip_prefix(prefix)
+            .is_some_and(|rest| rest.len() == length && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
+    if !["iqn", "eui", "naa"].iter().any(|prefix| name.starts_with(prefix)) {
+        errs.invalid(path, name, "must be valid format starting with iqn, eui, or naa");
+    } else if !(is_iqn(name) || plain("eui.", 16) || plain("naa.", 32)) {
+        errs.invalid(path, name, "must be valid format");
+    }
+}
+
+fn iscsi(source: &ISCSIVolumeSource, path: &Path, errs: &mut ErrorList) {
     required(&source.target_portal, path, "targetPortal", errs);
     if source.iqn.is_empty() {
         errs.required(path.child("iqn"), "");
     } else {
-        let plain = |prefix: &str, length: usize| {
-            source.iqn.strip_prefix(prefix).is_some_and(|rest| {
-                rest.len() == length && rest.bytes().all(|b| b.is_ascii_alphanumeric())
-            })
-        };
-        if !source.iqn.starts_with("iqn") && !source.iqn.starts_with("eui") && !source.iqn.starts_with("naa") {
-            let why = "must be valid format starting with iqn, eui, or naa";
-            errs.invalid(path.child("iqn"), source.iqn.as_str(), why);
-        } else if !(is_iqn(&source.iqn) || plain("eui.", 16) || plain("naa.", 32)) {
-            errs.invalid(path.child("iqn"), source.iqn.as_str(), "must be valid format");
-        }
+        qualified_initiator(&source.iqn, &path.child("iqn"), errs);
     }
     if !(0..=255).contains(&source.lun) {
         errs.invalid(path.child("lun"), source.lun, names::in_range(0, 255));
@@ -163,11 +166,7 @@ fn iscsi(source: &ISCSIVolumeSource, volume: &str, path: &Path, errs: &mut Error
         errs.required(path.child("secretRef"), "");
     }
     if let Some(initiator) = &source.initiator_name {
-        let shown = format!("{}:{volume}", initiator);
-        if initiator.len() + 1 + volume.len() > 223 {
-            let why = "Total length of <initiatorName>:<iscsi.portal>:<volumeName> must be under 224 characters";
-            errs.invalid(path.child("initiatorname"), shown, why);
-        }
+        qualified_initiator(initiator, &path.child("initiatorname"), errs);
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{env, volume_sources};
-use crate::check::{NEGATIVE, NOT_POSITIVE, local_file, named, no_backsteps, one_of};
+use crate::check::{NOT_POSITIVE, local_file, named, no_backsteps, one_of};
 use crate::common::text;
 
 /// What a bad file mode is told.
@@ -28,11 +28,13 @@ const VOLUME_FIELDS: &[&str] = &[
     "metadata.uid",
 ];
 
-/// Checks the volumes of a spec.
-pub(crate) fn all(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
+/// Checks the volumes of a spec. Yields the names of those without a fault: only they can be mounted.
+pub(crate) fn all<'a>(spec: &'a PodSpec, path: &Path, errs: &mut ErrorList) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
+    let mut good = BTreeSet::new();
     for (i, volume) in spec.volumes.iter().flatten().enumerate() {
         let path = path.index(i);
+        let before = errs.len();
         source(volume, spec, &path, errs);
         let name = volume.name.as_str();
         if name.is_empty() {
@@ -44,7 +46,11 @@ pub(crate) fn all(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
             }
             crate::check::each(errs, &path.child("name"), name, messages);
         }
+        if errs.len() == before {
+            good.insert(name);
+        }
     }
+    good
 }
 
 /// Counts the sources of one volume and refuses all after the first.
@@ -362,9 +368,6 @@ fn claim_spec(spec: &PersistentVolumeClaimSpec, path: &Path, errs: &mut ErrorLis
             let at = path.child("resources").key("storage");
             if Number::from_api(size).sign() <= 0 {
                 errs.invalid(&at, size.0.as_str(), NOT_POSITIVE);
-            }
-            if Number::from_api(size).sign() < 0 {
-                errs.invalid(&at, size.0.as_str(), NEGATIVE);
             }
         }
     }

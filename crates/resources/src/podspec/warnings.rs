@@ -39,10 +39,6 @@ pub(crate) fn of(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path) -> Vec<
     pull_secrets(spec, path, &mut out);
     annotations(meta, path, &mut out);
     containers(spec, path, &mut out);
-    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
-        let at = path.child("terminationGracePeriodSeconds");
-        out.push(format!("{at}: must be >= 0; negative values are invalid and will be treated as 1"));
-    }
     out
 }
 
@@ -87,6 +83,7 @@ fn containers(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
         for (i, container) in containers.iter().enumerate() {
             let at = path.child(list).index(i);
             fractions(container, &at, out);
+            host_ips(container, &at, out);
             env(container, &at, out);
         }
     }
@@ -104,6 +101,21 @@ fn fractions(container: &Container, path: &Path, out: &mut Vec<String>) {
                 let at = path.child("resources").child(name).key(resource);
                 out.push(format!("{at}: fractional byte value {:?} is invalid, must be an integer", amount.0));
             }
+        }
+    }
+}
+
+fn host_ips(container: &Container, path: &Path, out: &mut Vec<String>) {
+    for (i, port) in container.ports.iter().flatten().enumerate() {
+        let ip = text(port.host_ip.as_ref());
+        if !ip.is_empty() && port.host_port.unwrap_or(0) == 0 {
+            out.push(format!(
+                "{}: hostIP set without hostPort: {{Name:{} HostPort:0 ContainerPort:{} Protocol:{} HostIP:{ip}}}",
+                path.child("ports").index(i),
+                text(port.name.as_ref()),
+                port.container_port,
+                text(port.protocol.as_ref()),
+            ));
         }
     }
 }

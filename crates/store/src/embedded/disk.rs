@@ -300,7 +300,8 @@ fn translate(path: &Path, error: fjall::Error) -> StoreError {
             _ => StoreError::Engine(format!("{path}: {e}")),
         },
         fjall::Error::Poisoned => StoreError::Engine(format!(
-            "an earlier write to {path} failed, nothing more is accepted; make room or replace the disk, then restart"
+            "an earlier write to {path} failed, nothing more is accepted; make room or replace the disk, \
+             then restart"
         )),
         fjall::Error::Locked => StoreError::InUse { path, pid: None },
         fjall::Error::InvalidVersion(_) => {

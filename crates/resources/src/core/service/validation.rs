@@ -2,15 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use coracle_meta::object_meta::validate_labels;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{externally_accessible, needs_health_check_port};
-use crate::check::{PROTOCOLS, named, one_of, port, port_or_name};
+use crate::check::{PROTOCOLS, about_struct, named, one_of, port, port_or_name};
 use crate::common::text;
 use crate::core::endpoints::special_ip;
 
@@ -117,11 +116,15 @@ fn ports(all: &[ServicePort], kind: &str, path: &Path, errs: &mut ErrorList) {
             }
         }
         if !seen_ports.insert((protocol, one.port)) {
-            let shown = json!({
-                "Name": "", "Protocol": protocol, "AppProtocol": null, "Port": one.port,
-                "TargetPort": IntOrString::Int(0), "NodePort": 0,
-            });
-            errs.duplicate(path, shown);
+            let shown = [
+                ("Name", "".into()),
+                ("Protocol", protocol.into()),
+                ("AppProtocol", Value::Null),
+                ("Port", one.port.into()),
+                ("TargetPort", 0.into()),
+                ("NodePort", 0.into()),
+            ];
+            about_struct(errs, ErrorKind::Duplicate, &path, &shown, "");
         }
     }
 }
@@ -321,8 +324,12 @@ pub(super) fn warnings(obj: &Service) -> Vec<String> {
     if external && spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
         out.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
     }
-    if spec.traffic_distribution.as_deref() == Some("PreferClose") {
-        out.push("spec.trafficDistribution: PreferClose is deprecated, use PreferSameZone or PreferSameNode instead".to_owned());
+    if !external && spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
+        let why = "spec.externalIPs is deprecated and may no longer be implemented in some clusters";
+        out.push(why.to_owned());
+    }
+    if !external && !text(spec.external_name.as_ref()).is_empty() {
+        out.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
     }
     out
 }

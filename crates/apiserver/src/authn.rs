@@ -1,0 +1,96 @@
+//! Identities of HTTP requests, remembered for a few seconds so that tokens are not verified each time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_auth::{Credentials, UserInfo};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::server::Server;
+
+/// How long a verified token is believed, as upstream's token cache.
+const BELIEVED: Duration = Duration::from_secs(10);
+/// Most tokens remembered.
+const MAX_TOKENS: usize = 4096;
+
+/// Verified bearer tokens.
+#[derive(Default)]
+pub(crate) struct TokenCache(Mutex<HashMap<String, (Arc<UserInfo>, Instant)>>);
+
+impl TokenCache {
+    fn get(&self, token: &str) -> Option<Arc<UserInfo>> {
+        let tokens = self.0.lock();
+        let (user, until) = tokens.get(token)?;
+        (*until > Instant::now()).then(|| user.clone())
+    }
+
+    fn put(&self, token: &str, user: &Arc<UserInfo>) {
+        let now = Instant::now();
+        let mut tokens = self.0.lock();
+        if tokens.len() >= MAX_TOKENS {
+            tokens.retain(|_, (_, until)| *until > now);
+            if tokens.len() >= MAX_TOKENS {
+                tokens.clear();
+            }
+        }
+        tokens.insert(token.to_owned(), (user.clone(), now + BELIEVED));
+    }
+}
+
+/// The client certificate of a connection, and whom it was found to be.
+#[derive(Default)]
+pub(crate) struct Connection {
+    /// DER, if one was shown and chains to the client CA.
+    pub(crate) client_cert: Option<Vec<u8>>,
+    known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
+}
+
+impl Connection {
+    /// A connection with this client certificate.
+    pub(crate) fn new(client_cert: Option<Vec<u8>>) -> Self {
+        Self { client_cert, known: Mutex::new(None) }
+    }
+}
+
+impl Server {
+    /// Who sends a request; `None` when the credentials are not valid.
+    pub(crate) async fn authenticate(
+        &self,
+        connection: &Connection,
+        bearer: Option<&str>,
+    ) -> Option<Arc<UserInfo>> {
+        if connection.client_cert.is_none() && bearer.is_none() {
+            return Some(Arc::new(UserInfo::anonymous()));
+        }
+        if connection.client_cert.is_some() {
+            let known = connection.known.lock().clone();
+            if let Some((user, until)) = known
+                && until > Instant::now()
+            {
+                return Some(user);
+            }
+        } else if let Some(user) = bearer.and_then(|t| self.tokens.get(t)) {
+            return Some(user);
+        }
+        let credentials =
+            Credentials { client_cert: connection.client_cert.clone(), bearer: bearer.map(str::to_owned) };
+        match coracle_auth::authenticate(&self.authenticators, &credentials).await {
+            Ok(Some(user)) => {
+                let user = Arc::new(user);
+                if connection.client_cert.is_some() && bearer.is_none() {
+                    *connection.known.lock() = Some((user.clone(), Instant::now() + BELIEVED));
+                } else if let Some(token) = bearer.filter(|_| connection.client_cert.is_none()) {
+                    self.tokens.put(token, &user);
+                }
+                Some(user)
+            }
+            Ok(None) => Some(Arc::new(UserInfo::anonymous())),
+            Err(e) => {
+                tracing::debug!(error = %e, "authentication failed");
+                None
+            }
+        }
+    }
+}

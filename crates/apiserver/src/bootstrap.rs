@@ -1,0 +1,262 @@
+//! What the server creates and keeps itself: system namespaces, bootstrap policy, the `kubernetes` Service,
+//! and the housekeeping of history and Events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_client::{DeleteOptions, WriteOptions};
+use coracle_meta::{Object, Status};
+use k8s_openapi::api::core::v1::Event;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use crate::cache::Filter;
+use crate::config::StartError;
+use crate::registry::Resource;
+use crate::server::{Server, TRIM_EVERY};
+use crate::verbs::{Input, Part};
+
+/// Namespaces that always exist.
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+const SERVICE: &str = "kubernetes";
+
+/// Creates what must exist before the first request.
+pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> Result<(), StartError> {
+    let failed = |what: &str, status: &Status| StartError::Bootstrap {
+        what: what.to_owned(),
+        why: status.message().to_owned(),
+    };
+    for name in NAMESPACES {
+        let namespace =
+            json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+        let made = ensure(server, "", "namespaces", "", name, namespace).await;
+        made.map_err(|s| failed(&format!("Namespace {name}"), &s))?;
+    }
+    for obj in objects {
+        let gvk = obj.gvk();
+        let resource = server.cache.registry.all().iter().find(|r| {
+            r.def.group == gvk.group && r.def.version == gvk.version && r.def.kind == gvk.kind
+        });
+        let Some(resource) = resource.cloned() else {
+            warn!(kind = gvk.kind, "bootstrap object of a kind that is not served");
+            continue;
+        };
+        let what = format!("{} {}", gvk.kind, obj.name());
+        reconcile(server, &resource, &*obj).await.map_err(|s| failed(&what, &s))?;
+    }
+    publish_once(server).await.map_err(|s| failed("Service default/kubernetes", &s))?;
+    info!(revision = server.store.revision(), "API server ready");
+    Ok(())
+}
+
+fn find(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
+    server.cache.registry.find(group, plural).cloned().ok_or_else(Status::no_such_path)
+}
+
+/// Creates an object when it is absent.
+async fn ensure(
+    server: &Arc<Server>,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+    value: Value,
+) -> Result<(), Status> {
+    let resource = find(server, group, plural)?;
+    if resource.cache.get(&resource.key(namespace, name)).is_some() {
+        return Ok(());
+    }
+    let (caller, opts) = (Server::loopback(), WriteOptions::default());
+    match server.create(&caller, &resource, namespace, Input::Json(value), &opts).await {
+        Err(status) if status.code() != 409 => Err(status),
+        _ => Ok(()),
+    }
+}
+
+/// Creates a bootstrap object, or brings back what of it has been taken away, as upstream's reconciliation
+/// of RBAC policy. Objects annotated `rbac.authorization.kubernetes.io/autoupdate: "false"` are left alone.
+async fn reconcile(server: &Arc<Server>, resource: &Arc<Resource>, obj: &dyn Object) -> Result<(), Status> {
+    let (namespace, name) = (obj.namespace(), obj.name());
+    let Some(entry) = resource.cache.get(&resource.key(namespace, name)) else {
+        let plural = resource.def.plural;
+        return ensure(server, resource.def.group, plural, namespace, name, obj.to_value()).await;
+    };
+    let mut value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let auto = value.pointer("/metadata/annotations/rbac.authorization.kubernetes.io~1autoupdate");
+    if auto.and_then(Value::as_str) == Some("false") || !complete(&mut value, &obj.to_value()) {
+        return Ok(());
+    }
+    let (caller, opts) = (Server::loopback(), WriteOptions::default());
+    let input = Input::Json(value);
+    server.update(&caller, resource, namespace, name, Part::Main, input, &opts).await.map(drop)
+}
+
+/// Adds to `have` the rules, subjects and labels of `want` that are missing; whether anything was.
+fn complete(have: &mut Value, want: &Value) -> bool {
+    let mut changed = false;
+    for list in ["rules", "subjects"] {
+        let Some(wanted) = want.get(list).and_then(Value::as_array) else { continue };
+        let missing: Vec<Value> = {
+            let present = have.get(list).and_then(Value::as_array);
+            wanted.iter().filter(|w| !present.is_some_and(|p| p.contains(w))).cloned().collect()
+        };
+        if missing.is_empty() {
+            continue;
+        }
+        changed = true;
+        match have.get_mut(list).and_then(Value::as_array_mut) {
+            Some(present) => present.extend(missing),
+            None => have[list] = missing.into(),
+        }
+    }
+    for map in ["labels", "annotations"] {
+        let Some(wanted) = want["metadata"].get(map).and_then(Value::as_object) else { continue };
+        for (key, value) in wanted {
+            if have["metadata"][map].get(key).is_none() {
+                have["metadata"][map][key] = value.clone();
+                changed = true;
+            }
+        }
+    }
+    changed
+}
+
+/// Keeps Service `default/kubernetes` and its endpoints as they should be: at once when they are touched.
+pub(crate) async fn publish(server: Arc<Server>) {
+    let mut watches = Vec::new();
+    for (group, plural) in [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")] {
+        let Ok(resource) = find(&server, group, plural) else { continue };
+        let filter = Filter { key: resource.key("default", SERVICE), single: true, ..Filter::default() };
+        let applied = server.cache.applied();
+        if let Ok(subscription) = resource.cache.subscribe(filter, Some(applied), applied) {
+            watches.push(subscription.live);
+        }
+    }
+    loop {
+        if let Err(status) = publish_once(&server).await {
+            warn!(error = %status, "cannot publish the API server's address");
+            return;
+        }
+        if watches.is_empty() {
+            return std::future::pending().await;
+        }
+        let events = watches.iter_mut().map(|w| Box::pin(w.recv()));
+        let (event, ..) = futures::future::select_all(events).await;
+        if event.is_none() {
+            return;
+        }
+    }
+}
+
+async fn publish_once(server: &Arc<Server>) -> Result<(), Status> {
+    let (ip, port) = (server.advertise.ip().to_string(), server.advertise.port());
+    let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
+    let service_ip = server.services.address(1).to_string();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": SERVICE, "namespace": "default", "labels": labels },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": service_ip, "sessionAffinity": "None",
+            "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": port }],
+        },
+    });
+    ensure(server, "", "services", "default", SERVICE, service).await?;
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": SERVICE, "namespace": "default",
+            "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
+        },
+        "subsets": [{
+            "addresses": [{ "ip": ip }],
+            "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
+        }],
+    });
+    keep(server, "", "endpoints", endpoints, "/subsets").await?;
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": SERVICE, "namespace": "default",
+            "labels": { "kubernetes.io/service-name": SERVICE },
+        },
+        "addressType": if server.advertise.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{ "addresses": [ip], "conditions": { "ready": true } }],
+        "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
+    });
+    keep(server, "discovery.k8s.io", "endpointslices", slice, "/endpoints").await
+}
+
+/// Creates an object, or replaces it when the part at `at` is not as wanted.
+async fn keep(
+    server: &Arc<Server>,
+    group: &str,
+    plural: &str,
+    want: Value,
+    at: &str,
+) -> Result<(), Status> {
+    let resource = match find(server, group, plural) {
+        Ok(resource) => resource,
+        // A kind that is not served needs no keeping.
+        Err(_) => return Ok(()),
+    };
+    ensure(server, group, plural, "default", SERVICE, want.clone()).await?;
+    let entry = server.get(&resource, "default", SERVICE).await?;
+    let have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    if covers(have.pointer(at), want.pointer(at)) && covers(have.get("ports"), want.get("ports")) {
+        return Ok(());
+    }
+    let (caller, opts) = (Server::loopback(), WriteOptions::default());
+    let input = Input::Json(want);
+    server.update(&caller, &resource, "default", SERVICE, Part::Main, input, &opts).await.map(drop)
+}
+
+/// Whether `have` says at least what `want` says (defaults may have been added).
+fn covers(have: Option<&Value>, want: Option<&Value>) -> bool {
+    match (have, want) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(Value::Object(have)), Some(Value::Object(want))) => {
+            want.iter().all(|(key, value)| covers(have.get(key), Some(value)))
+        }
+        (Some(Value::Array(have)), Some(Value::Array(want))) => {
+            have.len() == want.len() && have.iter().zip(want).all(|(h, w)| covers(Some(h), Some(w)))
+        }
+        (Some(have), Some(want)) => have == want,
+    }
+}
+
+/// Compacts history, forgets old window events and expired Events, every `every`.
+pub(crate) async fn housekeeping(server: Arc<Server>, every: Duration, event_ttl: Duration) {
+    let every = every.max(Duration::from_secs(1));
+    let mut keep_from = server.store.revision();
+    loop {
+        tokio::time::sleep(every.min(TRIM_EVERY)).await;
+        server.cache.trim();
+        let now = server.store.revision();
+        if keep_from > server.store.compacted()
+            && let Err(e) = server.store.compact(keep_from).await
+        {
+            warn!(error = %e, "compaction failed");
+        }
+        keep_from = now;
+        expire_events(&server, event_ttl).await;
+    }
+}
+
+/// Deletes Events that are older than `ttl`.
+async fn expire_events(server: &Arc<Server>, ttl: Duration) {
+    let Ok(resource) = find(server, "", "events") else { return };
+    let now = server.clock.now().as_second();
+    let ttl = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+    let filter = Filter { key: resource.prefix.clone(), ..Filter::default() };
+    let caller = Server::loopback();
+    for entry in resource.cache.range(&filter, 0).entries {
+        let Ok(obj) = entry.decode_full() else { continue };
+        let Some(event) = obj.downcast::<Event>() else { continue };
+        let last = event.last_timestamp.as_ref().or(event.metadata.creation_timestamp.as_ref());
+        if last.is_some_and(|t| now.saturating_sub(t.0.as_second()) > ttl) {
+            let (namespace, name) = entry.namespace_name();
+            let _ = server.delete(&caller, &resource, namespace, name, &DeleteOptions::default()).await;
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! One object as the cache holds it: encoded once, decoded at most once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use coracle_meta::{Object, Status};
+use coracle_resources::def::ResourceDef;
+
+use crate::codec;
+
+/// What selectors look at.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// `metadata.labels`.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Selectable fields beside name and namespace.
+    pub(crate) fields: Vec<(&'static str, String)>,
+}
+
+/// An object at a revision. Immutable; shared by everyone who reads.
+pub(crate) struct CacheEntry {
+    /// Store key.
+    pub(crate) key: Arc<str>,
+    /// Bytes of the resource's key prefix.
+    prefix_len: usize,
+    /// Revision of the write (0 for what is not stored).
+    pub(crate) revision: u64,
+    /// The JSON with its resourceVersion.
+    pub(crate) encoded: Bytes,
+    /// The kind.
+    pub(crate) def: &'static ResourceDef,
+    decoded: OnceLock<Arc<dyn Object>>,
+    facts: OnceLock<Box<Facts>>,
+}
+
+impl CacheEntry {
+    /// An entry of encoded bytes.
+    pub(crate) fn new(
+        key: Arc<str>,
+        prefix_len: usize,
+        revision: u64,
+        encoded: Bytes,
+        def: &'static ResourceDef,
+    ) -> Self {
+        let (decoded, facts) = (OnceLock::new(), OnceLock::new());
+        Self { key, prefix_len, revision, encoded, def, decoded, facts }
+    }
+
+    /// An entry for an object that is not stored (a review, a Scale, a dry run).
+    pub(crate) fn transient(def: &'static ResourceDef, obj: Arc<dyn Object>) -> Self {
+        let mut out = Vec::with_capacity(512);
+        obj.write_json(&mut out);
+        let entry = Self::new(Arc::from(""), 0, 0, Bytes::from(out), def);
+        let _ = entry.decoded.set(obj);
+        entry
+    }
+
+    /// Gives the decoded form, known from the write.
+    pub(crate) fn set_decoded(&self, mut obj: Box<dyn Object>) {
+        self.set_facts(&*obj);
+        let meta = obj.meta_mut();
+        meta.resource_version = Some(self.revision.to_string());
+        meta.managed_fields = None;
+        let _ = self.decoded.set(Arc::from(obj));
+    }
+
+    /// Notes what selectors look at without keeping the decoded form.
+    pub(crate) fn set_facts(&self, obj: &dyn Object) {
+        let _ = self.facts.set(Box::new(facts_of(self.def, obj)));
+    }
+
+    /// The decoded object, without managedFields. Shared: never changed.
+    ///
+    /// # Errors
+    /// 500 when the stored bytes do not decode.
+    pub(crate) fn decoded(&self) -> Result<Arc<dyn Object>, Status> {
+        if let Some(obj) = self.decoded.get() {
+            return Ok(obj.clone());
+        }
+        let mut obj = self.decode_full()?;
+        obj.meta_mut().managed_fields = None;
+        let obj: Arc<dyn Object> = Arc::from(obj);
+        Ok(self.decoded.get_or_init(|| obj).clone())
+    }
+
+    /// Whether the decoded form is present.
+    pub(crate) fn is_decoded(&self) -> bool {
+        self.decoded.get().is_some()
+    }
+
+    /// A fresh decoded copy with everything in it.
+    ///
+    /// # Errors
+    /// 500 when the stored bytes do not decode.
+    pub(crate) fn decode_full(&self) -> Result<Box<dyn Object>, Status> {
+        self.def.strategy.decode_slice(&self.encoded)
+    }
+
+    /// Labels and selectable fields.
+    pub(crate) fn facts(&self) -> &Facts {
+        self.facts.get_or_init(|| {
+            let facts = match self.decoded.get() {
+                Some(obj) => facts_of(self.def, &**obj),
+                None => self.decode_full().map(|obj| facts_of(self.def, &*obj)).unwrap_or_default(),
+            };
+            Box::new(facts)
+        })
+    }
+
+    /// Namespace (empty for cluster scope) and name, from the key.
+    pub(crate) fn namespace_name(&self) -> (&str, &str) {
+        let tail = self.tail();
+        tail.split_once('/').unwrap_or(("", tail))
+    }
+
+    /// The key below the resource's prefix.
+    pub(crate) fn tail(&self) -> &str {
+        self.key.get(self.prefix_len..).unwrap_or("")
+    }
+
+    /// The same object at another revision: what a deletion event carries.
+    pub(crate) fn at_revision(&self, revision: u64) -> Self {
+        let encoded = codec::resplice(&self.encoded, revision);
+        let entry = Self::new(self.key.clone(), self.prefix_len, revision, encoded, self.def);
+        if let Some(obj) = self.decoded.get() {
+            entry.set_decoded(obj.clone_object());
+        }
+        entry
+    }
+}
+
+fn facts_of(def: &ResourceDef, obj: &dyn Object) -> Facts {
+    Facts { labels: obj.meta().labels.clone().unwrap_or_default(), fields: def.strategy.selectable(obj) }
+}
+
+impl std::fmt::Debug for CacheEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.key, self.revision)
+    }
+}

@@ -1,0 +1,143 @@
+//! The whole cache and the task that applies the store's events to it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use coracle_meta::Object;
+use coracle_store::{Event, Range, Store, StoreError, Watch, prefix_end};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::error;
+
+use super::entry::CacheEntry;
+use crate::codec;
+use crate::registry::{Registry, Resource};
+
+/// Everything stored lies below.
+const ROOT: &str = "/registry/";
+/// Decoded objects on their way through the store; more than this are leftovers and dropped.
+const PENDING: usize = 16_384;
+
+/// The objects of all resources, current with the store.
+pub(crate) struct Cache {
+    /// The resources and their objects.
+    pub(crate) registry: Registry,
+    applied: AtomicU64,
+    advanced: Notify,
+    pending: Mutex<HashMap<usize, (Arc<str>, Box<dyn Object>)>>,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub(crate) fn new(registry: Registry) -> Self {
+        let (applied, advanced) = (AtomicU64::new(0), Notify::new());
+        Self { registry, applied, advanced, pending: Mutex::default() }
+    }
+
+    /// Reads all stored objects; returns the watch that continues from there.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn load(&self, store: &dyn Store) -> Result<Watch, StoreError> {
+        let range = Range { start: ROOT.into(), end: prefix_end(ROOT), ..Range::default() };
+        let result = store.range(range).await?;
+        let mut per: HashMap<&str, (&Resource, Vec<CacheEntry>)> = HashMap::new();
+        for e in result.entries {
+            let Some(resource) = self.registry.of_key(&e.key) else { continue };
+            let entry = self.entry(resource, &e.key, &e.value, e.mod_revision);
+            per.entry(&resource.prefix).or_insert_with(|| (resource, Vec::new())).1.push(entry);
+        }
+        for resource in self.registry.all() {
+            let entries = per.remove(resource.prefix.as_str()).map(|(_, e)| e).unwrap_or_default();
+            resource.cache.load(entries.into_iter(), result.revision);
+        }
+        self.applied.store(result.revision, Ordering::Release);
+        store.watch(ROOT, result.revision).await
+    }
+
+    /// Applies events until the store closes.
+    pub(crate) async fn follow(&self, mut watch: Watch) {
+        while let Some(batch) = watch.recv().await {
+            self.apply(&batch);
+        }
+    }
+
+    fn apply(&self, batch: &[Event]) {
+        for event in batch {
+            let Some(resource) = self.registry.of_key(&event.key) else { continue };
+            let new = event.value.as_ref().map(|value| {
+                let entry = self.entry(resource, &event.key, value, event.revision);
+                if let Some(obj) = self.claim(value, &event.key) {
+                    if resource.cache.keeps_decoded() {
+                        entry.set_decoded(obj);
+                    } else {
+                        entry.set_facts(&*obj);
+                    }
+                }
+                Arc::new(entry)
+            });
+            resource.cache.apply(&event.key, new, event.revision);
+        }
+        if let Some(last) = batch.last() {
+            self.applied.fetch_max(last.revision, Ordering::AcqRel);
+        }
+        self.advanced.notify_waiters();
+    }
+
+    fn entry(&self, resource: &Resource, key: &Arc<str>, value: &Bytes, revision: u64) -> CacheEntry {
+        let encoded = codec::splice(value, revision);
+        CacheEntry::new(key.clone(), resource.cache.prefix_len(), revision, encoded, resource.def)
+    }
+
+    /// Leaves the decoded form of a value that is about to be committed, so that nobody decodes it again.
+    pub(crate) fn announce(&self, value: &Bytes, key: &Arc<str>, obj: Box<dyn Object>) {
+        let mut pending = self.pending.lock();
+        if pending.len() > PENDING {
+            pending.clear();
+        }
+        pending.insert(value.as_ptr() as usize, (key.clone(), obj));
+    }
+
+    /// Takes back what was left by [`Cache::announce`].
+    pub(crate) fn claim(&self, value: &Bytes, key: &str) -> Option<Box<dyn Object>> {
+        let (of, obj) = self.pending.lock().remove(&(value.as_ptr() as usize))?;
+        (*of == *key).then_some(obj)
+    }
+
+    /// The revision up to which everything is applied.
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Waits until the cache has applied `revision`.
+    pub(crate) async fn wait_for(&self, revision: u64) {
+        if self.applied() >= revision {
+            return;
+        }
+        loop {
+            let advanced = self.advanced.notified();
+            tokio::pin!(advanced);
+            advanced.as_mut().enable();
+            if self.applied() >= revision {
+                return;
+            }
+            advanced.await;
+        }
+    }
+
+    /// Drops window events that no watch will ask for any more.
+    pub(crate) fn trim(&self) {
+        let now = tokio::time::Instant::now();
+        for resource in self.registry.all() {
+            resource.cache.trim(now);
+        }
+    }
+}
+
+/// Runs [`Cache::follow`] and reports its end, which only a closed store brings about.
+pub(crate) async fn run(cache: Arc<Cache>, watch: Watch) {
+    cache.follow(watch).await;
+    error!("the store closed its watch: the cache no longer follows");
+}

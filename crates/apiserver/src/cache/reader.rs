@@ -1,0 +1,24 @@
+//! The cache as [`ObjectReader`]: for authorizers and admission.
+
+use std::sync::Arc;
+
+use coracle_meta::{Object, ObjectReader};
+
+use super::feed::Cache;
+use super::watcher::Filter;
+
+impl ObjectReader for Cache {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<dyn Object>> {
+        let resource = self.registry.find(group, resource)?;
+        resource.cache.keep_decoded();
+        resource.cache.get(&resource.key(namespace, name))?.decoded().ok()
+    }
+
+    fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Arc<dyn Object>> {
+        let Some(resource) = self.registry.find(group, resource) else { return Vec::new() };
+        resource.cache.keep_decoded();
+        let filter = Filter { key: resource.key_prefix(namespace), ..Filter::default() };
+        let snapshot = resource.cache.range(&filter, 0);
+        snapshot.entries.iter().filter_map(|e| e.decoded().ok()).collect()
+    }
+}

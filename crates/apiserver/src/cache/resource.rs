@@ -1,0 +1,187 @@
+//! One resource's part of the cache: its objects by key, its recent changes, its watchers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+use super::entry::CacheEntry;
+use super::watcher::{Event, Filter, Subscription, Watcher};
+
+/// Most recent changes kept for watches from an older revision.
+const WINDOW: usize = 4096;
+/// And for how long at the most.
+const WINDOW_AGE: Duration = Duration::from_secs(300);
+
+/// The objects of one resource.
+pub(crate) struct ResourceCache {
+    prefix_len: usize,
+    state: RwLock<State>,
+    /// Someone in this process reads decoded objects: keep them.
+    shared: AtomicBool,
+}
+
+struct State {
+    entries: BTreeMap<Arc<str>, Arc<CacheEntry>>,
+    window: VecDeque<Arc<Event>>,
+    /// All changes after this revision are in `window`.
+    floor: u64,
+    /// Revision of the last change.
+    last: u64,
+    watchers: Vec<Watcher>,
+}
+
+/// Objects at one moment.
+pub(crate) struct Snapshot {
+    /// In key order.
+    pub(crate) entries: Vec<Arc<CacheEntry>>,
+    /// The revision they are current at.
+    pub(crate) revision: u64,
+    /// Revision of the resource's last change.
+    pub(crate) last: u64,
+}
+
+/// Why a watch cannot start: the revision lies before the window, which begins at the value.
+#[derive(Debug)]
+pub(crate) struct TooOld(pub(crate) u64);
+
+impl ResourceCache {
+    pub(crate) fn new(prefix_len: usize) -> Self {
+        let state = State {
+            entries: BTreeMap::new(),
+            window: VecDeque::new(),
+            floor: 0,
+            last: 0,
+            watchers: Vec::new(),
+        };
+        Self { prefix_len, state: RwLock::new(state), shared: AtomicBool::new(false) }
+    }
+
+    /// Bytes of the key prefix.
+    pub(crate) fn prefix_len(&self) -> usize {
+        self.prefix_len
+    }
+
+    /// Notes that decoded objects are read in this process.
+    pub(crate) fn keep_decoded(&self) {
+        if !self.shared.load(Ordering::Relaxed) {
+            self.shared.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether decoded objects are read in this process.
+    pub(crate) fn keeps_decoded(&self) -> bool {
+        self.shared.load(Ordering::Relaxed)
+    }
+
+    /// One object.
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<CacheEntry>> {
+        self.state.read().entries.get(key).cloned()
+    }
+
+    /// Number of objects.
+    pub(crate) fn len(&self) -> usize {
+        self.state.read().entries.len()
+    }
+
+    /// The objects that `filter` covers and selects. `applied` is the cache's revision, read before.
+    pub(crate) fn snapshot(&self, filter: &Filter, applied: u64) -> Snapshot {
+        let mut snapshot = self.range(filter, applied);
+        if !filter.is_plain() {
+            snapshot.entries.retain(|e| filter.selects(e));
+        }
+        snapshot
+    }
+
+    /// The objects in the filter's range, selectors not yet applied.
+    pub(crate) fn range(&self, filter: &Filter, applied: u64) -> Snapshot {
+        let state = self.state.read();
+        let entries = state.range(filter);
+        Snapshot { entries, revision: applied.max(state.last), last: state.last }
+    }
+
+    /// Loads what was stored when the process started.
+    pub(super) fn load(&self, entries: impl Iterator<Item = CacheEntry>, revision: u64) {
+        let mut state = self.state.write();
+        for entry in entries {
+            state.last = state.last.max(entry.revision);
+            state.entries.insert(entry.key.clone(), Arc::new(entry));
+        }
+        state.floor = revision;
+    }
+
+    /// Applies one change and hands it to the watchers. Slow watchers are removed.
+    pub(super) fn apply(&self, key: &Arc<str>, new: Option<Arc<CacheEntry>>, revision: u64) {
+        let mut guard = self.state.write();
+        let state = &mut *guard;
+        let old = match &new {
+            Some(entry) => state.entries.insert(key.clone(), entry.clone()),
+            None => state.entries.remove(key),
+        };
+        state.last = revision;
+        if new.is_none() && old.is_none() {
+            return;
+        }
+        let event = Arc::new(Event::new(revision, new, old));
+        state.watchers.retain(|w| w.offer(&event));
+        state.trim(event.seen);
+        state.window.push_back(event);
+    }
+
+    /// Drops window events that have become too old to be of use.
+    pub(super) fn trim(&self, now: tokio::time::Instant) {
+        self.state.write().trim(now);
+    }
+
+    /// Starts a watch after `from`, or with the present objects (`None`).
+    ///
+    /// # Errors
+    /// [`TooOld`] when the window does not reach back to `from`.
+    pub(crate) fn subscribe(
+        &self,
+        filter: Filter,
+        from: Option<u64>,
+        applied: u64,
+    ) -> Result<Subscription, TooOld> {
+        let mut state = self.state.write();
+        let revision = applied.max(state.last);
+        let (initial, from) = match from {
+            Some(from) if from < state.floor => return Err(TooOld(state.floor)),
+            Some(from) => (Vec::new(), from),
+            None => {
+                let mut entries = state.range(&filter);
+                entries.retain(|e| filter.selects(e));
+                (entries, revision)
+            }
+        };
+        let (watcher, live) = Watcher::new(filter);
+        let start = state.window.partition_point(|e| e.revision <= from);
+        let backlog = state.window.range(start..).filter_map(|e| Some((watcher.wants(e)?, e.clone()))).collect();
+        state.watchers.push(watcher);
+        Ok(Subscription { initial, backlog, live, revision: revision.max(from) })
+    }
+}
+
+impl State {
+    fn range(&self, filter: &Filter) -> Vec<Arc<CacheEntry>> {
+        if filter.single {
+            return self.entries.get(filter.key.as_str()).cloned().into_iter().collect();
+        }
+        let bounds = (Bound::Included(filter.key.as_str()), Bound::Unbounded);
+        let range = self.entries.range::<str, _>(bounds);
+        range.take_while(|(k, _)| k.starts_with(&filter.key)).map(|(_, e)| e.clone()).collect()
+    }
+
+    fn trim(&mut self, now: tokio::time::Instant) {
+        while let Some(first) = self.window.front() {
+            if self.window.len() < WINDOW && now.duration_since(first.seen) < WINDOW_AGE {
+                return;
+            }
+            self.floor = self.floor.max(first.revision);
+            self.window.pop_front();
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Watchers: what they select, and the events they get.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use coracle_meta::selector::{FieldSelector, LabelSelector};
+use tokio::sync::mpsc;
+
+use super::entry::CacheEntry;
+
+/// Events a watcher may lag behind before it is cut off.
+pub(super) const BUFFER: usize = 8192;
+
+/// The type of a watch event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    /// The object began to exist or to match.
+    Added,
+    /// The object changed.
+    Modified,
+    /// The object ceased to exist or to match.
+    Deleted,
+}
+
+impl EventKind {
+    /// The `type` field.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// A change of one object.
+#[derive(Debug)]
+pub(crate) struct Event {
+    /// Revision of the change.
+    pub(crate) revision: u64,
+    /// The new object; `None` for a deletion.
+    pub(super) new: Option<Arc<CacheEntry>>,
+    /// The object before.
+    pub(super) old: Option<Arc<CacheEntry>>,
+    /// The object before, with the revision of the change: what deletions carry.
+    gone: OnceLock<Arc<CacheEntry>>,
+    frames: [OnceLock<Bytes>; 3],
+    /// When the cache saw it.
+    pub(super) seen: tokio::time::Instant,
+}
+
+impl Event {
+    pub(super) fn new(revision: u64, new: Option<Arc<CacheEntry>>, old: Option<Arc<CacheEntry>>) -> Self {
+        let seen = tokio::time::Instant::now();
+        Self { revision, new, old, gone: OnceLock::new(), frames: Default::default(), seen }
+    }
+
+    /// The object that an event of this kind carries.
+    pub(crate) fn entry(&self, kind: EventKind) -> Option<&Arc<CacheEntry>> {
+        match kind {
+            EventKind::Added | EventKind::Modified => self.new.as_ref(),
+            EventKind::Deleted => {
+                let old = self.old.as_ref()?;
+                Some(self.gone.get_or_init(|| Arc::new(old.at_revision(self.revision))))
+            }
+        }
+    }
+
+    /// The JSON frame with its newline; encoded once for all watchers.
+    pub(crate) fn frame(&self, kind: EventKind) -> Bytes {
+        let encode = || self.entry(kind).map(|e| frame(kind, &e.encoded)).unwrap_or_default();
+        self.frames[kind as usize].get_or_init(encode).clone()
+    }
+
+    fn kind_for(&self, filter: &Filter) -> Option<EventKind> {
+        if !filter.covers(self.new.as_ref().or(self.old.as_ref())?) {
+            return None;
+        }
+        let now = self.new.as_ref().is_some_and(|e| filter.selects(e));
+        let before = self.old.as_ref().is_some_and(|e| filter.selects(e));
+        match (before, now) {
+            (false, true) => Some(EventKind::Added),
+            (true, true) => Some(EventKind::Modified),
+            (true, false) => Some(EventKind::Deleted),
+            (false, false) => None,
+        }
+    }
+}
+
+/// A watch frame around an encoded object.
+pub(crate) fn frame(kind: EventKind, object: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(object.len() + 40);
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(kind.as_str().as_bytes());
+    out.put_slice(b"\",\"object\":");
+    out.put_slice(object);
+    out.put_slice(b"}\n");
+    out.freeze()
+}
+
+/// What a list or watch selects.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Filter {
+    /// Key prefix, or the whole key when `single`.
+    pub(crate) key: String,
+    /// `key` is that of one object.
+    pub(crate) single: bool,
+    /// Label selector, if any.
+    pub(crate) labels: Option<LabelSelector>,
+    /// Field selector, if any.
+    pub(crate) fields: Option<FieldSelector>,
+}
+
+impl Filter {
+    /// Whether the object lies in the range watched.
+    fn covers(&self, entry: &CacheEntry) -> bool {
+        if self.single { *entry.key == *self.key } else { entry.key.starts_with(&self.key) }
+    }
+
+    /// Whether there are no selectors.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.labels.is_none() && self.fields.is_none()
+    }
+
+    /// Whether the selectors match.
+    pub(crate) fn selects(&self, entry: &CacheEntry) -> bool {
+        if self.is_plain() {
+            return true;
+        }
+        if let Some(fields) = &self.fields
+            && !fields.matches(|path| field(entry, path))
+        {
+            return false;
+        }
+        self.labels.as_ref().is_none_or(|labels| labels.matches(&entry.facts().labels))
+    }
+}
+
+fn field(entry: &CacheEntry, path: &str) -> Option<String> {
+    let (namespace, name) = entry.namespace_name();
+    match path {
+        "metadata.name" => Some(name.to_owned()),
+        "metadata.namespace" => Some(namespace.to_owned()),
+        _ => entry.facts().fields.iter().find(|(p, _)| *p == path).map(|(_, v)| v.clone()),
+    }
+}
+
+/// A registered watcher, on the cache's side.
+pub(super) struct Watcher {
+    filter: Filter,
+    tx: mpsc::Sender<(EventKind, Arc<Event>)>,
+}
+
+impl Watcher {
+    pub(super) fn new(filter: Filter) -> (Self, mpsc::Receiver<(EventKind, Arc<Event>)>) {
+        let (tx, rx) = mpsc::channel(BUFFER);
+        (Self { filter, tx }, rx)
+    }
+
+    /// Offers an event; false when the watcher is gone or too slow and must be removed.
+    pub(super) fn offer(&self, event: &Arc<Event>) -> bool {
+        match event.kind_for(&self.filter) {
+            Some(kind) => self.tx.try_send((kind, event.clone())).is_ok(),
+            None => !self.tx.is_closed(),
+        }
+    }
+
+    pub(super) fn wants(&self, event: &Event) -> Option<EventKind> {
+        event.kind_for(&self.filter)
+    }
+}
+
+/// A running watch, on the reader's side.
+pub(crate) struct Subscription {
+    /// Present objects, to be sent as added first (empty unless asked for).
+    pub(crate) initial: Vec<Arc<CacheEntry>>,
+    /// Events after the asked revision that had happened before the subscription.
+    pub(crate) backlog: Vec<(EventKind, Arc<Event>)>,
+    /// Live events; ends when the watcher was too slow.
+    pub(crate) live: mpsc::Receiver<(EventKind, Arc<Event>)>,
+    /// Revision that `initial` and `backlog` bring the reader to.
+    pub(crate) revision: u64,
+}

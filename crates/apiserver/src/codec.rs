@@ -1,0 +1,107 @@
+//! The stored form of an object: its JSON without `metadata.resourceVersion`, led by the place where that goes.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use coracle_meta::{Object, Status};
+use coracle_resources::def::ResourceDef;
+
+/// Bytes of the leading offset.
+const HEADER: usize = 4;
+
+/// `{"apiVersion":"apps/v1","kind":"Deployment",`: what every encoding of a kind begins with.
+pub(crate) fn type_head(def: &ResourceDef) -> String {
+    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", api_version(def), def.kind)
+}
+
+/// `v1` or `apps/v1`.
+pub(crate) fn api_version(def: &ResourceDef) -> String {
+    if def.group.is_empty() { def.version.to_owned() } else { format!("{}/{}", def.group, def.version) }
+}
+
+/// Encodes an object for the store. `metadata.resourceVersion` is cleared first.
+///
+/// # Errors
+/// 500 when the object does not encode with its metadata in front.
+pub(crate) fn encode(obj: &mut dyn Object, capacity: usize) -> Result<Bytes, Status> {
+    obj.meta_mut().resource_version = None;
+    let mut out = Vec::with_capacity(capacity + HEADER);
+    out.extend_from_slice(&[0; HEADER]);
+    obj.write_json(&mut out);
+    let place = metadata_start(&out[HEADER..])
+        .ok_or_else(|| Status::internal("object does not encode with metadata"))?;
+    let place = u32::try_from(place).map_err(Status::internal)?;
+    out[..HEADER].copy_from_slice(&place.to_le_bytes());
+    Ok(Bytes::from(out))
+}
+
+/// The offset just behind `"metadata":{`. Searched in the head only: kinds encode `apiVersion`, `kind` and
+/// `metadata` first.
+fn metadata_start(json: &[u8]) -> Option<usize> {
+    const MARK: &[u8] = b"\"metadata\":{";
+    let head = &json[..json.len().min(256)];
+    head.windows(MARK.len()).position(|w| w == MARK).map(|at| at + MARK.len())
+}
+
+/// The complete JSON of a stored value at `revision`. Revision 0 leaves the field out (dry run).
+pub(crate) fn splice(value: &[u8], revision: u64) -> Bytes {
+    let Some((head, json)) = value.split_first_chunk::<HEADER>() else { return Bytes::new() };
+    let place = (u32::from_le_bytes(*head) as usize).min(json.len());
+    let mut out = BytesMut::with_capacity(json.len() + 44);
+    out.put_slice(&json[..place]);
+    if revision != 0 {
+        out.put_slice(b"\"resourceVersion\":\"");
+        out.put_slice(itoa(revision, &mut [0; 20]));
+        out.put_slice(if json.get(place) == Some(&b'}') { b"\"" } else { b"\"," });
+    }
+    out.put_slice(&json[place..]);
+    out.freeze()
+}
+
+/// The same JSON with another revision in the place of the first one.
+pub(crate) fn resplice(encoded: &[u8], revision: u64) -> Bytes {
+    const MARK: &[u8] = b"\"resourceVersion\":\"";
+    let Some(place) = metadata_start(encoded) else { return Bytes::copy_from_slice(encoded) };
+    let rest = &encoded[place..];
+    let Some(digits) = rest.strip_prefix(MARK) else { return Bytes::copy_from_slice(encoded) };
+    let end = digits.iter().position(|b| *b == b'"').unwrap_or(0);
+    let mut out = BytesMut::with_capacity(encoded.len() + 8);
+    out.put_slice(&encoded[..place]);
+    out.put_slice(MARK);
+    out.put_slice(itoa(revision, &mut [0; 20]));
+    out.put_slice(&digits[end..]);
+    out.freeze()
+}
+
+fn itoa(mut n: u64, buf: &mut [u8; 20]) -> &[u8] {
+    let mut at = buf.len();
+    loop {
+        at -= 1;
+        buf[at] = b'0' + u8::try_from(n % 10).unwrap_or(0);
+        n /= 10;
+        if n == 0 {
+            return &buf[at..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    #[test]
+    fn revision_is_spliced_in_and_replaced_without_another_encoding() {
+        let mut cm = ConfigMap::default();
+        cm.metadata.name = Some("a".into());
+        cm.metadata.resource_version = Some("9".into());
+        let value = encode(&mut cm, 64).unwrap();
+        let text = splice(&value, 41);
+        let read: ConfigMap = serde_json::from_slice(&text).unwrap();
+        assert_eq!(read.metadata.resource_version.as_deref(), Some("41"));
+        let read: ConfigMap = serde_json::from_slice(&resplice(&text, 1042)).unwrap();
+        assert_eq!(read.metadata.resource_version.as_deref(), Some("1042"));
+        assert_eq!(read.metadata.name.as_deref(), Some("a"));
+        let dry: ConfigMap = serde_json::from_slice(&splice(&value, 0)).unwrap();
+        assert_eq!(dry.metadata.resource_version, None);
+    }
+}

@@ -1,0 +1,105 @@
+//! What an API server is started with. The caller decides everything; there are no defaults.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_auth::{Authenticator, Authorizer};
+use coracle_meta::{Object, ObjectReader};
+use coracle_stdx::Clock;
+use coracle_store::Store;
+
+/// A certificate chain and its private key, PEM.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Certificate chain, leaf first.
+    pub cert_pem: String,
+    /// Private key.
+    pub key_pem: String,
+}
+
+/// How the API server reaches kubelets (logs, exec, attach, port-forward, proxy).
+#[derive(Clone, Debug)]
+pub struct KubeletClient {
+    /// Client certificate shown to kubelets.
+    pub cert_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+    /// CA that signed the kubelets' serving certificates.
+    pub ca_pem: String,
+}
+
+/// Builds the authenticators, in order, over the server's own objects.
+pub type MakeAuthenticators =
+    Box<dyn FnOnce(Arc<dyn ObjectReader>) -> Vec<Arc<dyn Authenticator>> + Send>;
+/// Builds the authorizers, in order, over the server's own objects.
+pub type MakeAuthorizers = Box<dyn FnOnce(Arc<dyn ObjectReader>) -> Vec<Arc<dyn Authorizer>> + Send>;
+
+/// Configuration of [`crate::ApiServer::start`].
+pub struct Config {
+    /// The store; the server is its only user.
+    pub store: Arc<dyn Store>,
+    /// Tells the time.
+    pub clock: Clock,
+    /// `gitVersion` of `/version`, e.g. `v1.36.2+coracle`.
+    pub git_version: String,
+    /// Serving certificate.
+    pub tls: Tls,
+    /// CA of client certificates; without it none are asked for.
+    pub client_ca_pem: Option<String>,
+    /// Authenticators.
+    pub authenticators: MakeAuthenticators,
+    /// Authorizers; `system:masters` is always allowed before they are asked.
+    pub authorizers: MakeAuthorizers,
+    /// Issues service account tokens (`serviceaccounts/token`, OpenID discovery).
+    pub token_issuer: Option<Arc<coracle_auth::service_account::TokenIssuer>>,
+    /// Admission plugins in order.
+    pub admission: Vec<Box<dyn coracle_admission::Plugin>>,
+    /// Range of Service cluster IPs, e.g. `10.96.0.0/16`.
+    pub service_cidr: String,
+    /// First and last node port.
+    pub node_port_range: (u16, u16),
+    /// Address published as the endpoint of Service `default/kubernetes`.
+    pub advertise: SocketAddr,
+    /// Access to kubelets; without it their subresources answer 503.
+    pub kubelet_client: Option<KubeletClient>,
+    /// Objects created when absent, and reconciled (`auth::bootstrap::objects()`).
+    pub bootstrap: Vec<Box<dyn Object>>,
+    /// How often history older than the run before is compacted.
+    pub compaction_interval: Duration,
+    /// How long Events are kept.
+    pub event_ttl: Duration,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("advertise", &self.advertise).finish_non_exhaustive()
+    }
+}
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store failed.
+    #[error("cannot read the store: {0}")]
+    Store(#[from] coracle_store::StoreError),
+    /// Certificate or key cannot be used.
+    #[error("cannot use the {what}: {why}")]
+    Tls {
+        /// Which of them.
+        what: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// The service range is malformed or too small.
+    #[error("service CIDR {0:?} is not an IPv4 range of at least 4 addresses")]
+    ServiceCidr(String),
+    /// An object that must exist could not be created.
+    #[error("cannot create bootstrap object {what}: {why}")]
+    Bootstrap {
+        /// Kind and name.
+        what: String,
+        /// The refusal.
+        why: String,
+    },
+}

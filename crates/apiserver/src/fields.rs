@@ -1,0 +1,154 @@
+//! The schema side of writes: unknown fields, patches, field ownership. A thin layer over `meta`.
+
+use std::collections::HashMap;
+
+use coracle_client::PatchKind;
+use coracle_meta::apply::{self, Manager, Operation, update_managed_fields};
+use coracle_meta::schema::Schemas;
+use coracle_meta::{Object, Status, patch};
+use coracle_resources::def::ResourceDef;
+use coracle_stdx::Clock;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use serde_json::{Value, json};
+
+use crate::codec;
+use crate::openapi;
+use crate::registry::Resource;
+
+/// Schemas of all kinds.
+pub(crate) struct Fields {
+    schemas: Schemas,
+    /// Definition name by (group, kind).
+    names: HashMap<(&'static str, &'static str), String>,
+}
+
+impl Fields {
+    /// Compiles the schemas of every kind served.
+    pub(crate) fn new() -> Self {
+        let defs = coracle_resources::all();
+        let names = defs.iter().map(|def| ((def.group, def.kind), openapi::type_name(def))).collect();
+        let schemas = openapi::builtin_schemas(defs);
+        Self { schemas, names }
+    }
+
+    fn name(&self, def: &ResourceDef) -> &str {
+        self.names.get(&(def.group, def.kind)).map_or("", String::as_str)
+    }
+
+    /// Messages for fields that the kind does not have, and for fields given twice.
+    pub(crate) fn strict_errors(&self, def: &ResourceDef, text: &[u8]) -> Vec<String> {
+        self.schemas.strict_errors(self.name(def), text)
+    }
+
+    /// Messages for fields that the kind does not have.
+    pub(crate) fn unknown(&self, def: &ResourceDef, value: &Value) -> Vec<String> {
+        self.schemas.unknown_fields(self.name(def), value)
+    }
+
+    /// Brings a value into the shape that Go would encode.
+    pub(crate) fn complete(&self, def: &ResourceDef, value: &mut Value) {
+        let _ = self.schemas.normalize(self.name(def), value);
+    }
+
+    /// `current` with a patch applied (not server-side apply).
+    ///
+    /// # Errors
+    /// Those of the patch formats.
+    pub(crate) fn patched(
+        &self,
+        def: &ResourceDef,
+        mut current: Value,
+        kind: PatchKind,
+        body: &Value,
+    ) -> Result<Value, Status> {
+        match kind {
+            PatchKind::Json => patch::json_patch(&mut current, body)?,
+            PatchKind::Merge => patch::merge_patch(&mut current, body),
+            PatchKind::Strategic => {
+                patch::strategic_merge_patch(&mut current, body, &self.schemas, self.name(def))?;
+            }
+            PatchKind::Apply => {
+                return Err(Status::unsupported_media_type("server-side apply is not a patch of this resource"));
+            }
+        }
+        Ok(current)
+    }
+
+    /// Notes in `metadata.managedFields` which fields a write sets.
+    pub(crate) fn track(
+        &self,
+        resource: &Resource,
+        new: &mut dyn Object,
+        old: Option<&dyn Object>,
+        manager: &str,
+        subresource: &str,
+        now: Timestamp,
+    ) {
+        let api_version = codec::api_version(resource.def);
+        let manager =
+            Manager { name: manager, operation: Operation::Update, api_version: &api_version, subresource, now };
+        let live = old.map(|old| old.to_value());
+        let mut value = new.to_value();
+        update_managed_fields(&self.schemas, self.name(resource.def), live.as_ref(), &mut value, &manager);
+        new.meta_mut().managed_fields = managed_of(&mut value);
+    }
+
+    /// The result of applying `config` to `live`.
+    ///
+    /// # Errors
+    /// 409 for conflicts and those of a malformed configuration.
+    pub(crate) fn apply(
+        &self,
+        resource: &Resource,
+        live: Option<&Value>,
+        config: &Value,
+        how: Applying<'_>,
+    ) -> Result<Value, Status> {
+        let api_version = codec::api_version(resource.def);
+        let manager = Manager {
+            name: how.manager,
+            operation: Operation::Apply,
+            api_version: &api_version,
+            subresource: how.subresource,
+            now: how.clock.now(),
+        };
+        apply::apply(&self.schemas, self.name(resource.def), live, config, &manager, how.force)
+    }
+
+    /// managedFields of a TokenRequest's answer.
+    pub(crate) fn track_token(&self, body: &mut Value, request: &Value, manager: &str, now: Timestamp) {
+        let mut spec = json!({ "f:expirationSeconds": {} });
+        if request.pointer("/spec/audiences").is_some_and(|a| a.as_array().is_some_and(|a| !a.is_empty())) {
+            spec["f:audiences"] = json!({});
+        }
+        if let Some(reference) = request.pointer("/spec/boundObjectRef").and_then(Value::as_object) {
+            let set: serde_json::Map<String, Value> =
+                reference.keys().map(|k| (format!("f:{k}"), json!({}))).collect();
+            spec["f:boundObjectRef"] = set.into();
+        }
+        body["metadata"]["managedFields"] = json!([{
+            "manager": manager, "operation": "Update", "apiVersion": "authentication.k8s.io/v1",
+            "time": crate::verbs::create::whole_seconds(now).to_string(), "fieldsType": "FieldsV1",
+            "fieldsV1": { "f:spec": spec }, "subresource": "token",
+        }]);
+    }
+}
+
+/// Who applies, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Applying<'a> {
+    /// `fieldManager`.
+    pub(crate) manager: &'a str,
+    /// `force`.
+    pub(crate) force: bool,
+    /// Subresource, or empty.
+    pub(crate) subresource: &'a str,
+    /// Tells the time of the write.
+    pub(crate) clock: &'a Clock,
+}
+
+fn managed_of(value: &mut Value) -> Option<Vec<ManagedFieldsEntry>> {
+    let managed = value.get_mut("metadata")?.get_mut("managedFields")?.take();
+    serde_json::from_value(managed).ok()
+}

@@ -1,0 +1,59 @@
+//! Authorization of HTTP requests, and the refusal's text.
+
+use std::sync::Arc;
+
+use coracle_auth::{Attributes, Decision, UserInfo};
+use coracle_meta::Status;
+
+use super::info::Info;
+use crate::server::Server;
+
+/// Checks that the user may do what the request asks.
+///
+/// # Errors
+/// 403 with upstream's text.
+pub(crate) fn check(server: &Server, user: &Arc<UserInfo>, info: &Info<'_>, path: &str, field_selector: &str) -> Result<(), Status> {
+    if user.in_group(coracle_auth::SYSTEM_MASTERS) {
+        return Ok(());
+    }
+    let attributes = Attributes {
+        user: (**user).clone(),
+        verb: info.verb.clone(),
+        is_resource: info.is_resource,
+        group: info.group.to_owned(),
+        version: info.version.to_owned(),
+        resource: info.resource.to_owned(),
+        subresource: info.subresource.to_owned(),
+        namespace: info.namespace.to_owned(),
+        name: info.name.to_owned(),
+        path: path.to_owned(),
+        field_selector: field_selector.to_owned(),
+        ..Attributes::default()
+    };
+    match server.authorize(&attributes) {
+        (Decision::Allow, _) => Ok(()),
+        (_, reason) => Err(forbidden(&attributes, &reason)),
+    }
+}
+
+/// `User "x" cannot list resource "pods" in API group "" in the namespace "y"`.
+pub(crate) fn forbidden(a: &Attributes, reason: &str) -> Status {
+    let user = &a.user.name;
+    let mut why = if a.is_resource {
+        let resource = match a.subresource.as_str() {
+            "" => a.resource.clone(),
+            sub => format!("{}/{sub}", a.resource),
+        };
+        let place = match a.namespace.as_str() {
+            "" => "at the cluster scope".to_owned(),
+            namespace => format!("in the namespace {namespace:?}"),
+        };
+        format!("User {user:?} cannot {} resource {resource:?} in API group {:?} {place}", a.verb, a.group)
+    } else {
+        format!("User {user:?} cannot {} path {:?}", a.verb, a.path)
+    };
+    if !reason.is_empty() {
+        why = format!("{why}: {reason}");
+    }
+    Status::forbidden(&a.group, &a.resource, &a.name, &why)
+}

@@ -1,0 +1,395 @@
+//! Resource requests: which verb of which resource, with which options.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coracle_client::{DeleteOptions, PatchKind};
+use coracle_meta::{Reason, Status};
+use coracle_resources::def::Subresource;
+use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::body::{self, Body};
+use super::info::Info;
+use super::negotiate::{self, Format};
+use super::pipeline::Incomer;
+use super::query::{Query, check_dry_run};
+use super::respond::{self, Answer, method_not_allowed};
+use super::watch;
+use crate::registry::Resource;
+use crate::server::Server;
+use crate::transport::part_of;
+use crate::verbs::binding::delete_options_of;
+use crate::verbs::delete::Deleted;
+use crate::verbs::list::check_list_options;
+use crate::verbs::patch::Patch;
+use crate::verbs::scale::ScaleWrite;
+use crate::verbs::watch::WatchOptions;
+use crate::verbs::{Caller, Input, decode};
+
+/// One resource request on its way to its verb.
+struct Call<'a> {
+    server: &'a Arc<Server>,
+    resource: Arc<Resource>,
+    info: &'a Info<'a>,
+    query: &'a Query<'a>,
+    headers: HeaderMap,
+    method: Method,
+    caller: Caller,
+}
+
+/// Answers a resource request.
+pub(crate) async fn resource(
+    server: &Arc<Server>,
+    incomer: Incomer,
+    info: &Info<'_>,
+    query: &Query<'_>,
+) -> Response<Body> {
+    let Some(resource) = find(server, info) else {
+        let registry = &server.cache.registry;
+        if !info.group.is_empty() && !registry.has_group(info.group) {
+            return respond::not_found_page();
+        }
+        return respond::status(&Status::no_such_path());
+    };
+    if is_streaming(info.subresource) && resource.def.subresources.iter().any(|s| s.path() == info.subresource) {
+        return crate::kubelet::handle(server, &resource, incomer, info, query).await;
+    }
+    let (parts, incoming) = incomer.request.into_parts();
+    let caller = Caller { user: incomer.user, agent: agent(&parts.headers, &parts.method) };
+    let call = Call {
+        server,
+        resource: resource.clone(),
+        info,
+        query,
+        headers: parts.headers,
+        method: parts.method,
+        caller,
+    };
+    let answer = if info.subresource.is_empty() {
+        call.main(incoming).await
+    } else {
+        call.subresource(incoming).await
+    };
+    let mut response = answer.unwrap_or_else(|status| respond::status(&status));
+    if info.group.is_empty() && info.resource == "endpoints" && response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        let text = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+        respond::warn(&mut response, &[text.to_owned()]);
+    }
+    response
+}
+
+fn is_streaming(subresource: &str) -> bool {
+    matches!(subresource, "log" | "exec" | "attach" | "portforward" | "proxy")
+}
+
+/// The resource a path names, if the path has a form that the resource has.
+fn find(server: &Server, info: &Info<'_>) -> Option<Arc<Resource>> {
+    let resource = server.cache.registry.find(info.group, info.resource)?;
+    if resource.def.version != info.version {
+        return None;
+    }
+    let fits = if info.resource == "namespaces" && info.group.is_empty() {
+        !info.namespaced_path
+    } else if resource.namespaced() {
+        info.namespaced_path || info.name.is_empty()
+    } else {
+        !info.namespaced_path
+    };
+    let subresource = info.subresource.is_empty()
+        || resource.def.subresources.iter().any(|s| s.path() == info.subresource);
+    let virtual_ok = resource.stored() || info.name.is_empty();
+    let long_ok = !info.overlong || info.subresource == Subresource::Proxy.path();
+    (fits && subresource && virtual_ok && long_ok).then(|| resource.clone())
+}
+
+/// The program's name in the User-Agent, for writes.
+fn agent(headers: &HeaderMap, method: &Method) -> Arc<str> {
+    if matches!(*method, Method::GET | Method::DELETE) {
+        return Arc::from("");
+    }
+    let text = headers.get(USER_AGENT).map_or(&b""[..], |v| v.as_bytes());
+    let text = String::from_utf8_lossy(text);
+    let name = text.split('/').next().unwrap_or("");
+    let mut end = name.len().min(128);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].into()
+}
+
+impl Call<'_> {
+    fn answer(&self, list: bool) -> Result<Answer<'_>, Status> {
+        let mut wanted = negotiate::wanted(&self.headers, list)?;
+        wanted.pretty |= self.pretty();
+        Ok(Answer {
+            server: self.server,
+            wanted,
+            include_object: self.query.get("includeObject").unwrap_or(""),
+            gzip: respond::takes_gzip(&self.headers),
+        })
+    }
+
+    /// `?pretty=`, which is on by default for browsers and curl.
+    fn pretty(&self) -> bool {
+        match self.query.get("pretty") {
+            Some(value) => !matches!(value, "0" | "false"),
+            None => {
+                let agent = self.headers.get(USER_AGENT).map_or(&b""[..], |v| v.as_bytes());
+                [&b"curl"[..], b"Wget", b"Mozilla/5.0"].iter().any(|p| agent.starts_with(p))
+            }
+        }
+    }
+
+    async fn main(self, body: Incoming) -> Result<Response<Body>, Status> {
+        let info = self.info;
+        if info.watch_path && self.method != Method::GET {
+            return Err(method_not_allowed());
+        }
+        if !self.resource.stored() && self.method != Method::POST {
+            return Err(method_not_allowed());
+        }
+        let all_namespaces = self.resource.namespaced() && !info.namespaced_path;
+        match (&self.method, info.name.is_empty()) {
+            (&Method::GET, _) => {
+                self.query.check_timeout()?;
+                self.read().await
+            }
+            (&Method::POST, true) if !all_namespaces => self.create(body).await,
+            (&Method::PUT, false) => self.update(body).await,
+            (&Method::PATCH, false) => self.patch(body).await,
+            (&Method::DELETE, false) => self.delete(body).await,
+            (&Method::DELETE, true) if !all_namespaces => self.delete_collection(body).await,
+            _ => Err(method_not_allowed()),
+        }
+    }
+
+    fn namespace(&self) -> &str {
+        if self.resource.namespaced() { self.info.namespace } else { "" }
+    }
+
+    async fn read(self) -> Result<Response<Body>, Status> {
+        match self.info.verb.as_str() {
+            "watch" => self.watch().await,
+            "list" => self.list().await,
+            _ if self.query.flag("watch") => self.watch().await,
+            _ => self.get().await,
+        }
+    }
+
+    async fn get(self) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        if self.query.get("export").is_some() {
+            let why = "the export parameter, deprecated since v1.14, is no longer supported";
+            return Err(Status::bad_request(why));
+        }
+        if let Some(text) = self.query.get("resourceVersion").filter(|t| !t.is_empty()) {
+            let parsed = crate::verbs::read::parse_revision(text);
+            let revision = parsed.map_err(|e| Status::new(500, Reason::Unknown, e, None))?;
+            self.server.reach(revision.unwrap_or(0)).await?;
+        }
+        let entry = self.server.get(&self.resource, self.namespace(), self.info.name).await?;
+        answer.object(&self.resource, &crate::verbs::Outcome::of(entry))
+    }
+
+    async fn list(self) -> Result<Response<Body>, Status> {
+        let answer = self.answer(true)?;
+        let opts = self.query.list_options()?;
+        check_list_options(&opts, false, self.query.send_initial_events(), false)?;
+        let page = self.server.list(&self.resource, self.namespace(), "", &opts).await?;
+        answer.list(&self.resource, page)
+    }
+
+    async fn watch(self) -> Result<Response<Body>, Status> {
+        let answer = self.answer(true)?;
+        super::table::check_include(answer.include_object)?;
+        let opts = self.query.list_options()?;
+        let timeout = self.query.timeout_seconds()?;
+        let watch = WatchOptions {
+            bookmarks: self.query.flag("allowWatchBookmarks"),
+            send_initial_events: self.query.send_initial_events(),
+        };
+        let name = self.info.name;
+        let watching = self.server.watch(&self.resource, self.namespace(), name, &opts, watch).await?;
+        let include = answer.include_object.to_owned();
+        Ok(watch::response(self.server, &self.resource, watching, answer.wanted, include, timeout))
+    }
+
+    async fn create(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        let opts = self.query.write_options("CreateOptions")?;
+        let input = self.input(incoming, self.resource.def.kind).await?;
+        let namespace = self.namespace();
+        let outcome = self.server.create(&self.caller, &self.resource, namespace, input, &opts).await?;
+        answer.object(&self.resource, &outcome)
+    }
+
+    async fn update(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        let opts = self.query.write_options("UpdateOptions")?;
+        let input = self.input(incoming, self.resource.def.kind).await?;
+        let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
+        let (namespace, name) = (self.namespace(), self.info.name);
+        let outcome =
+            self.server.update(&self.caller, &self.resource, namespace, name, part, input, &opts).await?;
+        answer.object(&self.resource, &outcome)
+    }
+
+    async fn patch(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        let kind = patch_kind(&self.headers)?;
+        let opts = self.query.write_options("PatchOptions")?;
+        let text = body::read(incoming).await?;
+        let body = patch_body(kind, &text)?;
+        let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
+        let (namespace, name) = (self.namespace(), self.info.name);
+        let patch = Patch { kind, body: &body };
+        let outcome =
+            self.server.patch(&self.caller, &self.resource, namespace, name, part, patch, &opts).await?;
+        answer.object(&self.resource, &outcome)
+    }
+
+    async fn delete(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        let (opts, _) = self.delete_options(incoming).await?;
+        let (namespace, name) = (self.namespace(), self.info.name);
+        match self.server.delete(&self.caller, &self.resource, namespace, name, &opts).await? {
+            Deleted::Object(outcome) => answer.object(&self.resource, &outcome),
+            Deleted::Status(status) => Ok(respond::json_value(StatusCode::OK, &status)),
+        }
+    }
+
+    async fn delete_collection(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(true)?;
+        let (opts, _) = self.delete_options(incoming).await?;
+        let list = self.query.list_options()?;
+        let namespace = self.namespace();
+        let page =
+            self.server.delete_collection(&self.caller, &self.resource, namespace, &opts, &list).await?;
+        answer.list(&self.resource, page)
+    }
+
+    /// Options of a deletion: the body, or without one the query.
+    async fn delete_options(&self, incoming: Incoming) -> Result<(DeleteOptions, bool), Status> {
+        let text = body::read(incoming).await?;
+        if text.is_empty() {
+            return Ok((self.query.delete_options()?, false));
+        }
+        let value = match negotiate::body_format(&self.headers)? {
+            Format::Json => decode::parse(&text, "DeleteOptions")?,
+            Format::Yaml => yaml(&text, "DeleteOptions")?,
+        };
+        let dry: Vec<&str> =
+            value["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        check_dry_run("DeleteOptions", &dry)?;
+        Ok((delete_options_of(&value), true))
+    }
+
+    async fn subresource(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        match (self.info.subresource, &self.method) {
+            ("scale", &Method::GET) => {
+                let answer = self.answer(false)?;
+                let (namespace, name) = (self.namespace(), self.info.name);
+                let outcome = self.server.get_scale(&self.resource, namespace, name).await?;
+                answer.object(&self.resource, &outcome)
+            }
+            ("scale", &Method::PUT | &Method::PATCH) => self.write_scale(incoming).await,
+            ("binding" | "eviction" | "token", &Method::POST) => self.action(incoming).await,
+            ("binding" | "eviction" | "token" | "scale", _) => Err(method_not_allowed()),
+            ("finalize", &Method::PUT) => self.update(incoming).await,
+            ("finalize", _) => Err(method_not_allowed()),
+            (_, &Method::GET) => self.get().await,
+            (_, &Method::PUT) => self.update(incoming).await,
+            (_, &Method::PATCH) => self.patch(incoming).await,
+            _ => Err(method_not_allowed()),
+        }
+    }
+
+    async fn write_scale(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        let (namespace, name) = (self.namespace(), self.info.name);
+        let outcome = if self.method == Method::PUT {
+            let opts = self.query.write_options("UpdateOptions")?;
+            let input = self.input(incoming, "Scale").await?;
+            let write = ScaleWrite::Replace(crate::verbs::binding::body_value(input, "Scale")?);
+            self.server.write_scale(&self.caller, &self.resource, namespace, name, write, &opts).await?
+        } else {
+            let kind = patch_kind(&self.headers)?;
+            let opts = self.query.write_options("PatchOptions")?;
+            let text = body::read(incoming).await?;
+            let body = patch_body(kind, &text)?;
+            let write = ScaleWrite::Patch(kind, &body);
+            self.server.write_scale(&self.caller, &self.resource, namespace, name, write, &opts).await?
+        };
+        answer.object(&self.resource, &outcome)
+    }
+
+    /// POST of binding, eviction and token.
+    async fn action(self, incoming: Incoming) -> Result<Response<Body>, Status> {
+        let answer = self.answer(false)?;
+        let opts = self.query.write_options("CreateOptions")?;
+        let kind = match self.info.subresource {
+            "binding" => "Binding",
+            "eviction" => "Eviction",
+            _ => "TokenRequest",
+        };
+        let input = self.input(incoming, kind).await?;
+        let (server, caller, resource) = (self.server, &self.caller, &self.resource);
+        let (namespace, name) = (self.namespace(), self.info.name);
+        let status = match kind {
+            "Binding" => server.bind(caller, resource, namespace, name, input, &opts).await?,
+            "Eviction" => server.evict(caller, resource, namespace, name, input, &opts).await?,
+            _ => {
+                let outcome = server.issue_token(caller, resource, namespace, name, input, &opts).await?;
+                return answer.object(resource, &outcome);
+            }
+        };
+        Ok(respond::json_value(StatusCode::CREATED, &status))
+    }
+
+    /// The body of a write.
+    async fn input(&self, incoming: Incoming, kind: &str) -> Result<Input, Status> {
+        let format = negotiate::body_format(&self.headers)?;
+        let text: Bytes = body::read(incoming).await?;
+        match format {
+            Format::Json => Ok(Input::Text(text)),
+            Format::Yaml => Ok(Input::Json(yaml(&text, kind)?)),
+        }
+    }
+}
+
+/// Parses a YAML body.
+fn yaml(text: &[u8], kind: &str) -> Result<Value, Status> {
+    serde_yaml_ng::from_slice(text).map_err(|e| {
+        let shown = decode::excerpt(text);
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): yaml: {e} ({shown})"
+        ))
+    })
+}
+
+fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
+    let text = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    match text.split(';').next().unwrap_or("").trim() {
+        "application/json-patch+json" => Ok(PatchKind::Json),
+        "application/merge-patch+json" => Ok(PatchKind::Merge),
+        "application/strategic-merge-patch+json" => Ok(PatchKind::Strategic),
+        "application/apply-patch+yaml" => Ok(PatchKind::Apply),
+        _ => Err(Status::unsupported_media_type(
+            "the body of the request was in an unknown format - accepted media types include: \
+             application/json-patch+json, application/merge-patch+json, \
+             application/strategic-merge-patch+json, application/apply-patch+yaml",
+        )),
+    }
+}
+
+fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
+    if kind == PatchKind::Apply {
+        return serde_yaml_ng::from_slice(text)
+            .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")));
+    }
+    serde_json::from_slice(text)
+        .map_err(|e| Status::bad_request(format!("error decoding patch: {}", decode::syntax_error(text, &e))))
+}

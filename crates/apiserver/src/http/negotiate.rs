@@ -1,0 +1,155 @@
+//! Content negotiation: which encoding a client wants, and which it sends.
+
+use coracle_meta::{Reason, Status};
+use http::HeaderMap;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use serde_json::json;
+
+/// Serialization of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// `application/json`.
+    Json,
+    /// `application/yaml`.
+    Yaml,
+}
+
+/// Shape of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// The object as it is.
+    Object,
+    /// `as=Table`.
+    Table,
+    /// `as=PartialObjectMetadata`.
+    Partial,
+    /// `as=PartialObjectMetadataList`.
+    PartialList,
+}
+
+/// What a response shall look like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Serialization.
+    pub(crate) format: Format,
+    /// Shape.
+    pub(crate) shape: Shape,
+    /// `v1` or `v1beta1`: the version of `meta.k8s.io` for shapes.
+    pub(crate) version: &'static str,
+    /// Indented.
+    pub(crate) pretty: bool,
+}
+
+impl Wanted {
+    /// Plain JSON.
+    pub(crate) const JSON: Self =
+        Self { format: Format::Json, shape: Shape::Object, version: "v1", pretty: false };
+}
+
+/// One clause of an Accept header.
+struct Clause<'a> {
+    mime: &'a str,
+    params: Vec<(&'a str, &'a str)>,
+    quality: f32,
+}
+
+fn clauses(accept: &str) -> Vec<Clause<'_>> {
+    let mut out: Vec<Clause<'_>> = accept
+        .split(',')
+        .filter_map(|part| {
+            let mut pieces = part.split(';').map(str::trim);
+            let mime = pieces.next().filter(|m| !m.is_empty())?;
+            let params: Vec<_> =
+                pieces.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();
+            let quality = params.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse().ok());
+            Some(Clause { mime, params, quality: quality.unwrap_or(1.0) })
+        })
+        .collect();
+    out.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    out
+}
+
+/// Reads the Accept header. `list`: the request may also be a watch.
+///
+/// # Errors
+/// 406 with upstream's texts.
+pub(crate) fn wanted(headers: &HeaderMap, list: bool) -> Result<Wanted, Status> {
+    let Some(accept) = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty()) else {
+        return Ok(Wanted::JSON);
+    };
+    if accept == "application/json" {
+        return Ok(Wanted::JSON);
+    }
+    let clauses = clauses(accept);
+    let mut known = false;
+    for clause in &clauses {
+        let format = match clause.mime {
+            "application/json" | "*/*" => Format::Json,
+            "application/yaml" => Format::Yaml,
+            // Protobuf is not spoken here; clients that ask for it also take JSON.
+            "application/vnd.kubernetes.protobuf" if clauses.len() == 1 => Format::Json,
+            _ => continue,
+        };
+        known = true;
+        if let Some((shape, version)) = shape(&clause.params) {
+            let pretty = clause.params.iter().any(|(k, v)| *k == "pretty" && (*v == "1" || *v == "true"));
+            return Ok(Wanted { format, shape, version, pretty });
+        }
+    }
+    if known { Err(Status::not_acceptable(ACCEPTED)) } else { Err(no_representation(list)) }
+}
+
+const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+
+/// The shape that `as`, `g` and `v` ask for; `None` when there is no such shape.
+fn shape(params: &[(&str, &str)]) -> Option<(Shape, &'static str)> {
+    let get = |key: &str| params.iter().find(|(k, _)| *k == key).map_or("", |(_, v)| *v);
+    let (kind, group, version) = (get("as"), get("g"), get("v"));
+    if kind.is_empty() && group.is_empty() && version.is_empty() {
+        return Some((Shape::Object, "v1"));
+    }
+    let version = match (group, version) {
+        ("meta.k8s.io", "v1") => "v1",
+        ("meta.k8s.io", "v1beta1") => "v1beta1",
+        _ => return None,
+    };
+    match kind {
+        "Table" => Some((Shape::Table, version)),
+        "PartialObjectMetadata" => Some((Shape::Partial, version)),
+        "PartialObjectMetadataList" => Some((Shape::PartialList, version)),
+        _ => None,
+    }
+}
+
+/// 406 when no clause names a type that is served.
+fn no_representation(list: bool) -> Status {
+    let mut message = format!("406: Not Acceptable\n\nAvailable representations: {ACCEPTED}");
+    if list {
+        message.push_str(", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch");
+    }
+    Status::new(406, Reason::NotAcceptable, message, Some(json!({})))
+}
+
+/// Format of a request body.
+///
+/// # Errors
+/// 415 for what is neither JSON nor YAML.
+pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Format::Json) };
+    let text = value.to_str().unwrap_or("bogus");
+    let (mime, params) = text.split_once(';').map_or((text, None), |(m, p)| (m, Some(p)));
+    let malformed = params.is_some_and(|p| !p.trim().is_empty() && !p.contains('='));
+    match mime.trim() {
+        _ if malformed => Err(unsupported()),
+        "" | "application/json" => Ok(Format::Json),
+        "application/yaml" => Ok(Format::Yaml),
+        _ => Err(unsupported()),
+    }
+}
+
+/// The 415 of a body in an unknown format.
+pub(crate) fn unsupported() -> Status {
+    let why =
+        format!("the body of the request was in an unknown format - accepted media types include: {ACCEPTED}");
+    Status::unsupported_media_type(why)
+}

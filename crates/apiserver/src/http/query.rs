@@ -1,0 +1,182 @@
+//! Query parameters, and the request options they carry.
+
+use std::borrow::Cow;
+
+use coracle_client::{DeleteOptions, ListOptions, WriteOptions};
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Reason, Status};
+
+/// Query parameters in order, decoded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'a> Query<'a> {
+    /// Parses a query string. Malformed parts are left out, as Go's parser does.
+    pub(crate) fn new(text: &'a str) -> Self {
+        let parts = text.split('&').filter(|p| !p.is_empty() && !p.contains(';'));
+        Self(parts.filter_map(|p| {
+            let (key, value) = p.split_once('=').unwrap_or((p, ""));
+            Some((decode(key)?, decode(value)?))
+        }).collect())
+    }
+
+    /// The first value of a parameter.
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_ref())
+    }
+
+    /// All values of a parameter.
+    pub(crate) fn all(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_ref())
+    }
+
+    /// The first value, or empty.
+    pub(crate) fn text(&self, key: &str) -> String {
+        self.get(key).unwrap_or("").to_owned()
+    }
+
+    /// Whether a boolean parameter is on: anything but `0` and `false`.
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|v| v != "0" && !v.eq_ignore_ascii_case("false"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<i64>, Status> {
+        match self.get(key) {
+            None | Some("") => Ok(None),
+            Some(text) => match text.parse::<i64>() {
+                Ok(n) => Ok(Some(n)),
+                Err(_) => {
+                    let why = format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+                    Err(Status::bad_request(why))
+                }
+            },
+        }
+    }
+
+    /// Selectors and paging.
+    pub(crate) fn list_options(&self) -> Result<ListOptions, Status> {
+        Ok(ListOptions {
+            label_selector: self.text("labelSelector"),
+            field_selector: self.text("fieldSelector"),
+            limit: usize::try_from(self.number("limit")?.unwrap_or(0)).unwrap_or(0),
+            continue_token: self.text("continue"),
+            resource_version: self.text("resourceVersion"),
+            resource_version_match: self.text("resourceVersionMatch"),
+        })
+    }
+
+    /// `timeoutSeconds`.
+    pub(crate) fn timeout_seconds(&self) -> Result<Option<u64>, Status> {
+        Ok(self.number("timeoutSeconds")?.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0))
+    }
+
+    /// `sendInitialEvents`.
+    pub(crate) fn send_initial_events(&self) -> Option<bool> {
+        self.get("sendInitialEvents").map(|v| v != "false" && v != "0")
+    }
+
+    /// Options of create, update and patch; `kind` names them in errors.
+    pub(crate) fn write_options(&self, kind: &str) -> Result<WriteOptions, Status> {
+        let dry_run = self.dry_run(kind)?;
+        Ok(WriteOptions {
+            field_manager: self.text("fieldManager"),
+            force: self.flag("force"),
+            dry_run,
+            field_validation: self.text("fieldValidation"),
+        })
+    }
+
+    fn dry_run(&self, kind: &str) -> Result<bool, Status> {
+        let asked: Vec<&str> = self.all("dryRun").filter(|v| !v.is_empty()).collect();
+        check_dry_run(kind, &asked)
+    }
+
+    /// Options of delete given as parameters.
+    pub(crate) fn delete_options(&self) -> Result<DeleteOptions, Status> {
+        let orphan = self.get("orphanDependents").map(|v| v != "false" && v != "0");
+        let orphan = orphan.map(|orphan| if orphan { "Orphan" } else { "Background" }.to_owned());
+        let policy = self.get("propagationPolicy").filter(|p| !p.is_empty()).map(str::to_owned);
+        Ok(DeleteOptions {
+            grace_period_seconds: self.number("gracePeriodSeconds")?,
+            propagation_policy: policy.or(orphan),
+            dry_run: self.dry_run("DeleteOptions")?,
+            ..DeleteOptions::default()
+        })
+    }
+
+    /// Checks `timeout`, which is accepted and otherwise not needed.
+    pub(crate) fn check_timeout(&self) -> Result<(), Status> {
+        match self.get("timeout") {
+            Some(text) if !text.is_empty() && !is_go_duration(text) => {
+                let why = format!(
+                    "invalid timeout specified in the request URL - time: invalid duration {}",
+                    crate::verbs::go_quote(text)
+                );
+                Err(Status::new(400, Reason::BadRequest, why, None))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `dryRun` has one possible value.
+pub(crate) fn check_dry_run(kind: &str, asked: &[&str]) -> Result<bool, Status> {
+    let mut errs = ErrorList::new();
+    for value in asked {
+        if *value != "All" {
+            errs.not_supported("dryRun", *value, &["All"]);
+        }
+    }
+    if errs.is_empty() { Ok(!asked.is_empty()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errs)) }
+}
+
+fn is_go_duration(text: &str) -> bool {
+    let text = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if text == "0" {
+        return true;
+    }
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        if digits.len() == rest.len() {
+            return false;
+        }
+        let unit = ["ns", "us", "µs", "ms", "s", "m", "h"].iter().find_map(|u| digits.strip_prefix(u));
+        match unit {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    !text.is_empty()
+}
+
+/// Percent-decodes a path or parameter; `None` when malformed.
+pub(crate) fn decode(text: &str) -> Option<Cow<'_, str>> {
+    percent(text, true)
+}
+
+/// Percent-decodes a path.
+pub(crate) fn decode_path(text: &str) -> Option<Cow<'_, str>> {
+    percent(text, false)
+}
+
+fn percent(text: &str, plus: bool) -> Option<Cow<'_, str>> {
+    if !text.bytes().any(|b| b == b'%' || (plus && b == b'+')) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        match b {
+            b'+' if plus => out.push(b' '),
+            b'%' => {
+                let hex = |b: Option<u8>| char::from(b?).to_digit(16);
+                let high = hex(bytes.next())?;
+                let low = hex(bytes.next())?;
+                out.push(u8::try_from(high * 16 + low).ok()?);
+            }
+            b => out.push(b),
+        }
+    }
+    Some(Cow::Owned(String::from_utf8_lossy(&out).into_owned()))
+}

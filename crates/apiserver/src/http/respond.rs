@@ -1,0 +1,252 @@
+//! Responses: objects, lists, Statuses, in the encoding that was negotiated.
+
+use bytes::Bytes;
+use coracle_meta::Status;
+use http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY,
+};
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::body::{Body, GzipBody, ListBody, gzip};
+use super::negotiate::{Format, Shape, Wanted};
+use super::table;
+use crate::codec;
+use crate::registry::Resource;
+use crate::server::Server;
+use crate::verbs::Outcome;
+use crate::verbs::list::Page;
+
+const WARNING: HeaderName = HeaderName::from_static("warning");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache, private");
+/// Smaller responses are not compressed.
+const GZIP_FROM: u64 = 128 * 1024;
+
+/// How to answer one request.
+pub(crate) struct Answer<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) wanted: Wanted,
+    /// `includeObject` of tables.
+    pub(crate) include_object: &'a str,
+    pub(crate) gzip: bool,
+}
+
+/// Whether the client takes gzip.
+pub(crate) fn takes_gzip(headers: &HeaderMap) -> bool {
+    let value = headers.get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("");
+    value.split(',').any(|e| e.trim().starts_with("gzip"))
+}
+
+/// A JSON response of given bytes.
+pub(crate) fn json_bytes(code: StatusCode, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::Full(bytes));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CACHE_CONTROL, NO_CACHE);
+    response
+}
+
+/// A JSON response of a value.
+pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
+    json_bytes(code, Bytes::from(value.to_string()))
+}
+
+/// A plain text response.
+pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::Full(text.into()));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// `404 page not found`, as upstream's mux answers.
+pub(crate) fn not_found_page() -> Response<Body> {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// A failure.
+pub(crate) fn status(status: &Status) -> Response<Body> {
+    let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut value = status.to_value();
+    // A continue token belongs to the metadata of the Status.
+    let token = value.pointer_mut("/details/continue").map(Value::take);
+    if let Some(token) = token {
+        value["metadata"]["continue"] = token;
+        if let Some(map) = value.as_object_mut() {
+            map.remove("details");
+        }
+    }
+    let retry = value.pointer("/details/retryAfterSeconds").and_then(Value::as_u64);
+    let mut response = json_value(code, &value);
+    if let Some(seconds) = retry {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// 405 for a path that is served with other methods.
+pub(crate) fn method_not_allowed() -> Status {
+    let message = "the server does not allow this method on the requested resource";
+    Status::new(405, coracle_meta::Reason::MethodNotAllowed, message, Some(json!({})))
+}
+
+/// Adds `Warning` headers.
+pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    let mut seen: Vec<&str> = Vec::new();
+    for warning in warnings {
+        if seen.contains(&warning.as_str()) {
+            continue;
+        }
+        seen.push(warning);
+        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{escaped}\"").as_bytes()) {
+            response.headers_mut().append(WARNING, value);
+        }
+    }
+}
+
+impl Answer<'_> {
+    /// Answers with one object.
+    pub(crate) fn object(&self, resource: &Resource, outcome: &Outcome) -> Result<Response<Body>, Status> {
+        let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
+        let plain = self.wanted.shape == Shape::Object && self.wanted.format == Format::Json;
+        let mut response = if plain && !self.wanted.pretty {
+            json_bytes(code, outcome.entry.encoded.clone())
+        } else {
+            let value = match self.wanted.shape {
+                Shape::Object => serde_json::from_slice(&outcome.entry.encoded).map_err(Status::internal)?,
+                Shape::Table => table::of_object(self, resource, &outcome.entry)?,
+                Shape::Partial => table::partial(&outcome.entry, self.wanted.version)?,
+                Shape::PartialList => {
+                    let kind = resource.def.kind;
+                    let why = format!(
+                        "you requested PartialObjectMetadataList, but the requested object is not a list \
+                         (*{}.{kind})",
+                        go_package(resource)
+                    );
+                    return Err(Status::new(406, coracle_meta::Reason::NotAcceptable, why, None));
+                }
+            };
+            self.value(code, &value)?
+        };
+        self.compress(&mut response);
+        warn(&mut response, &outcome.warnings);
+        Ok(response)
+    }
+
+    /// Answers with a list.
+    pub(crate) fn list(&self, resource: &Resource, page: Page) -> Result<Response<Body>, Status> {
+        if self.wanted.shape == Shape::Object && self.wanted.format == Format::Json && !self.wanted.pretty {
+            return Ok(self.list_bytes(resource, page));
+        }
+        let value = match self.wanted.shape {
+            Shape::Object => list_value(resource, &page)?,
+            Shape::Table => table::of_list(self, resource, &page)?,
+            Shape::PartialList => table::partial_list(&page, self.wanted.version)?,
+            Shape::Partial => {
+                let kind = resource.def.kind;
+                let why = format!(
+                    "you requested PartialObjectMetadata, but the requested object is a list (*{}.{kind}List)",
+                    go_package(resource)
+                );
+                return Err(Status::new(406, coracle_meta::Reason::NotAcceptable, why, None));
+            }
+        };
+        let mut response = self.value(StatusCode::OK, &value)?;
+        self.compress(&mut response);
+        Ok(response)
+    }
+
+    fn list_bytes(&self, resource: &Resource, page: Page) -> Response<Body> {
+        let meta = list_meta(&page);
+        let (version, kind) = (codec::api_version(resource.def), resource.def.kind);
+        let head =
+            format!("{{\"kind\":\"{kind}List\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":[");
+        let body = ListBody::new(head.into(), page.entries, resource.head.len(), Bytes::from_static(b"]}\n"));
+        let compressed = self.gzip && body.len() >= GZIP_FROM;
+        let mut response = json_bytes(StatusCode::OK, Bytes::new());
+        *response.body_mut() = if compressed {
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+            Body::Gzip(Box::new(GzipBody::new(body)))
+        } else {
+            Body::List(Box::new(body))
+        };
+        response
+    }
+
+    /// Answers with a JSON value in the wanted format.
+    pub(crate) fn value(&self, code: StatusCode, value: &Value) -> Result<Response<Body>, Status> {
+        let (bytes, mime) = match self.wanted.format {
+            Format::Json if self.wanted.pretty => {
+                let mut text = serde_json::to_string_pretty(value).map_err(Status::internal)?;
+                text.push('\n');
+                (text.into_bytes(), JSON)
+            }
+            Format::Json => (value.to_string().into_bytes(), JSON),
+            Format::Yaml => {
+                let text = serde_yaml_ng::to_string(value).map_err(Status::internal)?;
+                (text.into_bytes(), HeaderValue::from_static("application/yaml"))
+            }
+        };
+        let mut response = json_bytes(code, Bytes::from(bytes));
+        response.headers_mut().insert(CONTENT_TYPE, mime);
+        Ok(response)
+    }
+
+    fn compress(&self, response: &mut Response<Body>) {
+        if !self.gzip {
+            return;
+        }
+        if let Body::Full(bytes) = response.body()
+            && bytes.len() as u64 >= GZIP_FROM
+            && let Ok(small) = gzip(bytes)
+        {
+            *response.body_mut() = Body::Full(small);
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        }
+    }
+}
+
+/// `metadata` of a list.
+pub(crate) fn list_meta(page: &Page) -> Value {
+    let mut meta = json!({ "resourceVersion": page.revision.to_string() });
+    if !page.continue_token.is_empty() {
+        meta["continue"] = page.continue_token.clone().into();
+        if let Some(remaining) = page.remaining {
+            meta["remainingItemCount"] = remaining.into();
+        }
+    }
+    meta
+}
+
+fn list_value(resource: &Resource, page: &Page) -> Result<Value, Status> {
+    let mut items = Vec::with_capacity(page.entries.len());
+    for entry in &page.entries {
+        let mut item: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+        if let Some(map) = item.as_object_mut() {
+            map.remove("apiVersion");
+            map.remove("kind");
+        }
+        items.push(item);
+    }
+    Ok(json!({
+        "kind": format!("{}List", resource.def.kind),
+        "apiVersion": codec::api_version(resource.def),
+        "metadata": list_meta(page),
+        "items": items,
+    }))
+}
+
+/// The Go package of a kind's internal type, as some messages print it.
+fn go_package(resource: &Resource) -> &'static str {
+    match resource.def.group {
+        "" => "core",
+        group => group.split('.').next().unwrap_or(group),
+    }
+}

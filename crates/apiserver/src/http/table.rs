@@ -1,0 +1,124 @@
+//! Tables and metadata-only objects, made on demand from the shared objects.
+
+use std::sync::Arc;
+
+use coracle_meta::Status;
+use serde_json::{Value, json};
+
+use super::respond::{Answer, list_meta};
+use crate::cache::CacheEntry;
+use crate::registry::Resource;
+use crate::verbs::list::Page;
+
+/// A table of one object.
+pub(crate) fn of_object(
+    answer: &Answer<'_>,
+    resource: &Resource,
+    entry: &Arc<CacheEntry>,
+) -> Result<Value, Status> {
+    let rows = vec![row(answer, resource, entry)?];
+    let mut meta = json!({});
+    if entry.revision != 0 {
+        meta["resourceVersion"] = entry.revision.to_string().into();
+    }
+    Ok(table(answer.wanted.version, meta, columns(resource), rows))
+}
+
+/// A table of a list.
+pub(crate) fn of_list(answer: &Answer<'_>, resource: &Resource, page: &Page) -> Result<Value, Status> {
+    check_include(answer.include_object)?;
+    let rows = page.entries.iter().map(|e| row(answer, resource, e)).collect::<Result<_, _>>()?;
+    Ok(table(answer.wanted.version, list_meta(page), columns(resource), rows))
+}
+
+/// A table of a watch event; the columns come with the first only.
+pub(crate) fn of_event(
+    answer: &Answer<'_>,
+    resource: &Resource,
+    entry: &Arc<CacheEntry>,
+    first: bool,
+) -> Result<Value, Status> {
+    let columns = if first { columns(resource) } else { Value::Null };
+    let meta = json!({ "resourceVersion": entry.revision.to_string() });
+    Ok(table(answer.wanted.version, meta, columns, vec![row(answer, resource, entry)?]))
+}
+
+/// A table without rows: a bookmark.
+pub(crate) fn empty(version: &str, revision: u64) -> Value {
+    let meta = json!({ "resourceVersion": revision.to_string() });
+    table(version, meta, Value::Null, Vec::new())
+}
+
+/// Checks `includeObject`.
+///
+/// # Errors
+/// 400 as upstream.
+pub(crate) fn check_include(include: &str) -> Result<(), Status> {
+    if matches!(include, "" | "Metadata" | "Object" | "None") {
+        return Ok(());
+    }
+    let why = format!(
+        "Unable to convert to Table as requested: includeObject: Invalid value: {include:?}: must be \
+         'Metadata', 'Object', 'None', or empty"
+    );
+    Err(Status::bad_request(why))
+}
+
+fn table(version: &str, metadata: Value, columns: Value, rows: Vec<Value>) -> Value {
+    json!({
+        "kind": "Table",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": metadata,
+        "columnDefinitions": columns,
+        "rows": rows,
+    })
+}
+
+fn columns(resource: &Resource) -> Value {
+    let columns = resource.def.columns.iter().map(|c| {
+        json!({
+            "name": c.name, "type": c.kind, "format": c.format, "description": c.description,
+            "priority": c.priority,
+        })
+    });
+    columns.collect::<Vec<_>>().into()
+}
+
+fn row(answer: &Answer<'_>, resource: &Resource, entry: &Arc<CacheEntry>) -> Result<Value, Status> {
+    check_include(answer.include_object)?;
+    // A transient object (a Scale, a review) may be of another kind than the resource.
+    let obj = entry.decoded()?;
+    let now = answer.server.clock.now();
+    let mut row = json!({ "cells": resource.def.strategy.row(&*obj, now) });
+    match answer.include_object {
+        "None" => {}
+        "Object" => row["object"] = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?,
+        _ => row["object"] = partial(entry, answer.wanted.version)?,
+    }
+    Ok(row)
+}
+
+/// The object's metadata alone.
+pub(crate) fn partial(entry: &CacheEntry, version: &str) -> Result<Value, Status> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        metadata: Value,
+    }
+    let head: Head = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    Ok(json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": head.metadata,
+    }))
+}
+
+/// The metadata of all objects of a list.
+pub(crate) fn partial_list(page: &Page, version: &str) -> Result<Value, Status> {
+    let items = page.entries.iter().map(|e| partial(e, version)).collect::<Result<Vec<_>, _>>()?;
+    Ok(json!({
+        "kind": "PartialObjectMetadataList",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": list_meta(page),
+        "items": items,
+    }))
+}

@@ -1,0 +1,159 @@
+//! Watch responses: frames as they happen, until the timeout or until the watcher is cut off.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use coracle_meta::Status;
+use futures::StreamExt;
+use http::Response;
+use http::StatusCode;
+use rand::Rng;
+use serde_json::json;
+
+use super::body::Body;
+use super::negotiate::{Shape, Wanted};
+use super::respond::{Answer, json_bytes};
+use super::table;
+use crate::cache::{CacheEntry, EventKind};
+use crate::codec;
+use crate::registry::Resource;
+use crate::server::Server;
+use crate::verbs::watch::{Next, Watching};
+
+/// Frames are joined up to this size.
+const BATCH: usize = 64 * 1024;
+/// Shortest watch when the client names no timeout; the longest is twice that.
+const MIN_SECONDS: u64 = 1800;
+
+/// What a watch response is made of.
+struct Frames {
+    server: Arc<Server>,
+    resource: Arc<Resource>,
+    watching: Watching,
+    wanted: Wanted,
+    include_object: String,
+    deadline: tokio::time::Instant,
+    first: bool,
+    done: bool,
+}
+
+/// The response of a started watch.
+pub(crate) fn response(
+    server: &Arc<Server>,
+    resource: &Arc<Resource>,
+    watching: Watching,
+    wanted: Wanted,
+    include_object: String,
+    timeout_seconds: Option<u64>,
+) -> Response<Body> {
+    let seconds = timeout_seconds.unwrap_or_else(|| rand::rng().random_range(MIN_SECONDS..MIN_SECONDS * 2));
+    let frames = Frames {
+        server: server.clone(),
+        resource: resource.clone(),
+        watching,
+        wanted,
+        include_object,
+        deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
+        first: true,
+        done: false,
+    };
+    let stream = futures::stream::unfold(frames, |mut frames| async move {
+        let bytes = frames.batch().await?;
+        Some((Ok(bytes), frames))
+    });
+    let mut response = json_bytes(StatusCode::OK, Bytes::new());
+    *response.body_mut() = Body::Stream(stream.boxed());
+    response
+}
+
+impl Frames {
+    /// The next frames; `None` at the end.
+    async fn batch(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        let next = tokio::select! {
+            biased;
+            next = self.watching.next() => next,
+            () = tokio::time::sleep_until(self.deadline) => return None,
+        };
+        let first = self.frame(next)?;
+        let Some(mut more) = self.watching.ready() else { return Some(first) };
+        let mut out = BytesMut::with_capacity(first.len() * 4);
+        out.put_slice(&first);
+        loop {
+            match self.frame(more) {
+                Some(bytes) => out.put_slice(&bytes),
+                None => break,
+            }
+            if out.len() >= BATCH {
+                break;
+            }
+            match self.watching.ready() {
+                Some(next) => more = next,
+                None => break,
+            }
+        }
+        Some(out.freeze())
+    }
+
+    /// One frame; `None` when the watch is over.
+    fn frame(&mut self, next: Next) -> Option<Bytes> {
+        let plain = self.wanted.shape == Shape::Object;
+        let made = match next {
+            Next::Initial(entry) if plain => return Some(crate::cache::frame(EventKind::Added, &entry.encoded)),
+            Next::Event(kind, event) if plain => return Some(event.frame(kind)),
+            Next::Bookmark(revision, end) => return Some(self.bookmark(revision, end)),
+            Next::Initial(entry) => self.shaped(EventKind::Added, &entry),
+            Next::Event(kind, event) => self.shaped(kind, event.entry(kind)?),
+            Next::End => return None,
+        };
+        match made {
+            Ok(bytes) => Some(bytes),
+            Err(status) => {
+                self.done = true;
+                let value = json!({ "type": "ERROR", "object": status.to_value() });
+                Some(Bytes::from(format!("{value}\n")))
+            }
+        }
+    }
+
+    fn shaped(&mut self, kind: EventKind, entry: &Arc<CacheEntry>) -> Result<Bytes, Status> {
+        let value = match self.wanted.shape {
+            Shape::Table => {
+                let answer = Answer {
+                    server: &self.server,
+                    wanted: self.wanted,
+                    include_object: &self.include_object,
+                    gzip: false,
+                };
+                table::of_event(&answer, &self.resource, entry, std::mem::take(&mut self.first))?
+            }
+            _ => table::partial(entry, self.wanted.version)?,
+        };
+        Ok(crate::cache::frame(kind, value.to_string().as_bytes()))
+    }
+
+    fn bookmark(&self, revision: u64, end: bool) -> Bytes {
+        let object = match self.wanted.shape {
+            Shape::Table => table::empty(self.wanted.version, revision),
+            shape => {
+                let (kind, version) = match shape {
+                    Shape::Object => (self.resource.def.kind, codec::api_version(self.resource.def)),
+                    _ => ("PartialObjectMetadata", format!("meta.k8s.io/{}", self.wanted.version)),
+                };
+                let mut meta = json!({ "resourceVersion": revision.to_string() });
+                if end {
+                    meta["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+                }
+                let mut object = json!({ "kind": kind, "apiVersion": version, "metadata": meta });
+                if shape == Shape::Object {
+                    self.server.fields.complete(self.resource.def, &mut object);
+                }
+                object
+            }
+        };
+        Bytes::from(format!("{}\n", json!({ "type": "BOOKMARK", "object": object })))
+    }
+}

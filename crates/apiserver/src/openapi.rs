@@ -1,0 +1,108 @@
+//! OpenAPI v2 and v3 documents, and the compiled schemas of the built-in kinds: all derived from the
+//! resource definitions.
+//!
+//! The documents are large: callers keep the encoded bytes they serve, not these values.
+
+mod operations;
+mod params;
+mod render;
+mod schemas;
+
+use std::collections::BTreeMap;
+
+use coracle_meta::schema::Schemas;
+use coracle_resources::def::ResourceDef;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
+
+use operations::PathItem;
+use render::Flavour;
+
+pub use schemas::type_name;
+
+/// The compiled schemas of the given resources and of everything they refer to.
+pub fn builtin_schemas(defs: &[&ResourceDef]) -> Schemas {
+    Schemas::compile(&schemas::raw(defs))
+}
+
+/// The OpenAPI v2 (Swagger) document. `version` is the server's, e.g. `v1.36.0`.
+pub fn v2(defs: &[&ResourceDef], version: &str) -> Value {
+    let definitions = schemas::published(defs, &group_versions(defs), Flavour::V2);
+    json!({
+        "swagger": "2.0",
+        "info": { "title": "Kubernetes", "version": version },
+        "paths": render::paths(&all_paths(defs), Flavour::V2),
+        "definitions": definitions,
+        "securityDefinitions": { "BearerToken": bearer_token() },
+        "security": [{ "BearerToken": [] }],
+    })
+}
+
+fn bearer_token() -> Value {
+    json!({ "description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header" })
+}
+
+fn all_paths(defs: &[&ResourceDef]) -> BTreeMap<String, PathItem> {
+    let mut out = BTreeMap::new();
+    for (group, version) in group_versions(defs) {
+        out.extend(operations::of_group_version(defs, group, version));
+    }
+    out
+}
+
+fn group_versions<'d>(defs: &[&'d ResourceDef]) -> Vec<(&'d str, &'d str)> {
+    let mut out: Vec<(&str, &str)> = defs.iter().map(|def| (def.group, def.version)).collect();
+    out.sort_unstable();
+    out.dedup();
+    out
+}
+
+fn key(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+/// The index of v3 documents: one path per group version, with a URL whose hash changes with its content.
+pub fn v3_index(defs: &[&ResourceDef]) -> Value {
+    let paths: Map<String, Value> = group_versions(defs)
+        .into_iter()
+        .map(|(group, version)| {
+            let key = key(group, version);
+            let url = format!("/openapi/v3/{key}?hash={}", hash(defs, group, version));
+            (key, json!({ "serverRelativeURL": url }))
+        })
+        .collect();
+    json!({ "paths": paths })
+}
+
+/// The hash of a group version's document, as in its URL. It follows the program's version and the resources
+/// served, from which the document is derived.
+pub fn hash(defs: &[&ResourceDef], group: &str, version: &str) -> String {
+    let mut digest = Sha512::new();
+    digest.update(env!("CARGO_PKG_VERSION"));
+    for def in defs.iter().filter(|def| (def.group, def.version) == (group, version)) {
+        digest.update(format!("/{group}/{version}/{}/{}", def.plural, def.kind));
+        for subresource in def.subresources {
+            digest.update(subresource.path());
+        }
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// The v3 document of a group version; `None` when nothing of it is served.
+pub fn v3(defs: &[&ResourceDef], group: &str, version: &str) -> Option<Value> {
+    let own: Vec<&ResourceDef> =
+        defs.iter().copied().filter(|def| (def.group, def.version) == (group, version)).collect();
+    if own.is_empty() {
+        return None;
+    }
+    let definitions = schemas::published(&own, &[(group, version)], Flavour::V3);
+    Some(json!({
+        "openapi": "3.0.0",
+        "info": { "title": "Kubernetes", "version": format!("v{}", env!("CARGO_PKG_VERSION")) },
+        "paths": render::paths(&operations::of_group_version(&own, group, version), Flavour::V3),
+        "components": { "schemas": definitions, "securitySchemes": { "BearerToken": bearer_token() } },
+    }))
+}
+
+#[cfg(test)]
+mod tests;

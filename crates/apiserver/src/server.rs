@@ -1,0 +1,171 @@
+//! The running server: what all requests share, and how it is started.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_admission::{Chain, Environment};
+use coracle_auth::service_account::TokenIssuer;
+use coracle_auth::{Attributes, Authenticator, Authorizer, Decision, UserInfo};
+use coracle_client::{Transport, WriteOptions};
+use coracle_meta::{Object, ObjectReader};
+use coracle_stdx::{Clock, Tasks};
+use coracle_store::Store;
+use parking_lot::Mutex;
+
+use crate::authn::TokenCache;
+use crate::cache::{Cache, feed};
+use crate::config::{Config, StartError, Tls};
+use crate::fields::Fields;
+use crate::http::docs::Docs;
+use crate::kubelet::Kubelets;
+use crate::registry::{Registry, Resource};
+use crate::services::Services;
+use crate::transport::InProcess;
+use crate::verbs::Caller;
+
+/// What requests share.
+pub(crate) struct Server {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) clock: Clock,
+    pub(crate) git_version: String,
+    pub(crate) admission: Chain,
+    pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
+    pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
+    pub(crate) tokens: TokenCache,
+    pub(crate) token_issuer: Option<Arc<TokenIssuer>>,
+    pub(crate) services: Services,
+    pub(crate) fields: Fields,
+    pub(crate) docs: Docs,
+    pub(crate) kubelets: Option<Kubelets>,
+    pub(crate) advertise: SocketAddr,
+}
+
+impl Server {
+    /// The loopback identity.
+    pub(crate) fn loopback() -> Caller {
+        let user = UserInfo::authenticated("system:apiserver", &["system:masters"]);
+        Caller { user: Arc::new(user), agent: "kube-apiserver".into() }
+    }
+
+    /// The field manager of a write: named by the request, or its program.
+    pub(crate) fn manager(&self, caller: &Caller, opts: &WriteOptions) -> String {
+        if opts.field_manager.is_empty() { caller.agent.to_string() } else { opts.field_manager.clone() }
+    }
+
+    /// Notes in `metadata.managedFields` which fields `manager` sets with this write.
+    pub(crate) fn track(
+        &self,
+        resource: &Resource,
+        new: &mut dyn Object,
+        old: Option<&dyn Object>,
+        manager: &str,
+        subresource: &str,
+    ) {
+        self.fields.track(resource, new, old, manager, subresource, self.clock.now());
+    }
+
+    /// Whether the request may proceed.
+    pub(crate) fn authorize(&self, attributes: &Attributes) -> (Decision, String) {
+        coracle_auth::authorize(&self.authorizers, attributes)
+    }
+
+    /// The audience of tokens that name none.
+    pub(crate) fn default_audience(&self) -> String {
+        self.token_issuer
+            .as_ref()
+            .and_then(|issuer| issuer.api_audiences().first().cloned())
+            .unwrap_or_else(|| "https://kubernetes.default.svc".to_owned())
+    }
+}
+
+/// An API server. Dropping the last reference ends its background tasks.
+pub struct ApiServer {
+    pub(crate) server: Arc<Server>,
+    pub(crate) tls: Tls,
+    pub(crate) client_ca: Option<String>,
+    _tasks: Mutex<Tasks>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("advertise", &self.server.advertise).finish_non_exhaustive()
+    }
+}
+
+impl ApiServer {
+    /// Reads the store into memory, creates what must exist, and is then ready for requests: in-process by
+    /// [`ApiServer::transport`], over TLS by [`ApiServer::serve`].
+    ///
+    /// # Errors
+    /// [`StartError`] says which part failed.
+    pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
+        let services = Services::new(&config.service_cidr, config.node_port_range)
+            .ok_or_else(|| StartError::ServiceCidr(config.service_cidr.clone()))?;
+        crate::http::tls::check(&config.tls, config.client_ca_pem.as_deref())?;
+        let kubelets = config.kubelet_client.as_ref().map(Kubelets::new).transpose()?;
+        let cache = Arc::new(Cache::new(Registry::new(coracle_resources::all())));
+        let watch = cache.load(&*config.store).await?;
+        adopt_services(&cache, &services);
+        let reader: Arc<dyn ObjectReader> = cache.clone();
+        let environment = Environment { reader: reader.clone(), clock: config.clock.clone() };
+        let mut tasks = Tasks::new();
+        tasks.spawn(feed::run(cache.clone(), watch));
+        let server = Arc::new(Server {
+            store: config.store,
+            cache,
+            clock: config.clock,
+            git_version: config.git_version,
+            admission: Chain::new(config.admission, environment),
+            authenticators: (config.authenticators)(reader.clone()),
+            authorizers: (config.authorizers)(reader),
+            tokens: TokenCache::default(),
+            token_issuer: config.token_issuer,
+            services,
+            fields: Fields::new(),
+            docs: Docs::default(),
+            kubelets,
+            advertise: config.advertise,
+        });
+        crate::bootstrap::run(&server, config.bootstrap).await?;
+        let (keep, ttl) = (config.compaction_interval, config.event_ttl);
+        let housekeeper = server.clone();
+        tasks.supervise("housekeeping", move || crate::bootstrap::housekeeping(housekeeper.clone(), keep, ttl));
+        let publisher = server.clone();
+        tasks.supervise("kubernetes-service", move || crate::bootstrap::publish(publisher.clone()));
+        let (tls, client_ca) = (config.tls, config.client_ca_pem);
+        Ok(Arc::new(Self { server, tls, client_ca, _tasks: Mutex::new(tasks) }))
+    }
+
+    /// A transport without a socket and without encoding, for components in this process. Requests pass
+    /// authorization and admission as `user`.
+    pub fn transport(&self, user: UserInfo) -> Arc<dyn Transport> {
+        Arc::new(InProcess::new(self.server.clone(), user))
+    }
+
+    /// Read access to the current objects.
+    pub fn reader(&self) -> Arc<dyn ObjectReader> {
+        self.server.cache.clone()
+    }
+
+    /// Serves HTTPS on `listener` until the process ends or the returned future is dropped.
+    pub async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener) {
+        crate::http::serve::run(self, listener).await;
+    }
+
+    /// Address published for clients inside the cluster.
+    pub fn advertised(&self) -> (IpAddr, u16) {
+        (self.server.advertise.ip(), self.server.advertise.port())
+    }
+}
+
+/// Reserves what stored Services hold.
+fn adopt_services(cache: &Cache, services: &Services) {
+    for service in cache.list("", "services", "") {
+        services.adopt(&*service);
+    }
+}
+
+/// Interval of the watch cache's own cleaning.
+pub(crate) const TRIM_EVERY: Duration = Duration::from_secs(300);

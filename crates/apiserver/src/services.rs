@@ -1,0 +1,383 @@
+//! Cluster IPs and node ports of Services.
+//!
+//! Reservations live in memory and are rebuilt from the stored Services at start: this process is the only
+//! writer. A reservation made for a write that fails is given back when its [`Allocation`] is dropped.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Object, Status};
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use parking_lot::Mutex;
+use rand::Rng;
+
+/// The allocator.
+#[derive(Clone, Debug)]
+pub(crate) struct Services {
+    first: u32,
+    size: u32,
+    cidr: Arc<str>,
+    ports: (u16, u16),
+    taken: Arc<Mutex<Taken>>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    addresses: HashSet<u32>,
+    numbers: HashSet<u16>,
+}
+
+/// Reservations of one write; given back when dropped, unless [`Allocation::keep`] was called.
+#[derive(Debug)]
+pub(crate) struct Allocation {
+    owner: Option<Services>,
+    addresses: Vec<u32>,
+    ports: Vec<u16>,
+    /// Given back once the write has succeeded.
+    freed_addresses: Vec<u32>,
+    freed_ports: Vec<u16>,
+}
+
+impl Allocation {
+    /// Reserves nothing.
+    pub(crate) fn none() -> Self {
+        Self {
+            owner: None,
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            freed_addresses: Vec::new(),
+            freed_ports: Vec::new(),
+        }
+    }
+
+    /// The write succeeded: the reservations stay, what it gave up is free.
+    pub(crate) fn keep(mut self) {
+        if let Some(owner) = self.owner.take() {
+            let mut taken = owner.taken.lock();
+            for address in &self.freed_addresses {
+                taken.addresses.remove(address);
+            }
+            for port in &self.freed_ports {
+                taken.numbers.remove(port);
+            }
+        }
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        if let Some(owner) = &self.owner {
+            let mut taken = owner.taken.lock();
+            for address in &self.addresses {
+                taken.addresses.remove(address);
+            }
+            for port in &self.ports {
+                taken.numbers.remove(port);
+            }
+        }
+    }
+}
+
+impl Services {
+    /// An allocator over a range such as `10.96.0.0/16`; `None` when it is malformed or too small.
+    pub(crate) fn new(cidr: &str, ports: (u16, u16)) -> Option<Self> {
+        let (base, bits) = cidr.split_once('/')?;
+        let base: Ipv4Addr = base.parse().ok()?;
+        let bits: u32 = bits.parse().ok().filter(|b| (8..=30).contains(b))?;
+        let size = 1u32 << (32 - bits);
+        let first = u32::from(base) & !(size - 1);
+        let taken = Arc::new(Mutex::new(Taken::default()));
+        Some(Self { first, size, cidr: cidr.into(), ports, taken })
+    }
+
+    /// The n-th address of the range.
+    pub(crate) fn address(&self, n: u32) -> Ipv4Addr {
+        Ipv4Addr::from(self.first + n)
+    }
+
+    /// Notes what a stored Service holds.
+    pub(crate) fn adopt(&self, obj: &dyn Object) {
+        let Some(spec) = obj.downcast::<Service>().and_then(|s| s.spec.as_ref()) else { return };
+        let mut taken = self.taken.lock();
+        taken.addresses.extend(addresses(spec));
+        taken.numbers.extend(node_ports(spec));
+    }
+
+    /// Gives back what a deleted Service held.
+    pub(crate) fn release(&self, obj: &dyn Object) {
+        let Some(spec) = obj.downcast::<Service>().and_then(|s| s.spec.as_ref()) else { return };
+        let mut taken = self.taken.lock();
+        for address in addresses(spec) {
+            taken.addresses.remove(&address);
+        }
+        for port in node_ports(spec) {
+            taken.numbers.remove(&port);
+        }
+    }
+
+    /// Reserves and fills in what a new or changed Service needs. Other kinds need nothing.
+    ///
+    /// # Errors
+    /// 422 when a requested address or port is taken or out of range, 500 when the range is full.
+    pub(crate) fn allocate(
+        &self,
+        obj: &mut dyn Object,
+        old: Option<&dyn Object>,
+        dry_run: bool,
+    ) -> Result<Allocation, Status> {
+        let Some(service) = obj.downcast_mut::<Service>() else { return Ok(Allocation::none()) };
+        let old = old.and_then(|o| o.downcast::<Service>()).and_then(|s| s.spec.as_ref());
+        let name = service.metadata.name.clone().unwrap_or_default();
+        let spec = service.spec.get_or_insert_default();
+        let mut held = Allocation::none();
+        held.owner = Some(self.clone());
+        let mut errs = ErrorList::new();
+        self.allocate_address(spec, old, &mut held, &mut errs)?;
+        self.allocate_ports(spec, old, &mut held, &mut errs)?;
+        if !errs.is_empty() {
+            return Err(Status::invalid("", "Service", &name, &errs));
+        }
+        if dry_run {
+            // Nothing stays reserved: dropping `held` frees it all.
+            return Ok(Allocation::none());
+        }
+        Ok(held)
+    }
+
+    fn allocate_address(
+        &self,
+        spec: &mut ServiceSpec,
+        old: Option<&ServiceSpec>,
+        held: &mut Allocation,
+        errs: &mut ErrorList,
+    ) -> Result<(), Status> {
+        let before: Vec<u32> = old.map(addresses).unwrap_or_default();
+        if spec.type_.as_deref() == Some("ExternalName") {
+            held.freed_addresses = before;
+            if old.is_some() {
+                (spec.cluster_ip, spec.cluster_ips) = (None, None);
+                (spec.ip_families, spec.ip_family_policy) = (None, None);
+            }
+            return Ok(());
+        }
+        if let Some(old) = old.filter(|o| o.type_.as_deref() != Some("ExternalName")) {
+            keep_network(spec, old);
+        }
+        if spec.ip_family_policy.is_none() {
+            spec.ip_family_policy = Some("SingleStack".into());
+        }
+        let wanted = spec.cluster_ip.clone().filter(|ip| !ip.is_empty()).or_else(|| {
+            spec.cluster_ips.as_ref().and_then(|ips| ips.first()).cloned().filter(|ip| !ip.is_empty())
+        });
+        if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
+            spec.ip_families = Some(vec!["IPv4".into()]);
+        }
+        let ip = match wanted {
+            Some(ip) if ip == "None" => ip,
+            Some(ip) => {
+                let Ok(parsed) = ip.parse::<Ipv4Addr>() else { return Ok(()) };
+                let number = u32::from(parsed);
+                if !before.contains(&number) {
+                    if let Some(why) = self.take_address(number) {
+                        errs.invalid("spec.clusterIPs", serde_json::json!([ip]), why);
+                        return Ok(());
+                    }
+                    held.addresses.push(number);
+                }
+                ip
+            }
+            None => {
+                let number = self.pick_address()?;
+                held.addresses.push(number);
+                Ipv4Addr::from(number).to_string()
+            }
+        };
+        let now = ip.parse::<Ipv4Addr>().ok().map(u32::from);
+        held.freed_addresses = before.into_iter().filter(|b| Some(*b) != now).collect();
+        spec.cluster_ip = Some(ip.clone());
+        if spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
+            spec.cluster_ips = Some(vec![ip]);
+        }
+        Ok(())
+    }
+
+    /// Reserves an address; the reason when it cannot be had.
+    fn take_address(&self, number: u32) -> Option<String> {
+        if number <= self.first || number >= self.first + self.size - 1 {
+            let cidr = &self.cidr;
+            return Some(format!(
+                "failed to allocate IP {}: the provided network does not match the current range: provided IP is \
+                 not in the valid range. The range of valid IPs is {cidr}",
+                Ipv4Addr::from(number)
+            ));
+        }
+        let fresh = self.taken.lock().addresses.insert(number);
+        (!fresh).then(|| {
+            format!("failed to allocate IP {}: provided IP is already allocated", Ipv4Addr::from(number))
+        })
+    }
+
+    /// A random free address, first from the part of the range not meant for requests by address.
+    fn pick_address(&self) -> Result<u32, Status> {
+        let reserved = (self.size / 16).clamp(16, 256).min(self.size / 2);
+        let mut taken = self.taken.lock();
+        let upper = (reserved, self.size - 1);
+        for (low, high) in [upper, (1, reserved)] {
+            if low >= high {
+                continue;
+            }
+            let span = high - low;
+            let start = rand::rng().random_range(0..span);
+            for i in 0..span {
+                let number = self.first + low + (start + i) % span;
+                if taken.addresses.insert(number) {
+                    return Ok(number);
+                }
+            }
+        }
+        Err(Status::internal("failed to allocate a serviceIP: range is full"))
+    }
+
+    fn allocate_ports(
+        &self,
+        spec: &mut ServiceSpec,
+        old: Option<&ServiceSpec>,
+        held: &mut Allocation,
+        errs: &mut ErrorList,
+    ) -> Result<(), Status> {
+        let before: Vec<u16> = old.map(node_ports).unwrap_or_default();
+        let balanced = spec.type_.as_deref() == Some("LoadBalancer");
+        let wants = spec.type_.as_deref() == Some("NodePort")
+            || (balanced && spec.allocate_load_balancer_node_ports != Some(false));
+        if !wants {
+            let kept = node_ports(spec);
+            held.freed_ports = before.into_iter().filter(|p| !kept.contains(p)).collect();
+            return Ok(());
+        }
+        let mut mine: HashSet<u16> = HashSet::new();
+        let same_protocol = |a: Option<&str>, b: Option<&str>| a.unwrap_or("TCP") == b.unwrap_or("TCP");
+        for (i, port) in spec.ports.iter_mut().flatten().enumerate() {
+            let inherited = old.into_iter().flat_map(|o| o.ports.iter().flatten()).find(|p| {
+                p.port == port.port && same_protocol(p.protocol.as_deref(), port.protocol.as_deref())
+            });
+            let asked = port.node_port.filter(|p| *p != 0).or(inherited.and_then(|p| p.node_port));
+            let number = match asked.and_then(|p| u16::try_from(p).ok()) {
+                Some(number) if before.contains(&number) || mine.contains(&number) => number,
+                Some(number) => {
+                    if let Some(why) = self.take_port(number) {
+                        errs.invalid(
+                            coracle_meta::field::Path::new("spec.ports").index(i).child("nodePort"),
+                            number,
+                            why,
+                        );
+                        continue;
+                    }
+                    held.ports.push(number);
+                    number
+                }
+                None => {
+                    let number = self.pick_port()?;
+                    held.ports.push(number);
+                    number
+                }
+            };
+            mine.insert(number);
+            port.node_port = Some(i32::from(number));
+        }
+        let kept = node_ports(spec);
+        held.freed_ports = before.into_iter().filter(|p| !kept.contains(p)).collect();
+        Ok(())
+    }
+
+    fn take_port(&self, number: u16) -> Option<String> {
+        let (low, high) = self.ports;
+        if !(low..=high).contains(&number) {
+            return Some(format!(
+                "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+            ));
+        }
+        let fresh = self.taken.lock().numbers.insert(number);
+        (!fresh).then(|| "provided port is already allocated".to_owned())
+    }
+
+    fn pick_port(&self) -> Result<u16, Status> {
+        let (low, high) = self.ports;
+        let span = u32::from(high - low) + 1;
+        let mut taken = self.taken.lock();
+        let start = rand::rng().random_range(0..span);
+        for i in 0..span {
+            let number = low + u16::try_from((start + i) % span).unwrap_or(0);
+            if taken.numbers.insert(number) {
+                return Ok(number);
+            }
+        }
+        Err(Status::internal("failed to allocate a nodePort: range is full"))
+    }
+}
+
+/// A change that does not speak of addresses keeps them.
+fn keep_network(spec: &mut ServiceSpec, old: &ServiceSpec) {
+    if spec.cluster_ip.as_ref().is_none_or(String::is_empty) {
+        spec.cluster_ip = old.cluster_ip.clone();
+    }
+    if spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) && spec.cluster_ip == old.cluster_ip {
+        spec.cluster_ips = old.cluster_ips.clone();
+    }
+    if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
+        spec.ip_families = old.ip_families.clone();
+    }
+    if spec.ip_family_policy.is_none() {
+        spec.ip_family_policy = old.ip_family_policy.clone();
+    }
+}
+
+fn addresses(spec: &ServiceSpec) -> Vec<u32> {
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let mut out: Vec<u32> = all.filter_map(|ip| ip.parse::<Ipv4Addr>().ok()).map(u32::from).collect();
+    out.dedup();
+    out
+}
+
+fn node_ports(spec: &ServiceSpec) -> Vec<u16> {
+    let ports = spec.ports.iter().flatten().filter_map(|p| p.node_port);
+    ports.filter_map(|p| u16::try_from(p).ok()).filter(|p| *p != 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(ip: Option<&str>) -> Service {
+        let mut service = Service::default();
+        service.spec = Some(ServiceSpec {
+            cluster_ip: ip.map(str::to_owned),
+            type_: Some("ClusterIP".into()),
+            ..ServiceSpec::default()
+        });
+        service
+    }
+
+    #[test]
+    fn address_is_taken_once_and_free_again_after_a_failed_write_or_release() {
+        let services = Services::new("10.96.0.0/16", (30000, 32767)).unwrap();
+        let mut a = service(Some("10.96.0.9"));
+        let failed = services.allocate(&mut a, None, false).unwrap();
+        assert!(services.allocate(&mut service(Some("10.96.0.9")), None, false).is_err());
+        drop(failed);
+        services.allocate(&mut a, None, false).unwrap().keep();
+        assert!(services.allocate(&mut service(Some("10.96.0.9")), None, false).is_err());
+        services.release(&a);
+        assert!(services.allocate(&mut service(Some("10.96.0.9")), None, false).is_ok());
+    }
+
+    #[test]
+    fn headless_service_takes_no_address() {
+        let services = Services::new("10.96.0.0/16", (30000, 32767)).unwrap();
+        let mut headless = service(Some("None"));
+        services.allocate(&mut headless, None, false).unwrap().keep();
+        assert_eq!(headless.spec.unwrap().cluster_ips, Some(vec!["None".to_owned()]));
+        assert!(services.taken.lock().addresses.is_empty());
+    }
+}

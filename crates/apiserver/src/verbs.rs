@@ -1,0 +1,140 @@
+//! The generic verbs: one path for every kind. A kind contributes its definition and strategy only.
+
+pub(crate) mod binding;
+mod commit;
+pub(crate) mod create;
+pub(crate) mod decode;
+pub(crate) mod delete;
+pub(crate) mod list;
+pub(crate) mod patch;
+pub(crate) mod read;
+pub(crate) mod review;
+pub(crate) mod scale;
+pub(crate) mod token;
+pub(crate) mod update;
+pub(crate) mod watch;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coracle_auth::UserInfo;
+use coracle_client::WriteOptions;
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Object, Status};
+use serde_json::Value;
+
+use crate::cache::CacheEntry;
+
+/// Who makes a request, and with what program.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// The user.
+    pub(crate) user: Arc<UserInfo>,
+    /// Field manager when the request names none: the User-Agent up to its first slash.
+    pub(crate) agent: Arc<str>,
+}
+
+/// An object on its way in.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// JSON text.
+    Text(Bytes),
+    /// Parsed.
+    Json(Value),
+    /// Decoded, shared.
+    Object(Arc<dyn Object>),
+}
+
+/// What a write or read of one object results in.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The object.
+    pub(crate) entry: Arc<CacheEntry>,
+    /// For the client.
+    pub(crate) warnings: Vec<String>,
+    /// 201 instead of 200.
+    pub(crate) created: bool,
+}
+
+impl Outcome {
+    /// A plain result.
+    pub(crate) fn of(entry: Arc<CacheEntry>) -> Self {
+        Self { entry, warnings: Vec::new(), created: false }
+    }
+}
+
+/// Which part of an object a write is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The resource itself.
+    Main,
+    /// `/status`.
+    Status,
+    /// `/ephemeralcontainers` of Pods.
+    EphemeralContainers,
+    /// `/resize` of Pods.
+    Resize,
+    /// `/finalize` of Namespaces.
+    Finalize,
+    /// `/scale`, written through the parent.
+    Scale,
+}
+
+impl Part {
+    /// The path segment; empty for the resource itself.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Status => "status",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
+            Self::Finalize => "finalize",
+            Self::Scale => "scale",
+        }
+    }
+}
+
+/// Checks the options of a write as upstream's `ValidateCreateOptions` and its siblings do.
+///
+/// # Errors
+/// 422 naming the options kind.
+pub(crate) fn check_options(kind: &str, opts: &WriteOptions) -> Result<(), Status> {
+    let mut errs = ErrorList::new();
+    if opts.field_manager.len() > 128 {
+        errs.too_long("fieldManager", 128);
+    }
+    for (i, c) in opts.field_manager.char_indices() {
+        if c.is_control() {
+            let shown = go_quote(&opts.field_manager);
+            errs.push(coracle_meta::field::Error {
+                kind: coracle_meta::field::ErrorKind::Invalid,
+                path: "fieldManager".into(),
+                value: Some(shown),
+                detail: format!("invalid character U+{:04X} (at position {i})", c as u32),
+            });
+        }
+    }
+    if !matches!(opts.field_validation.as_str(), "" | "Ignore" | "Warn" | "Strict") {
+        let supported = ["", "Ignore", "Strict", "Warn"];
+        errs.not_supported("fieldValidation", opts.field_validation.as_str(), &supported);
+    }
+    if errs.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errs)) }
+}
+
+/// A string as Go's `%q` shows it.
+pub(crate) fn go_quote(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            c if c.is_control() && u32::from(c) < 0x80 => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

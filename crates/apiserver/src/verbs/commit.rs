@@ -1,0 +1,118 @@
+//! The last steps of every write: encode, commit, and the entry that answers the request.
+
+use std::sync::Arc;
+
+use coracle_meta::{Object, Status};
+use coracle_store::{Condition, Entry, Op, StoreError, Txn};
+use tracing::error;
+
+use crate::cache::CacheEntry;
+use crate::codec;
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// Largest stored object, as with upstream's etcd limit.
+const MAX_OBJECT: usize = 1_500_000 + 73_000;
+
+/// Why a commit did not happen.
+pub(crate) enum Refused {
+    /// The key's condition did not hold; its entry now. The object comes back for another try.
+    Condition(Option<Entry>, Box<dyn Object>),
+    /// Anything else.
+    Failed(Status),
+}
+
+/// Maps a store failure to what clients see.
+pub(crate) fn store_status(e: &StoreError) -> Status {
+    match e {
+        StoreError::Compacted { asked, oldest } => {
+            Status::expired(format!("too old resource version: {asked} ({oldest})"))
+        }
+        StoreError::DiskFull { .. } => {
+            error!(error = %e, "write refused");
+            Status::new(507, coracle_meta::Reason::Unknown, e.to_string(), None)
+        }
+        StoreError::Closed => Status::unavailable("the store is closed"),
+        _ => {
+            error!(error = %e, "store failed");
+            Status::internal(e)
+        }
+    }
+}
+
+impl Server {
+    /// Writes an object; `expected` is the revision it replaces, or none for a new key.
+    pub(crate) async fn put(
+        &self,
+        resource: &Resource,
+        key: Arc<str>,
+        mut obj: Box<dyn Object>,
+        expected: Option<u64>,
+    ) -> Result<Arc<CacheEntry>, Refused> {
+        let value = codec::encode(&mut *obj, 2048).map_err(Refused::Failed)?;
+        if value.len() > MAX_OBJECT {
+            let (size, max) = (value.len(), MAX_OBJECT);
+            let why = format!("etcdserver: request is too large ({size} bytes, at most {max})");
+            return Err(Refused::Failed(Status::too_large(why)));
+        }
+        let condition = match expected {
+            None => Condition::Absent(key.clone()),
+            Some(revision) => Condition::At(key.clone(), revision),
+        };
+        let op = Op::Put { key: key.clone(), value: value.clone() };
+        self.cache.announce(&value, &key, obj);
+        match self.store.commit(Txn { conditions: vec![condition], ops: vec![op] }).await {
+            Ok(revision) => Ok(self.written(resource, &key, &value, revision)),
+            Err(e) => {
+                let obj = self.cache.claim(&value, &key);
+                Err(match (e, obj) {
+                    (StoreError::ConditionFailed { current, .. }, Some(obj)) => {
+                        Refused::Condition(current, obj)
+                    }
+                    (StoreError::ConditionFailed { .. }, None) => {
+                        Refused::Failed(Status::internal("object lost on its way to the store"))
+                    }
+                    (e, _) => Refused::Failed(store_status(&e)),
+                })
+            }
+        }
+    }
+
+    /// The entry of a value just committed: the cache's own, or the same bytes if it is not there yet.
+    fn written(&self, resource: &Resource, key: &Arc<str>, value: &[u8], revision: u64) -> Arc<CacheEntry> {
+        match resource.cache.get(key) {
+            Some(entry) if entry.revision == revision => entry,
+            _ => Arc::new(CacheEntry::new(
+                key.clone(),
+                resource.cache.prefix_len(),
+                revision,
+                codec::splice(value, revision),
+                resource.def,
+            )),
+        }
+    }
+
+    /// The entry that a dry run answers with: as it would be stored, at the old revision or none.
+    pub(crate) fn imagined(
+        resource: &Resource,
+        key: Arc<str>,
+        obj: &mut dyn Object,
+        revision: u64,
+    ) -> Result<Arc<CacheEntry>, Status> {
+        let value = codec::encode(obj, 2048)?;
+        let encoded = codec::splice(&value, revision);
+        let prefix = resource.cache.prefix_len();
+        Ok(Arc::new(CacheEntry::new(key, prefix, revision, encoded, resource.def)))
+    }
+
+    /// Removes an object at a revision; the entry as the deletion event carries it.
+    pub(crate) async fn remove(&self, entry: &Arc<CacheEntry>) -> Result<u64, Option<Status>> {
+        let conditions = vec![Condition::At(entry.key.clone(), entry.revision)];
+        let ops = vec![Op::Delete { key: entry.key.clone() }];
+        match self.store.commit(Txn { conditions, ops }).await {
+            Ok(revision) => Ok(revision),
+            Err(StoreError::ConditionFailed { .. }) => Err(None),
+            Err(e) => Err(Some(store_status(&e))),
+        }
+    }
+}

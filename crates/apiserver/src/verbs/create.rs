@@ -1,0 +1,225 @@
+//! create: decode, default, admit, prepare, validate, commit.
+
+use std::sync::Arc;
+
+use coracle_admission::{Operation, Request};
+use coracle_client::WriteOptions;
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Object, Status, object_meta};
+use coracle_resources::def::Context;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::commit::Refused;
+use super::{Caller, Input, Outcome, check_options};
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// Tries with a fresh suffix when a generated name is taken.
+const NAME_TRIES: usize = 8;
+/// Longest generateName prefix that is kept.
+const MAX_PREFIX: usize = 58;
+
+impl Server {
+    /// Creates an object.
+    pub(crate) async fn create(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        input: Input,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        check_options("CreateOptions", opts)?;
+        let decoded = self.decode(resource, input, &opts.field_validation)?;
+        let mut obj = decoded.obj;
+        place(resource, namespace, &mut *obj)?;
+        resource.def.strategy.default(&mut *obj);
+        let manager = self.manager(caller, opts);
+        self.track(resource, &mut *obj, None, &manager, "");
+        if !resource.stored() {
+            return self.review(caller, resource, namespace, obj, decoded.warnings).await;
+        }
+        self.create_object(caller, resource, namespace, obj, opts.dry_run, decoded.warnings).await
+    }
+
+    /// The part of create behind decoding and field tracking: also for applied and PUT objects.
+    pub(crate) async fn create_object(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        mut obj: Box<dyn Object>,
+        dry_run: bool,
+        mut warnings: Vec<String>,
+    ) -> Result<Outcome, Status> {
+        if obj.meta().resource_version.as_deref().is_some_and(|v| !v.is_empty() && v != "0") {
+            let why = "resourceVersion should not be set on objects to be created";
+            return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
+        }
+        let name = obj.name().to_owned();
+        warnings.extend(self.admit_create(caller, resource, namespace, &name, &mut obj, dry_run).await?);
+        let now = self.clock.now();
+        fill_system_fields(obj.meta_mut(), now);
+        let generated = obj.name().is_empty() && generate_prefix(obj.meta()).is_some();
+        if generated {
+            generate_name(obj.meta_mut());
+        }
+        if obj.name().is_empty() {
+            let mut errs = ErrorList::new();
+            errs.required("metadata.name", "name or generateName is required");
+            return Err(Status::invalid(resource.def.group, resource.def.kind, "", &errs));
+        }
+        let allocation = self.services.allocate(&mut *obj, None, dry_run)?;
+        let cx = Context { user: &caller.user.name, now };
+        if resource.def.has_generation {
+            obj.meta_mut().generation = Some(1);
+        }
+        resource.def.strategy.prepare_create(cx, &mut *obj);
+        self.validate_new(resource, &*obj)?;
+        warnings.extend(resource.def.strategy.warnings(&*obj, None));
+        warnings.extend(self.admit_valid(caller, resource, namespace, &mut obj, None, "", dry_run).await?);
+        for attempt in 1.. {
+            let key: Arc<str> = resource.key(namespace, obj.name()).into();
+            let taken = |name: &str| Status::already_exists(resource.def.group, resource.def.plural, name);
+            if dry_run {
+                self.cache.wait_for(self.store.revision()).await;
+                if resource.cache.get(&key).is_some() {
+                    return Err(taken(obj.name()));
+                }
+                let entry = Self::imagined(resource, key, &mut *obj, 0)?;
+                return Ok(Outcome { entry, warnings, created: true });
+            }
+            match self.put(resource, key, obj, None).await {
+                Ok(entry) => {
+                    allocation.keep();
+                    return Ok(Outcome { entry, warnings, created: true });
+                }
+                Err(Refused::Condition(_, mut back)) if generated && attempt < NAME_TRIES => {
+                    back.meta_mut().name = None;
+                    generate_name(back.meta_mut());
+                    obj = back;
+                }
+                Err(Refused::Condition(_, back)) => return Err(taken(back.name())),
+                Err(Refused::Failed(status)) => return Err(status),
+            }
+        }
+        Err(Status::internal("no name could be generated"))
+    }
+
+    /// Checks metadata and the kind's own rules.
+    pub(crate) fn validate_new(&self, resource: &Resource, obj: &dyn Object) -> Result<(), Status> {
+        let strategy = resource.def.strategy;
+        let mut errs = ErrorList::new();
+        let check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
+        object_meta::validate(obj.meta(), resource.namespaced(), &check, &mut errs);
+        strategy.validate(obj, &mut errs);
+        if errs.is_empty() {
+            return Ok(());
+        }
+        Err(Status::invalid(resource.def.group, resource.def.kind, obj.name(), &errs))
+    }
+
+    async fn admit_create(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        obj: &mut Box<dyn Object>,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Status> {
+        let mut request = Request {
+            operation: Operation::Create,
+            resource: resource.def,
+            subresource: "",
+            namespace,
+            name,
+            user: &caller.user,
+            object: Some(obj),
+            old: None,
+            dry_run,
+            warnings: Vec::new(),
+        };
+        self.admission.mutate(&mut request).await?;
+        Ok(request.warnings)
+    }
+
+    /// The validating pass of admission, for create (`old` absent) and update.
+    #[expect(clippy::too_many_arguments, reason = "the parts of an admission request")]
+    pub(crate) async fn admit_valid(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        obj: &mut Box<dyn Object>,
+        old: Option<&dyn Object>,
+        subresource: &str,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Status> {
+        let name = obj.name().to_owned();
+        let mut request = Request {
+            operation: if old.is_some() { Operation::Update } else { Operation::Create },
+            resource: resource.def,
+            subresource,
+            namespace,
+            name: &name,
+            user: &caller.user,
+            object: Some(obj),
+            old,
+            dry_run,
+            warnings: Vec::new(),
+        };
+        self.admission.validate(&mut request).await?;
+        Ok(request.warnings)
+    }
+}
+
+/// Puts the object into the request's namespace, or refuses one that names another.
+pub(crate) fn place(resource: &Resource, namespace: &str, obj: &mut dyn Object) -> Result<(), Status> {
+    let own = obj.namespace();
+    if !resource.namespaced() {
+        if !own.is_empty() && resource.stored() {
+            // Upstream drops it for cluster-scoped kinds only in validation; keep it for the error there.
+            return Ok(());
+        }
+        obj.meta_mut().namespace = None;
+        return Ok(());
+    }
+    if own.is_empty() {
+        obj.meta_mut().namespace = Some(namespace.to_owned());
+        return Ok(());
+    }
+    if own == namespace {
+        return Ok(());
+    }
+    let why = "the namespace of the provided object does not match the namespace sent on the request";
+    Err(Status::bad_request(why))
+}
+
+fn fill_system_fields(meta: &mut ObjectMeta, now: jiff::Timestamp) {
+    meta.creation_timestamp = Some(Time(whole_seconds(now)));
+    meta.uid = Some(coracle_stdx::uuid());
+    meta.self_link = None;
+    meta.resource_version = None;
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+}
+
+/// Times of the API have whole seconds.
+pub(crate) fn whole_seconds(now: jiff::Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+fn generate_prefix(meta: &ObjectMeta) -> Option<&str> {
+    meta.generate_name.as_deref().filter(|p| !p.is_empty())
+}
+
+fn generate_name(meta: &mut ObjectMeta) {
+    if let Some(prefix) = generate_prefix(meta) {
+        let mut end = prefix.len().min(MAX_PREFIX);
+        while !prefix.is_char_boundary(end) {
+            end -= 1;
+        }
+        meta.name = Some(format!("{}{}", &prefix[..end], coracle_stdx::random_suffix(5)));
+    }
+}

@@ -1,0 +1,236 @@
+//! Bodies to objects: type check, unknown fields, typed decoding.
+
+use coracle_meta::{Object, Status};
+use serde_json::Value;
+
+use super::Input;
+use crate::codec;
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// A decoded body.
+pub(crate) struct Decoded {
+    /// The object.
+    pub(crate) obj: Box<dyn Object>,
+    /// Unknown fields, when the client wants to be warned.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Server {
+    /// Decodes a body of the resource's own kind.
+    ///
+    /// # Errors
+    /// 400 with upstream's texts.
+    pub(crate) fn decode(
+        &self,
+        resource: &Resource,
+        input: Input,
+        validation: &str,
+    ) -> Result<Decoded, Status> {
+        let value = match input {
+            Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
+            Input::Json(value) => value,
+            Input::Text(text) => {
+                let value = check_type(resource, parse(&text, resource.def.kind)?)?;
+                let strict = if validation == "Ignore" {
+                    Vec::new()
+                } else {
+                    self.fields.strict_errors(resource.def, &text)
+                };
+                return typed(resource, value, strict, validation);
+            }
+        };
+        self.decode_value(resource, value, validation)
+    }
+
+    /// Decodes parsed JSON of the resource's own kind.
+    ///
+    /// # Errors
+    /// 400 with upstream's texts.
+    pub(crate) fn decode_value(
+        &self,
+        resource: &Resource,
+        value: Value,
+        validation: &str,
+    ) -> Result<Decoded, Status> {
+        let value = check_type(resource, value)?;
+        let strict = if validation == "Ignore" {
+            Vec::new()
+        } else {
+            self.fields.unknown(resource.def, &value)
+        };
+        typed(resource, value, strict, validation)
+    }
+}
+
+/// Decodes a checked value; `strict` are the messages of the strict decoder.
+fn typed(
+    resource: &Resource,
+    value: Value,
+    strict: Vec<String>,
+    validation: &str,
+) -> Result<Decoded, Status> {
+    if validation == "Strict" && !strict.is_empty() {
+        let (kind, version) = (resource.def.kind, resource.def.version);
+        let list = strict.join(", ");
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {list}"
+        )));
+    }
+    let obj = resource.def.strategy.decode(value)?;
+    Ok(Decoded { obj, warnings: strict })
+}
+
+/// Parses JSON text of a body meant to be a `kind`.
+///
+/// # Errors
+/// 400: `the object provided is unrecognized …`.
+pub(crate) fn parse(text: &[u8], kind: &str) -> Result<Value, Status> {
+    let why = match serde_json::from_slice::<Value>(text) {
+        Ok(value @ (Value::Object(_) | Value::Null)) => return Ok(value),
+        Ok(other) => wrong_shape(&other),
+        Err(e) => syntax_error(text, &e),
+    };
+    let shown = excerpt(text);
+    Err(Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): \
+         couldn't get version/kind; json parse error: {why} ({shown})"
+    )))
+}
+
+fn wrong_shape(value: &Value) -> String {
+    let what = match value {
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        _ => "number",
+    };
+    format!(
+        "json: cannot unmarshal {what} into Go value of type struct {{ APIVersion string \
+         \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+    )
+}
+
+/// The error of Go's scanner for the place where ours stopped.
+pub(crate) fn syntax_error(text: &[u8], e: &serde_json::Error) -> String {
+    if e.is_eof() || text.is_empty() {
+        return "unexpected end of JSON input".into();
+    }
+    let at = offset_of(text, e).min(text.len().saturating_sub(1));
+    for (literal, rest) in [("null", "ull"), ("true", "rue"), ("false", "alse")] {
+        for (i, want) in rest.char_indices() {
+            let start = at.wrapping_sub(i + 1);
+            if text.get(start..at).is_some_and(|t| t == &literal.as_bytes()[..=i]) && text[at] != want as u8 {
+                let got = quote_char(text[at]);
+                return format!("invalid character {got} in literal {literal} (expecting '{want}')");
+            }
+        }
+    }
+    let got = quote_char(text[at]);
+    let message = e.to_string();
+    if message.starts_with("trailing characters") {
+        format!("invalid character {got} after top-level value")
+    } else if message.starts_with("key must be a string") {
+        format!("invalid character {got} looking for beginning of object key string")
+    } else if message.starts_with("expected `:`") {
+        format!("invalid character {got} after object key")
+    } else if message.starts_with("expected `,` or `}`") {
+        format!("invalid character {got} after object key:value pair")
+    } else if message.starts_with("expected `,` or `]`") {
+        format!("invalid character {got} after array element")
+    } else {
+        format!("invalid character {got} looking for beginning of value")
+    }
+}
+
+fn offset_of(text: &[u8], e: &serde_json::Error) -> usize {
+    let line_start: usize =
+        text.split_inclusive(|b| *b == b'\n').take(e.line().saturating_sub(1)).map(<[u8]>::len).sum();
+    line_start + e.column().saturating_sub(1)
+}
+
+fn quote_char(b: u8) -> String {
+    match b {
+        b'\'' => "'\\''".into(),
+        b'\\' => "'\\\\'".into(),
+        b'\n' => "'\\n'".into(),
+        b'\t' => "'\\t'".into(),
+        b'\r' => "'\\r'".into(),
+        0..0x20 => format!("'\\x{b:02x}'"),
+        _ => format!("'{}'", char::from(b)),
+    }
+}
+
+/// A body as upstream's messages show it: as text when it looks like JSON, else in hex, cut after 30 bytes.
+pub(crate) fn excerpt(text: &[u8]) -> String {
+    const MAX: usize = 30;
+    if text.is_empty() {
+        return "<empty>".into();
+    }
+    let cut = |shown: String| if text.len() > MAX { format!("{shown} ...") } else { shown };
+    let head = &text[..text.len().min(MAX)];
+    if text.first() == Some(&b'{') && head.iter().all(|b| (0x20..0x7f).contains(b)) {
+        return cut(String::from_utf8_lossy(head).into_owned());
+    }
+    cut(head.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Checks (or fills in) `apiVersion` and `kind`.
+fn check_type(resource: &Resource, mut value: Value) -> Result<Value, Status> {
+    if value.is_null() {
+        value = Value::Object(serde_json::Map::new());
+    }
+    let def = resource.def;
+    let expected = codec::api_version(def);
+    let Value::Object(map) = &mut value else { return Ok(value) };
+    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let version = api_version.rsplit('/').next().unwrap_or("");
+    if !kind.is_empty() && kind != def.kind {
+        let of = if api_version.is_empty() { expected.as_str() } else { &api_version };
+        let version = of.rsplit('/').next().unwrap_or("");
+        let known = coracle_resources::all().iter().any(|d| d.kind == kind && codec::api_version(d) == of);
+        let want = def.kind;
+        let message = if known {
+            format!(
+                "{kind} in version {version:?} cannot be handled as a {want}: \
+                 converting ({}.{kind}) to ({}.{want}): unknown conversion",
+                go_package(of),
+                go_package(&expected),
+            )
+        } else {
+            format!(
+                "{kind} in version {version:?} cannot be handled as a {want}: no kind {kind:?} is registered \
+                 for version {of:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+            )
+        };
+        return Err(Status::bad_request(message));
+    }
+    if !api_version.is_empty() && api_version != expected {
+        let kind = def.kind;
+        let group = api_version.split_once('/').map_or("", |(g, _)| g);
+        let served = coracle_resources::all().iter().any(|d| d.kind == kind && d.group == group);
+        let message = if served && version == def.version {
+            format!(
+                "the API version in the data ({api_version}) does not match the expected API version ({expected})"
+            )
+        } else {
+            format!(
+                "{kind} in version {version:?} cannot be handled as a {kind}: no kind {kind:?} is registered \
+                 for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+            )
+        };
+        return Err(Status::bad_request(message));
+    }
+    map.insert("apiVersion".into(), expected.into());
+    map.insert("kind".into(), def.kind.into());
+    Ok(value)
+}
+
+/// The Go package that holds a group's versioned types, as conversion errors print it.
+fn go_package(api_version: &str) -> String {
+    match api_version.split_once('/') {
+        None => "v1".into(),
+        Some((_, version)) => version.into(),
+    }
+}

@@ -1,0 +1,384 @@
+//! delete and deletecollection: grace, finalizers, propagation, preconditions.
+
+use std::sync::Arc;
+
+use coracle_admission::{Operation, Request};
+use coracle_client::{DeleteOptions, ListOptions};
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Object, Status};
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
+
+use super::commit::Refused;
+use super::create::whole_seconds;
+use super::list::Page;
+use super::update::{CONFLICT_TRIES, uid_conflict};
+use super::{Caller, Outcome};
+use crate::cache::CacheEntry;
+use crate::registry::Resource;
+use crate::server::Server;
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+/// Resources whose deletion answers with the object instead of a Status.
+const RETURNED: &[(&str, &str)] = &[
+    ("", "pods"),
+    ("", "services"),
+    ("", "serviceaccounts"),
+    ("", "persistentvolumes"),
+    ("", "persistentvolumeclaims"),
+    ("", "resourcequotas"),
+    ("", "podtemplates"),
+    ("storage.k8s.io", "storageclasses"),
+    ("storage.k8s.io", "volumeattachments"),
+    ("storage.k8s.io", "csidrivers"),
+    ("storage.k8s.io", "csinodes"),
+    ("storage.k8s.io", "csistoragecapacities"),
+];
+
+/// What a deletion answers.
+#[derive(Debug)]
+pub(crate) enum Deleted {
+    /// The object: still there, or of a kind that returns it.
+    Object(Outcome),
+    /// A success Status.
+    Status(Value),
+}
+
+/// What is to be done to an object that a client wants deleted.
+enum Step {
+    /// Remove it from the store now.
+    Remove,
+    /// Write it with its deletion marks; it stays.
+    Mark(Box<dyn Object>),
+    /// Write it with its deletion marks, then remove it: nothing holds it.
+    MarkAndRemove(Box<dyn Object>),
+    /// Its deletion is under way; nothing to write.
+    Pending,
+}
+
+impl Server {
+    /// Deletes an object.
+    pub(crate) async fn delete(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        opts: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
+        check_delete_options(opts)?;
+        for _ in 0..CONFLICT_TRIES {
+            let entry = self.get(resource, namespace, name).await?;
+            match self.delete_once(caller, resource, namespace, &entry, opts).await {
+                Err(Some(status)) => return Err(status),
+                Err(None) => {}
+                Ok(deleted) => return Ok(deleted),
+            }
+        }
+        Err(Status::modified(resource.def.group, resource.def.plural, name))
+    }
+
+    /// One try; `Err(None)` means that the object changed meanwhile.
+    async fn delete_once(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        entry: &Arc<CacheEntry>,
+        opts: &DeleteOptions,
+    ) -> Result<Deleted, Option<Status>> {
+        let old = entry.decode_full()?;
+        check_delete_preconditions(resource, &*old, entry.revision, opts)?;
+        self.admit_delete(caller, resource, namespace, &*old, opts.dry_run).await?;
+        let step = match old.downcast::<Namespace>() {
+            Some(ns) => self.namespace_step(resource, ns)?,
+            None => self.step(resource, &*old, opts),
+        };
+        match step {
+            Step::Pending => Ok(answer(resource, entry.clone(), &*old)),
+            Step::Remove => self.remove_and_answer(resource, entry, &*old, opts.dry_run).await,
+            Step::Mark(mut obj) => {
+                if opts.dry_run {
+                    let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+                    return Ok(Deleted::Object(Outcome::of(entry)));
+                }
+                let entry = self.mark(resource, entry, obj).await?;
+                Ok(Deleted::Object(Outcome::of(entry)))
+            }
+            Step::MarkAndRemove(mut obj) => {
+                if opts.dry_run {
+                    let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+                    return Ok(answer(resource, entry, &*old));
+                }
+                let entry = self.mark(resource, entry, obj).await?;
+                self.remove_and_answer(resource, &entry, &*old, false).await
+            }
+        }
+    }
+
+    async fn mark(
+        &self,
+        resource: &Resource,
+        entry: &Arc<CacheEntry>,
+        obj: Box<dyn Object>,
+    ) -> Result<Arc<CacheEntry>, Option<Status>> {
+        match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
+            Ok(entry) => Ok(entry),
+            Err(Refused::Condition(..)) => Err(None),
+            Err(Refused::Failed(status)) => Err(Some(status)),
+        }
+    }
+
+    async fn remove_and_answer(
+        &self,
+        resource: &Resource,
+        entry: &Arc<CacheEntry>,
+        old: &dyn Object,
+        dry_run: bool,
+    ) -> Result<Deleted, Option<Status>> {
+        let mut gone = entry.clone();
+        if !dry_run {
+            let revision = self.remove(entry).await?;
+            self.services.release(old);
+            gone = Arc::new(entry.at_revision(revision));
+        }
+        Ok(answer(resource, gone, old))
+    }
+
+    /// An update took the last thing that held an object under deletion: it goes, and the update answers
+    /// with its last state.
+    pub(crate) async fn finish_deletion(
+        &self,
+        resource: &Resource,
+        entry: &Arc<CacheEntry>,
+        mut obj: Box<dyn Object>,
+        dry_run: bool,
+        warnings: Vec<String>,
+    ) -> Result<Outcome, Refused> {
+        let revision = if dry_run {
+            entry.revision
+        } else {
+            match self.remove(entry).await {
+                Ok(revision) => revision,
+                Err(None) => return Err(Refused::Condition(None, obj)),
+                Err(Some(status)) => return Err(Refused::Failed(status)),
+            }
+        };
+        if !dry_run {
+            self.services.release(&*obj);
+        }
+        let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, revision);
+        Ok(Outcome { entry: entry.map_err(Refused::Failed)?, warnings, created: false })
+    }
+
+    async fn admit_delete(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        old: &dyn Object,
+        dry_run: bool,
+    ) -> Result<(), Status> {
+        let mut request = Request {
+            operation: Operation::Delete,
+            resource: resource.def,
+            subresource: "",
+            namespace,
+            name: old.name(),
+            user: &caller.user,
+            object: None,
+            old: Some(old),
+            dry_run,
+            warnings: Vec::new(),
+        };
+        self.admission.mutate(&mut request).await?;
+        self.admission.validate(&mut request).await
+    }
+
+    fn step(&self, resource: &Resource, old: &dyn Object, opts: &DeleteOptions) -> Step {
+        let now = whole_seconds(self.clock.now());
+        let mut obj = old.clone_object();
+        let asked = opts.grace_period_seconds.map(|s| if s < 0 { 1 } else { s });
+        let graceful = match begin_grace(resource, &mut *obj, asked, now) {
+            Grace::Pending => return Step::Pending,
+            Grace::None => None,
+            Grace::Given(seconds) => Some(seconds),
+        };
+        let finalizers = finalizers_for(resource, old, opts);
+        obj.meta_mut().finalizers = (!finalizers.is_empty()).then_some(finalizers);
+        let held = obj.meta().finalizers.is_some();
+        match graceful {
+            None if held => {
+                mark_deleting(&mut *obj, now);
+                Step::Mark(obj)
+            }
+            None => Step::Remove,
+            Some(seconds) if held || seconds > 0 => Step::Mark(obj),
+            Some(_) => Step::MarkAndRemove(obj),
+        }
+    }
+
+    /// Namespaces go through a phase of their own, which the namespace controller ends.
+    fn namespace_step(&self, resource: &Resource, ns: &Namespace) -> Result<Step, Status> {
+        let held = ns.spec.as_ref().is_some_and(|s| s.finalizers.as_ref().is_some_and(|f| !f.is_empty()));
+        let finalized = ns.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
+        if ns.metadata.deletion_timestamp.is_some() {
+            if held {
+                let name = ns.metadata.name.as_deref().unwrap_or("");
+                let why = "The system is ensuring all content is removed from this namespace.  Upon completion, \
+                           this namespace will automatically be purged by the system.";
+                return Err(Status::conflict(resource.def.group, resource.def.plural, name, why));
+            }
+            return Ok(if finalized { Step::Pending } else { Step::Remove });
+        }
+        if !held && !finalized {
+            return Ok(Step::Remove);
+        }
+        let mut ns = ns.clone();
+        ns.metadata.deletion_timestamp = Some(Time(whole_seconds(self.clock.now())));
+        ns.status.get_or_insert_default().phase = Some("Terminating".into());
+        Ok(Step::Mark(Box::new(ns)))
+    }
+
+    /// Deletes all objects that a list selects; answers with them as they were.
+    pub(crate) async fn delete_collection(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        opts: &DeleteOptions,
+        list: &ListOptions,
+    ) -> Result<Page, Status> {
+        check_delete_options(opts)?;
+        let page = self.list(resource, namespace, "", list).await?;
+        let mut gone = Vec::with_capacity(page.entries.len());
+        for entry in &page.entries {
+            let (ns, name) = entry.namespace_name();
+            match self.delete(caller, resource, ns, name, opts).await {
+                Ok(Deleted::Object(outcome)) => gone.push(outcome.entry),
+                Ok(Deleted::Status(_)) => gone.push(entry.clone()),
+                Err(status) if status.code() == 404 => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(Page { entries: page.entries, ..page })
+    }
+}
+
+/// How graceful deletion begins.
+enum Grace {
+    /// The kind has none.
+    None,
+    /// Under way, and not shortened.
+    Pending,
+    /// Marks were set; seconds granted.
+    Given(i64),
+}
+
+fn begin_grace(resource: &Resource, obj: &mut dyn Object, asked: Option<i64>, now: jiff::Timestamp) -> Grace {
+    let Some(period) = resource.def.strategy.graceful_deletion(obj, asked) else { return Grace::None };
+    let meta = obj.meta_mut();
+    if let Some(Time(at)) = &meta.deletion_timestamp {
+        let Some(granted) = meta.deletion_grace_period_seconds else { return Grace::None };
+        return match asked {
+            Some(asked) if asked < granted => {
+                let shorter = jiff::SignedDuration::from_secs(granted - asked);
+                meta.deletion_timestamp = Some(Time(at.checked_sub(shorter).unwrap_or(now)));
+                meta.deletion_grace_period_seconds = Some(asked);
+                Grace::Given(asked)
+            }
+            _ => Grace::Pending,
+        };
+    }
+    let at = now.checked_add(jiff::SignedDuration::from_secs(period)).unwrap_or(now);
+    meta.deletion_timestamp = Some(Time(at));
+    meta.deletion_grace_period_seconds = Some(period);
+    if let Some(generation) = meta.generation.filter(|g| *g > 0) {
+        meta.generation = Some(generation + 1);
+    }
+    Grace::Given(period)
+}
+
+fn mark_deleting(obj: &mut dyn Object, now: jiff::Timestamp) {
+    let meta = obj.meta_mut();
+    if meta.deletion_timestamp.is_none()
+        && let Some(generation) = meta.generation.filter(|g| *g > 0)
+    {
+        meta.generation = Some(generation + 1);
+    }
+    if meta.deletion_timestamp.as_ref().is_none_or(|Time(at)| *at > now) {
+        meta.deletion_timestamp = Some(Time(now));
+    }
+    meta.deletion_grace_period_seconds = Some(0);
+}
+
+/// The finalizers with those of the garbage collector set as the propagation policy says.
+fn finalizers_for(resource: &Resource, old: &dyn Object, opts: &DeleteOptions) -> Vec<String> {
+    let present = old.meta().finalizers.clone().unwrap_or_default();
+    if resource.def.kind == "Event" {
+        return present;
+    }
+    let has = |name: &str| present.iter().any(|f| f == name);
+    let policy = opts.propagation_policy.as_deref();
+    let orphan = match policy {
+        Some(policy) => policy == "Orphan",
+        None => has(ORPHAN) || (!has(FOREGROUND) && resource.def.orphan_by_default),
+    };
+    let foreground = match policy {
+        Some(policy) => policy == "Foreground",
+        None => has(FOREGROUND) && !has(ORPHAN),
+    };
+    let mut out: Vec<String> = present.into_iter().filter(|f| f != ORPHAN && f != FOREGROUND).collect();
+    out.extend(orphan.then(|| ORPHAN.to_owned()));
+    out.extend(foreground.then(|| FOREGROUND.to_owned()));
+    out
+}
+
+fn answer(resource: &Resource, entry: Arc<CacheEntry>, old: &dyn Object) -> Deleted {
+    if RETURNED.contains(&(resource.def.group, resource.def.plural)) {
+        return Deleted::Object(Outcome::of(entry));
+    }
+    let mut details = json!({ "name": old.name(), "kind": resource.def.plural });
+    if !resource.def.group.is_empty() {
+        details["group"] = resource.def.group.into();
+    }
+    if let Some(uid) = &old.meta().uid {
+        details["uid"] = uid.clone().into();
+    }
+    Deleted::Status(json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+    }))
+}
+
+fn check_delete_preconditions(
+    resource: &Resource,
+    old: &dyn Object,
+    revision: u64,
+    opts: &DeleteOptions,
+) -> Result<(), Status> {
+    let present = old.meta().uid.as_deref().unwrap_or("");
+    if let Some(asked) = opts.uid.as_deref().filter(|asked| *asked != present) {
+        return Err(uid_conflict(resource, old.name(), asked, present));
+    }
+    if let Some(asked) = opts.resource_version.as_deref().filter(|asked| *asked != revision.to_string()) {
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: \
+             {revision}"
+        );
+        return Err(Status::conflict(resource.def.group, resource.def.plural, old.name(), &why));
+    }
+    Ok(())
+}
+
+fn check_delete_options(opts: &DeleteOptions) -> Result<(), Status> {
+    let mut errs = ErrorList::new();
+    if let Some(policy) = opts.propagation_policy.as_deref()
+        && !matches!(policy, "Orphan" | "Background" | "Foreground")
+    {
+        errs.not_supported("propagationPolicy", policy, &["Foreground", "Background", "Orphan", "nil"]);
+    }
+    if errs.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errs)) }
+}

@@ -1,0 +1,257 @@
+//! patch: the four patch types over one read-modify-write loop.
+
+use std::sync::Arc;
+
+use coracle_client::{PatchKind, WriteOptions};
+use coracle_meta::field::ErrorList;
+use coracle_meta::Status;
+use serde_json::Value;
+
+use super::commit::Refused;
+use super::create::place;
+use super::update::{CONFLICT_TRIES, Change};
+use super::{Caller, Outcome, Part, check_options};
+use crate::cache::CacheEntry;
+use crate::codec;
+use crate::fields::Applying;
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// A patch to an object.
+#[derive(Clone, Copy)]
+pub(crate) struct Patch<'a> {
+    /// Its type.
+    pub(crate) kind: PatchKind,
+    /// Its body.
+    pub(crate) body: &'a Value,
+}
+
+impl Server {
+    /// Patches an object or a part of it.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    pub(crate) async fn patch(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+        part: Part,
+        patch: Patch<'_>,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        check_patch_options(patch.kind, opts)?;
+        for attempt in 1.. {
+            self.fresh().await;
+            let Some(entry) = resource.cache.get(&resource.key(namespace, name)) else {
+                if patch.kind == PatchKind::Apply && part == Part::Main {
+                    let made = self.apply_absent(caller, resource, namespace, name, patch.body, opts).await;
+                    match made {
+                        Err(status) if status.code() == 409 && attempt < CONFLICT_TRIES => continue,
+                        made => return made,
+                    }
+                }
+                return Err(Status::not_found(resource.def.group, resource.def.plural, name));
+            };
+            let tried = self.patch_once(caller, resource, namespace, part, &entry, patch, opts).await;
+            match tried {
+                Ok(outcome) => return Ok(outcome),
+                Err(Refused::Condition(..)) if attempt < CONFLICT_TRIES => {}
+                Err(Refused::Condition(..)) => break,
+                Err(Refused::Failed(status)) => return Err(status),
+            }
+        }
+        Err(Status::modified(resource.def.group, resource.def.plural, name))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    async fn patch_once(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        part: Part,
+        entry: &Arc<CacheEntry>,
+        patch: Patch<'_>,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Refused> {
+        if patch.kind == PatchKind::Apply {
+            return self.apply_once(caller, resource, namespace, part, entry, patch.body, opts).await;
+        }
+        let current: Value =
+            serde_json::from_slice(&entry.encoded).map_err(|e| Refused::Failed(Status::internal(e)))?;
+        let (_, name) = entry.namespace_name();
+        let patched = self
+            .fields
+            .patched(resource.def, current, patch.kind, patch.body)
+            .map_err(Refused::Failed)?;
+        check_identity(&patched, name).map_err(Refused::Failed)?;
+        let decoded =
+            self.decode_value(resource, patched, &opts.field_validation).map_err(Refused::Failed)?;
+        let mut obj = decoded.obj;
+        place(resource, namespace, &mut *obj).map_err(Refused::Failed)?;
+        let locked = obj.meta().resource_version.as_deref() != Some(&entry.revision.to_string());
+        let change = Change { obj, warnings: decoded.warnings };
+        match self.replace(caller, resource, namespace, part, entry, change, opts).await {
+            // The client named a revision: do not try again behind its back.
+            Err(Refused::Condition(..)) if locked => Err(Refused::Failed(Status::modified(
+                resource.def.group,
+                resource.def.plural,
+                name,
+            ))),
+            other => other,
+        }
+    }
+
+    /// Server-side apply onto an object that exists.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    async fn apply_once(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        part: Part,
+        entry: &Arc<CacheEntry>,
+        body: &Value,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Refused> {
+        let (_, name) = entry.namespace_name();
+        let warnings =
+            self.check_applied(resource, namespace, name, body, opts).map_err(Refused::Failed)?;
+        let old = entry.decode_full().map_err(Refused::Failed)?;
+        let live: Value =
+            serde_json::from_slice(&entry.encoded).map_err(|e| Refused::Failed(Status::internal(e)))?;
+        check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
+        let how = self.applying(opts, part);
+        let applied =
+            self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
+        let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
+        resource.def.strategy.default(&mut *obj);
+        let change = Change { obj, warnings };
+        self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
+    }
+
+    /// Server-side apply of an object that does not exist yet: a create.
+    async fn apply_absent(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+        body: &Value,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        let warnings = self.check_applied(resource, namespace, name, body, opts)?;
+        let uid = body.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or("");
+        if !uid.is_empty() {
+            let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            return Err(Status::conflict(resource.def.group, resource.def.plural, name, &why));
+        }
+        let applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
+        let mut obj = resource.def.strategy.decode(applied)?;
+        obj.meta_mut().name = Some(name.to_owned());
+        place(resource, namespace, &mut *obj)?;
+        resource.def.strategy.default(&mut *obj);
+        self.create_object(caller, resource, namespace, obj, opts.dry_run, warnings).await
+    }
+
+    fn applying<'a>(&'a self, opts: &'a WriteOptions, part: Part) -> Applying<'a> {
+        Applying {
+            manager: &opts.field_manager,
+            force: opts.force,
+            subresource: part.path(),
+            clock: &self.clock,
+        }
+    }
+
+    /// Checks an apply configuration: type, name, unknown fields.
+    fn check_applied(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        body: &Value,
+        opts: &WriteOptions,
+    ) -> Result<Vec<String>, Status> {
+        let Value::Object(_) = body else {
+            return Err(Status::bad_request("invalid object type: /, Kind="));
+        };
+        if body.pointer("/metadata/managedFields").is_some_and(|f| f.as_array().is_none_or(|a| !a.is_empty())) {
+            return Err(Status::bad_request("metadata.managedFields must be nil"));
+        }
+        check_applied_type(resource, body)?;
+        let own = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+        if !own.is_empty() && own != name {
+            let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
+            return Err(Status::bad_request(why));
+        }
+        let own = body.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("");
+        if resource.namespaced() && !own.is_empty() && own != namespace {
+            let why = "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Status::bad_request(why));
+        }
+        let decoded = self.decode_value(resource, body.clone(), &opts.field_validation)?;
+        Ok(decoded.warnings)
+    }
+}
+
+fn check_applied_type(resource: &Resource, body: &Value) -> Result<(), Status> {
+    let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let (expected_version, expected_kind) = (codec::api_version(resource.def), resource.def.kind);
+    if api_version.is_empty() {
+        return Err(Status::bad_request("apiVersion must be set"));
+    }
+    if api_version != expected_version || kind != expected_kind {
+        let gvk = |version: &str, kind: &str| {
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
+            format!("{group}/{version}, Kind={kind}")
+        };
+        let why = format!(
+            "invalid object type: {}, expected: {}",
+            gvk(api_version, kind),
+            gvk(&expected_version, expected_kind)
+        );
+        return Err(Status::bad_request(why));
+    }
+    Ok(())
+}
+
+fn check_applied_revision(
+    resource: &Resource,
+    name: &str,
+    body: &Value,
+    revision: u64,
+) -> Result<(), Status> {
+    match body.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
+        Some(version) if !version.is_empty() && version != revision.to_string() => {
+            Err(Status::modified(resource.def.group, resource.def.plural, name))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A patch may not rename.
+fn check_identity(patched: &Value, name: &str) -> Result<(), Status> {
+    let own = patched.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+    if own == name {
+        return Ok(());
+    }
+    let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
+    Err(Status::bad_request(why))
+}
+
+/// `fieldManager` and `force` belong to apply.
+fn check_patch_options(kind: PatchKind, opts: &WriteOptions) -> Result<(), Status> {
+    let mut errs = ErrorList::new();
+    if kind == PatchKind::Apply {
+        if opts.field_manager.is_empty() {
+            errs.required("fieldManager", "is required for apply patch");
+        }
+    } else if opts.force {
+        errs.forbidden("force", "may not be specified for non-apply patch");
+    }
+    if !errs.is_empty() {
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &errs));
+    }
+    check_options("PatchOptions", opts)
+}

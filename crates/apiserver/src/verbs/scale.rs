@@ -1,0 +1,176 @@
+//! The scale subresource: an autoscaling/v1 Scale as a view of its parent.
+
+use std::sync::Arc;
+
+use coracle_client::{PatchKind, WriteOptions};
+use coracle_meta::field::ErrorList;
+use coracle_meta::selector::LabelSelector;
+use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status};
+use coracle_resources::def::{ResourceDef, ScalePaths};
+use serde_json::{Value, json};
+
+use super::commit::Refused;
+use super::update::{CONFLICT_TRIES, Change, uid_conflict, unset};
+use super::{Caller, Outcome, Part};
+use crate::cache::CacheEntry;
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// What a client wants to do to a Scale.
+pub(crate) enum ScaleWrite<'a> {
+    /// PUT.
+    Replace(Value),
+    /// PATCH.
+    Patch(PatchKind, &'a Value),
+}
+
+impl Server {
+    /// Reads a Scale.
+    pub(crate) async fn get_scale(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Outcome, Status> {
+        let entry = self.get(resource, namespace, name).await?;
+        let scale = scale_of(paths(resource)?, &entry)?;
+        Ok(Outcome::of(transient(resource.def, scale)?))
+    }
+
+    /// Writes a Scale: sets the parent's replicas.
+    pub(crate) async fn write_scale(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+        write: ScaleWrite<'_>,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        let paths = paths(resource)?;
+        for _ in 0..CONFLICT_TRIES {
+            let entry = self.get(resource, namespace, name).await?;
+            let current = scale_of(paths, &entry)?;
+            let wanted = match &write {
+                ScaleWrite::Replace(value) => value.clone(),
+                ScaleWrite::Patch(kind, body) => {
+                    self.fields.patched(scale_def(), current.clone(), *kind, body)?
+                }
+            };
+            check_scale(resource, name, &wanted, &current, entry.revision)?;
+            let locked = !unset(wanted.pointer("/metadata/resourceVersion").and_then(Value::as_str))
+                && matches!(write, ScaleWrite::Replace(_));
+            let replicas = wanted.pointer("/spec/replicas").cloned().unwrap_or(json!(0));
+            let change = parent_with(resource, paths, &entry, replicas)?;
+            match self.replace(caller, resource, namespace, Part::Scale, &entry, change, opts).await {
+                Ok(outcome) => {
+                    let scale = scale_of(paths, &outcome.entry)?;
+                    return Ok(Outcome { entry: transient(resource.def, scale)?, ..outcome });
+                }
+                Err(Refused::Condition(..)) if !locked => {}
+                Err(Refused::Condition(..)) => break,
+                Err(Refused::Failed(status)) => return Err(status),
+            }
+        }
+        Err(Status::modified(resource.def.group, resource.def.plural, name))
+    }
+}
+
+fn paths(resource: &Resource) -> Result<ScalePaths, Status> {
+    resource.def.scale.ok_or_else(Status::no_such_path)
+}
+
+/// The parent with another number of replicas.
+fn parent_with(
+    resource: &Resource,
+    paths: ScalePaths,
+    entry: &CacheEntry,
+    replicas: Value,
+) -> Result<Change, Status> {
+    let mut value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    match value.pointer_mut(paths.spec_replicas) {
+        Some(place) => *place = replicas,
+        None => value["spec"]["replicas"] = replicas,
+    }
+    Ok(Change { obj: resource.def.strategy.decode(value)?, warnings: Vec::new() })
+}
+
+fn scale_of(paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {
+    let value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut meta = serde_json::Map::new();
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(v) = value["metadata"].get(key) {
+            meta.insert(key.into(), v.clone());
+        }
+    }
+    let mut spec = serde_json::Map::new();
+    if let Some(n) = value.pointer(paths.spec_replicas).filter(|n| **n != json!(0)) {
+        spec.insert("replicas".into(), n.clone());
+    }
+    let replicas = value.pointer(paths.status_replicas).cloned().unwrap_or(json!(0));
+    let mut status = json!({ "replicas": replicas });
+    if let Some(text) = value.pointer(paths.selector).and_then(selector_text).filter(|t| !t.is_empty()) {
+        status["selector"] = text.into();
+    }
+    Ok(json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta, "spec": spec, "status": status,
+    }))
+}
+
+/// The text form of a LabelSelector, or of a plain map (replication controllers).
+fn selector_text(selector: &Value) -> Option<String> {
+    let typed = serde_json::from_value(selector.clone()).ok();
+    let parsed = match typed {
+        Some(api) if selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some() => {
+            LabelSelector::from_api(&api).ok()?
+        }
+        _ => LabelSelector::from_map(&serde_json::from_value(selector.clone()).ok()?),
+    };
+    Some(parsed.to_string())
+}
+
+fn check_scale(
+    resource: &Resource,
+    name: &str,
+    wanted: &Value,
+    current: &Value,
+    revision: u64,
+) -> Result<(), Status> {
+    let meta = |key: &str| wanted["metadata"].get(key).and_then(Value::as_str).unwrap_or("");
+    if meta("name") != name {
+        let own = meta("name");
+        if own.is_empty() {
+            let why =
+                format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+            return Err(Status::bad_request(why));
+        }
+        let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
+        return Err(Status::bad_request(why));
+    }
+    let present = current["metadata"]["uid"].as_str().unwrap_or("");
+    if !meta("uid").is_empty() && meta("uid") != present {
+        return Err(uid_conflict(resource, name, meta("uid"), present));
+    }
+    let version = meta("resourceVersion");
+    if !unset(Some(version)) && version != revision.to_string() {
+        return Err(Status::modified(resource.def.group, resource.def.plural, name));
+    }
+    let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if replicas < 0 {
+        let mut errs = ErrorList::new();
+        errs.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        return Err(Status::invalid("autoscaling", "Scale", name, &errs));
+    }
+    Ok(())
+}
+
+fn transient(def: &'static ResourceDef, scale: Value) -> Result<Arc<CacheEntry>, Status> {
+    let gvk = GroupVersionKind::new("autoscaling", "v1", "Scale");
+    let obj: Arc<dyn Object> = Arc::new(DynamicObject::from_value(gvk, scale).map_err(Status::internal)?);
+    Ok(Arc::new(CacheEntry::transient(def, obj)))
+}
+
+/// The definition by which a Scale is patched: that of any kind with plain maps will do.
+fn scale_def() -> &'static ResourceDef {
+    coracle_resources::all()[0]
+}

@@ -1,0 +1,329 @@
+//! update: the resource itself and its writable parts (status, finalize, ephemeral containers, resize).
+
+use std::sync::Arc;
+
+use coracle_admission::{Operation, Request};
+use coracle_client::WriteOptions;
+use coracle_meta::field::ErrorList;
+use coracle_meta::{Object, Status, object_meta};
+use coracle_resources::def::Context;
+use serde_json::Value;
+
+use super::commit::Refused;
+use super::create::place;
+use super::{Caller, Input, Outcome, Part, check_options};
+use crate::cache::CacheEntry;
+use crate::codec;
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// Tries when an unconditional write meets a concurrent one.
+pub(crate) const CONFLICT_TRIES: usize = 8;
+
+/// A changed object on its way to the store.
+pub(crate) struct Change {
+    /// The object as it shall be.
+    pub(crate) obj: Box<dyn Object>,
+    /// For the client.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Server {
+    /// Replaces an object or a part of it.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    pub(crate) async fn update(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+        part: Part,
+        input: Input,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        check_options("UpdateOptions", opts)?;
+        let decoded = self.decode(resource, input, &opts.field_validation)?;
+        let mut obj = decoded.obj;
+        check_name(&*obj, name)?;
+        place(resource, namespace, &mut *obj)?;
+        let sent = Change { obj, warnings: decoded.warnings };
+        self.fresh().await;
+        let Some(mut entry) = resource.cache.get(&resource.key(namespace, name)) else {
+            return self.update_absent(caller, resource, namespace, name, part, sent, opts).await;
+        };
+        // Without a revision every concurrent write is simply replaced.
+        let unconditional = unset(sent.obj.meta().resource_version.as_deref());
+        for attempt in 1.. {
+            let change = Change { obj: sent.obj.clone_object(), warnings: sent.warnings.clone() };
+            match self.replace(caller, resource, namespace, part, &entry, change, opts).await {
+                Err(Refused::Condition(..)) if unconditional && attempt < CONFLICT_TRIES => {
+                    self.fresh().await;
+                    entry = self.present(resource, namespace, name)?;
+                }
+                Err(Refused::Condition(..)) => {
+                    return Err(Status::modified(resource.def.group, resource.def.plural, name));
+                }
+                Err(Refused::Failed(status)) => return Err(status),
+                Ok(outcome) => return Ok(outcome),
+            }
+        }
+        Err(Status::modified(resource.def.group, resource.def.plural, name))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    async fn update_absent(
+        &self,
+        caller: &Caller,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+        part: Part,
+        sent: Change,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        if part != Part::Main || !resource.def.create_on_update {
+            return Err(Status::not_found(resource.def.group, resource.def.plural, name));
+        }
+        if !unset(sent.obj.meta().resource_version.as_deref()) {
+            return Err(Status::modified(resource.def.group, resource.def.plural, name));
+        }
+        let mut obj = sent.obj;
+        resource.def.strategy.default(&mut *obj);
+        let manager = self.manager(caller, opts);
+        self.track(resource, &mut *obj, None, &manager, "");
+        self.create_object(caller, resource, namespace, obj, opts.dry_run, sent.warnings).await
+    }
+
+    /// One try to put `change` in the place of `entry`: fields are tracked here.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    pub(crate) async fn replace(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        part: Part,
+        entry: &Arc<CacheEntry>,
+        mut change: Change,
+        opts: &WriteOptions,
+    ) -> Result<Outcome, Refused> {
+        let old = entry.decode_full().map_err(Refused::Failed)?;
+        resource.def.strategy.default(&mut *change.obj);
+        self.check_preconditions(resource, &*change.obj, &*old, entry.revision).map_err(Refused::Failed)?;
+        let manager = self.manager(caller, opts);
+        self.track(resource, &mut *change.obj, Some(&*old), &manager, part.path());
+        self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
+    }
+
+    /// Everything behind field tracking: admission, preparation, validation, commit.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
+    pub(crate) async fn finish(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        part: Part,
+        entry: &Arc<CacheEntry>,
+        old: &dyn Object,
+        change: Change,
+        dry_run: bool,
+    ) -> Result<Outcome, Refused> {
+        let Change { mut obj, mut warnings } = change;
+        let more = self.admit_update(caller, resource, namespace, part, &mut obj, old, dry_run).await;
+        warnings.extend(more.map_err(Refused::Failed)?);
+        keep_system_fields(&mut *obj, old);
+        let allocation = if part == Part::Main {
+            self.services.allocate(&mut *obj, Some(old), dry_run).map_err(Refused::Failed)?
+        } else {
+            crate::services::Allocation::none()
+        };
+        self.prepare_change(caller, resource, part, &mut *obj, old);
+        validate_change(resource, part, &*obj, old).map_err(Refused::Failed)?;
+        warnings.extend(resource.def.strategy.warnings(&*obj, Some(old)));
+        let valid =
+            self.admit_valid(caller, resource, namespace, &mut obj, Some(old), part.path(), dry_run).await;
+        warnings.extend(valid.map_err(Refused::Failed)?);
+        if is_gone(&*obj, old) {
+            return self.finish_deletion(resource, entry, obj, dry_run, warnings).await;
+        }
+        let value = codec::encode(&mut *obj, entry.encoded.len()).map_err(Refused::Failed)?;
+        if codec::splice(&value, entry.revision) == entry.encoded {
+            return Ok(Outcome { entry: entry.clone(), warnings, created: false });
+        }
+        if dry_run {
+            let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, entry.revision);
+            return Ok(Outcome { entry: entry.map_err(Refused::Failed)?, warnings, created: false });
+        }
+        let written = self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await?;
+        allocation.keep();
+        Ok(Outcome { entry: written, warnings, created: false })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of an admission request")]
+    async fn admit_update(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        part: Part,
+        obj: &mut Box<dyn Object>,
+        old: &dyn Object,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Status> {
+        let mut request = Request {
+            operation: Operation::Update,
+            resource: resource.def,
+            subresource: part.path(),
+            namespace,
+            name: old.name(),
+            user: &caller.user,
+            object: Some(obj),
+            old: Some(old),
+            dry_run,
+            warnings: Vec::new(),
+        };
+        self.admission.mutate(&mut request).await?;
+        Ok(request.warnings)
+    }
+
+    /// uid and resourceVersion that the client sent must be those of the object.
+    fn check_preconditions(
+        &self,
+        resource: &Resource,
+        new: &dyn Object,
+        old: &dyn Object,
+        revision: u64,
+    ) -> Result<(), Status> {
+        let (group, plural) = (resource.def.group, resource.def.plural);
+        let asked = new.meta().resource_version.as_deref();
+        if unset(asked) {
+            if !resource.def.unconditional_update {
+                let mut errs = ErrorList::new();
+                errs.invalid("metadata.resourceVersion", 0, "must be specified for an update");
+                return Err(Status::invalid(group, plural, old.name(), &errs));
+            }
+        } else if asked.and_then(|v| v.parse::<u64>().ok()) != Some(revision) {
+            if asked.is_some_and(|v| v.parse::<u64>().is_err()) {
+                let mut errs = ErrorList::new();
+                let why = format!("strconv.ParseUint: parsing {:?}: invalid syntax", asked.unwrap_or(""));
+                errs.invalid("metadata.resourceVersion", asked.unwrap_or(""), why);
+                return Err(Status::invalid(group, plural, old.name(), &errs));
+            }
+            return Err(Status::modified(group, plural, old.name()));
+        }
+        match (new.meta().uid.as_deref(), old.meta().uid.as_deref()) {
+            (Some(new_uid), Some(old_uid)) if !new_uid.is_empty() && new_uid != old_uid => {
+                Err(uid_conflict(resource, old.name(), new_uid, old_uid))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn prepare_change(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        part: Part,
+        obj: &mut dyn Object,
+        old: &dyn Object,
+    ) {
+        let cx = Context { user: &caller.user.name, now: self.clock.now() };
+        match part {
+            Part::Status => resource.def.strategy.prepare_status_update(cx, obj, old),
+            Part::Finalize => {}
+            _ => resource.def.strategy.prepare_update(cx, obj, old),
+        }
+        if resource.def.has_generation && part != Part::Status && raises_generation(resource, obj, old) {
+            obj.meta_mut().generation = Some(old.meta().generation.unwrap_or(0) + 1);
+        }
+    }
+}
+
+/// Whether a resourceVersion is absent for the purpose of locking.
+pub(crate) fn unset(version: Option<&str>) -> bool {
+    matches!(version, None | Some("" | "0"))
+}
+
+/// The name in the body must be the one in the URL.
+fn check_name(obj: &dyn Object, name: &str) -> Result<(), Status> {
+    let own = obj.name();
+    if own.is_empty() {
+        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        return Err(Status::bad_request(why));
+    }
+    if own != name {
+        let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
+        return Err(Status::bad_request(why));
+    }
+    Ok(())
+}
+
+/// 409 for a uid that is another object's.
+pub(crate) fn uid_conflict(resource: &Resource, name: &str, asked: &str, present: &str) -> Status {
+    let why = format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {present}");
+    Status::conflict(resource.def.group, resource.def.plural, name, &why)
+}
+
+/// Metadata that only the server sets.
+fn keep_system_fields(obj: &mut dyn Object, old: &dyn Object) {
+    let (new, old) = (obj.meta_mut(), old.meta());
+    new.uid = old.uid.clone();
+    new.creation_timestamp = old.creation_timestamp.clone();
+    new.deletion_timestamp = old.deletion_timestamp.clone();
+    new.deletion_grace_period_seconds = old.deletion_grace_period_seconds;
+    new.generation = old.generation;
+    new.self_link = None;
+    new.resource_version = old.resource_version.clone();
+}
+
+fn validate_change(
+    resource: &Resource,
+    part: Part,
+    new: &dyn Object,
+    old: &dyn Object,
+) -> Result<(), Status> {
+    let mut errs = ErrorList::new();
+    object_meta::validate_update(new.meta(), old.meta(), &mut errs);
+    match part {
+        Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
+        Part::Finalize => {}
+        _ => resource.def.strategy.validate_update(new, old, &mut errs),
+    }
+    if errs.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid(resource.def.group, resource.def.kind, old.name(), &errs))
+}
+
+/// Whether anything beside metadata and status changed. Deployments count their annotations too.
+fn raises_generation(resource: &Resource, new: &dyn Object, old: &dyn Object) -> bool {
+    if resource.def.group == "apps"
+        && resource.def.kind == "Deployment"
+        && new.meta().annotations != old.meta().annotations
+    {
+        return true;
+    }
+    essence(new) != essence(old)
+}
+
+fn essence(obj: &dyn Object) -> Value {
+    let mut value = obj.to_value();
+    if let Value::Object(map) = &mut value {
+        map.remove("metadata");
+        map.remove("status");
+    }
+    value
+}
+
+/// Whether the last finalizer of an object under deletion is gone, so that it goes now.
+fn is_gone(new: &dyn Object, old: &dyn Object) -> bool {
+    let meta = new.meta();
+    let empty = |f: &Option<Vec<String>>| f.as_ref().is_none_or(Vec::is_empty);
+    let namespace_done = new
+        .downcast::<k8s_openapi::api::core::v1::Namespace>()
+        .is_none_or(|ns| ns.spec.as_ref().is_none_or(|s| s.finalizers.as_ref().is_none_or(Vec::is_empty)));
+    meta.deletion_timestamp.is_some()
+        && empty(&meta.finalizers)
+        && namespace_done
+        && meta.deletion_grace_period_seconds.unwrap_or(0) == 0
+        && (!empty(&old.meta().finalizers) || old.gvk().kind == "Namespace")
+}

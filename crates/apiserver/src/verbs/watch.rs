@@ -1,0 +1,161 @@
+//! watch: a subscription to the cache with upstream's rules for where it begins, and its bookmarks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_client::ListOptions;
+use coracle_meta::{Reason, Status};
+
+use super::list::{check_list_options, filter};
+use super::read::parse_revision;
+use crate::cache::{CacheEntry, Event, EventKind, Subscription};
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// Time between bookmarks.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+
+/// Options of a watch beside those of a list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WatchOptions {
+    /// `allowWatchBookmarks`.
+    pub(crate) bookmarks: bool,
+    /// `sendInitialEvents`.
+    pub(crate) send_initial_events: Option<bool>,
+}
+
+/// What a watch delivers next.
+pub(crate) enum Next {
+    /// A present object, as added.
+    Initial(Arc<CacheEntry>),
+    /// A change.
+    Event(EventKind, Arc<Event>),
+    /// All up to this revision was delivered; `true` ends the initial events.
+    Bookmark(u64, bool),
+    /// The watcher was too slow and is cut off.
+    End,
+}
+
+/// A running watch.
+pub(crate) struct Watching {
+    server: Arc<Server>,
+    initial: std::vec::IntoIter<Arc<CacheEntry>>,
+    backlog: std::vec::IntoIter<(EventKind, Arc<Event>)>,
+    live: tokio::sync::mpsc::Receiver<(EventKind, Arc<Event>)>,
+    revision: u64,
+    mark_initial: bool,
+    bookmarks: bool,
+    next_bookmark: tokio::time::Instant,
+    /// Revision to announce once `live` is drained.
+    pending_bookmark: Option<u64>,
+}
+
+impl Server {
+    /// Starts a watch.
+    ///
+    /// # Errors
+    /// 400 for bad options, 410 when the revision is too old.
+    pub(crate) async fn watch(
+        self: &Arc<Self>,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        opts: &ListOptions,
+        watch: WatchOptions,
+    ) -> Result<Watching, Status> {
+        check_list_options(opts, true, watch.send_initial_events, watch.bookmarks)?;
+        let filter = filter(resource, namespace, name, opts)?;
+        let revision = parse_revision(&opts.resource_version)
+            .map_err(|e| Status::new(500, Reason::Unknown, e, None))?;
+        let asked_initial = watch.send_initial_events == Some(true);
+        let from = match (revision, watch.send_initial_events) {
+            (Some(0) | None, Some(false)) => Some(self.store.revision()),
+            (_, Some(true)) | (Some(0) | None, None) => None,
+            (Some(revision), _) => Some(revision),
+        };
+        if asked_initial && let Some(revision) = revision {
+            self.reach(revision).await?;
+        }
+        if from.is_none() && revision != Some(0) {
+            self.fresh().await;
+        }
+        let subscription =
+            resource.cache.subscribe(filter, from, self.cache.applied()).map_err(|floor| {
+                let asked = from.unwrap_or(0);
+                Status::expired(format!("too old resource version: {asked} ({})", floor.0))
+            })?;
+        let Subscription { initial, backlog, live, revision } = subscription;
+        Ok(Watching {
+            server: self.clone(),
+            initial: initial.into_iter(),
+            backlog: backlog.into_iter(),
+            live,
+            revision,
+            mark_initial: asked_initial && watch.bookmarks,
+            bookmarks: watch.bookmarks,
+            next_bookmark: tokio::time::Instant::now() + BOOKMARK_EVERY,
+            pending_bookmark: None,
+        })
+    }
+}
+
+impl Watching {
+    /// The next thing to deliver. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Next {
+        if let Some(next) = self.ready() {
+            return next;
+        }
+        if !self.bookmarks {
+            let event = self.live.recv().await;
+            return self.received(event);
+        }
+        tokio::select! {
+            biased;
+            event = self.live.recv() => self.received(event),
+            () = tokio::time::sleep_until(self.next_bookmark) => {
+                self.next_bookmark += BOOKMARK_EVERY;
+                // What the cache has applied by now is already in `live`: announce it behind that.
+                self.pending_bookmark = Some(self.server.cache.applied().max(self.revision));
+                match self.ready() {
+                    Some(next) => next,
+                    None => self.bookmark(),
+                }
+            }
+        }
+    }
+
+    /// The next thing to deliver, if there is one right now.
+    pub(crate) fn ready(&mut self) -> Option<Next> {
+        if let Some(entry) = self.initial.next() {
+            return Some(Next::Initial(entry));
+        }
+        if let Some((kind, event)) = self.backlog.next() {
+            return Some(Next::Event(kind, event));
+        }
+        if self.mark_initial {
+            self.mark_initial = false;
+            return Some(Next::Bookmark(self.revision, true));
+        }
+        if let Ok((kind, event)) = self.live.try_recv() {
+            self.revision = self.revision.max(event.revision);
+            return Some(Next::Event(kind, event));
+        }
+        self.pending_bookmark.is_some().then(|| self.bookmark())
+    }
+
+    fn bookmark(&mut self) -> Next {
+        let revision = self.pending_bookmark.take().unwrap_or(0).max(self.revision);
+        self.revision = revision;
+        Next::Bookmark(revision, false)
+    }
+
+    fn received(&mut self, event: Option<(EventKind, Arc<Event>)>) -> Next {
+        match event {
+            Some((kind, event)) => {
+                self.revision = self.revision.max(event.revision);
+                Next::Event(kind, event)
+            }
+            None => Next::End,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Scheduling: N pods onto M fake nodes that this program keeps Ready.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking::Stamps;
+use serde_json::Value;
+
+use super::{Namespace, resource_version};
+use crate::http::{Call, Connection};
+use crate::load::all;
+use crate::objects::{node, node_status, now, onto_run, pod, run_id};
+use crate::stats::{Samples, Summary};
+use crate::target::{Failure, Target};
+
+/// Fake nodes report so often that a node controller (40 s of grace) leaves them alone.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Options of `schedule`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ScheduleArgs {
+    /// Fake nodes.
+    #[arg(long, default_value_t = 1000)]
+    pub nodes: u64,
+    /// Pods.
+    #[arg(long, default_value_t = 3000)]
+    pub pods: u64,
+    /// Connections that create.
+    #[arg(long, default_value_t = 32)]
+    pub connections: usize,
+    /// No two pods on one node (required anti-affinity); needs as many nodes as pods.
+    #[arg(long)]
+    pub anti_affinity: bool,
+    /// Seconds without any progress after which it is given up.
+    #[arg(long, default_value_t = 30.0)]
+    pub patience: f64,
+}
+
+/// When each pod was sent.
+mod parking {
+    use std::sync::{Arc, OnceLock};
+    use std::time::Instant;
+
+    #[derive(Clone)]
+    pub(super) struct Stamps(Arc<Vec<OnceLock<Instant>>>);
+
+    impl Stamps {
+        pub(super) fn new(n: u64) -> Self {
+            Self(Arc::new((0..n).map(|_| OnceLock::new()).collect()))
+        }
+        pub(super) fn set(&self, i: u64) {
+            if let Some(stamp) = usize::try_from(i).ok().and_then(|i| self.0.get(i)) {
+                let _ = stamp.set(Instant::now());
+            }
+        }
+        pub(super) fn get(&self, i: u64) -> Option<Instant> {
+            usize::try_from(i).ok().and_then(|i| self.0.get(i)).and_then(OnceLock::get).copied()
+        }
+    }
+}
+
+/// Runs it: from the first creation until the last pod is bound.
+///
+/// # Errors
+/// The server cannot be reached or refuses to prepare.
+pub async fn schedule(target: &Arc<Target>, args: &ScheduleArgs) -> Result<Summary, Failure> {
+    if args.anti_affinity && args.nodes < args.pods {
+        return Err("required anti-affinity needs at least as many nodes as pods".into());
+    }
+    let run = run_id();
+    let namespace = Namespace::make(target, &run).await?;
+    make_nodes(target, args, &run).await?;
+    let heartbeat = tokio::spawn(keep_ready(target.clone(), args.nodes, run.clone()));
+    let result = measure(target, args, &run, &namespace).await;
+    heartbeat.abort();
+    namespace.clean(&["pods"]).await;
+    let _ =
+        all(target, 16, args.nodes, move |i| Call::delete(format!("/api/v1/nodes/{}", node_name(&run, i))))
+            .await;
+    result
+}
+
+fn node_name(run: &str, i: u64) -> String {
+    format!("bench-{run}-{i}")
+}
+
+async fn make_nodes(target: &Arc<Target>, args: &ScheduleArgs, run: &str) -> Result<(), Failure> {
+    let owned = run.to_owned();
+    let create = move |i| Call::post("/api/v1/nodes", node(&node_name(&owned, i), &owned, i).to_string());
+    all(target, 16, args.nodes, create).await?;
+    report_ready(target, args.nodes, run).await?;
+    // Taints that a server adds to new nodes (not-ready) are not lifted by anything without controllers.
+    let owned = run.to_owned();
+    let untaint = serde_json::json!({ "spec": { "taints": null } });
+    all(target, 16, args.nodes, move |i| {
+        Call::patch(format!("/api/v1/nodes/{}", node_name(&owned, i)), &untaint)
+    })
+    .await
+}
+
+async fn report_ready(target: &Arc<Target>, nodes: u64, run: &str) -> Result<(), Failure> {
+    let status = node_status(&now());
+    let run = run.to_owned();
+    let report = move |i| Call::patch(format!("/api/v1/nodes/{}/status", node_name(&run, i)), &status);
+    all(target, 16, nodes, report).await
+}
+
+async fn keep_ready(target: Arc<Target>, nodes: u64, run: String) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        let _ = report_ready(&target, nodes, &run).await;
+    }
+}
+
+async fn measure(
+    target: &Arc<Target>,
+    args: &ScheduleArgs,
+    run: &str,
+    namespace: &Namespace,
+) -> Result<Summary, Failure> {
+    let path = namespace.path("pods");
+    let version = resource_version(&mut Connection::open(target).await?, &path).await?;
+    let watch = Connection::open(target).await?;
+    let mut watch = watch.watch(&format!("{path}?watch=true&resourceVersion={version}")).await?;
+    let stamps = Stamps::new(args.pods);
+    let mut body = pod("", "registry.k8s.io/pause:3.10", &[]);
+    onto_run(&mut body, run, args.anti_affinity);
+    let sending = stamps.clone();
+    let start = Instant::now();
+    let creating = all(target, args.connections, args.pods, move |i| {
+        let mut body = body.clone();
+        body["metadata"]["name"] = format!("p-{i}").into();
+        sending.set(i);
+        Call::post(path.clone(), body.to_string())
+    });
+    let mut creating = Box::pin(creating);
+    let mut created: Option<Duration> = None;
+    let mut samples = Samples::default();
+    let mut bound: HashMap<u64, String> = HashMap::new();
+    let mut last = start;
+    let patience = Duration::from_secs_f64(args.patience.max(1.0));
+    while (bound.len() as u64) < args.pods {
+        tokio::select! {
+            result = &mut creating, if created.is_none() => {
+                result?;
+                created = Some(start.elapsed());
+            }
+            line = tokio::time::timeout(patience, watch.next()) => {
+                let Ok(Some(line)) = line else { break };
+                let Some((i, node)) = binding(&line) else { continue };
+                if bound.insert(i, node).is_none() {
+                    last = Instant::now();
+                    samples.ok(last.duration_since(stamps.get(i).unwrap_or(last)), 0);
+                }
+            }
+        }
+    }
+    for _ in bound.len() as u64..args.pods {
+        samples.error("pod was not scheduled");
+    }
+    let elapsed = last.duration_since(start);
+    let name = if args.anti_affinity { "schedule-anti-affinity" } else { "schedule" };
+    let mut summary = samples.summary(name, elapsed);
+    let mut per_node: HashMap<&str, u64> = HashMap::new();
+    for node in bound.values() {
+        *per_node.entry(node).or_default() += 1;
+    }
+    summary.extra.insert("nodes".into(), args.nodes as f64);
+    summary.extra.insert("nodes_used".into(), per_node.len() as f64);
+    summary.extra.insert("most_pods_on_a_node".into(), per_node.values().max().copied().unwrap_or(0) as f64);
+    if let Some(created) = created {
+        summary.extra.insert("create_seconds".into(), (created.as_secs_f64() * 1000.0).round() / 1000.0);
+    }
+    Ok(summary)
+}
+
+/// Pod number and node of an event that shows a bound pod.
+fn binding(line: &[u8]) -> Option<(u64, String)> {
+    let event: Value = serde_json::from_slice(line).ok()?;
+    let object = &event["object"];
+    let node = object["spec"]["nodeName"].as_str().filter(|n| !n.is_empty())?;
+    let i = object["metadata"]["name"].as_str()?.strip_prefix("p-")?.parse().ok()?;
+    Some((i, node.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binding_is_seen_only_with_a_node() {
+        let line = |node: &str| {
+            let pod = serde_json::json!({ "metadata": { "name": "p-5" }, "spec": { "nodeName": node } });
+            serde_json::json!({ "type": "MODIFIED", "object": pod }).to_string()
+        };
+        assert_eq!(binding(line("n").as_bytes()), Some((5, "n".into())));
+        assert_eq!(binding(line("").as_bytes()), None);
+    }
+}

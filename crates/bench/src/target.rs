@@ -1,0 +1,282 @@
+//! Which API server to drive: a kubeconfig, or an address with a token.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde::Deserialize;
+
+/// What went wrong, in one sentence.
+pub type Failure = String;
+
+/// How to reach a server.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Host as in the URL.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// TLS; absent for plain HTTP.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// Bearer token.
+    pub token: Option<String>,
+}
+
+/// Options that name a server.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct TargetArgs {
+    /// Kubeconfig whose current context is used.
+    #[arg(long, env = "KUBECONFIG", conflicts_with = "server")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Address, e.g. https://127.0.0.1:6443.
+    #[arg(long)]
+    pub server: Option<String>,
+    /// Bearer token.
+    #[arg(long, requires = "server")]
+    pub token: Option<String>,
+    /// CA of the server's certificate (PEM).
+    #[arg(long, requires = "server")]
+    pub ca: Option<PathBuf>,
+    /// Do not check the server's certificate.
+    #[arg(long, requires = "server")]
+    pub insecure: bool,
+}
+
+/// Certificates and trust, before they become a TLS configuration.
+#[derive(Default)]
+struct Trust {
+    ca: Option<Vec<u8>>,
+    insecure: bool,
+    client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Target {
+    /// The server that the options name.
+    ///
+    /// # Errors
+    /// Files that cannot be read or understood; neither a kubeconfig nor a server given.
+    pub fn from_args(args: &TargetArgs) -> Result<Arc<Self>, Failure> {
+        match (&args.server, &args.kubeconfig) {
+            (Some(server), _) => {
+                let ca = args.ca.as_deref().map(read).transpose()?;
+                let trust = Trust { ca, insecure: args.insecure, client: None };
+                Self::new(server, args.token.clone(), &trust).map(Arc::new)
+            }
+            (None, Some(path)) => Self::from_kubeconfig(path).map(Arc::new),
+            (None, None) => Err("name a server: --kubeconfig FILE, or --server URL --token TOKEN".into()),
+        }
+    }
+
+    /// A server with a self-made certificate on this machine.
+    ///
+    /// # Errors
+    /// A malformed URL.
+    pub fn insecure(server: &str, token: &str) -> Result<Arc<Self>, Failure> {
+        let trust = Trust { insecure: true, ..Trust::default() };
+        Self::new(server, Some(token.to_owned()), &trust).map(Arc::new)
+    }
+
+    fn new(server: &str, token: Option<String>, trust: &Trust) -> Result<Self, Failure> {
+        let uri: http::Uri = server.parse().map_err(|e| format!("server {server:?}: {e}"))?;
+        let host = uri.host().ok_or_else(|| format!("server {server:?} names no host"))?.to_owned();
+        let secure = uri.scheme_str() != Some("http");
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let tls = if secure { Some(Arc::new(trust.config()?)) } else { None };
+        Ok(Self { host, port, tls, token })
+    }
+
+    fn from_kubeconfig(path: &Path) -> Result<Self, Failure> {
+        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        let (server, token, trust) = parse_kubeconfig(&text, path.parent().unwrap_or(Path::new(".")))
+            .map_err(|e| format!("kubeconfig {}: {e}", path.display()))?;
+        Self::new(&server, token, &trust)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+}
+
+impl Trust {
+    fn config(&self) -> Result<ClientConfig, Failure> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?;
+        let builder = if self.insecure {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        } else {
+            let mut roots = RootCertStore::empty();
+            for cert in CertificateDer::pem_slice_iter(self.ca.as_deref().unwrap_or_default()) {
+                let cert = cert.map_err(|e| format!("CA certificate: {e}"))?;
+                roots.add(cert).map_err(|e| format!("CA certificate: {e}"))?;
+            }
+            if roots.is_empty() {
+                return Err("no CA certificate to check the server with; give --ca FILE or --insecure".into());
+            }
+            builder.with_root_certificates(roots)
+        };
+        let Some((cert, key)) = &self.client else { return Ok(builder.with_no_client_auth()) };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert).collect();
+        let chain = chain.map_err(|e| format!("client certificate: {e}"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("client key: {e}"))?;
+        builder.with_client_auth_cert(chain, key).map_err(|e| format!("client certificate: {e}"))
+    }
+}
+
+/// Accepts any server certificate: for servers that this program started itself.
+#[derive(Debug)]
+struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, signed, algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Kubeconfig {
+    #[serde(default)]
+    current_context: String,
+    #[serde(default)]
+    contexts: Vec<Named<Context>>,
+    #[serde(default)]
+    clusters: Vec<Named<Cluster>>,
+    #[serde(default)]
+    users: Vec<Named<User>>,
+}
+
+#[derive(Deserialize)]
+struct Named<T> {
+    name: String,
+    #[serde(alias = "context", alias = "cluster", alias = "user")]
+    value: T,
+}
+
+#[derive(Deserialize)]
+struct Context {
+    cluster: String,
+    user: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cluster {
+    server: String,
+    certificate_authority: Option<PathBuf>,
+    certificate_authority_data: Option<String>,
+    #[serde(default)]
+    insecure_skip_tls_verify: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct User {
+    token: Option<String>,
+    client_certificate: Option<PathBuf>,
+    client_certificate_data: Option<String>,
+    client_key: Option<PathBuf>,
+    client_key_data: Option<String>,
+}
+
+fn find<'a, T>(list: &'a [Named<T>], name: &str, what: &str) -> Result<&'a T, Failure> {
+    list.iter().find(|n| n.name == name).map(|n| &n.value).ok_or_else(|| format!("no {what} named {name:?}"))
+}
+
+/// Inline data, or the file, relative to the kubeconfig.
+fn material(data: Option<&String>, file: Option<&PathBuf>, base: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    match (data, file) {
+        (Some(data), _) => {
+            let decoded = base64::engine::general_purpose::STANDARD.decode(data.trim());
+            decoded.map(Some).map_err(|e| format!("base64 data: {e}"))
+        }
+        (None, Some(file)) => read(&base.join(file)).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn parse_kubeconfig(text: &str, base: &Path) -> Result<(String, Option<String>, Trust), Failure> {
+    let config: Kubeconfig = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
+    let context = find(&config.contexts, &config.current_context, "context")?;
+    let cluster = find(&config.clusters, &context.cluster, "cluster")?;
+    let user = find(&config.users, &context.user, "user")?;
+    let cert = material(user.client_certificate_data.as_ref(), user.client_certificate.as_ref(), base)?;
+    let key = material(user.client_key_data.as_ref(), user.client_key.as_ref(), base)?;
+    let ca_file = cluster.certificate_authority.as_ref();
+    let trust = Trust {
+        ca: material(cluster.certificate_authority_data.as_ref(), ca_file, base)?,
+        insecure: cluster.insecure_skip_tls_verify,
+        client: cert.zip(key),
+    };
+    Ok((cluster.server.clone(), user.token.clone(), trust))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubeconfig_gives_server_token_and_certificates() {
+        let text = "
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{name: b, context: {cluster: x, user: x}}, {name: c, context: {cluster: k, user: u}}]
+clusters: [{name: k, cluster: {server: 'https://127.0.0.1:6443', certificate-authority-data: Y2E=}}]
+users: [{name: u, user: {token: t, client-certificate-data: Y2VydA==, client-key-data: a2V5}}]
+";
+        let (server, token, trust) = parse_kubeconfig(text, Path::new(".")).expect("parses");
+        assert_eq!((server.as_str(), token.as_deref()), ("https://127.0.0.1:6443", Some("t")));
+        assert_eq!(trust.ca.as_deref(), Some(&b"ca"[..]));
+        assert_eq!(trust.client, Some((b"cert".to_vec(), b"key".to_vec())));
+        assert!(!trust.insecure);
+        let broken = text.replace("current-context: c", "current-context: d");
+        assert_eq!(
+            parse_kubeconfig(&broken, Path::new(".")).err().as_deref(),
+            Some("no context named \"d\"")
+        );
+    }
+
+    #[test]
+    fn address_without_trust_is_refused() {
+        let args = TargetArgs { server: Some("https://h:1".into()), ..TargetArgs::default() };
+        assert!(Target::from_args(&args).expect_err("no CA").contains("--insecure"));
+        let plain = TargetArgs { server: Some("http://h:8080".into()), ..TargetArgs::default() };
+        let target = Target::from_args(&plain).expect("plain");
+        assert_eq!((target.host.as_str(), target.port, target.tls.is_none()), ("h", 8080, true));
+        assert!(Target::from_args(&TargetArgs::default()).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! `coracle apiserver`: the API server alone, with upstream's flags, to stand in for upstream's program.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use coracle_apiserver::{ApiServer, Tls};
+use coracle_auth::pki::{CertificateAuthority, Issue};
+use coracle_auth::service_account::TokenIssuer;
+use coracle_auth::static_token::StaticTokens;
+use coracle_stdx::Clock;
+use coracle_store::{EmbeddedConfig, EmbeddedStore};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::ApiserverArgs;
+use crate::cluster::{make_dir, node_ip};
+use crate::error::Failure;
+use crate::node::{ServerParts, server_config, store_failure};
+use crate::pki;
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// A flag, file or port that cannot be used.
+pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
+    let clock = Clock::system();
+    make_dir(&args.data_dir, 0o700)?;
+    let advertise = args.advertise_address.or_else(node_ip).unwrap_or(IpAddr::from([127, 0, 0, 1]));
+    let tls = serving(&args, advertise, &clock)?;
+    let tokens = args.token_auth_file.as_deref().map(tokens).transpose()?;
+    let key = match &args.service_account_signing_key_file {
+        Some(path) => read(path)?,
+        None => pki::signing_key(&args.data_dir)?,
+    };
+    let issuer = TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
+        .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
+    let address = SocketAddr::new(args.bind_address, args.secure_port);
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        Failure::new(format!("cannot listen on {address}: {e}"), "choose another --secure-port")
+    })?;
+    let store = EmbeddedStore::open(EmbeddedConfig { dir: args.data_dir.join("store") })
+        .map_err(|e| store_failure(&e))?;
+    let config = server_config(ServerParts {
+        store,
+        clock,
+        tls,
+        client_ca: args.client_ca_file.as_deref().map(read).transpose()?,
+        tokens,
+        issuer,
+        service_cidr: &args.service_cluster_ip_range,
+        node_ports: port_range(&args.service_node_port_range)?,
+        advertise: SocketAddr::new(advertise, args.secure_port),
+        kubelet_client: None,
+    });
+    let server =
+        ApiServer::start(config).await.map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;
+    tracing::info!(%address, "serving");
+    let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::new(e, ""))?;
+    tokio::select! {
+        () = server.serve(listener) => {}
+        _ = term.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Ok(())
+}
+
+/// The certificate files given, or a self-signed pair of our own in memory.
+fn serving(args: &ApiserverArgs, advertise: IpAddr, clock: &Clock) -> Result<Tls, Failure> {
+    if let (Some(cert), Some(key)) = (&args.tls_cert_file, &args.tls_private_key_file) {
+        return Ok(Tls { cert_pem: read(cert)?, key_pem: read(key)? });
+    }
+    let fail = |e: &dyn std::fmt::Display| Failure::new(format!("serving certificate: {e}"), "");
+    let ca = CertificateAuthority::create("coracle-apiserver-ca", clock).map_err(|e| fail(&e))?;
+    let issue = Issue {
+        common_name: "kube-apiserver".into(),
+        organizations: Vec::new(),
+        dns_names: vec!["localhost".into(), "kubernetes.default.svc".into()],
+        ip_addresses: vec![[127, 0, 0, 1].into(), advertise],
+        server: true,
+        client: false,
+        days: 365,
+    };
+    let pem = ca.issue(issue, clock).map_err(|e| fail(&e))?;
+    Ok(Tls { cert_pem: pem.cert, key_pem: pem.key })
+}
+
+fn tokens(path: &Path) -> Result<Arc<dyn coracle_auth::Authenticator>, Failure> {
+    let tokens = StaticTokens::parse(&read(path)?).map_err(|e| {
+        Failure::new(format!("{}: {e}", path.display()), "each line is token,user,uid,\"group1,group2\"")
+    })?;
+    Ok(Arc::new(tokens))
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), Failure> {
+    let parsed = text.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    match parsed {
+        Some((a, b)) if a <= b => Ok((a, b)),
+        _ => Err(Failure::usage(format!("--service-node-port-range {text:?} is not a range such as 30000-32767"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port_range;
+
+    #[test]
+    fn node_port_range_must_be_two_rising_ports() {
+        assert_eq!(port_range("30000-32767").unwrap(), (30000, 32767));
+        for bad in ["", "5", "9-8", "1-70000", "a-b"] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The command line: every option is a flag, an environment variable `CORACLE_…` and a key of the YAML file
+//! given by `--config`, in that order of precedence.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::error::Failure;
+
+/// Kubernetes 1.36 in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// YAML file with options: keys are flag names, e.g. `api-port: 6443`.
+    #[arg(long, global = true, env = "CORACLE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Log filter, e.g. `info` or `coracle_kubelet=debug`.
+    #[arg(long, global = true, env = "CORACLE_LOG", default_value = "info")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Turn this machine into a cluster: control plane, node, network and DNS in one process.
+    Up(UpArgs),
+    /// Stop the cluster and its pods; leaves no process, mount, interface, rule or cgroup behind.
+    Down(DownArgs),
+    /// Tell whether the cluster runs, and where.
+    Status(DataDir),
+    /// Container images of the node.
+    Image(ImageArgs),
+    /// Run the API server alone, with upstream's flags.
+    Apiserver(Box<ApiserverArgs>),
+    /// Small server and client for first pods and tests (the image `coracle.local/self`).
+    #[command(subcommand)]
+    Demo(DemoCommand),
+}
+
+/// Where the cluster lives.
+#[derive(Args, Clone, Debug)]
+pub struct DataDir {
+    /// Directory of the cluster's data; each directory is a cluster of its own.
+    #[arg(long, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
+    pub data_dir: PathBuf,
+}
+
+/// Options of `up`.
+#[derive(Args, Clone, Debug)]
+pub struct UpArgs {
+    /// Where the cluster lives.
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Port of the API server; default 6443, or the first free slot's for a further cluster.
+    #[arg(long, env = "CORACLE_API_PORT")]
+    pub api_port: Option<u16>,
+    /// Port of the kubelet; default 10250, or the slot's.
+    #[arg(long, env = "CORACLE_KUBELET_PORT")]
+    pub kubelet_port: Option<u16>,
+    /// Address on which the API server listens.
+    #[arg(long, env = "CORACLE_BIND_ADDRESS", default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// The node's name; default the host name.
+    #[arg(long, env = "CORACLE_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// The node's address; default that of the default route.
+    #[arg(long, env = "CORACLE_NODE_IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Pod address range; default 10.244.0.0/24, or the slot's.
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR")]
+    pub cluster_cidr: Option<String>,
+    /// Service address range; default 10.96.0.0/16, or the slot's.
+    #[arg(long, env = "CORACLE_SERVICE_CLUSTER_IP_RANGE")]
+    pub service_cluster_ip_range: Option<String>,
+    /// DNS domain of the cluster.
+    #[arg(long, env = "CORACLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Do not write a context into the user's kubeconfig.
+    #[arg(long, env = "CORACLE_NO_USER_KUBECONFIG")]
+    pub no_user_kubeconfig: bool,
+    /// Return when the node is Ready and leave the cluster running in the background.
+    #[arg(long, env = "CORACLE_DETACH")]
+    pub detach: bool,
+    /// Set by `--detach` for the process it starts.
+    #[arg(long, hide = true)]
+    pub daemon: bool,
+}
+
+/// Options of `down`.
+#[derive(Args, Clone, Debug)]
+pub struct DownArgs {
+    /// Where the cluster lives.
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Also remove the data directory: objects, images, certificates.
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// Options of `image`.
+#[derive(Args, Clone, Debug)]
+pub struct ImageArgs {
+    /// Where the cluster lives.
+    #[command(flatten)]
+    pub data: DataDir,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+/// Image subcommands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Import an OCI layout or docker archive (tar, also compressed) or an OCI layout directory.
+    Import {
+        /// The archives.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// Pull from a registry.
+    Pull {
+        /// The image, e.g. `registry.example/app:1`.
+        image: String,
+    },
+    /// List images.
+    Ls,
+    /// Remove an image.
+    Rm {
+        /// Name or id.
+        image: String,
+    },
+}
+
+/// Options of `apiserver`: upstream's names. Unused duration and feature flags are accepted where harmless.
+#[derive(Args, Clone, Debug)]
+pub struct ApiserverArgs {
+    /// Directory of the embedded store and, unless given, of certificates.
+    #[arg(long, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
+    pub data_dir: PathBuf,
+    /// HTTPS port.
+    #[arg(long, default_value_t = 6443)]
+    pub secure_port: u16,
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Address told to clients inside the cluster.
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    /// CSV file of static tokens: `token,user,uid,"group1,group2"`.
+    #[arg(long)]
+    pub token_auth_file: Option<PathBuf>,
+    /// CIDR for service addresses.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub service_cluster_ip_range: String,
+    /// Ports for NodePort services.
+    #[arg(long, default_value = "30000-32767")]
+    pub service_node_port_range: String,
+    /// Serving certificate.
+    #[arg(long, requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "tls_cert_file")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// CA of client certificates.
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Issuer of service-account tokens.
+    #[arg(long, default_value = "https://kubernetes.default.svc")]
+    pub service_account_issuer: String,
+    /// Key that signs service-account tokens (PEM).
+    #[arg(long)]
+    pub service_account_signing_key_file: Option<PathBuf>,
+    /// Whether privileged containers are allowed. Always true.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true")]
+    pub allow_privileged: bool,
+    /// Authorization modes. `Node,RBAC` is what there is.
+    #[arg(long, default_value = "Node,RBAC")]
+    pub authorization_mode: String,
+}
+
+/// Demonstration server and client.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DemoCommand {
+    /// Answer HTTP requests with the pod's name and the request's path.
+    Serve {
+        /// Port to listen on.
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// GET a URL (http only) and print the body; the exit status tells success.
+    Get {
+        /// e.g. `http://web.default.svc.cluster.local:80/`.
+        url: String,
+    },
+    /// Print a line a second: something for `kubectl logs -f`.
+    Tick,
+}
+
+/// Parses the arguments; values of the YAML file become defaults below flags and environment.
+///
+/// # Errors
+/// An unreadable or malformed configuration file, or an unknown key in it. Usage errors end the process with
+/// clap's message and status 2.
+pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
+    let mut command = Cli::command();
+    if let Some(path) = config_path(&argv) {
+        let text = std::fs::read_to_string(&path).map_err(|e| Failure::config(&path, e))?;
+        let file: std::collections::BTreeMap<String, serde_yaml_ng::Value> =
+            serde_yaml_ng::from_str(&text).map_err(|e| Failure::config(&path, e))?;
+        let sub = argv.iter().skip(1).find_map(|a| command.find_subcommand(a)).map(|c| c.get_name().to_owned());
+        for (key, value) in file {
+            let text = match value {
+                serde_yaml_ng::Value::String(s) => s,
+                other => serde_yaml_ng::to_string(&other).unwrap_or_default().trim().to_owned(),
+            };
+            let Some(sub) = &sub else { continue };
+            let id = key.replace('-', "_");
+            let known = command
+                .find_subcommand(sub)
+                .is_some_and(|c| c.get_arguments().any(|a| a.get_id().as_str() == id));
+            if !known {
+                return Err(Failure::config(&path, format!("{key:?} is not an option of `coracle {sub}`")));
+            }
+            let value: &'static str = text.leak();
+            command = command.mut_subcommand(sub, |c| {
+                c.mut_arg(id, |a| {
+                    if matches!(a.get_action(), clap::ArgAction::SetTrue) {
+                        if value == "true" { a.default_value("true") } else { a }
+                    } else {
+                        a.default_value(value)
+                    }
+                })
+            });
+        }
+    }
+    let matches = command.try_get_matches_from(argv).unwrap_or_else(|e| e.exit());
+    Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))
+}
+
+fn config_path(argv: &[String]) -> Option<PathBuf> {
+    let mut args = argv.iter();
+    while let Some(arg) = args.next() {
+        if arg == "--config" {
+            return args.next().map(PathBuf::from);
+        }
+        if let Some(path) = arg.strip_prefix("--config=") {
+            return Some(path.into());
+        }
+    }
+    std::env::var_os("CORACLE_CONFIG").map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up(args: &[&str]) -> UpArgs {
+        let argv = ["coracle", "up"].iter().chain(args).map(|s| (*s).to_owned()).collect();
+        match parse(argv).unwrap().command {
+            Command::Up(up) => up,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flag_overrides_file_and_file_overrides_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.yaml");
+        std::fs::write(&file, "api-port: 7000\ncluster-domain: example.org\ndetach: true\n").unwrap();
+        let config = file.to_str().unwrap();
+        let got = up(&["--config", config, "--api-port", "7001"]);
+        assert_eq!((got.api_port, got.cluster_domain.as_str(), got.detach), (Some(7001), "example.org", true));
+        assert_eq!(up(&["--config", config]).api_port, Some(7000));
+        assert_eq!(up(&[]).cluster_domain, "cluster.local");
+    }
+
+    #[test]
+    fn unknown_key_in_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.yaml");
+        std::fs::write(&file, "api-prot: 7000\n").unwrap();
+        let argv = ["coracle", "up", "--config", file.to_str().unwrap()].map(str::to_owned).to_vec();
+        let error = parse(argv).unwrap_err().to_string();
+        assert!(error.contains("api-prot"), "{error}");
+    }
+}

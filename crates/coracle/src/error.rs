@@ -1,0 +1,52 @@
+//! What goes wrong for a person at the command line: what, why, and what to do about it.
+
+use std::fmt;
+use std::path::Path;
+
+/// A failure to print and exit with. Each has one sentence for what happened and one for what to do.
+#[derive(Debug)]
+pub struct Failure {
+    what: String,
+    hint: String,
+    status: i32,
+}
+
+impl Failure {
+    /// `what` happened; `hint` says what to do (may be empty).
+    pub fn new(what: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self { what: what.to_string(), hint: hint.into(), status: 1 }
+    }
+    /// The configuration file cannot be used.
+    pub fn config(path: &Path, why: impl fmt::Display) -> Self {
+        Self::new(format!("configuration file {}: {why}", path.display()), "mend the file or leave out --config")
+    }
+    /// The command line makes no sense.
+    pub fn usage(what: impl fmt::Display) -> Self {
+        Self { status: 2, ..Self::new(what, "see `coracle --help`") }
+    }
+    /// A file operation failed.
+    pub fn file(doing: &str, path: &Path, why: &std::io::Error) -> Self {
+        let hint = match why.kind() {
+            std::io::ErrorKind::StorageFull => "free some disk space and try again",
+            std::io::ErrorKind::PermissionDenied => "run as root, or choose another --data-dir",
+            _ => "check the path",
+        };
+        Self::new(format!("cannot {doing} {}: {why}", path.display()), hint)
+    }
+    /// The process's exit status.
+    pub fn status(&self) -> i32 {
+        self.status
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.what)?;
+        if !self.hint.is_empty() {
+            write!(f, "\n  → {}", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}

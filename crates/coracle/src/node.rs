@@ -1,0 +1,352 @@
+//! Wiring: starts every part of a single-machine cluster in this process and ends them together.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_apiserver::{ApiServer, Config, KubeletClient, Tls};
+use coracle_auth::UserInfo;
+use coracle_client::{Client, Informers, ResourceId};
+use coracle_controllers::{ControllersConfig, ResourceEntry};
+use coracle_kubelet::{Kubelet, KubeletConfig};
+use coracle_network::{DnsServer, PodLinks, ServiceProxy};
+use coracle_resources::def::{Scope, Storage};
+use coracle_runtime::Runtime;
+use coracle_scheduler::{Scheduler, SchedulerConfig};
+use coracle_stdx::{Clock, Tasks};
+use coracle_store::EmbeddedStore;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::cluster::{Cluster, Paths};
+use crate::error::Failure;
+use crate::pki::Pki;
+use crate::progress::Progress;
+use crate::{control, up};
+
+/// What a node is started from.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where things live.
+    pub paths: Paths,
+    /// Which cluster.
+    pub cluster: Cluster,
+    /// Its certificates.
+    pub pki: Pki,
+    /// The node's address.
+    pub node_ip: IpAddr,
+    /// The clock of all parts.
+    pub clock: Clock,
+}
+
+/// A running cluster. Dropping it ends every part at once; pods go on under their shims.
+pub struct Node {
+    name: String,
+    admin: Client,
+    _tasks: Tasks,
+}
+
+fn broken(what: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(format!("{what}: {why}"), "see the log for more")
+}
+
+/// The API server's configuration, shared by `up` and the standalone command.
+pub struct ServerParts<'a> {
+    /// The store.
+    pub store: Arc<dyn coracle_store::Store>,
+    /// The clock.
+    pub clock: Clock,
+    /// Serving certificate.
+    pub tls: Tls,
+    /// CA of client certificates.
+    pub client_ca: Option<String>,
+    /// Further authenticators, asked after certificates.
+    pub tokens: Option<Arc<dyn coracle_auth::Authenticator>>,
+    /// Issues service-account tokens.
+    pub issuer: coracle_auth::service_account::TokenIssuer,
+    /// Service range.
+    pub service_cidr: &'a str,
+    /// Node ports.
+    pub node_ports: (u16, u16),
+    /// Address told to pods.
+    pub advertise: SocketAddr,
+    /// Access to kubelets.
+    pub kubelet_client: Option<KubeletClient>,
+}
+
+/// Puts a configuration together: authenticators, authorizers and admission are those of every cluster.
+pub fn server_config(parts: ServerParts<'_>) -> Config {
+    let issuer = Arc::new(parts.issuer);
+    let (issuer2, clock2, tokens, with_certs) =
+        (issuer.clone(), parts.clock.clone(), parts.tokens, parts.client_ca.is_some());
+    Config {
+        store: parts.store,
+        clock: parts.clock,
+        git_version: crate::GIT_VERSION.into(),
+        tls: parts.tls,
+        client_ca_pem: parts.client_ca,
+        authenticators: Box::new(move |reader| {
+            let mut all: Vec<Arc<dyn coracle_auth::Authenticator>> = Vec::new();
+            if with_certs {
+                all.push(Arc::new(coracle_auth::x509::X509Authenticator::new(clock2.clone())));
+            }
+            all.extend(tokens);
+            let accounts = coracle_auth::service_account::ServiceAccountAuthenticator::new;
+            all.push(Arc::new(accounts(issuer2, reader, clock2)));
+            all
+        }),
+        authorizers: Box::new(|reader| {
+            vec![
+                Arc::new(coracle_auth::node::NodeAuthorizer::new(reader.clone())),
+                Arc::new(coracle_auth::rbac::RbacAuthorizer::new(reader)),
+            ]
+        }),
+        token_issuer: Some(issuer),
+        admission: coracle_admission::plugins(),
+        service_cidr: parts.service_cidr.into(),
+        node_port_range: parts.node_ports,
+        advertise: parts.advertise,
+        kubelet_client: parts.kubelet_client,
+        bootstrap: coracle_auth::bootstrap::objects(),
+        compaction_interval: Duration::from_secs(300),
+        event_ttl: Duration::from_secs(3600),
+    }
+}
+
+impl Node {
+    /// Starts all parts; returns when the API answers and the rest is on its way.
+    ///
+    /// # Errors
+    /// The first part that cannot start.
+    pub async fn start(parts: Parts, api: TcpListener, progress: &Progress) -> Result<Self, Failure> {
+        let mut tasks = Tasks::new();
+        let server = start_server(&parts, progress).await?;
+        let serving = server.clone();
+        tasks.spawn(async move { serving.serve(api).await });
+        let Parts { paths, cluster, pki, node_ip, clock } = parts;
+        progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
+
+        let client = |user: &str, groups: &[&str]| {
+            Client::new(server.transport(UserInfo::authenticated(user, groups)))
+        };
+        let admin = client("system:apiserver", &["system:masters"]);
+        publish_dns(&admin, &cluster).await?;
+        start_control(&mut tasks, &server, &pki, &clock);
+        progress.step("controllers", "scheduler and controllers run");
+
+        let network = up::network_config(&paths, &cluster, node_ip);
+        let links = PodLinks::open(network.clone()).await.map_err(|e| broken("pod network", e))?;
+        let proxy_client = client("system:kube-proxy", &[]);
+        let proxy = Informers::new(proxy_client);
+        let (config, informers) = (network.clone(), proxy.clone());
+        tasks.supervise("service proxy", move || {
+            let proxy = ServiceProxy::new(config.clone(), informers.clone());
+            async move { proxy.run().await }
+        });
+        let dns = Informers::new(client("system:coredns", &[]));
+        tasks.supervise("dns", move || {
+            let server = DnsServer::new(network.clone(), dns.clone());
+            async move { server.run().await }
+        });
+        progress.step("network", &format!("pods {}, services {}", cluster.pod_cidr, cluster.service_cidr));
+
+        let runtime_config = up::runtime_config(&paths, &cluster);
+        let runtime = Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
+        let own = std::fs::canonicalize("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
+        if let Err(e) = runtime.ensure_self_image("coracle.local/self:latest", &own).await {
+            tracing::warn!("image coracle.local/self: {e}");
+        }
+        progress.step("runtime", "container runtime open");
+        let about = json!({
+            "pid": std::process::id(), "version": crate::GIT_VERSION, "node_ip": node_ip,
+            "server": format!("https://127.0.0.1:{}", cluster.api_port),
+        });
+        tasks.spawn(control::serve(control::listen(&paths.socket())?, runtime.clone(), about));
+
+        let node_client = client(&format!("system:node:{}", cluster.node_name), &["system:nodes"]);
+        let informers = Informers::new(node_client.clone());
+        let config = kubelet_config(&paths, &cluster, &pki, node_ip);
+        tasks.supervise("kubelet", move || {
+            let (runtime, config) = (runtime.clone(), config.clone());
+            let (client, informers, clock) = (node_client.clone(), informers.clone(), clock.clone());
+            async move {
+                let kubelet =
+                    Kubelet::new(config, client, informers, runtime.clone(), runtime.clone(), runtime, clock);
+                if let Err(e) = kubelet.run().await {
+                    tracing::error!("kubelet: {e}");
+                }
+            }
+        });
+        Ok(Self { name: cluster.node_name, admin, _tasks: tasks })
+    }
+
+    /// Waits until the node is Ready.
+    ///
+    /// # Errors
+    /// When that takes longer than a minute.
+    pub async fn ready(&self, progress: &Progress) -> Result<(), Failure> {
+        let nodes = Informers::new(self.admin.clone()).get::<NodeObject>();
+        let mut changes = nodes.subscribe();
+        let wait = async {
+            loop {
+                if nodes.get("", &self.name).is_some_and(|n| is_ready(&n)) || changes.next().await.is_none() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait)
+            .await
+            .map_err(|_| broken("the node", "not Ready within a minute"))?;
+        progress.step("node", &format!("{} is Ready", self.name));
+        Ok(())
+    }
+}
+
+fn is_ready(node: &NodeObject) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or(&[]);
+    conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
+    let Parts { paths, cluster, pki, node_ip, clock } = parts;
+    let store = EmbeddedStore::open(coracle_store::EmbeddedConfig { dir: paths.file("store") })
+        .map_err(|e| store_failure(&e))?;
+    progress.step("store", &format!("revision {}", coracle_store::Store::revision(&*store)));
+    let issuer_url = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
+    let issuer = coracle_auth::service_account::TokenIssuer::new(
+        &pki.service_account_key,
+        &issuer_url,
+        vec![issuer_url.clone()],
+    )
+    .map_err(|e| broken("service-account key", e))?;
+    let config = server_config(ServerParts {
+        store,
+        clock: clock.clone(),
+        tls: Tls { cert_pem: pki.apiserver.cert.clone(), key_pem: pki.apiserver.key.clone() },
+        client_ca: Some(pki.ca.clone()),
+        tokens: None,
+        issuer,
+        service_cidr: &cluster.service_cidr,
+        node_ports: (30000, 32767),
+        advertise: SocketAddr::new(*node_ip, cluster.api_port),
+        kubelet_client: Some(KubeletClient {
+            cert_pem: pki.apiserver_kubelet.cert.clone(),
+            key_pem: pki.apiserver_kubelet.key.clone(),
+            ca_pem: pki.ca.clone(),
+        }),
+    });
+    ApiServer::start(config).await.map_err(|e| broken("API server", e))
+}
+
+/// What to do about a store that does not open.
+pub fn store_failure(why: &coracle_store::StoreError) -> Failure {
+    use coracle_store::StoreError::{Corrupted, DiskFull};
+    let hint = match why {
+        DiskFull { .. } => "free some disk space and start again; nothing acknowledged is lost",
+        Corrupted { .. } => "restore the directory from a backup, or start anew with `coracle down --purge`",
+        _ => "check the data directory",
+    };
+    Failure::new(why, hint)
+}
+
+/// DNS answers on its service address on every node; the Service and its endpoint tell clients so.
+async fn publish_dns(admin: &Client, cluster: &Cluster) -> Result<(), Failure> {
+    use k8s_openapi::api::core::v1::Service;
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    let ip = cluster.service_ip(10).to_string();
+    let ports = |target: bool| {
+        let port = |name: &str, protocol: &str| {
+            let mut p = json!({ "name": name, "port": 53, "protocol": protocol });
+            if target {
+                p["targetPort"] = 53.into();
+            }
+            p
+        };
+        json!([port("dns", "UDP"), port("dns-tcp", "TCP")])
+    };
+    let labels = json!({ "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS" });
+    let service = json!({
+        "metadata": { "name": "kube-dns", "namespace": "kube-system", "labels": labels },
+        "spec": { "clusterIP": ip, "clusterIPs": [ip], "ports": ports(true) },
+    });
+    let slice = json!({
+        "metadata": { "name": "kube-dns", "namespace": "kube-system", "labels": {
+            "kubernetes.io/service-name": "kube-dns", "endpointslice.kubernetes.io/managed-by": "coracle.dev" } },
+        "addressType": "IPv4", "ports": ports(false),
+        "endpoints": [{ "addresses": [ip], "conditions": { "ready": true } }],
+    });
+    let parse = |e: serde_json::Error| broken("DNS service", e);
+    let service: Service = serde_json::from_value(service).map_err(parse)?;
+    let slice: EndpointSlice = serde_json::from_value(slice).map_err(parse)?;
+    let made = [
+        admin.api::<Service>().create("kube-system", service).await.map(drop),
+        admin.api::<EndpointSlice>().create("kube-system", slice).await.map(drop),
+    ];
+    for result in made {
+        match result {
+            Err(e) if e.reason() != coracle_meta::Reason::AlreadyExists => return Err(broken("DNS service", e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn start_control(tasks: &mut Tasks, server: &Arc<ApiServer>, pki: &Pki, clock: &Clock) {
+    let resources = coracle_resources::all()
+        .iter()
+        .filter(|def| def.storage == Storage::Stored)
+        .map(|def| ResourceEntry {
+            id: ResourceId { group: def.group, version: def.version, resource: def.plural },
+            namespaced: def.scope == Scope::Namespaced,
+            kind: def.kind,
+        })
+        .collect();
+    let config = ControllersConfig::new(pki.ca.clone(), resources);
+    let accounts = server.clone();
+    let make_client: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(move |name| {
+        let user = if name == "informers" {
+            UserInfo::authenticated("system:kube-controller-manager", &[])
+        } else {
+            let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+            UserInfo::authenticated(&format!("system:serviceaccount:kube-system:{name}"), &groups)
+        };
+        Client::new(accounts.transport(user))
+    });
+    let controllers_clock = clock.clone();
+    tasks.supervise("controllers", move || {
+        let (config, make, clock) = (config.clone(), make_client.clone(), controllers_clock.clone());
+        async move { coracle_controllers::run(config, make, clock).await }
+    });
+    let (server, clock) = (server.clone(), clock.clone());
+    tasks.supervise("scheduler", move || {
+        let client = Client::new(server.transport(UserInfo::authenticated("system:kube-scheduler", &[])));
+        let scheduler = Scheduler::new(client, clock.clone(), SchedulerConfig::default());
+        async move { scheduler.run().await }
+    });
+}
+
+fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) -> KubeletConfig {
+    let role = ("node-role.kubernetes.io/control-plane".to_owned(), String::new());
+    KubeletConfig {
+        node_name: cluster.node_name.clone(),
+        node_ip,
+        node_labels: BTreeMap::from([role]),
+        pod_cidr: cluster.pod_cidr.clone(),
+        version: crate::GIT_VERSION.into(),
+        port: cluster.kubelet_port,
+        server_cert_pem: pki.kubelet.cert.clone(),
+        server_key_pem: pki.kubelet.key.clone(),
+        client_ca_pem: pki.ca.clone(),
+        root: paths.file("kubelet"),
+        log_root: paths.file("logs/pods"),
+        cgroup_root: format!("/coracle/{}/pods", cluster.id),
+        cluster_dns: vec![cluster.service_ip(10).into()],
+        cluster_domain: cluster.cluster_domain.clone(),
+        resolv_conf: "/etc/resolv.conf".into(),
+        max_pods: 110,
+        log_max_size: 10 << 20,
+        log_max_files: 5,
+    }
+}

@@ -1,0 +1,74 @@
+//! What the binary tells the kubelet; there are no defaults here, the caller knows best.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Configuration of a [`crate::Kubelet`].
+#[derive(Clone, Debug)]
+pub struct KubeletConfig {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// Address of the node: `InternalIP`, `status.hostIP`, and where the HTTPS server listens besides
+    /// loopback (it listens on all addresses).
+    pub node_ip: IpAddr,
+    /// Labels beyond the kubelet's own, e.g. `node-role.kubernetes.io/control-plane`.
+    pub node_labels: BTreeMap<String, String>,
+    /// `spec.podCIDR` of the node; empty when a controller assigns it.
+    pub pod_cidr: String,
+    /// `nodeInfo.kubeletVersion`, e.g. `v1.36.2+coracle`.
+    pub version: String,
+    /// Port of the HTTPS server.
+    pub port: u16,
+    /// Certificate chain of the HTTPS server, PEM.
+    pub server_cert_pem: String,
+    /// Private key of the HTTPS server, PEM.
+    pub server_key_pem: String,
+    /// Certificate authority that client certificates must chain to, PEM.
+    pub client_ca_pem: String,
+    /// Pod directories: `<root>/pods/<uid>`.
+    pub root: PathBuf,
+    /// Container logs: `<log_root>/<ns>_<name>_<uid>/<container>/<n>.log`.
+    pub log_root: PathBuf,
+    /// Parent of the pods' cgroups, as the runtime understands it, e.g. `/coracle/0a1b2c3d/pods`.
+    pub cgroup_root: String,
+    /// Name servers of pods with `dnsPolicy: ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain, e.g. `cluster.local`.
+    pub cluster_domain: String,
+    /// Resolver configuration of the host, for `Default` pods and as the tail of the searches.
+    pub resolv_conf: PathBuf,
+    /// `status.capacity.pods`.
+    pub max_pods: u32,
+    /// Size in bytes at which a container log is rotated.
+    pub log_max_size: u64,
+    /// How many files a container's log may have, the current one included.
+    pub log_max_files: u32,
+}
+
+/// Why the kubelet could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeletError {
+    /// The HTTPS port is taken or not allowed.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// What was asked for.
+        address: std::net::SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A certificate or key cannot be used.
+    #[error("the kubelet's certificates cannot be used: {0}")]
+    Certificates(String),
+    /// A directory could not be made.
+    #[error("cannot create {path}: {source}")]
+    Directory {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The runtime does not answer.
+    #[error("the container runtime does not answer: {0}")]
+    Runtime(#[from] coracle_cri::CriError),
+}

@@ -1,0 +1,81 @@
+//! What all parts of the kubelet share.
+
+use std::sync::Arc;
+
+use coracle_client::{Client, EventRecorder, EventType, Informer};
+use coracle_cri::v1::DnsConfig;
+use coracle_cri::{ImageService, RuntimeService, Streaming};
+use coracle_stdx::Clock;
+use k8s_openapi::api::core::v1::{Pod, Service};
+
+use crate::config::KubeletConfig;
+use crate::container::fields::Facts;
+use crate::files::Watcher;
+use crate::images::Images;
+use crate::machine::Machine;
+use crate::objects::Objects;
+use crate::pod::field_path;
+use crate::tokens::Tokens;
+
+/// Shared by the workers, the server and the node's status.
+pub struct Context {
+    /// What the binary said.
+    pub config: KubeletConfig,
+    /// The kubelet's access to the API.
+    pub client: Client,
+    /// Containers.
+    pub runtime: Arc<dyn RuntimeService>,
+    /// Images on disk.
+    pub image_service: Arc<dyn ImageService>,
+    /// Streams into containers.
+    pub streaming: Arc<dyn Streaming>,
+    /// The time.
+    pub clock: Clock,
+    /// Events.
+    pub events: EventRecorder,
+    /// Services, for environment variables.
+    pub services: Informer<Service>,
+    /// ConfigMaps and Secrets in use.
+    pub objects: Objects,
+    /// Service account tokens.
+    pub tokens: Arc<Tokens>,
+    /// Images and pulls.
+    pub images: Images,
+    /// What the machine has.
+    pub machine: Machine,
+    /// The host's resolver configuration.
+    pub host_dns: DnsConfig,
+    /// Changes of log files.
+    pub files: Watcher,
+    /// When this kubelet began.
+    pub started: jiff::Timestamp,
+}
+
+impl Context {
+    /// Records a Normal event about a container.
+    pub fn container_event(&self, pod: &Pod, container: &str, reason: &str, message: impl Into<String>) {
+        self.events.event_at(pod, &field_path(pod, container), EventType::Normal, reason, message);
+    }
+    /// Records a Warning event about a container.
+    pub fn container_warning(&self, pod: &Pod, container: &str, reason: &str, message: impl Into<String>) {
+        self.events.event_at(pod, &field_path(pod, container), EventType::Warning, reason, message);
+    }
+    /// Records a Warning event about a pod.
+    pub fn pod_warning(&self, pod: &Pod, reason: &str, message: impl Into<String>) {
+        self.events.event(pod, EventType::Warning, reason, message);
+    }
+    /// What the downward API knows of a pod with these addresses.
+    pub fn facts(&self, pod: &Pod, ips: &[String]) -> Facts {
+        let node_ip = self.config.node_ip;
+        let pod_ips = if crate::pod::host_network(pod) { vec![node_ip.to_string()] } else { ips.to_vec() };
+        Facts { node_ip, pod_ips, allocatable: self.machine.allocatable() }
+    }
+    /// When this kubelet began, in the file system's terms.
+    pub fn runtime_started(&self) -> std::time::SystemTime {
+        self.started.into()
+    }
+    /// A pod's directory.
+    pub fn directory(&self, uid: &str) -> std::path::PathBuf {
+        crate::names::pod_directory(&self.config.root, uid)
+    }
+}

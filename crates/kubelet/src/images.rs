@@ -1,0 +1,263 @@
+//! Images of containers: pull policies, pulls, credentials and back-off, with upstream's reasons and texts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_cri::v1::{AuthConfig, Image};
+use coracle_cri::{CriError, ImageService};
+use coracle_stdx::Clock;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use parking_lot::Mutex;
+
+use crate::backoff::CrashBackoff;
+use crate::context::Context;
+use crate::names;
+use crate::pod::{image_spec, spec};
+use crate::state::Waiting;
+
+/// Why a container cannot be started now, and when to try again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What the status shows.
+    pub waiting: Waiting,
+    /// Not before.
+    pub until: Option<Timestamp>,
+}
+
+impl Held {
+    /// Shown as `reason` with `message` until `until`.
+    pub fn new(reason: &str, message: impl Into<String>, until: Option<Timestamp>) -> Self {
+        let waiting = Waiting { reason: reason.to_owned(), message: message.into() };
+        Self { waiting, until }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Failed {
+    at: Timestamp,
+    error: String,
+}
+
+/// Finds and pulls images.
+pub struct Images {
+    service: Arc<dyn ImageService>,
+    clock: Clock,
+    backoff: Mutex<CrashBackoff>,
+    failures: Mutex<std::collections::HashMap<String, Failed>>,
+}
+
+/// `Always`, `IfNotPresent` or `Never`; by tag when nothing is said.
+fn policy(container: &Container) -> &str {
+    if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
+        return policy;
+    }
+    let image = container.image.as_deref().unwrap_or("");
+    let last = image.rsplit('/').next().unwrap_or("");
+    let latest = !last.contains(':') || last.ends_with(":latest");
+    if latest && !image.contains('@') { "Always" } else { "IfNotPresent" }
+}
+
+/// `1.234s`, as Go prints durations.
+fn duration(d: Duration) -> String {
+    match d.as_millis() {
+        ms if ms < 1000 => format!("{ms}ms"),
+        ms => format!("{}s", (ms as f64) / 1000.0),
+    }
+}
+
+impl Images {
+    /// Images of `service`.
+    pub fn new(service: Arc<dyn ImageService>, clock: Clock) -> Self {
+        Self { service, clock, backoff: Mutex::default(), failures: Mutex::default() }
+    }
+
+    /// The image of a container, pulled if its policy says so. Records the events.
+    ///
+    /// # Errors
+    /// What the container's status is to show meanwhile.
+    pub async fn ensure(&self, cx: &Context, pod: &Pod, container: &Container) -> Result<Image, Held> {
+        let name = container.image.as_deref().unwrap_or("").trim();
+        let warn = |reason: &str, message: String| {
+            cx.container_warning(pod, &container.name, reason, message);
+        };
+        let now = self.clock.now();
+        let retry = Some(crate::pod::after(now, 10));
+        let status = self.service.image_status(&image_spec(name)).await;
+        let present = match status {
+            Ok(present) => present,
+            Err(CriError::InvalidArgument(e)) => {
+                let message = format!("Failed to apply default image tag {name:?}: {e}");
+                warn("InspectFailed", message.clone());
+                return Err(Held::new("InvalidImageName", message, retry));
+            }
+            Err(e) => {
+                let message = format!("Failed to inspect image {name:?}: {e}");
+                warn("InspectFailed", message.clone());
+                return Err(Held::new("ImageInspectError", message, retry));
+            }
+        };
+        match (policy(container), present) {
+            ("Never", None) => {
+                let message = format!("Container image {name:?} is not present with pull policy of Never");
+                warn("ErrImageNeverPull", message.clone());
+                Err(Held::new("ErrImageNeverPull", message, retry))
+            }
+            ("IfNotPresent" | "Never", Some(image)) => {
+                let message = format!(
+                    "Container image {name:?} already present on machine and can be accessed by the pod"
+                );
+                cx.container_event(pod, &container.name, "Pulled", message);
+                Ok(image)
+            }
+            _ => self.pull(cx, pod, container, name).await,
+        }
+    }
+
+    async fn pull(&self, cx: &Context, pod: &Pod, c: &Container, name: &str) -> Result<Image, Held> {
+        let key = format!("{}_{name}", names::uid(pod));
+        let failed = self.failures.lock().get(&key).cloned();
+        if let Some(failed) = failed {
+            let wait = self.backoff.lock().waiting(&key, failed.at, self.clock.now());
+            if let Some((_, until)) = wait {
+                let message = format!("Back-off pulling image {name:?}");
+                cx.container_event(pod, &c.name, "BackOff", message.clone());
+                cx.container_warning(pod, &c.name, "Failed", "Error: ImagePullBackOff");
+                let text = format!("{message}: ErrImagePull: {}", failed.error);
+                return Err(Held::new("ImagePullBackOff", text, Some(until)));
+            }
+        }
+        cx.container_event(pod, &c.name, "Pulling", format!("Pulling image {name:?}"));
+        let begun = self.clock.now();
+        let result = self.pull_with_credentials(cx, pod, name).await;
+        let now = self.clock.now();
+        match result {
+            Ok(image) => {
+                self.failures.lock().remove(&key);
+                self.backoff.lock().reset(&key);
+                let took = duration(crate::pod::elapsed(begun, now));
+                let message = format!(
+                    "Successfully pulled image {name:?} in {took} ({took} including waiting). \
+                     Image size: {} bytes.",
+                    image.size
+                );
+                cx.container_event(pod, &c.name, "Pulled", message);
+                Ok(image)
+            }
+            Err(e) => {
+                let error = e.to_string();
+                cx.container_warning(
+                    pod,
+                    &c.name,
+                    "Failed",
+                    format!("Failed to pull image {name:?}: {error}"),
+                );
+                cx.container_warning(pod, &c.name, "Failed", "Error: ErrImagePull");
+                self.backoff.lock().next(&key, now);
+                self.failures.lock().insert(key, Failed { at: now, error: error.clone() });
+                // Tried again after a moment, when it shows as ImagePullBackOff.
+                Err(Held::new("ErrImagePull", error, Some(crate::pod::after(now, 2))))
+            }
+        }
+    }
+
+    async fn pull_with_credentials(&self, cx: &Context, pod: &Pod, name: &str) -> Result<Image, CriError> {
+        let mut last = None;
+        let mut credentials = credentials(cx, pod, name).await;
+        if credentials.is_empty() {
+            credentials.push(None);
+        }
+        for auth in credentials {
+            match self.service.pull_image(&image_spec(name), auth).await {
+                Ok(id) => {
+                    let image = self.service.image_status(&image_spec(name)).await?;
+                    let by_id = match image {
+                        Some(image) => Some(image),
+                        None => self.service.image_status(&image_spec(&id)).await?,
+                    };
+                    return by_id.ok_or_else(|| CriError::NotFound(format!("image {name:?} vanished")));
+                }
+                Err(e) => last = Some(e),
+            }
+        }
+        Err(last.unwrap_or_else(|| CriError::Internal("no attempt was made".into())))
+    }
+
+    /// Forgets a pod's failures.
+    pub fn forget(&self, uid: &str) {
+        self.failures.lock().retain(|key, _| !key.starts_with(uid));
+    }
+}
+
+/// Registry host of an image name.
+fn registry(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "docker.io",
+    }
+}
+
+/// Credentials for an image out of the pod's `imagePullSecrets`.
+async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<Option<AuthConfig>> {
+    let host = registry(image);
+    let mut found = Vec::new();
+    for secret in spec(pod).image_pull_secrets.iter().flatten() {
+        let Ok(secret) = cx.client.api::<Secret>().get(names::namespace(pod), &secret.name).await else {
+            continue;
+        };
+        let data = secret.data.as_ref().and_then(|d| d.get(".dockerconfigjson"));
+        let Some(data) = data else { continue };
+        let Ok(config) = serde_json::from_slice::<serde_json::Value>(&data.0) else { continue };
+        for (server, entry) in config["auths"].as_object().into_iter().flatten() {
+            let bare = server.trim_start_matches("https://").trim_start_matches("http://");
+            let bare = bare.split('/').next().unwrap_or(bare);
+            if bare != host && !(host == "docker.io" && bare == "index.docker.io") {
+                continue;
+            }
+            let text = |key: &str| entry[key].as_str().unwrap_or("").to_owned();
+            let mut auth = AuthConfig {
+                username: text("username"),
+                password: text("password"),
+                server_address: server.clone(),
+                ..AuthConfig::default()
+            };
+            if auth.username.is_empty() {
+                decode_auth(&text("auth"), &mut auth);
+            }
+            found.push(Some(auth));
+        }
+    }
+    found
+}
+
+/// `base64(user:password)`.
+fn decode_auth(encoded: &str, auth: &mut AuthConfig) {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
+    if let Some((user, password)) = String::from_utf8_lossy(&bytes).split_once(':') {
+        auth.username = user.to_owned();
+        auth.password = password.to_owned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_defaults_by_tag() {
+        let check = |image: &str, expected: &str| {
+            let c = Container { image: Some(image.into()), ..Container::default() };
+            assert_eq!(policy(&c), expected, "{image}");
+        };
+        check("busybox", "Always");
+        check("localhost:5000/busybox", "Always");
+        check("busybox:latest", "Always");
+        check("busybox:1", "IfNotPresent");
+        check("busybox@sha256:abc", "IfNotPresent");
+        assert_eq!(
+            (registry("busybox"), registry("r.io/x/y"), registry("a/b")),
+            ("docker.io", "r.io", "docker.io")
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! What the machine is and has: CPUs, memory, disk, kernel and operating system.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use coracle_meta::quantity::Quantity;
+
+/// Facts about the machine, read once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// CPUs that this process may use.
+    pub cpus: i64,
+    /// Memory in bytes.
+    pub memory: i64,
+    /// Size of the file system of the data directory in bytes.
+    pub disk: i64,
+    /// Pods.
+    pub pods: i64,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// DMI product id, else the machine id.
+    pub system_uuid: String,
+    /// Id of this boot.
+    pub boot_id: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `PRETTY_NAME` of `/etc/os-release`.
+    pub os_image: String,
+    /// `amd64`, `arm64`, ….
+    pub architecture: &'static str,
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// The value of `key` in `KEY=value` lines.
+fn os_release(text: &str, key: &str) -> Option<String> {
+    let value = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_owned())
+}
+
+/// Bytes of a `/proc/meminfo` line.
+fn meminfo(text: &str, key: &str) -> Option<i64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib * 1024)
+}
+
+/// Go's name of the architecture.
+const fn architecture() -> &'static str {
+    if cfg!(target_arch = "x86_64") {
+        "amd64"
+    } else if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        std::env::consts::ARCH
+    }
+}
+
+impl Machine {
+    /// Reads the machine; `root` is the directory whose file system counts.
+    pub fn read(root: &Path, max_pods: u32) -> Self {
+        let disk = rustix::fs::statvfs(root).map_or(0, |v| v.f_frsize.saturating_mul(v.f_blocks));
+        let memory = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
+        let machine_id = read("/etc/machine-id");
+        let uuid = read("/sys/class/dmi/id/product_uuid");
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cpus: i64::try_from(cpus).unwrap_or(1),
+            memory,
+            disk: i64::try_from(disk).unwrap_or(i64::MAX),
+            pods: i64::from(max_pods),
+            system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
+            machine_id,
+            boot_id: read("/proc/sys/kernel/random/boot_id"),
+            kernel: read("/proc/sys/kernel/osrelease"),
+            os_image: os_release(&read("/etc/os-release"), "PRETTY_NAME").unwrap_or_else(|| "Linux".into()),
+            architecture: architecture(),
+        }
+    }
+
+    /// `status.capacity`.
+    pub fn capacity(&self) -> BTreeMap<String, Quantity> {
+        let bytes = |n: i64| Quantity::parse(&format!("{}Ki", n / 1024)).unwrap_or_default();
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity::from(self.cpus)),
+            ("memory".to_owned(), bytes(self.memory)),
+            ("pods".to_owned(), Quantity::from(self.pods)),
+            ("ephemeral-storage".to_owned(), bytes(self.disk)),
+        ])
+    }
+
+    /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk).
+    pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        let mut amounts = self.capacity();
+        let memory = (self.memory - (100 << 20)).max(0) / 1024;
+        amounts.insert("memory".into(), Quantity::parse(&format!("{memory}Ki")).unwrap_or_default());
+        amounts.insert("ephemeral-storage".into(), Quantity::from(self.disk / 10 * 9));
+        amounts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_kernel_are_understood() {
+        assert_eq!(meminfo("MemTotal:       24000000 kB\n", "MemTotal"), Some(24_576_000_000));
+        let text = "NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n";
+        assert_eq!(os_release(text, "PRETTY_NAME").as_deref(), Some("Debian GNU/Linux 12 (bookworm)"));
+    }
+}

@@ -1,0 +1,146 @@
+//! Exec and attach over WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`), and byte tunnels through one.
+//!
+//! The first byte of a message is its channel: 0 stdin, 1 stdout, 2 stderr, 3 status, 4 resize; in v5 the
+//! message `255, n` closes channel n.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
+
+use super::remote::{Input, Output, parse_sizes};
+
+/// Sub-protocols of exec and attach, best first.
+pub const CHANNEL_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+
+/// How long a client may take to answer the closing of the connection.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+
+/// The server's end of an upgraded connection.
+pub async fn accept(upgraded: Upgraded) -> WebSocketStream<TokioIo<Upgraded>> {
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await
+}
+
+fn frame(channel: u8, data: &[u8]) -> Message {
+    let mut message = BytesMut::with_capacity(1 + data.len());
+    message.put_u8(channel);
+    message.put_slice(data);
+    Message::Binary(message.freeze())
+}
+
+/// What a message from the client means.
+fn input(data: &Bytes, sizes: &mut Vec<u8>) -> Vec<Input> {
+    match data.first() {
+        Some(&STDIN) => vec![Input::Stdin(data.slice(1..))],
+        Some(&RESIZE) => {
+            sizes.extend_from_slice(&data[1..]);
+            parse_sizes(sizes).into_iter().map(Input::Resize).collect()
+        }
+        Some(&CLOSE) if data.get(1) == Some(&STDIN) => vec![Input::StdinClosed],
+        _ => Vec::new(),
+    }
+}
+
+/// Carries a session's input and output until it ends or the client leaves.
+pub async fn carry<S>(
+    socket: WebSocketStream<S>,
+    inputs: mpsc::Sender<Input>,
+    mut outputs: mpsc::Receiver<Output>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (mut sink, mut source) = socket.split();
+    let reading = async move {
+        let mut sizes = Vec::new();
+        while let Some(Ok(message)) = source.next().await {
+            let data = match message {
+                Message::Binary(data) => data,
+                Message::Text(text) => Bytes::from(text),
+                Message::Close(_) => return,
+                _ => continue,
+            };
+            for input in input(&data, &mut sizes) {
+                // Fails when the session has ended: its last output is still being written.
+                let _ = inputs.send(input).await;
+            }
+        }
+    };
+    let writing = async move {
+        // Tells the client that the connection stands.
+        if sink.send(frame(STDOUT, &[])).await.is_err() {
+            return;
+        }
+        while let Some(output) = outputs.recv().await {
+            let (message, last) = match output {
+                Output::Stdout(data) => (frame(STDOUT, &data), false),
+                Output::Stderr(data) => (frame(STDERR, &data), false),
+                Output::Status(status) => (frame(STATUS, status.to_string().as_bytes()), true),
+            };
+            if sink.send(message).await.is_err() {
+                return;
+            }
+            if last {
+                break;
+            }
+        }
+        let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let _ = sink.send(Message::Close(Some(close))).await;
+        let _ = sink.flush().await;
+    };
+    tokio::pin!(reading, writing);
+    tokio::select! {
+        () = &mut reading => {}
+        // The client answers the goodbye; closing before it did could cost it our last words.
+        () = &mut writing => drop(tokio::time::timeout(GOODBYE, &mut reading).await),
+    }
+}
+
+/// A byte stream whose other end is the binary messages of a WebSocket.
+pub fn tunnel<S>(socket: WebSocketStream<S>) -> DuplexStream
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (near, far) = tokio::io::duplex(256 * 1024);
+    tokio::spawn(async move {
+        let (mut sink, mut source) = socket.split();
+        let (mut from, mut to) = tokio::io::split(far);
+        let reading = async move {
+            while let Some(Ok(message)) = source.next().await {
+                let data = match message {
+                    Message::Binary(data) => data,
+                    Message::Close(_) => return,
+                    _ => continue,
+                };
+                if to.write_all(&data).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let writing = async move {
+            let mut block = vec![0; 32 * 1024];
+            while let Ok(n) = from.read(&mut block).await {
+                if n == 0 || sink.send(Message::Binary(Bytes::copy_from_slice(&block[..n]))).await.is_err() {
+                    break;
+                }
+            }
+            let _ = sink.send(Message::Close(None)).await;
+        };
+        tokio::select! {
+            () = reading => {}
+            () = writing => {}
+        }
+    });
+    near
+}
