@@ -161,6 +161,10 @@ async fn publish_once(server: &Arc<Server>) -> Result<(), Status> {
         },
     });
     ensure(server, "", "services", "default", SERVICE, service).await?;
+    if server.advertise.ip().is_loopback() {
+        // Nothing in a pod could reach it; the API refuses such endpoints.
+        return Ok(());
+    }
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {

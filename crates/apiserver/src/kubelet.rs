@@ -19,7 +19,6 @@ use crate::http::respond;
 use crate::http::tls;
 use crate::registry::Resource;
 use crate::server::Server;
-use target::Target;
 
 /// Access to kubelets: the TLS side of it.
 pub(crate) struct Kubelets {

@@ -39,7 +39,8 @@ pub fn v2(defs: &[&ResourceDef], version: &str) -> Value {
 }
 
 fn bearer_token() -> Value {
-    json!({ "description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header" })
+    let description = "Bearer Token authentication";
+    json!({ "description": description, "type": "apiKey", "name": "authorization", "in": "header" })
 }
 
 fn all_paths(defs: &[&ResourceDef]) -> BTreeMap<String, PathItem> {

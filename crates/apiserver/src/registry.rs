@@ -107,11 +107,6 @@ impl Registry {
         self.by_group.contains_key(group)
     }
 
-    /// Whether the group is served in that version.
-    pub(crate) fn has_version(&self, group: &str, version: &str) -> bool {
-        self.by_group.get(group).is_some_and(|g| g.values().any(|r| r.def.version == version))
-    }
-
     /// The resource that a stored key belongs to.
     pub(crate) fn of_key(&self, key: &str) -> Option<&Arc<Resource>> {
         let mut slashes = key.bytes().enumerate().filter(|(_, b)| *b == b'/').map(|(i, _)| i);

@@ -11,6 +11,7 @@ use coracle_meta::Status;
 use futures::StreamExt;
 
 use crate::cache::EventKind;
+use crate::http::authz::name_in;
 use crate::registry::Resource;
 use crate::server::Server;
 use crate::verbs::delete::Deleted;
@@ -46,6 +47,7 @@ impl InProcess {
         name: &str,
         subresource: &str,
         verb: &str,
+        field_selector: &str,
     ) -> Result<(), Status> {
         if self.caller.user.in_group(coracle_auth::SYSTEM_MASTERS) {
             return Ok(());
@@ -60,6 +62,7 @@ impl InProcess {
             subresource: subresource.to_owned(),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
+            field_selector: field_selector.to_owned(),
             ..Attributes::default()
         };
         match self.server.authorize(&attributes) {
@@ -133,7 +136,12 @@ impl Transport for InProcess {
     async fn request(&self, request: ApiRequest) -> Result<ApiResponse, Status> {
         let resource = self.resource(request.resource)?;
         let (ns, name, sub) = (request.namespace.as_str(), request.name.as_str(), request.subresource);
-        self.authorize(&resource, ns, name, sub, verb_name(&request.verb))?;
+        let selector = match &request.verb {
+            Verb::List(opts) | Verb::DeleteCollection(_, opts) => opts.field_selector.as_str(),
+            _ => "",
+        };
+        let asked = if name.is_empty() { name_in(selector) } else { name };
+        self.authorize(&resource, ns, asked, sub, verb_name(&request.verb), selector)?;
         let (server, caller) = (&self.server, &self.caller);
         let part = part_of(sub);
         match request.verb {
@@ -200,7 +208,8 @@ impl Transport for InProcess {
         send_initial_events: bool,
     ) -> Result<WatchStream, Status> {
         let resource = self.resource(resource)?;
-        self.authorize(&resource, namespace, "", "", "watch")?;
+        let selector = options.field_selector.as_str();
+        self.authorize(&resource, namespace, name_in(selector), "", "watch", selector)?;
         let mut opts = options;
         if send_initial_events {
             opts.resource_version_match = "NotOlderThan".into();

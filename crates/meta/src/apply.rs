@@ -285,7 +285,8 @@ pub fn update_managed_fields(
 /// takes over from its own client-side apply without force where the last applied values still stand.
 ///
 /// # Errors
-/// 409 with one cause per conflict; 400 when the configuration carries managedFields; 500 with upstream's text
+/// 409 with one cause per conflict; 400 when the configuration carries managedFields; 500 with upstream's
+/// text
 /// when it does not fit the type.
 pub fn apply(
     schemas: &Schemas,

@@ -1,39 +1,56 @@
 //! Syntax of names, labels and other short strings. Every function returns upstream's messages; an empty list
 //! means valid. Follows `k8s.io/apimachinery/pkg/util/validation` and `pkg/api/validate/content`.
 
-const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
-    '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric \
+    characters, '-' or \
+    '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for \
+    validation is \
     '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
-    start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', \
+    and must \
+    start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation \
+    is \
     '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const DNS1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an \
-    alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
+const DNS1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start \
+    with an \
+    alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex \
+    used for \
     validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which \
-    must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. \
+const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS \
+    subdomain, which \
+    must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character \
+    (e.g. \
     '*.example.com', regex used for validation is \
     '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const UNDERSCORE_SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric \
-    characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex \
+    characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. \
+    'example.com', regex \
     used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
-const NAME_PART: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end \
-    with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+const NAME_PART: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must \
+    start and end \
+    with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation \
+    is \
     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-const QUALIFIED: &str = "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start \
-    and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation \
+const QUALIFIED: &str = "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and \
+    must start \
+    and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for \
+    validation \
     is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. \
     'example.com/MyName')";
-const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
-    '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
+const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, \
+    '-', '_' or \
+    '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or \
+    '12345', regex \
     used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. \
     'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 const HTTP_HEADER: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. \
     'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
-const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or \
+const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. \
+    '1%',  or \
     '93%', regex used for validation is '[0-9]+%')";
-const ENV_VAR: &str = "a valid environment variable name must consist only of printable ASCII characters other than \
+const ENV_VAR: &str = "a valid environment variable name must consist only of printable ASCII characters \
+    other than \
     '='";
 
 fn lower_alnum(c: u8) -> bool {
@@ -203,13 +220,12 @@ pub fn config_key(key: &str) -> Vec<String> {
     }
     if key.is_empty() || !key.bytes().all(legal) {
         out.push(CONFIG_KEY.to_owned());
-    } else {
-        match key {
-            "." => out.push("must not be '.'".to_owned()),
-            ".." => out.push("must not be '..'".to_owned()),
-            _ if key.starts_with("..") => out.push("must not start with '..'".to_owned()),
-            _ => {}
-        }
+    }
+    match key {
+        "." => out.push("must not be '.'".to_owned()),
+        ".." => out.push("must not be '..'".to_owned()),
+        _ if key.starts_with("..") => out.push("must not start with '..'".to_owned()),
+        _ => {}
     }
     out
 }

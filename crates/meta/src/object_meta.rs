@@ -1,4 +1,5 @@
-//! Validation of `metadata`, on create and on update, with upstream's messages. managedFields are not looked at.
+//! Validation of `metadata`, on create and on update, with upstream's messages. managedFields are not
+//! looked at.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::Value;
@@ -62,7 +63,8 @@ pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta, errs: &mut ErrorList)
         if !added.is_empty() {
             let shown: Vec<String> = added.iter().map(|name| format!("{name:?}")).collect();
             let detail = format!(
-                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                "no new finalizers can be added if the object is being deleted, found new finalizers \
+                    []string{{{}}}",
                 shown.join(", ")
             );
             errs.forbidden(at.child("finalizers"), detail);
@@ -181,7 +183,8 @@ fn validate_owner_references(owners: &[OwnerReference], at: &Path, errs: &mut Er
                 Some(first) => {
                     let shown: Vec<String> = owners.iter().map(go_json).collect();
                     let detail = format!(
-                        "Only one reference can have Controller set to true. Found \"true\" in references for \
+                        "Only one reference can have Controller set to true. Found \"true\" in references \
+                            for \
                          {first} and {name}"
                     );
                     invalid_shown(errs, at, format!("[{}]", shown.join(",")), detail);
@@ -248,9 +251,12 @@ mod tests {
                 "metadata.ownerReferences.apiVersion: Invalid value: \"a/b/c\": version must not be empty",
                 "metadata.ownerReferences: Invalid value: \
                  [{\"apiVersion\":\"v1\",\"kind\":\"A\",\"name\":\"p\",\"uid\":\"1\",\"controller\":true},\
-                 {\"apiVersion\":\"a/b/c\",\"kind\":\"B\",\"name\":\"q\",\"uid\":\"2\",\"controller\":true}]: Only \
+                 {\"apiVersion\":\"a/b/c\",\"kind\":\"B\"\
+                 ,\"name\":\"q\",\"uid\":\"2\",\"controller\":true}]: \
+                 Only \
                  one reference can have Controller set to true. Found \"true\" in references for A/p and B/q",
-                "metadata.finalizers[0]: Invalid value: \"noslash\": name is neither a standard finalizer name nor \
+                "metadata.finalizers[0]: Invalid value: \"noslash\": name is neither a standard finalizer \
+                    name nor \
                  is it fully qualified",
             ]
         );
@@ -266,7 +272,8 @@ mod tests {
         validate_update(&new, &old, &mut errs);
         assert_eq!(
             errs.aggregate(),
-            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found \
+            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being \
+                deleted, found \
              new finalizers []string{\"example.com/z\"}"
         );
     }

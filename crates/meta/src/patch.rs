@@ -73,15 +73,18 @@ mod tests {
     fn containers_merge_by_name_and_new_ones_come_first() {
         check(
             json!({ "spec": { "containers": [{ "name": "a", "image": "1", "args": ["x"] }] } }),
-            json!({ "spec": { "containers": [{ "name": "b", "tty": null }, { "name": "a", "args": ["y"] }] } }),
-            json!({ "spec": { "containers": [{ "name": "b" }, { "name": "a", "image": "1", "args": ["y"] }] } }),
+            json!({ "spec": { "containers": [
+                { "name": "b", "tty": null }, { "name": "a", "args": ["y"] }] } }),
+            json!({ "spec": { "containers": [
+                { "name": "b" }, { "name": "a", "image": "1", "args": ["y"] }] } }),
         );
     }
 
     #[test]
     fn directives_delete_replace_and_order() {
         let target = json!({ "metadata": { "finalizers": ["x/a", "x/b"] },
-            "spec": { "containers": [{ "name": "a" }, { "name": "b" }, { "name": "c" }], "nodeSelector": { "k": "v" } } });
+            "spec": { "containers": [{ "name": "a" }, { "name": "b" }, { "name": "c" }],
+                "nodeSelector": { "k": "v" } } });
         check(
             target.clone(),
             json!({ "metadata": { "$deleteFromPrimitiveList/finalizers": ["x/a"], "finalizers": ["x/c"] },
@@ -101,7 +104,8 @@ mod tests {
 
     #[test]
     fn retain_keys_drops_the_other_members_of_a_union() {
-        let mut target = json!({ "spec": { "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } } } });
+        let mut target = json!({ "spec": { "strategy": {
+            "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } } } });
         let patch = json!({ "spec": { "strategy": { "$retainKeys": ["type"], "type": "Recreate" } } });
         strategic_merge_patch(&mut target, &patch, &SCHEMAS, DEPLOYMENT).expect("valid");
         assert_eq!(target, json!({ "spec": { "strategy": { "type": "Recreate" } } }));
@@ -122,7 +126,8 @@ mod tests {
         assert_eq!(
             message(json!({ "spec": { "$setElementOrder/containers": [{ "name": "s" }],
                 "containers": [{ "name": "c", "image": "new" }] } })),
-            "The order in patch list:\n[map[image:new name:c]]\n doesn't match $setElementOrder list:\n[map[name:s]]\n"
+            "The order in patch list:\n[map[image:new name:c]]\n doesn't match $setElementOrder \
+                list:\n[map[name:s]]\n"
         );
     }
 

@@ -1,4 +1,5 @@
-//! `resource.Quantity`: fixed-point numbers with SI suffixes. Parsing, rounding and canonical form equal Go's.
+//! `resource.Quantity`: fixed-point numbers with SI suffixes. Parsing, rounding and canonical form equal
+//! Go's.
 
 use std::cmp::Ordering;
 use std::fmt;

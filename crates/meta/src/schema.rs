@@ -161,13 +161,15 @@ impl Schemas {
     }
 
     /// Unknown and duplicate fields of a JSON document in document order, as upstream's strict decoder words
-    /// them: `unknown field "spec.foo"`, `duplicate field "metadata.labels.a"`. Malformed JSON yields what was
+    /// them: `unknown field "spec.foo"`, `duplicate field "metadata.labels.a"`. Malformed JSON yields what
+    /// was
     /// found before the fault.
     pub fn strict_errors(&self, type_name: &str, json: &[u8]) -> Vec<String> {
         strict::check(Some((self, self.find(type_name))), json)
     }
 
-    /// Brings a decoded value into the shape upstream answers with: nulls and empty optional lists and maps go,
+    /// Brings a decoded value into the shape upstream answers with: nulls and empty optional lists and maps
+    /// go,
     /// fields that Go always encodes (`status: {}`, `resources: {}`, `lastProbeTime: null`) come, required
     /// lists without items are null, quantities become canonical.
     ///
@@ -245,7 +247,8 @@ pub(crate) mod tests {
     fn normalization_gives_the_shape_go_encodes() {
         let mut value = serde_json::json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "a", "labels": {}, "uid": null },
-            "spec": { "volumes": [], "containers": [{ "name": "c", "resources": { "limits": { "cpu": "1000m" } } },
+            "spec": { "volumes": [], "containers": [
+                { "name": "c", "resources": { "limits": { "cpu": "1000m" } } },
                 { "name": "d" }] },
         });
         SCHEMAS.normalize(POD, &mut value).expect("valid");

@@ -538,7 +538,8 @@ mod tests {
         );
         assert_eq!(
             message("a>x"),
-            "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value \
+            "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the \
+                value \
              must be an integer"
         );
     }

@@ -124,8 +124,8 @@ impl NetworkConfig {
             }
         }
     }
-    /// The source address of the node's own packets to pods and services: the node's address if this machine has it
-    /// and pods can answer to it, else the DNS address, which is always here.
+    /// The source address of the node's own packets to pods and services: the node's address if this
+    /// machine has it and pods can answer to it, else the DNS address, which is always here.
     pub(crate) fn own_source(&self) -> Result<Ipv4Addr, NetworkError> {
         if let IpAddr::V4(address) = self.node_ip
             && !address.is_loopback()

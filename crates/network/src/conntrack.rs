@@ -1,12 +1,13 @@
-//! Forgets UDP flows whose endpoint is gone. A UDP flow has no end, so conntrack would send its packets to the old
-//! endpoint for as long as they keep coming.
+//! Forgets UDP flows whose endpoint is gone. A UDP flow has no end, so conntrack would send its packets to
+//! the old endpoint for as long as they keep coming.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use crate::nft::{Attributes, MessageHead, NftError, Socket, request_bytes};
 
-/// Flows to forget: those to a frontend (`None`: any local address) that go to one of these backends, or to none.
+/// Flows to forget: those to a frontend (`None`: any local address) that go to one of these backends, or to
+/// none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stale {
     pub address: Option<Ipv4Addr>,

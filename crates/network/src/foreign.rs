@@ -1,10 +1,10 @@
-//! Other programs' packet filters: where a base chain drops by policy (Docker, ufw, `iptables -P FORWARD DROP`), a rule
-//! at its head lets pods' packets pass.
+//! Other programs' packet filters: where a base chain drops by policy (Docker, ufw, `iptables -P FORWARD
+//! DROP`), a rule at its head lets pods' packets pass.
 //!
-//! An accept in a table of ours cannot overrule a drop in another table, so the rule has to stand there. It bears the
-//! tag `coracle-<cluster id>` and goes with the cluster. Out of reach: chains that drop by rule after accepting by
-//! policy (firewalld), filters of the legacy iptables kind (not in nf_tables), and rules that their owner rewrites
-//! afterwards.
+//! An accept in a table of ours cannot overrule a drop in another table, so the rule has to stand there. It
+//! bears the tag `coracle-<cluster id>` and goes with the cluster. Out of reach: chains that drop by rule
+//! after accepting by policy (firewalld), filters of the legacy iptables kind (not in nf_tables), and rules
+//! that their owner rewrites afterwards.
 
 use coracle_cri::NetworkError;
 use tracing::warn;

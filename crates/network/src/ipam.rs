@@ -1,7 +1,7 @@
 //! Which sandbox has which address: one small file per sandbox, written whole or not at all.
 //!
-//! The directory is the truth after a restart of the daemon. It need not survive a reboot, which ends all pods; so
-//! files are renamed into place but not flushed.
+//! The directory is the truth after a restart of the daemon. It need not survive a reboot, which ends all
+//! pods; so files are renamed into place but not flushed.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -45,7 +45,8 @@ fn hash(text: &str, salt: u32) -> u32 {
     text.bytes().fold(0x811c_9dc5 ^ salt, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
-/// Sandbox ids become file names: whatever is not a plain character is replaced, with a hash to keep ids apart.
+/// Sandbox ids become file names: whatever is not a plain character is replaced, with a hash to keep ids
+/// apart.
 fn file_name(id: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !id.is_empty() && id.len() < 128 && id.chars().all(plain) {

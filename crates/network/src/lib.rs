@@ -1,8 +1,8 @@
 //! Pod network, service proxy, DNS.
 //!
-//! [`PodLinks`] gives sandboxes addresses and links, [`ServiceProxy`] turns Services into nf_tables maps, and
-//! [`DnsServer`] answers names. They share a [`NetworkConfig`] and nothing else: each may run alone. No program is
-//! called and no bridge, iptables or IPVS is used; see `docs/adr/0004-network.md`.
+//! [`PodLinks`] gives sandboxes addresses and links, [`ServiceProxy`] turns Services into nf_tables maps,
+//! and [`DnsServer`] answers names. They share a [`NetworkConfig`] and nothing else: each may run alone. No
+//! program is called and no bridge, iptables or IPVS is used; see `docs/adr/0004-network.md`.
 
 mod config;
 mod conntrack;

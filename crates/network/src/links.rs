@@ -89,8 +89,8 @@ impl Links {
         Ok(found.map(|link| link.header.index))
     }
 
-    /// Makes a pair: `eth0` in the namespace, up, and `host` here, which [`Links::up`] brings up (a veth cannot be
-    /// up before it has its peer).
+    /// Makes a pair: `eth0` in the namespace, up, and `host` here, which [`Links::up`] brings up (a veth
+    /// cannot be up before it has its peer).
     pub async fn add_pair(
         &self,
         host: &str,
@@ -244,8 +244,8 @@ impl Links {
             .protocol(ROUTE_PROTOCOL)
     }
 
-    /// A route for a range that ends here, so that the node's own packets get a source address before the rules of
-    /// services give them a destination.
+    /// A route for a range that ends here, so that the node's own packets get a source address before the
+    /// rules of services give them a destination.
     pub async fn route_here(&self, base: Ipv4Addr, length: u8, source: Ipv4Addr) -> Result<(), NetworkError> {
         let route = Self::range_route(base, length).pref_source(source).build();
         let add = self.0.route().add(route).replace();

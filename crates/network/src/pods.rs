@@ -1,8 +1,9 @@
 //! Pod links: a routed veth per pod.
 //!
-//! The pod has its address as /32 and a default route through 169.254.1.1, which is nobody: a permanent neighbour
-//! entry sends the frames to the host end. The host routes the address to that link. No bridge, no ARP, no proxy-ARP.
-//! What pods send out of their range is masqueraded; host ports are elements of two maps.
+//! The pod has its address as /32 and a default route through 169.254.1.1, which is nobody: a permanent
+//! neighbour entry sends the frames to the host end. The host routes the address to that link. No bridge,
+//! no ARP, no proxy-ARP. What pods send out of their range is masqueraded; host ports are elements of two
+//! maps.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
@@ -39,8 +40,8 @@ const HAIRPIN: SetSpec =
 
 /// Connects sandboxes; see the module's description.
 ///
-/// Guarantees: a sandbox keeps its address until [`PodNetwork::teardown`], also when the daemon restarts; a failed
-/// setup leaves nothing behind; nothing of another cluster is touched.
+/// Guarantees: a sandbox keeps its address until [`PodNetwork::teardown`], also when the daemon restarts; a
+/// failed setup leaves nothing behind; nothing of another cluster is touched.
 #[derive(Debug)]
 pub struct PodLinks {
     config: NetworkConfig,
@@ -76,7 +77,8 @@ impl PodLinks {
         Ok(Arc::new(pods))
     }
 
-    /// Removes links of ours that belong to no sandbox: a crash came between making the link and keeping its record.
+    /// Removes links of ours that belong to no sandbox: a crash came between making the link and keeping
+    /// its record.
     async fn remove_strays(&self) -> Result<(), NetworkError> {
         for name in self.links.names(&self.config.link_prefix()).await? {
             let known = self.ipam.lock().records().any(|r| r.link == name);
@@ -117,8 +119,8 @@ impl PodLinks {
         if record.ports.is_empty() {
             return Ok(());
         }
-        // Whether all elements are there is unknown after a failed setup: adding first makes the removal succeed,
-        // and a port that another pod took over in the meantime stays with it.
+        // Whether all elements are there is unknown after a failed setup: adding first makes the removal
+        // succeed, and a port that another pod took over in the meantime stays with it.
         let mut batch = Batch::new(&self.config.pod_table());
         forward_ports(&mut batch, record, true);
         forward_ports(&mut batch, record, false);

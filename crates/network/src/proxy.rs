@@ -1,7 +1,8 @@
 //! The service proxy: Services and EndpointSlices become elements of flat nf_tables maps.
 //!
-//! [`desired`] says what a set of Services needs, [`Maps`] turns the difference to what stands into [`Changes`], and
-//! [`ServiceProxy`] carries them out, a few milliseconds after the change, in one transaction. Nothing else wakes it.
+//! [`desired`] says what a set of Services needs, [`Maps`] turns the difference to what stands into
+//! [`Changes`], and [`ServiceProxy`] carries them out, a few milliseconds after the change, in one
+//! transaction. Nothing else wakes it.
 
 mod changes;
 mod program;

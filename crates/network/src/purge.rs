@@ -22,8 +22,9 @@ pub fn preflight() -> Vec<String> {
     missing
 }
 
-/// Removes a cluster's tables, links, routes, addresses, kernel settings and state from this network namespace. What is
-/// not there is no error. Other clusters stay untouched; the last one restores IPv4 forwarding.
+/// Removes a cluster's tables, links, routes, addresses, kernel settings and state from this network
+/// namespace. What is not there is no error. Other clusters stay untouched; the last one restores IPv4
+/// forwarding.
 ///
 /// # Errors
 /// When the kernel refuses; call again.

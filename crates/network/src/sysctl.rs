@@ -1,7 +1,7 @@
 //! Kernel switches of the network namespace that clusters share, put back when the last of them goes.
 //!
-//! `/run/coracle/sysctl/<netns inode>/` holds the value found at first (`ip_forward`) and one empty file per cluster
-//! that needs it (`users/<cluster id>`).
+//! `/run/coracle/sysctl/<netns inode>/` holds the value found at first (`ip_forward`) and one empty file
+//! per cluster that needs it (`users/<cluster id>`).
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;

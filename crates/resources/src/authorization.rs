@@ -31,10 +31,8 @@ fn attributes(
     let path = Path::new("spec");
     match (resource, other) {
         (Some(_), Some(other)) => {
-            let shown = [
-                ("Path", text(other.path.as_ref()).into()),
-                ("Verb", text(other.verb.as_ref()).into()),
-            ];
+            let shown =
+                [("Path", text(other.path.as_ref()).into()), ("Verb", text(other.verb.as_ref()).into())];
             let why = "cannot be specified in combination with resourceAttributes";
             about_struct(errs, ErrorKind::Invalid, &path.child("nonResourceAttributes"), &shown, why);
         }

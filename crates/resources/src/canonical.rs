@@ -71,6 +71,7 @@ const PLAIN_BOOLS: &[&str] = &[
     "hostPID",
     "paused",
     "publishNotReadyAddresses",
+    "readOnly",
     "sslEnabled",
     "stdin",
     "stdinOnce",
@@ -176,7 +177,8 @@ fn fields(value: &mut Value, key: &str) {
         Value::Array(items) => {
             for item in items {
                 if item.is_null() {
-                    *item = if within(TEXT_LISTS, key) { "".into() } else { Value::Object(Default::default()) };
+                    *item =
+                        if within(TEXT_LISTS, key) { "".into() } else { Value::Object(Default::default()) };
                 }
                 fields(item, key);
             }

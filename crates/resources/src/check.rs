@@ -125,7 +125,6 @@ pub(crate) fn local_file(errs: &mut ErrorList, path: &Path, value: &str) {
     }
 }
 
-
 /// A value as Go prints a struct: fields in the order of declaration.
 pub(crate) fn go_struct(fields: &[(&str, Value)]) -> String {
     let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
@@ -140,6 +139,10 @@ pub(crate) fn about_struct(
     fields: &[(&str, Value)],
     detail: &str,
 ) {
-    let value = Some(go_struct(fields));
-    errs.push(Error { kind, path: path.to_string(), value, detail: detail.to_owned() });
+    about_text(errs, kind, path, go_struct(fields), detail);
+}
+
+/// An error whose value is already in the form that messages show.
+pub(crate) fn about_text(errs: &mut ErrorList, kind: ErrorKind, path: &Path, shown: String, detail: &str) {
+    errs.push(Error { kind, path: path.to_string(), value: Some(shown), detail: detail.to_owned() });
 }

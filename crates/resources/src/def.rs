@@ -250,7 +250,13 @@ pub trait ErasedStrategy: Send + Sync {
     fn validate_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
     fn validate_status_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
     fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object);
-    fn validate_part_update(&self, part: Subresource, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList);
+    fn validate_part_update(
+        &self,
+        part: Subresource,
+        new: &dyn Object,
+        old: &dyn Object,
+        errs: &mut ErrorList,
+    );
     fn completed(&self, obj: &dyn Object) -> Option<(&'static str, &'static str)>;
     fn warnings(&self, new: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String>;
@@ -334,7 +340,13 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
             _ => errs.internal("", "object of another kind"),
         }
     }
-    fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object) {
+    fn prepare_part_update(
+        &self,
+        part: Subresource,
+        cx: Context<'_>,
+        new: &mut dyn Object,
+        old: &dyn Object,
+    ) {
         if let (Some(new), Some(old)) = (new.downcast_mut::<K>(), cast::<K>(old)) {
             self.0.prepare_part_update(part, cx, new, old);
         }

@@ -40,3 +40,89 @@ pub fn all() -> &'static [&'static ResourceDef] {
 pub fn find(group: &str, plural: &str) -> Option<&'static ResourceDef> {
     ALL.iter().copied().find(|def| def.group == group && def.plural == plural)
 }
+
+#[cfg(test)]
+mod tests {
+    use coracle_meta::field::ErrorList;
+    use serde_json::json;
+
+    use crate::def::Context;
+
+    /// Folders that hold one file per kind.
+    const FOLDERS: &[&str] =
+        &["apps", "authentication", "authorization", "coordination", "core", "discovery", "rbac"];
+
+    #[test]
+    fn every_kind_has_one_file_and_one_row() {
+        let src = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let mut files = Vec::new();
+        for folder in FOLDERS {
+            for entry in std::fs::read_dir(format!("{src}/{folder}")).expect("a folder of kinds") {
+                let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+                files.extend(name.strip_suffix(".rs").map(|stem| format!("{folder}/{stem}")));
+            }
+        }
+        let helpers = ["apps/selector".to_owned()];
+        files.retain(|file| !helpers.contains(file));
+        assert_eq!(files.len(), super::all().len(), "{files:?}");
+    }
+
+    #[test]
+    fn rows_have_one_cell_per_column() {
+        for def in super::all() {
+            let body =
+                json!({ "apiVersion": api_version(def), "kind": def.kind, "metadata": { "name": "a" } });
+            let obj = def.strategy.decode(body).expect("an empty object decodes");
+            let cells = def.strategy.row(obj.as_ref(), jiff::Timestamp::UNIX_EPOCH);
+            assert_eq!(cells.len(), def.columns.len(), "{def:?}");
+        }
+    }
+
+    fn api_version(def: &super::ResourceDef) -> String {
+        if def.group.is_empty() { def.version.to_owned() } else { format!("{}/{}", def.group, def.version) }
+    }
+
+    /// Defaults, prepares and checks a new object; yields its JSON or the messages.
+    fn create(group: &str, plural: &str, body: serde_json::Value) -> Result<serde_json::Value, String> {
+        let def = super::find(group, plural).expect("a known resource");
+        let mut obj = def.strategy.decode(body).map_err(|e| e.message().to_owned())?;
+        def.strategy.default(obj.as_mut());
+        def.strategy.prepare_create(Context { user: "jane", now: jiff::Timestamp::UNIX_EPOCH }, obj.as_mut());
+        let mut errs = ErrorList::new();
+        def.strategy.validate(obj.as_ref(), &mut errs);
+        if errs.is_empty() { Ok(obj.to_value()) } else { Err(errs.aggregate()) }
+    }
+
+    #[test]
+    fn a_plain_pod_gets_upstreams_defaults() {
+        let pod = json!({ "metadata": { "name": "p" },
+            "spec": { "containers": [{ "name": "c", "image": "nginx:1", "ports": [{ "containerPort": 80 }] }] } });
+        let made = create("", "pods", pod).expect("a valid pod");
+        assert_eq!(made["status"], json!({ "phase": "Pending", "qosClass": "BestEffort" }));
+        let spec = &made["spec"];
+        assert_eq!(spec["enableServiceLinks"], json!(true));
+        assert_eq!(spec["securityContext"], json!({}));
+        assert_eq!(spec["containers"][0]["imagePullPolicy"], json!("IfNotPresent"));
+        assert_eq!(spec["containers"][0]["ports"], json!([{ "containerPort": 80, "protocol": "TCP" }]));
+    }
+
+    #[test]
+    fn faults_of_a_pod_are_all_reported() {
+        let pod = json!({ "metadata": { "name": "p" },
+            "spec": { "restartPolicy": "Sometimes", "containers": [{ "name": "C", "image": "" }] } });
+        let why = create("", "pods", pod).expect_err("an invalid pod");
+        assert!(why.contains("spec.containers[0].image: Required value"), "{why}");
+        let supported = r#"spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never""#;
+        assert!(why.contains(supported), "{why}");
+    }
+
+    #[test]
+    fn a_deployments_selector_must_match_its_template() {
+        let deployment = json!({ "metadata": { "name": "d" }, "spec": { "selector": { "matchLabels": { "a": "b" } },
+            "template": { "metadata": { "labels": { "a": "c" } },
+                          "spec": { "containers": [{ "name": "c", "image": "x" }] } } } });
+        let why = create("apps", "deployments", deployment).expect_err("labels differ");
+        let expected = r#"spec.template.metadata.labels: Invalid value: {"a":"c"}: `selector` does not match template `labels`"#;
+        assert_eq!(why, expected);
+    }
+}

@@ -1,5 +1,5 @@
-//! Schedules 3,000 pods on 1,000 nodes and prints pods per second: decisions alone, then all of it through the fake
-//! transport (whose JSON costs more than the scheduler).
+//! Schedules 3,000 pods on 1,000 nodes and prints pods per second: decisions alone, then all of it through
+//! the fake transport (whose JSON costs more than the scheduler).
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! The nodes and what runs, or is about to run, on them. Kept up to date change by change; nothing is rescanned.
+//! The nodes and what runs, or is about to run, on them. Kept up to date change by change; nothing is
+//! rescanned.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The decision where a pod runs. Pure: from cache and pod to a node or the reasons why none.
 //!
-//! Verdicts and scores depend on the pod's shape and the node alone, so the cycle keeps them per shape: one row per
-//! node, of which the next pod of that shape looks again only at those that changed.
+//! Verdicts and scores depend on the pod's shape and the node alone, so the cycle keeps them per shape: one
+//! row per node, of which the next pod of that shape looks again only at those that changed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -338,7 +338,8 @@ mod tests {
         cache.set_node(&node("b", "2", json!({})));
         assert_eq!(place(&mut cycle, &mut cache, "1", json!({})).as_deref(), Ok("b"));
         cache.remove_pod("1");
-        let preferring = json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        let preferring = json!({"affinity": {"nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
             {"weight": 1, "preference": {"matchFields": [
                 {"key": "metadata.name", "operator": "In", "values": ["a"]}]}}]}},
             "tolerations": [{"operator": "Exists"}]});

@@ -1,7 +1,8 @@
 //! What plugins implement: the extension points that are in use, and what they answer.
 //!
-//! The points and their order are those of <https://kubernetes.io/docs/concepts/scheduling-eviction/scheduling-framework/>.
-//! A plugin is a unit struct that implements the traits of its points, and one [`PluginDef`] that lists them.
+//! The points and their order are those of
+//! <https://kubernetes.io/docs/concepts/scheduling-eviction/scheduling-framework/>. A plugin is a unit
+//! struct that implements the traits of its points, and one [`PluginDef`] that lists them.
 
 use std::borrow::Cow;
 

@@ -65,7 +65,8 @@ pub(crate) mod testing {
     }
 
     pub fn node(name: &str, extra: Value) -> NodeInfo {
-        let mut object = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {},
+        let mut object = json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {},
             "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}}});
         for (key, value) in extra.as_object().into_iter().flatten() {
             for (inner, value) in value.as_object().into_iter().flatten() {

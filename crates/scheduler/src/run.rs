@@ -54,8 +54,8 @@ impl fmt::Debug for SchedulerConfig {
 
 /// Assigns pods to nodes.
 ///
-/// Guarantees: a pod is bound at most once (the API refuses a second binding); a pod without a node is tried again when
-/// something happens that could help, and at the latest after five minutes; nothing polls.
+/// Guarantees: a pod is bound at most once (the API refuses a second binding); a pod without a node is
+/// tried again when something happens that could help, and at the latest after five minutes; nothing polls.
 #[derive(Debug)]
 pub struct Scheduler {
     client: Client,

@@ -20,7 +20,8 @@ async fn add_node(client: &Client, name: &str, cpu: &str) {
 async fn add_pod(client: &Client, name: &str, spec: Value) {
     let mut spec = spec;
     spec["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": "1"}}}]);
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec});
+    let metadata = json!({"name": name, "namespace": "default"});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
     client.api::<Pod>().create("default", serde_json::from_value(pod).expect("pod")).await.expect("create");
 }
 

@@ -186,14 +186,14 @@ async fn killed_store_keeps_every_acknowledged_write() {
             .spawn()
             .expect("a child");
         let out = child.stdout.take().expect("its output");
+        let (first, started) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
-            BufReader::new(out)
-                .lines()
-                .map_while(Result::ok)
-                .filter(|l| l.contains("ACK "))
-                .collect::<Vec<_>>()
+            let lines = BufReader::new(out).lines().map_while(Result::ok).filter(|l| l.contains("ACK "));
+            let note = |_: &String| first.send(()).unwrap_or_default();
+            lines.inspect(note).collect::<Vec<_>>()
         });
-        tokio::time::sleep(Duration::from_millis(300 + round * 137)).await;
+        started.recv_timeout(Duration::from_secs(60)).expect("the child writes");
+        tokio::time::sleep(Duration::from_millis(20 + round * 137)).await;
         child.kill().expect("kill -9");
         child.wait().expect("its end");
         for line in reader.join().expect("lines") {

@@ -38,9 +38,9 @@ impl Plugin for NodeRestriction {
             ("", "pods", "") => pod(env, request, node),
             ("", "pods", "status") => pod_status(request, node),
             ("", "pods", "eviction") => eviction(env, request, node),
-            ("", "pods", other) => {
-                Some(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
-            }
+            ("", "pods", other) => Some(format!(
+                "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
+            )),
             ("", "nodes", _) => own_node(request, node),
             ("", "serviceaccounts", "token") => token(env, request, node),
             ("coordination.k8s.io", "leases", _) => lease(request, node),
@@ -73,7 +73,8 @@ fn pod(env: &Environment, request: &Request<'_>, node: &str) -> Option<String> {
 /// Kubelets create nothing but the mirrors of their static pods.
 fn new_pod(pod: &Pod, node: &str) -> Option<String> {
     if pod.metadata.annotations.as_ref().is_none_or(|a| !a.contains_key(MIRROR)) {
-        let why = format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods");
+        let why =
+            format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods");
         return Some(why);
     }
     if bound_to(pod) != node {
@@ -81,7 +82,9 @@ fn new_pod(pod: &Pod, node: &str) -> Option<String> {
     }
     let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
     if owners.len() > 1 {
-        return Some(format!("node {node:?} can only create pods with a single owner reference set to itself"));
+        return Some(format!(
+            "node {node:?} can only create pods with a single owner reference set to itself"
+        ));
     }
     if owners.iter().any(|o| o.kind != "Node" || o.api_version != "v1" || o.name != node) {
         return Some(format!("node {node:?} can only create pods with an owner reference set to itself"));
@@ -109,7 +112,9 @@ fn pod_status(request: &Request<'_>, node: &str) -> Option<String> {
     }
     let (old, new) = (request.old_as::<Pod>()?, request.object_as::<Pod>()?);
     if bound_to(old) != node {
-        return Some(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+        return Some(format!(
+            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+        ));
     }
     if old.metadata.labels != new.metadata.labels {
         return Some(format!("node {node:?} cannot update labels through pod status"));
@@ -120,7 +125,8 @@ fn pod_status(request: &Request<'_>, node: &str) -> Option<String> {
 fn eviction(env: &Environment, request: &Request<'_>, node: &str) -> Option<String> {
     let found = env.reader.get("", "pods", request.namespace, request.name)?;
     let pod = found.downcast::<Pod>()?;
-    (bound_to(pod) != node).then(|| format!("node {node} can only evict pods with spec.nodeName set to itself"))
+    (bound_to(pod) != node)
+        .then(|| format!("node {node} can only evict pods with spec.nodeName set to itself"))
 }
 
 fn own_node(request: &Request<'_>, node: &str) -> Option<String> {

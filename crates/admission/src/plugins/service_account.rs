@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coracle_meta::{Object, Status};
 use k8s_openapi::api::core::v1::{
-    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath, LocalObjectReference,
-    ObjectFieldSelector, Pod, PodSpec, ProjectedVolumeSource, ServiceAccount as Account,
-    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath,
+    LocalObjectReference, ObjectFieldSelector, Pod, PodSpec, ProjectedVolumeSource,
+    ServiceAccount as Account, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use rand::Rng;
 
@@ -212,7 +212,8 @@ fn forbidden_secret(account: &Account, spec: &PodSpec) -> Option<String> {
             }
         }
     }
-    let allowed = |pull: &LocalObjectReference| account.image_pull_secrets.iter().flatten().any(|p| p == pull);
+    let allowed =
+        |pull: &LocalObjectReference| account.image_pull_secrets.iter().flatten().any(|p| p == pull);
     let refused = spec.image_pull_secrets.iter().flatten().find(|pull| !allowed(pull));
     refused.map(|pull| {
         format!(

@@ -16,6 +16,9 @@ pub(crate) fn check(server: &Server, user: &Arc<UserInfo>, info: &Info<'_>, path
     if user.in_group(coracle_auth::SYSTEM_MASTERS) {
         return Ok(());
     }
+    let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    let field_selector = if collection { field_selector } else { "" };
+    let name = if info.name.is_empty() { name_in(field_selector) } else { info.name };
     let attributes = Attributes {
         user: (**user).clone(),
         verb: info.verb.clone(),
@@ -25,7 +28,7 @@ pub(crate) fn check(server: &Server, user: &Arc<UserInfo>, info: &Info<'_>, path
         resource: info.resource.to_owned(),
         subresource: info.subresource.to_owned(),
         namespace: info.namespace.to_owned(),
-        name: info.name.to_owned(),
+        name: name.to_owned(),
         path: path.to_owned(),
         field_selector: field_selector.to_owned(),
         ..Attributes::default()
@@ -34,6 +37,12 @@ pub(crate) fn check(server: &Server, user: &Arc<UserInfo>, info: &Info<'_>, path
         (Decision::Allow, _) => Ok(()),
         (_, reason) => Err(forbidden(&attributes, &reason)),
     }
+}
+
+/// The name that a selector of `metadata.name` alone asks for; else empty.
+pub(crate) fn name_in(field_selector: &str) -> &str {
+    let name = field_selector.strip_prefix("metadata.name=").unwrap_or("");
+    if name.contains([',', '=', '!']) { "" } else { name }
 }
 
 /// `User "x" cannot list resource "pods" in API group "" in the namespace "y"`.

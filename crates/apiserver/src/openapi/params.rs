@@ -16,7 +16,8 @@ const fn query(name: &'static str, kind: &'static str, description: &'static str
 pub(super) const PRETTY: Param = query(
     "pretty",
     "string",
-    "If 'true', the output is indented. Defaults to 'false' unless the user agent is a browser or a command-line \
+    "If 'true', the output is indented. Defaults to 'false' unless the user agent is a browser or a \
+        command-line \
      HTTP tool (curl, wget).",
 );
 const DRY_RUN: Param = query(
@@ -32,7 +33,8 @@ const FIELD_MANAGER: Param = query(
 const FIELD_VALIDATION: Param = query(
     "fieldValidation",
     "string",
-    "What to do about unknown or duplicate fields: Ignore drops them, Warn (the default) also sends a warning, \
+    "What to do about unknown or duplicate fields: Ignore drops them, Warn (the default) also sends a \
+        warning, \
      Strict refuses the request.",
 );
 const FORCE: Param =

@@ -25,7 +25,8 @@ pub(super) fn definition_name(group: &str, version: &str, kind: &str) -> String 
         "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned(),
         "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".to_owned(),
         "internal.apiserver.k8s.io" => "io.k8s.api.apiserverinternal".to_owned(),
-        // autoscaling, rbac.authorization.k8s.io, flowcontrol.apiserver.k8s.io: the first word names the package.
+        // autoscaling, rbac.authorization.k8s.io, flowcontrol.apiserver.k8s.io: the first word names the
+        // package.
         other => format!("io.k8s.api.{}", other.split('.').next().unwrap_or(other)),
     };
     format!("{package}.{version}.{kind}")
@@ -81,6 +82,10 @@ pub(super) fn published(
         }
     }
     let mark = |definition: &mut Value, kinds: Vec<Value>| {
+        // The types crate needs it to be there; clients may leave it out.
+        if let Some(Value::Array(required)) = definition.get_mut("required") {
+            required.retain(|name| name != "metadata");
+        }
         definition["x-kubernetes-group-version-kind"] = kinds.into();
     };
     let gvk =

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coracle_meta::{Object, Status};
-use coracle_store::{Condition, Entry, Op, StoreError, Txn};
+use coracle_store::{Condition, Op, StoreError, Txn};
 use tracing::error;
 
 use crate::cache::CacheEntry;
@@ -16,8 +16,8 @@ const MAX_OBJECT: usize = 1_500_000 + 73_000;
 
 /// Why a commit did not happen.
 pub(crate) enum Refused {
-    /// The key's condition did not hold; its entry now. The object comes back for another try.
-    Condition(Option<Entry>, Box<dyn Object>),
+    /// The key's condition did not hold. The object comes back for another try.
+    Condition(Box<dyn Object>),
     /// Anything else.
     Failed(Status),
 }
@@ -66,9 +66,7 @@ impl Server {
             Err(e) => {
                 let obj = self.cache.claim(&value, &key);
                 Err(match (e, obj) {
-                    (StoreError::ConditionFailed { current, .. }, Some(obj)) => {
-                        Refused::Condition(current, obj)
-                    }
+                    (StoreError::ConditionFailed { .. }, Some(obj)) => Refused::Condition(obj),
                     (StoreError::ConditionFailed { .. }, None) => {
                         Refused::Failed(Status::internal("object lost on its way to the store"))
                     }

@@ -94,12 +94,12 @@ impl Server {
                     allocation.keep();
                     return Ok(Outcome { entry, warnings, created: true });
                 }
-                Err(Refused::Condition(_, mut back)) if generated && attempt < NAME_TRIES => {
+                Err(Refused::Condition(mut back)) if generated && attempt < NAME_TRIES => {
                     back.meta_mut().name = None;
                     generate_name(back.meta_mut());
                     obj = back;
                 }
-                Err(Refused::Condition(_, back)) => return Err(taken(back.name())),
+                Err(Refused::Condition(back)) => return Err(taken(back.name())),
                 Err(Refused::Failed(status)) => return Err(status),
             }
         }

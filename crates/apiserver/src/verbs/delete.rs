@@ -163,7 +163,7 @@ impl Server {
         } else {
             match self.remove(entry).await {
                 Ok(revision) => revision,
-                Err(None) => return Err(Refused::Condition(None, obj)),
+                Err(None) => return Err(Refused::Condition(obj)),
                 Err(Some(status)) => return Err(Refused::Failed(status)),
             }
         };

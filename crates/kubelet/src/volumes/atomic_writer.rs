@@ -72,8 +72,8 @@ fn list(root: &Path, below: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<
     Ok(())
 }
 
-/// Makes `directory` show exactly `payload`; does nothing if it does already. With `group`, files belong to it
-/// and are readable by it. Whether anything was written.
+/// Makes `directory` show exactly `payload`; does nothing if it does already. With `group`, files belong to
+/// it and are readable by it. Whether anything was written.
 ///
 /// # Errors
 /// The file system's; the old content stays visible then.

@@ -219,17 +219,19 @@ impl Walker<'_> {
             return modified(old != new);
         }
         let nothing = Map::new();
-        let as_map = |value| match value {
-            &Value::Object(ref map) => Some(map),
-            Value::Null => Some(&nothing),
-            _ => None,
-        };
+        fn as_map<'v>(value: &'v Value, nothing: &'v Map<String, Value>) -> Option<&'v Map<String, Value>> {
+            match value {
+                Value::Object(map) => Some(map),
+                Value::Null => Some(nothing),
+                _ => None,
+            }
+        }
         match node {
             Node::List { kind, .. } => match (as_list(old), as_list(new)) {
                 (Some(old), Some(new)) => self.lists(node, kind, old, new),
                 _ => modified(old != new),
             },
-            _ => match (as_map(old), as_map(new)) {
+            _ => match (as_map(old, &nothing), as_map(new, &nothing)) {
                 (Some(old), Some(new)) if old.len() + new.len() > 0 => {
                     let mut out = Comparison::default();
                     for (name, old, new) in pairs(old, new) {

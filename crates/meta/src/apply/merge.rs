@@ -202,7 +202,8 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
                     (ListKind::Map(keys), None) => {
                         let keys: Vec<String> = keys.iter().map(|k| format!("{:?}", k.name)).collect();
                         errs.push(at(format!(
-                            "element {i}: associative list with keys has an element that omits key field {} (and \
+                            "element {i}: associative list with keys has an element that omits key field \
+                                {} (and \
                              doesn't have default value)",
                             keys.join(", ")
                         )));

@@ -71,19 +71,24 @@ fn apply_reports_conflicts_and_takes_over_by_force() {
     let status = apply(&SCHEMAS, POD, Some(&live), &config, &me, false).expect_err("conflict");
     assert_eq!(
         status.message(),
-        "Apply failed with 1 conflict: conflict with \"kubectl-run\" using v1: .spec.containers[name=\"c\"].image"
+        "Apply failed with 1 conflict: conflict with \"kubectl-run\" using v1: \
+            .spec.containers[name=\"c\"].image"
     );
     let forced = apply(&SCHEMAS, POD, Some(&live), &config, &me, true).expect("forced");
     assert_eq!(forced["spec"]["containers"][0]["image"], "other");
     assert_eq!(
         entries(&forced)[0]["fieldsV1"],
-        json!({ "f:spec": { "f:containers": { "k:{\"name\":\"c\"}": { ".": {}, "f:name": {}, "f:image": {} } } } })
+        json!({ "f:spec": { "f:containers": {
+            "k:{\"name\":\"c\"}": { ".": {}, "f:name": {}, "f:image": {} } } } })
     );
 }
 
 #[test]
 fn fields_no_longer_applied_are_removed_unless_owned_by_others() {
-    let config = |labels: Value| json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "d", "labels": labels } });
+    let config = |labels: Value| {
+        let meta = json!({ "name": "d", "labels": labels });
+        json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta })
+    };
     let (a, b) = (manager("a", Operation::Apply), manager("b", Operation::Apply));
     let one =
         apply(&SCHEMAS, DEPLOYMENT, None, &config(json!({ "x": "1", "y": "2" })), &a, false).expect("new");
@@ -133,7 +138,8 @@ fn configurations_that_do_not_fit_the_type_are_refused() {
     );
     check(
         head(json!({ "containers": [{ "name": "c", "env": [{ "name": "A" }, { "name": "A" }] }] })),
-        "failed to create typed patch object (/p; /v1, Kind=Pod): .spec.containers[name=\"c\"].env: duplicate \
+        "failed to create typed patch object (/p; /v1, Kind=Pod): .spec.containers[name=\"c\"].env: \
+            duplicate \
          entries for key [name=\"A\"]",
     );
 }

@@ -28,7 +28,8 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
     };
     if operations.len() > MAX_OPERATIONS {
         return Err(Status::too_large(format!(
-            "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+            "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, \
+                got {}",
             operations.len()
         )));
     }

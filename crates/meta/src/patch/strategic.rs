@@ -157,7 +157,7 @@ impl<'s> Merger<'s> {
         };
         let (mut merged, patch, replaced) = special_elements(old, patch, key)?;
         if replaced {
-            return Ok(patch.iter().map(|item| without_directives(item)).collect());
+            return Ok(patch.iter().map(without_directives).collect());
         }
         for item in &patch {
             let Value::Object(fields) = item else { continue };
@@ -283,7 +283,8 @@ fn enforce_order(merged: Vec<Value>, order: &[Value], server: &[Value], key: Opt
             (Some(_), None) => true,
             (None, Some(_)) => false,
             (Some(left), Some(right)) => {
-                matches!((index_in(server, left, key), index_in(server, right, key)), (Some(l), Some(r)) if l < r)
+                let places = (index_in(server, left, key), index_in(server, right, key));
+                matches!(places, (Some(left), Some(right)) if left < right)
             }
         };
         out.extend(if from_own { own.next() } else { named.next() });
@@ -306,7 +307,8 @@ fn check_order(items: &[Value], order: &[Value], key: Option<&str>) -> Result<()
     Ok(())
 }
 
-/// A patch value that becomes part of the object: without directives, and without the nulls that mean removal.
+/// A patch value that becomes part of the object: without directives, and without the nulls that mean
+/// removal.
 fn without_directives(value: &Value) -> Value {
     match value {
         Value::Object(map) if map.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") => {
@@ -314,9 +316,8 @@ fn without_directives(value: &Value) -> Value {
         }
         Value::Object(map) => {
             let kept = map.iter().filter(|(key, value)| {
-                !(value.is_null() || *key == DIRECTIVE || *key == RETAIN_KEYS)
-                    && !key.starts_with(ORDER)
-                    && !key.starts_with(DELETE_PRIMITIVES)
+                let removal = value.is_null() || *key == DIRECTIVE || *key == RETAIN_KEYS;
+                !(removal || key.starts_with(ORDER) || key.starts_with(DELETE_PRIMITIVES))
             });
             kept.map(|(key, value)| (key.clone(), without_directives(value))).collect::<Object>().into()
         }

@@ -70,6 +70,25 @@ struct Walk {
     out: Vec<String>,
 }
 
+/// The keys of one object so far; few are searched in order, many by hash.
+#[derive(Default)]
+struct Seen {
+    few: Vec<String>,
+    many: HashSet<String>,
+}
+
+impl Seen {
+    /// Whether the key is new.
+    fn insert(&mut self, key: String) -> bool {
+        if self.few.len() < 16 {
+            let new = !self.few.contains(&key);
+            self.few.push(key);
+            return new;
+        }
+        !self.few.contains(&key) && self.many.insert(key)
+    }
+}
+
 struct Seed<'w, 's> {
     walk: &'w mut Walk,
     types: Typed<'s>,
@@ -137,7 +156,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
         let length = self.walk.path.len();
-        let mut seen: HashSet<String> = HashSet::new();
+        let mut seen = Seen::default();
         while let Some(name) = entries.next_key::<String>()? {
             push_name(&mut self.walk.path, &name);
             let types = match self.node() {
@@ -154,10 +173,9 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
                 Some(Node::Map { element, .. }) => self.typed(*element),
                 _ => self.untyped(),
             };
-            if seen.contains(&name) {
+            if !seen.insert(name) {
                 self.walk.out.push(format!("duplicate field \"{}\"", self.walk.path));
             }
-            seen.insert(name);
             entries.next_value_seed(Seed { walk: &mut *self.walk, types })?;
             self.walk.path.truncate(length);
         }

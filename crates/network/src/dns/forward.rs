@@ -25,7 +25,8 @@ fn parse(text: &str, ourselves: IpAddr) -> Vec<SocketAddr> {
 }
 
 impl Upstream {
-    /// The servers of this machine's `/etc/resolv.conf`. Where that is systemd-resolved's stub, it answers too.
+    /// The servers of this machine's `/etc/resolv.conf`. Where that is systemd-resolved's stub, it answers
+    /// too.
     pub fn of_this_machine(ourselves: IpAddr) -> Self {
         let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         Self(parse(&text, ourselves))

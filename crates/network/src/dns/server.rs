@@ -32,8 +32,8 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// The cluster's DNS server on this node.
 ///
-/// Answers on `dns_ip:53`, which it puts on `lo`. Only the cluster's own names are answered with authority; the others
-/// go to the name servers of `/etc/resolv.conf`, read at the start.
+/// Answers on `dns_ip:53`, which it puts on `lo`. Only the cluster's own names are answered with authority;
+/// the others go to the name servers of `/etc/resolv.conf`, read at the start.
 #[derive(Debug)]
 pub struct DnsServer {
     config: NetworkConfig,

@@ -40,7 +40,8 @@ fn zone() -> Zone<Fake> {
     let slice = |v| Arc::new(serde_json::from_value::<EndpointSlice>(v).expect("slice"));
     let services = vec![
         service(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {"clusterIP": "10.96.1.1",
-            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "q", "port": 53, "protocol": "UDP"}]}})),
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"},
+                {"name": "q", "port": 53, "protocol": "UDP"}]}})),
         service(json!({"metadata": {"name": "db", "namespace": "shop"}, "spec": {"clusterIP": "None"}})),
         service(json!({"metadata": {"name": "empty", "namespace": "shop"}, "spec": {"clusterIP": "None"}})),
         service(json!({"metadata": {"name": "all", "namespace": "shop"},

@@ -278,7 +278,8 @@ impl Batch {
         }
     }
 
-    /// The finished transaction, asking for an answer to its last command, and that command's sequence number.
+    /// The finished transaction, asking for an answer to its last command, and that command's sequence
+    /// number.
     pub(super) fn finish(mut self) -> (Vec<u8>, u32, Vec<&'static str>) {
         let at = self.last + 6;
         self.bytes[at] |= 4;

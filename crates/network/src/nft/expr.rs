@@ -2,8 +2,8 @@
 
 use super::wire::{attribute, nested, number, text};
 
-/// One of the sixteen 32-bit registers. A concatenation occupies neighbouring registers, four bytes (or a multiple)
-/// per part.
+/// One of the sixteen 32-bit registers. A concatenation occupies neighbouring registers, four bytes (or a
+/// multiple) per part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reg(u32);
 

@@ -79,8 +79,8 @@ impl Socket {
         Ok(Self(Mutex::new(fd)))
     }
 
-    /// Applies a batch as one transaction. An empty one is a success. Blocks for about a millisecond per thousand
-    /// elements.
+    /// Applies a batch as one transaction. An empty one is a success. Blocks for about a millisecond per
+    /// thousand elements.
     ///
     /// # Errors
     /// [`NftError::Refused`] with the first command that failed; the tables are unchanged then.

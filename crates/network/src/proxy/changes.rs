@@ -181,7 +181,8 @@ fn addresses(rules: &RuleSet) -> BTreeSet<Ipv4Addr> {
 }
 
 impl Maps {
-    /// Changes what stands for a Service to `new`. Returns Services to look at again, since a frontend became free.
+    /// Changes what stands for a Service to `new`. Returns Services to look at again, since a frontend
+    /// became free.
     pub fn update(&mut self, service: &Key, mut new: RuleSet, out: &mut Changes) -> Vec<Key> {
         let old = self.services.remove(service).unwrap_or_default();
         let mut lost = false;
@@ -243,8 +244,8 @@ impl Maps {
     }
 }
 
-/// An element removed by one Service and added by another in the same changes stays: the order removals, additions
-/// makes both harmless. The reverse, added and then removed again, must vanish from both lists.
+/// An element removed by one Service and added by another in the same changes stays: the order removals,
+/// additions makes both harmless. The reverse, added and then removed again, must vanish from both lists.
 fn cancel(out: &mut Changes, set: &'static str) {
     let (Some(removed), Some(added)) = (out.removed.get_mut(set), out.added.get_mut(set)) else { return };
     let both: HashSet<Vec<u8>> =

@@ -1,7 +1,8 @@
 //! The fixed part of the services' table: sets, chains and rules; and the chains that pick a backend.
 //!
-//! A packet costs two hash lookups however many Services there are: `services` tells which balancer chain to go to (one
-//! chain per number of backends and kind, not per Service), which draws an index and looks it up in `endpoints`.
+//! A packet costs two hash lookups however many Services there are: `services` tells which balancer chain
+//! to go to (one chain per number of backends and kind, not per Service), which draws an index and looks it
+//! up in `endpoints`.
 
 use super::changes::Changes;
 use crate::config::NetworkConfig;
@@ -138,8 +139,8 @@ pub(super) fn add_balancer(batch: &mut Batch, balancer: Balancer) {
         batch.add_rule(&name, &Rule::new(exprs));
         return;
     };
-    // The chosen backend's address travels in the connection's mark: `nft` cannot print a key that has another
-    // lookup's result in it. A client's remembered backend counts only while it is in `sticky`.
+    // The chosen backend's address travels in the connection's mark: `nft` cannot print a key that has
+    // another lookup's result in it. A client's remembered backend counts only while it is in `sticky`.
     let (key, at) = load_key(balancer.node_port, 1);
     let recall = Expr::Map { key: R[0], map: sets.affinity.into(), value: R[at] };
     let recalled = [vec![Expr::SourceAddress(R[0])], key, vec![recall, Expr::SetConntrackMark(R[at])]];

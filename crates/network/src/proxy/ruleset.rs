@@ -67,7 +67,8 @@ enum Reach<'a> {
     Local(&'a str),
 }
 
-/// The backends of one Service port: ready endpoints; if there are none, those that still serve while they terminate.
+/// The backends of one Service port: ready endpoints; if there are none, those that still serve while they
+/// terminate.
 fn backends(port: &ServicePort, slices: &[Arc<EndpointSlice>], reach: Reach<'_>) -> Vec<Backend> {
     let wanted = (port.name.as_deref().unwrap_or(""), protocol(port.protocol.as_deref()));
     let (mut ready, mut leaving) = (BTreeSet::new(), BTreeSet::new());

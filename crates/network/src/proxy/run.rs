@@ -25,8 +25,8 @@ const GATHER: Duration = Duration::from_millis(4);
 
 /// Keeps the node's nf_tables equal to what Services and EndpointSlices say.
 ///
-/// Guarantees: every change is one transaction, so no packet meets a half-made Service; at the start the table of an
-/// earlier daemon is replaced in one transaction too, and connections live on in conntrack.
+/// Guarantees: every change is one transaction, so no packet meets a half-made Service; at the start the
+/// table of an earlier daemon is replaced in one transaction too, and connections live on in conntrack.
 #[derive(Debug)]
 pub struct ServiceProxy {
     config: NetworkConfig,
@@ -127,7 +127,8 @@ impl Running {
 
     fn gather(&mut self, mut dirty: BTreeSet<Key>) -> Changes {
         let mut changes = Changes::default();
-        // A Service that gives a frontend up comes before one that takes it over only by chance: hence the second look.
+        // A Service that gives a frontend up comes before one that takes it over only by chance: hence the
+        // second look.
         let mut looked = HashSet::new();
         while let Some(key) = dirty.pop_first() {
             let rules = self.rules(&key);

@@ -135,8 +135,8 @@ pub fn ask_udp(address: impl Into<IpAddr>, port: u16) -> std::io::Result<String>
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// Gives this namespace an uplink: a veth with `192.0.2.77/24`, a client namespace with `192.0.2.1` at its other end,
-/// and a default route through it.
+/// Gives this namespace an uplink: a veth with `192.0.2.77/24`, a client namespace with `192.0.2.1` at its
+/// other end, and a default route through it.
 pub fn uplink(client: &Netns) {
     let ip = |args: &str| {
         let done = std::process::Command::new("ip").args(args.split(' ')).output().expect("ip");

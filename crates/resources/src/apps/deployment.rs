@@ -11,27 +11,36 @@ use serde_json::{Value, json};
 use super::selector;
 use crate::check::{go_struct, int_or_percent, non_negative};
 use crate::common::{column, containers_and_images, selector_text, text, wide_column};
-use crate::podspec::{defaults, warnings};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age};
+use crate::podspec::{defaults, warnings};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Ready", "string", "", 
-        "Number of the pod with ready state"),
-    column("Up-to-date", "string", "", 
+    column("Ready", "string", "", "Number of the pod with ready state"),
+    column(
+        "Up-to-date",
+        "string",
+        "",
         "Total number of non-terminating pods targeted by this deployment that have the desired \
-         template spec."),
-    column("Available", "string", "", 
+         template spec.",
+    ),
+    column(
+        "Available",
+        "string",
+        "",
         "Total number of available non-terminating pods (ready for at least minReadySeconds) targeted \
-         by this deployment."),
+         by this deployment.",
+    ),
     AGE,
-    wide_column("Containers", "string", "", 
-        "Names of each container in the template."),
-    wide_column("Images", "string", "", 
-        "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", 
+    wide_column("Containers", "string", "", "Names of each container in the template."),
+    wide_column("Images", "string", "", "Images referenced by each container in the template."),
+    wide_column(
+        "Selector",
+        "string",
+        "",
         "Label selector for pods. Existing ReplicaSets whose pods are selected by this will be the ones \
-         affected by this deployment. It must match the pod template's labels."),
+         affected by this deployment. It must match the pod template's labels.",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -102,7 +111,10 @@ impl Strategy<Deployment> for Deployments {
         validate_status(status, before, errs);
     }
 
-    fn warnings(&self, new: &Deployment, _: Option<&Deployment>) -> Vec<String> {
+    fn warnings(&self, new: &Deployment, old: Option<&Deployment>) -> Vec<String> {
+        if old.is_some_and(|old| old.spec == new.spec) {
+            return Vec::new();
+        }
         let Some(template) = new.spec.as_ref().map(|s| &s.template) else { return Vec::new() };
         let path = Path::new("spec").child("template").child("spec");
         let spec = template.spec.as_ref();

@@ -8,30 +8,44 @@ use serde_json::Value;
 use super::selector;
 use crate::check::non_negative;
 use crate::common::{column, containers_and_images, or_else, selector_text, wide_column};
-use crate::podspec::{defaults, warnings};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age};
+use crate::podspec::{defaults, warnings};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Desired", "integer", "", 
+    column(
+        "Desired",
+        "integer",
+        "",
         "Replicas is the number of desired pods. This is a pointer to distinguish between explicit zero \
          and unspecified. Defaults to 1. More info: \
-         https://kubernetes.io/docs/concepts/workloads/controllers/replicaset"),
-    column("Current", "integer", "", 
+         https://kubernetes.io/docs/concepts/workloads/controllers/replicaset",
+    ),
+    column(
+        "Current",
+        "integer",
+        "",
         "Replicas is the most recently observed number of non-terminating pods. More info: \
-         https://kubernetes.io/docs/concepts/workloads/controllers/replicaset"),
-    column("Ready", "integer", "", 
-        "The number of non-terminating pods targeted by this ReplicaSet with a Ready Condition."),
+         https://kubernetes.io/docs/concepts/workloads/controllers/replicaset",
+    ),
+    column(
+        "Ready",
+        "integer",
+        "",
+        "The number of non-terminating pods targeted by this ReplicaSet with a Ready Condition.",
+    ),
     AGE,
-    wide_column("Containers", "string", "", 
-        "Names of each container in the template."),
-    wide_column("Images", "string", "", 
-        "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", 
+    wide_column("Containers", "string", "", "Names of each container in the template."),
+    wide_column("Images", "string", "", "Images referenced by each container in the template."),
+    wide_column(
+        "Selector",
+        "string",
+        "",
         "Selector is a label query over pods that should match the replica count. Label keys and values \
          that must match in order to be controlled by this replica set. It must match the pod \
          template's labels. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -93,7 +107,10 @@ impl Strategy<ReplicaSet> for ReplicaSets {
         }
     }
 
-    fn warnings(&self, new: &ReplicaSet, _: Option<&ReplicaSet>) -> Vec<String> {
+    fn warnings(&self, new: &ReplicaSet, old: Option<&ReplicaSet>) -> Vec<String> {
+        if old.is_some_and(|old| old.spec == new.spec) {
+            return Vec::new();
+        }
         let Some(template) = new.spec.as_ref().and_then(|s| s.template.as_ref()) else { return Vec::new() };
         let path = Path::new("spec").child("template").child("spec");
         let spec = template.spec.as_ref();

@@ -7,7 +7,10 @@ use crate::def::{ResourceDef, Scope, Storage, Strategy, Typed};
 pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
     storage: Storage::Virtual,
-    ..ResourceDef::new::<SelfSubjectReview>("selfsubjectreview", &Typed::<SelfSubjectReview, _>::new(SelfSubjectReviews))
+    ..ResourceDef::new::<SelfSubjectReview>(
+        "selfsubjectreview",
+        &Typed::<SelfSubjectReview, _>::new(SelfSubjectReviews),
+    )
 };
 
 struct SelfSubjectReviews;

@@ -8,7 +8,10 @@ use crate::def::{ResourceDef, Storage, Strategy, Typed};
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     storage: Storage::Virtual,
-    ..ResourceDef::new::<LocalSubjectAccessReview>("localsubjectaccessreview", &Typed::<LocalSubjectAccessReview, _>::new(LocalSubjectAccessReviews))
+    ..ResourceDef::new::<LocalSubjectAccessReview>(
+        "localsubjectaccessreview",
+        &Typed::<LocalSubjectAccessReview, _>::new(LocalSubjectAccessReviews),
+    )
 };
 
 struct LocalSubjectAccessReviews;

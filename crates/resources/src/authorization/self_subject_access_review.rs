@@ -9,7 +9,10 @@ use crate::def::{ResourceDef, Scope, Storage, Strategy, Typed};
 pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
     storage: Storage::Virtual,
-    ..ResourceDef::new::<SelfSubjectAccessReview>("selfsubjectaccessreview", &Typed::<SelfSubjectAccessReview, _>::new(SelfSubjectAccessReviews))
+    ..ResourceDef::new::<SelfSubjectAccessReview>(
+        "selfsubjectaccessreview",
+        &Typed::<SelfSubjectAccessReview, _>::new(SelfSubjectAccessReviews),
+    )
 };
 
 struct SelfSubjectAccessReviews;

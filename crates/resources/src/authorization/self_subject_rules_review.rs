@@ -7,7 +7,10 @@ use crate::def::{ResourceDef, Scope, Storage, Strategy, Typed};
 pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
     storage: Storage::Virtual,
-    ..ResourceDef::new::<SelfSubjectRulesReview>("selfsubjectrulesreview", &Typed::<SelfSubjectRulesReview, _>::new(SelfSubjectRulesReviews))
+    ..ResourceDef::new::<SelfSubjectRulesReview>(
+        "selfsubjectrulesreview",
+        &Typed::<SelfSubjectRulesReview, _>::new(SelfSubjectRulesReviews),
+    )
 };
 
 struct SelfSubjectRulesReviews;

@@ -9,7 +9,10 @@ use crate::def::{ResourceDef, Scope, Storage, Strategy, Typed};
 pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
     storage: Storage::Virtual,
-    ..ResourceDef::new::<SubjectAccessReview>("subjectaccessreview", &Typed::<SubjectAccessReview, _>::new(SubjectAccessReviews))
+    ..ResourceDef::new::<SubjectAccessReview>(
+        "subjectaccessreview",
+        &Typed::<SubjectAccessReview, _>::new(SubjectAccessReviews),
+    )
 };
 
 struct SubjectAccessReviews;

@@ -11,10 +11,14 @@ use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Holder", "string", "", 
+    column(
+        "Holder",
+        "string",
+        "",
         "holderIdentity contains the identity of the holder of a current lease. If Coordinated Leader \
          Election is used, the holder identity must be equal to the elected \
-         LeaseCandidate.metadata.name field."),
+         LeaseCandidate.metadata.name field.",
+    ),
     AGE,
 ];
 

@@ -13,11 +13,15 @@ use crate::def::{AGE, Column, NAME, ResourceDef, Strategy, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Data", "string", "", 
+    column(
+        "Data",
+        "string",
+        "",
         "Data contains the configuration data. Each key must consist of alphanumeric characters, '-', \
          '_' or '.'. Values with non-UTF-8 byte sequences must use the BinaryData field. The keys \
          stored in Data must not overlap with the keys in the BinaryData field, this is enforced during \
-         validation process."),
+         validation process.",
+    ),
     AGE,
 ];
 
@@ -66,7 +70,8 @@ impl Strategy<ConfigMap> for ConfigMaps {
     }
 
     fn row(&self, obj: &ConfigMap, now: Timestamp) -> Vec<Value> {
-        let count = obj.data.as_ref().map_or(0, |d| d.len()) + obj.binary_data.as_ref().map_or(0, |d| d.len());
+        let count =
+            obj.data.as_ref().map_or(0, |d| d.len()) + obj.binary_data.as_ref().map_or(0, |d| d.len());
         let meta = &obj.metadata;
         vec![meta.name.clone().into(), count.into(), age(meta.creation_timestamp.as_ref(), now)]
     }

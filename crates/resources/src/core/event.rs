@@ -11,37 +11,62 @@ use crate::common::{age_micro, column, text, wide_column};
 use crate::def::{Column, ResourceDef, Strategy, Typed, age};
 
 const COLUMNS: &[Column] = &[
-    column("Last Seen", "string", "", 
-        "The time at which the most recent occurrence of this event was recorded."),
-    column("Type", "string", "", 
-        "Type of this event (Normal, Warning), new types could be added in the future"),
-    column("Reason", "string", "", 
+    column(
+        "Last Seen",
+        "string",
+        "",
+        "The time at which the most recent occurrence of this event was recorded.",
+    ),
+    column(
+        "Type",
+        "string",
+        "",
+        "Type of this event (Normal, Warning), new types could be added in the future",
+    ),
+    column(
+        "Reason",
+        "string",
+        "",
         "This should be a short, machine understandable string that gives the reason for the transition \
-         into the object's current status."),
-    column("Object", "string", "", 
-        "The object that this event is about."),
-    wide_column("Subobject", "string", "", 
+         into the object's current status.",
+    ),
+    column("Object", "string", "", "The object that this event is about."),
+    wide_column(
+        "Subobject",
+        "string",
+        "",
         "If referring to a piece of an object instead of an entire object, this string should contain a \
          valid JSON/Go field access statement, such as desiredState.manifest.containers[2]. For \
          example, if the object reference is to a container within a pod, this would take on a value \
          like: \"spec.containers{name}\" (where \"name\" refers to the name of the container that \
          triggered the event) or if no container name is specified \"spec.containers[2]\" (container \
          with index 2 in this pod). This syntax is chosen only to have some well-defined way of \
-         referencing a part of an object."),
-    wide_column("Source", "string", "", 
-        "The component reporting this event. Should be a short machine understandable string."),
-    column("Message", "string", "", 
-        "A human-readable description of the status of this operation."),
-    wide_column("First Seen", "string", "", 
-        "The time at which the event was first recorded. (Time of server receipt is in TypeMeta.)"),
-    wide_column("Count", "string", "", 
-        "The number of times this event has occurred."),
-    wide_column("Name", "string", "name", 
+         referencing a part of an object.",
+    ),
+    wide_column(
+        "Source",
+        "string",
+        "",
+        "The component reporting this event. Should be a short machine understandable string.",
+    ),
+    column("Message", "string", "", "A human-readable description of the status of this operation."),
+    wide_column(
+        "First Seen",
+        "string",
+        "",
+        "The time at which the event was first recorded. (Time of server receipt is in TypeMeta.)",
+    ),
+    wide_column("Count", "string", "", "The number of times this event has occurred."),
+    wide_column(
+        "Name",
+        "string",
+        "name",
         "Name must be unique within a namespace. Is required when creating resources, although some \
          resources may allow a client to request the generation of an appropriate name automatically. \
          Name is primarily intended for creation idempotence and configuration definition. Cannot be \
          updated. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -158,11 +183,9 @@ fn new_style(obj: &Event, errs: &mut ErrorList) {
         errs.required("reportingController", "");
     }
     named(errs, &Path::new("reportingController"), controller, names::qualified_name);
-    for (field, value) in [
-        ("reportingInstance", &obj.reporting_instance),
-        ("action", &obj.action),
-        ("reason", &obj.reason),
-    ] {
+    for (field, value) in
+        [("reportingInstance", &obj.reporting_instance), ("action", &obj.action), ("reason", &obj.reason)]
+    {
         let value = text(value.as_ref());
         if value.is_empty() {
             errs.required(field, "");

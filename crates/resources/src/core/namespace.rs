@@ -10,12 +10,7 @@ use crate::check::each;
 use crate::common::{column, text};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    column("Status", "string", "", 
-        "The status of the namespace"),
-    AGE,
-];
+const COLUMNS: &[Column] = &[NAME, column("Status", "string", "", "The status of the namespace"), AGE];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["ns"],
@@ -113,7 +108,7 @@ fn finalizers(obj: &Namespace, errs: &mut ErrorList) {
         let path = Path::new("spec").child("finalizers");
         for name in finalizers.iter().filter(|name| *name != KUBERNETES) {
             let messages = names::qualified_name(name);
-            if messages.is_empty() && !name.contains('/') {
+            if !name.contains('/') {
                 let why = "name is neither a standard finalizer name nor is it fully qualified";
                 errs.invalid(&path, name.as_str(), why);
             }

@@ -10,21 +10,21 @@ use serde_json::Value;
 
 use crate::check::{about_struct, named, one_of};
 use crate::common::{column, or_else, text, wide_column};
+use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
 use crate::podspec::defaults::canonical_list;
 use crate::podspec::requirements;
 use crate::podspec::scheduling::TAINT_EFFECTS;
-use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Status", "string", "", 
-        "The status of the node"),
-    column("Roles", "string", "", 
-        "The roles of the node"),
+    column("Status", "string", "", "The status of the node"),
+    column("Roles", "string", "", "The roles of the node"),
     AGE,
-    column("Version", "string", "", 
-        "Kubelet Version reported by the node."),
-    wide_column("Internal-IP", "string", "", 
+    column("Version", "string", "", "Kubelet Version reported by the node."),
+    wide_column(
+        "Internal-IP",
+        "string",
+        "",
         "List of addresses reachable to the node. Queried from cloud provider, if available. More info: \
          https://kubernetes.io/docs/reference/node/node-status/#addresses Note: This field is declared \
          as mergeable, but the merge key is not sufficiently unique, which can cause data corruption \
@@ -32,8 +32,12 @@ const COLUMNS: &[Column] = &[
          https://pr.k8s.io/79391 for an example. Consumers should assume that addresses can change \
          during the lifetime of a Node. However, there are some exceptions where this may not be \
          possible, such as Pods that inherit a Node's address in its own status or consumers of the \
-         downward API (status.hostIP)."),
-    wide_column("External-IP", "string", "", 
+         downward API (status.hostIP).",
+    ),
+    wide_column(
+        "External-IP",
+        "string",
+        "",
         "List of addresses reachable to the node. Queried from cloud provider, if available. More info: \
          https://kubernetes.io/docs/reference/node/node-status/#addresses Note: This field is declared \
          as mergeable, but the merge key is not sufficiently unique, which can cause data corruption \
@@ -41,14 +45,27 @@ const COLUMNS: &[Column] = &[
          https://pr.k8s.io/79391 for an example. Consumers should assume that addresses can change \
          during the lifetime of a Node. However, there are some exceptions where this may not be \
          possible, such as Pods that inherit a Node's address in its own status or consumers of the \
-         downward API (status.hostIP)."),
-    wide_column("OS-Image", "string", "", 
-        "OS Image reported by the node from /etc/os-release (e.g. Debian GNU/Linux 7 (wheezy))."),
-    wide_column("Kernel-Version", "string", "", 
-        "Kernel Version reported by the node from 'uname -r' (e.g. 3.16.0-0.bpo.4-amd64)."),
-    wide_column("Container-Runtime", "string", "", 
+         downward API (status.hostIP).",
+    ),
+    wide_column(
+        "OS-Image",
+        "string",
+        "",
+        "OS Image reported by the node from /etc/os-release (e.g. Debian GNU/Linux 7 (wheezy)).",
+    ),
+    wide_column(
+        "Kernel-Version",
+        "string",
+        "",
+        "Kernel Version reported by the node from 'uname -r' (e.g. 3.16.0-0.bpo.4-amd64).",
+    ),
+    wide_column(
+        "Container-Runtime",
+        "string",
+        "",
         "ContainerRuntime Version reported by the node through runtime remote API (e.g. \
-         containerd://1.4.2)."),
+         containerd://1.4.2).",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -199,7 +216,8 @@ fn address(obj: &Node, kind: &str) -> Value {
 fn taints(taints: &[Taint], errs: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     for (i, taint) in taints.iter().enumerate() {
-        let path = Path::new("spec").child("taints").index(i);
+        // Upstream reports taints under metadata.
+        let path = Path::new("metadata").child("taints").index(i);
         named(errs, &path.child("key"), &taint.key, names::qualified_name);
         named(errs, &path.child("value"), text(taint.value.as_ref()), names::label_value);
         if taint.effect.is_empty() {

@@ -111,8 +111,12 @@ impl Strategy<Pod> for Pods {
         }
     }
 
-    fn warnings(&self, new: &Pod, _: Option<&Pod>) -> Vec<String> {
+    fn warnings(&self, new: &Pod, old: Option<&Pod>) -> Vec<String> {
         let mut out = Vec::new();
+        // Updates of pods are frequent and rarely made by people.
+        if old.is_some() {
+            return out;
+        }
         let name = text(new.metadata.name.as_ref());
         let messages = coracle_meta::names::dns1123_label(name);
         if !name.is_empty() && !messages.is_empty() {

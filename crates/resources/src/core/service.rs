@@ -10,14 +10,17 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use crate::common::{column, format_labels, text, wide_column};
-use crate::podspec::defaults::string;
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Subresource, Typed, age};
+use crate::podspec::defaults::string;
 
 mod validation;
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Type", "string", "", 
+    column(
+        "Type",
+        "string",
+        "",
         "type determines how the Service is exposed. Defaults to ClusterIP. Valid options are \
          ExternalName, ClusterIP, NodePort, and LoadBalancer. \"ClusterIP\" allocates a \
          cluster-internal IP address for load-balancing to endpoints. Endpoints are determined by the \
@@ -29,8 +32,12 @@ const COLUMNS: &[Column] = &[
          current cloud) which routes to the same endpoints as the clusterIP. \"ExternalName\" aliases \
          this service to the specified externalName. Several other fields do not apply to ExternalName \
          services. More info: \
-         https://kubernetes.io/docs/concepts/services-networking/service/#publishing-services-service-types"),
-    column("Cluster-IP", "string", "", 
+         https://kubernetes.io/docs/concepts/services-networking/service/#publishing-services-service-types",
+    ),
+    column(
+        "Cluster-IP",
+        "string",
+        "",
         "clusterIP is the IP address of the service and is usually assigned randomly. If an address is \
          specified manually, is in-range (as per system configuration), and is not in use, it will be \
          allocated to the service; otherwise creation of the service will fail. This field may not be \
@@ -43,22 +50,35 @@ const COLUMNS: &[Column] = &[
          LoadBalancer. If this field is specified when creating a Service of type ExternalName, \
          creation will fail. This field will be wiped when updating a Service to type ExternalName. \
          More info: \
-         https://kubernetes.io/docs/concepts/services-networking/service/#virtual-ips-and-service-proxies"),
-    column("External-IP", "string", "", 
+         https://kubernetes.io/docs/concepts/services-networking/service/#virtual-ips-and-service-proxies",
+    ),
+    column(
+        "External-IP",
+        "string",
+        "",
         "externalIPs is a list of IP addresses for which nodes in the cluster will also accept traffic \
          for this service.  These IPs are not managed by Kubernetes.  The user is responsible for \
          ensuring that traffic arrives at a node with this IP.  A common example is external \
-         load-balancers that are not part of the Kubernetes system."),
-    column("Port(s)", "string", "", 
+         load-balancers that are not part of the Kubernetes system.",
+    ),
+    column(
+        "Port(s)",
+        "string",
+        "",
         "The list of ports that are exposed by this service. More info: \
-         https://kubernetes.io/docs/concepts/services-networking/service/#virtual-ips-and-service-proxies"),
+         https://kubernetes.io/docs/concepts/services-networking/service/#virtual-ips-and-service-proxies",
+    ),
     AGE,
-    wide_column("Selector", "string", "", 
+    wide_column(
+        "Selector",
+        "string",
+        "",
         "Route service traffic to pods with label keys and values matching this selector. If empty or \
          not present, the service is assumed to have an external process managing its endpoints, which \
          Kubernetes will not modify. Only applies to types ClusterIP, NodePort, and LoadBalancer. \
          Ignored if type is ExternalName. More info: \
-         https://kubernetes.io/docs/concepts/services-networking/service/"),
+         https://kubernetes.io/docs/concepts/services-networking/service/",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -112,7 +132,7 @@ impl Strategy<Service> for Services {
     }
 
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        names::maybe_prefix(names::dns1035_label, name, prefix)
+        names::maybe_prefix(names::dns1123_label, name, prefix)
     }
 
     fn warnings(&self, new: &Service, _: Option<&Service>) -> Vec<String> {

@@ -25,8 +25,13 @@ pub(crate) struct Pod<'a> {
 impl<'a> Pod<'a> {
     /// Gathers names; `good`: the usable volumes; `template`: the spec stands in a pod template.
     pub(crate) fn new(spec: &'a PodSpec, good: BTreeSet<&'a str>, template: bool) -> Self {
-        let volumes: BTreeMap<&str, &Volume> =
-            spec.volumes.iter().flatten().map(|v| (v.name.as_str(), v)).filter(|v| good.contains(v.0)).collect();
+        let volumes: BTreeMap<&str, &Volume> = spec
+            .volumes
+            .iter()
+            .flatten()
+            .map(|v| (v.name.as_str(), v))
+            .filter(|v| good.contains(v.0))
+            .collect();
         Self {
             volumes,
             volume_names: good,
@@ -75,7 +80,12 @@ pub(crate) fn all(pod: &Pod<'_>, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-fn unique_name<'a>(seen: &mut BTreeSet<&'a str>, container: &'a Container, path: &Path, errs: &mut ErrorList) {
+fn unique_name<'a>(
+    seen: &mut BTreeSet<&'a str>,
+    container: &'a Container,
+    path: &Path,
+    errs: &mut ErrorList,
+) {
     if !container.name.is_empty() && !seen.insert(&container.name) {
         errs.duplicate(path.child("name"), container.name.as_str());
     }
@@ -100,7 +110,10 @@ fn init(pod: &Pod<'_>, container: &Container, path: &Path, errs: &mut ErrorList)
         ("startupProbe", container.startup_probe.is_some()),
     ] {
         if set {
-            errs.forbidden(path.child(name), "may not be set for init containers without restartPolicy=Always");
+            errs.forbidden(
+                path.child(name),
+                "may not be set for init containers without restartPolicy=Always",
+            );
         }
     }
     if container.resize_policy.as_ref().is_some_and(|p| !p.is_empty()) {
@@ -296,7 +309,8 @@ fn devices(pod: &Pod<'_>, container: &Container, list: &Path, errs: &mut ErrorLi
         match pod.volumes.get(name.as_str()) {
             None => errs.not_found(path.child("name"), name.as_str()),
             Some(volume) if volume.persistent_volume_claim.is_none() && volume.ephemeral.is_none() => {
-                let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                let why =
+                    "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                 errs.invalid(path.child("name"), name.as_str(), why);
             }
             Some(_) => {}

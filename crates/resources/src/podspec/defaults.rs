@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use coracle_meta::quantity::Quantity as Number;
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, DownwardAPIVolumeFile, EnvVar, EphemeralContainer, HTTPGetAction, Lifecycle,
-    ObjectFieldSelector, Pod, PodSpec, PodTemplateSpec, Probe, ResourceFieldSelector, ResourceRequirements, Volume,
+    ObjectFieldSelector, Pod, PodSpec, PodTemplateSpec, Probe, ResourceFieldSelector, ResourceRequirements,
+    Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -121,11 +122,7 @@ fn container(container: &mut Container) {
         ports: &mut container.ports,
         env: &mut container.env,
         resources: &mut container.resources,
-        probes: [
-            &mut container.liveness_probe,
-            &mut container.readiness_probe,
-            &mut container.startup_probe,
-        ],
+        probes: [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe],
         lifecycle: &mut container.lifecycle,
     });
 }
@@ -140,11 +137,7 @@ pub(crate) fn ephemeral_container(container: &mut EphemeralContainer) {
         ports: &mut container.ports,
         env: &mut container.env,
         resources: &mut container.resources,
-        probes: [
-            &mut container.liveness_probe,
-            &mut container.readiness_probe,
-            &mut container.startup_probe,
-        ],
+        probes: [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe],
         lifecycle: &mut container.lifecycle,
     });
 }
@@ -170,11 +163,11 @@ fn common(parts: Common<'_>) {
     parts.probes.into_iter().flatten().for_each(probe);
     if let Some(lifecycle) = parts.lifecycle {
         // Custom stop signals are off, as by default upstream, so the field is not kept.
-        lifecycle.stop_signal = None;
+        let signal = lifecycle.stop_signal.take().is_some();
         for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
             handler.http_get.iter_mut().for_each(http_get);
         }
-        if *lifecycle == Lifecycle::default() {
+        if signal && *lifecycle == Lifecycle::default() {
             *parts.lifecycle = None;
         }
     }
@@ -223,7 +216,8 @@ fn pod_level_requests(spec: &mut PodSpec) {
     if !used {
         return;
     }
-    let whole = Pod { spec: Some(PodSpec { resources: None, overhead: None, ..spec.clone() }), ..Pod::default() };
+    let whole =
+        Pod { spec: Some(PodSpec { resources: None, overhead: None, ..spec.clone() }), ..Pod::default() };
     let containers = coracle_meta::pod::requests(&whole);
     let Some(resources) = &mut spec.resources else { return };
     let requests = resources.requests.get_or_insert_default();
@@ -270,6 +264,8 @@ fn volume(volume: &mut Volume) {
             if let Some(token) = &mut source.service_account_token {
                 token.expiration_seconds.get_or_insert(3600);
             }
+            // Trust bundles are off, as by default upstream, so the field is not kept.
+            source.cluster_trust_bundle = None;
             if let Some(certificate) = &mut source.pod_certificate {
                 certificate.max_expiration_seconds.get_or_insert(86400);
             }

@@ -160,10 +160,18 @@ pub(crate) fn field_ref(field: &ObjectFieldSelector, allowed: &[&str], path: &Pa
     let at = path.child("fieldPath");
     let base = subscript(wanted).map_or(wanted, |(base, _)| base);
     if version != "v1" {
-        return errs.invalid(at, wanted, format!("error converting fieldPath: unsupported pod version: {version}"));
+        return errs.invalid(
+            at,
+            wanted,
+            format!("error converting fieldPath: unsupported pod version: {version}"),
+        );
     }
     if !known_label(base) || (base != wanted && !matches!(base, "metadata.annotations" | "metadata.labels")) {
-        return errs.invalid(at, wanted, format!("error converting fieldPath: field label not supported: {wanted}"));
+        return errs.invalid(
+            at,
+            wanted,
+            format!("error converting fieldPath: field label not supported: {wanted}"),
+        );
     }
     match subscript(wanted) {
         Some(("metadata.annotations", key)) => {
@@ -221,8 +229,7 @@ fn divisor(field: &ResourceFieldSelector, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-const SIZES: &[&str] =
-    &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+const SIZES: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 /// Checks `envFrom`.
 pub(crate) fn env_from(sources: &[EnvFromSource], path: &Path, errs: &mut ErrorList) {
@@ -244,7 +251,9 @@ pub(crate) fn env_from(sources: &[EnvFromSource], path: &Path, errs: &mut ErrorL
         }
         match (config_map, secret) {
             (None, None) => errs.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`"),
-            (Some(_), Some(_)) => errs.invalid(path, "", "may not have more than one field specified at a time"),
+            (Some(_), Some(_)) => {
+                errs.invalid(path, "", "may not have more than one field specified at a time")
+            }
             _ => {}
         }
     }

@@ -217,7 +217,8 @@ pub(crate) fn pod_level(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path, er
     for (i, container) in all {
         for (name, value) in container.resources.iter().flat_map(|r| r.limits.iter().flatten()) {
             let most = resources.limits.as_ref().and_then(|limits| limits.get(name));
-            let Some(most) = most.filter(|m| is_pod_level(name) && Number::from_api(m) < Number::from_api(value))
+            let Some(most) =
+                most.filter(|m| is_pod_level(name) && Number::from_api(m) < Number::from_api(value))
             else {
                 continue;
             };

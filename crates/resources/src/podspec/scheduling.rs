@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodResourceClaim, PodSchedulingGate,
-    Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
+    Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodResourceClaim,
+    PodSchedulingGate, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::json;
@@ -160,7 +160,8 @@ pub(crate) fn tolerations(list: &[Toleration], path: &Path, errs: &mut ErrorList
         if !key.is_empty() {
             named(errs, &path.child("key"), key, names::qualified_name);
         } else if operator != "Exists" {
-            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errs.invalid(path.child("operator"), operator, why);
         }
         if one.toleration_seconds.is_some() && effect != "NoExecute" {
@@ -171,7 +172,11 @@ pub(crate) fn tolerations(list: &[Toleration], path: &Path, errs: &mut ErrorList
             "Equal" | "" => named(errs, &path.child("operator"), value, names::label_value),
             "Exists" if value.is_empty() => {}
             "Exists" => {
-                errs.invalid(path.child("operator"), value, "value must be empty when `operator` is 'Exists'");
+                errs.invalid(
+                    path.child("operator"),
+                    value,
+                    "value must be empty when `operator` is 'Exists'",
+                );
             }
             "Lt" | "Gt" => {
                 errs.not_supported(path.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]);

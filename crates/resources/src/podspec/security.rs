@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 use regex::Regex;
 use serde_json::{Value, json};
 
-use crate::check::{about_struct, local_path, named, one_of};
+use crate::check::{about_struct, about_text, go_struct, local_path, named, one_of};
 use crate::common::text;
 
 fn id(errs: &mut ErrorList, path: &Path, value: Option<i64>) {
@@ -29,12 +29,12 @@ pub(crate) fn container(context: &SecurityContext, host_users: bool, path: &Path
     if context.allow_privilege_escalation == Some(false) {
         if context.privileged == Some(true) {
             let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            about_struct(errs, ErrorKind::Invalid, path, &show(context), why);
+            about_text(errs, ErrorKind::Invalid, path, show(context), why);
         }
         let mut added = context.capabilities.iter().flat_map(|c| c.add.iter().flatten());
         if added.any(|capability| capability == "CAP_SYS_ADMIN") {
             let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            about_struct(errs, ErrorKind::Invalid, path, &show(context), why);
+            about_text(errs, ErrorKind::Invalid, path, show(context), why);
         }
     }
     if let Some(options) = &context.windows_options {
@@ -50,31 +50,45 @@ pub(crate) fn container(context: &SecurityContext, host_users: bool, path: &Path
 }
 
 /// The context as upstream's internal type prints.
-fn show(context: &SecurityContext) -> Vec<(&'static str, Value)> {
-    let capabilities = context.capabilities.as_ref().map(|c| json!({ "Add": c.add, "Drop": c.drop }));
-    let selinux = context.se_linux_options.as_ref().map(|s| {
-        json!({ "User": text(s.user.as_ref()), "Role": text(s.role.as_ref()), "Type": text(s.type_.as_ref()),
-                "Level": text(s.level.as_ref()) })
-    });
-    let seccomp = context.seccomp_profile.as_ref().map(|s| json!({ "Type": s.type_, "LocalhostProfile": s.localhost_profile }));
-    let armor = context
-        .app_armor_profile
+fn show(context: &SecurityContext) -> String {
+    let null = || "null".to_owned();
+    let capabilities = context
+        .capabilities
         .as_ref()
-        .map(|a| json!({ "Type": a.type_, "LocalhostProfile": a.localhost_profile }));
-    vec![
-        ("Capabilities", json!(capabilities)),
-        ("Privileged", json!(context.privileged)),
-        ("SELinuxOptions", json!(selinux)),
-        ("WindowsOptions", json!(context.windows_options)),
-        ("RunAsUser", json!(context.run_as_user)),
-        ("RunAsGroup", json!(context.run_as_group)),
-        ("RunAsNonRoot", json!(context.run_as_non_root)),
-        ("ReadOnlyRootFilesystem", json!(context.read_only_root_filesystem)),
-        ("AllowPrivilegeEscalation", json!(context.allow_privilege_escalation)),
-        ("ProcMount", json!(context.proc_mount)),
-        ("SeccompProfile", json!(seccomp)),
-        ("AppArmorProfile", json!(armor)),
-    ]
+        .map_or_else(null, |c| go_struct(&[("Add", json!(c.add)), ("Drop", json!(c.drop))]));
+    let selinux = context.se_linux_options.as_ref().map_or_else(null, |s| {
+        let field = |value: Option<&String>| json!(text(value));
+        go_struct(&[
+            ("User", field(s.user.as_ref())),
+            ("Role", field(s.role.as_ref())),
+            ("Type", field(s.type_.as_ref())),
+            ("Level", field(s.level.as_ref())),
+        ])
+    });
+    let profile = |kind: &str, file: &Option<String>| {
+        go_struct(&[("Type", json!(kind)), ("LocalhostProfile", json!(file))])
+    };
+    let seccomp =
+        context.seccomp_profile.as_ref().map_or_else(null, |p| profile(&p.type_, &p.localhost_profile));
+    let armor =
+        context.app_armor_profile.as_ref().map_or_else(null, |p| profile(&p.type_, &p.localhost_profile));
+    let plain = |value: Value| value.to_string();
+    let fields = [
+        ("Capabilities", capabilities),
+        ("Privileged", plain(json!(context.privileged))),
+        ("SELinuxOptions", selinux),
+        ("WindowsOptions", plain(json!(context.windows_options))),
+        ("RunAsUser", plain(json!(context.run_as_user))),
+        ("RunAsGroup", plain(json!(context.run_as_group))),
+        ("RunAsNonRoot", plain(json!(context.run_as_non_root))),
+        ("ReadOnlyRootFilesystem", plain(json!(context.read_only_root_filesystem))),
+        ("AllowPrivilegeEscalation", plain(json!(context.allow_privilege_escalation))),
+        ("ProcMount", plain(json!(context.proc_mount))),
+        ("SeccompProfile", seccomp),
+        ("AppArmorProfile", armor),
+    ];
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
 }
 
 fn seccomp(profile: Option<&SeccompProfile>, path: &Path, errs: &mut ErrorList) {
@@ -90,7 +104,8 @@ fn seccomp(profile: Option<&SeccompProfile>, path: &Path, errs: &mut ErrorList) 
         }
         Some(file) if profile.type_ == "Localhost" => local_path(errs, &at, file),
         Some(_) => {
-            let shown = [("Type", json!(profile.type_)), ("LocalhostProfile", json!(profile.localhost_profile))];
+            let shown =
+                [("Type", json!(profile.type_)), ("LocalhostProfile", json!(profile.localhost_profile))];
             let why = "can only be set when seccomp type is Localhost";
             about_struct(errs, ErrorKind::Invalid, &at, &shown, why);
         }
@@ -172,11 +187,9 @@ pub(crate) fn pod(spec: &PodSpec, spec_path: &Path, errs: &mut ErrorList) {
         errs.invalid(path.child("shareProcessNamespace"), true, why);
     }
     if spec.host_users == Some(false) {
-        for (name, set) in [
-            ("hostNetwork", spec.host_network),
-            ("hostPID", spec.host_pid),
-            ("hostIPC", spec.host_ipc),
-        ] {
+        for (name, set) in
+            [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)]
+        {
             if set == Some(true) {
                 errs.forbidden(spec_path.child(name), "when `hostUsers` is false");
             }
@@ -211,8 +224,9 @@ fn context_of_pod(context: &PodSecurityContext, spec: &PodSpec, path: &Path, err
     sysctls(context, spec, &path.child("sysctls"), errs);
 }
 
-static SYSCTL: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$").ok());
+static SYSCTL: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$").ok()
+});
 
 fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
     let mut seen = BTreeSet::new();

@@ -69,11 +69,19 @@ pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorLi
         let at = path.child("readinessGates").index(i).child("conditionType");
         named(errs, &at, &gate.condition_type, names::qualified_name);
     }
-    scheduling::gates(spec.scheduling_gates.as_deref().unwrap_or_default(), &path.child("schedulingGates"), errs);
+    scheduling::gates(
+        spec.scheduling_gates.as_deref().unwrap_or_default(),
+        &path.child("schedulingGates"),
+        errs,
+    );
     let spread = spec.topology_spread_constraints.as_deref().unwrap_or_default();
     scheduling::spread(spread, &path.child("topologySpreadConstraints"), errs);
     plain_fields(spec, path, errs);
-    scheduling::tolerations(spec.tolerations.as_deref().unwrap_or_default(), &path.child("tolerations"), errs);
+    scheduling::tolerations(
+        spec.tolerations.as_deref().unwrap_or_default(),
+        &path.child("tolerations"),
+        errs,
+    );
     host_aliases(spec, &path.child("hostAliases"), errs);
     if let Some(overhead) = &spec.overhead {
         requirements::overhead(overhead, &path.child("overhead"), errs);
@@ -159,7 +167,9 @@ fn dns_lists(config: &PodDNSConfig, path: &Path, errs: &mut ErrorList) {
         }
         let all = searches.join(" ");
         if all.len() > MAX_SEARCH_CHARS {
-            let why = format!("must not have more than {MAX_SEARCH_CHARS} characters (including spaces) in the search list");
+            let why = format!(
+                "must not have more than {MAX_SEARCH_CHARS} characters (including spaces) in the search list"
+            );
             errs.invalid(&at, searches.clone(), why);
         }
         for (i, search) in searches.iter().enumerate() {

@@ -3,7 +3,8 @@
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::core::v1::{
-    AzureDiskVolumeSource, FCVolumeSource, ISCSIVolumeSource, LocalObjectReference, QuobyteVolumeSource, Volume,
+    AzureDiskVolumeSource, FCVolumeSource, ISCSIVolumeSource, LocalObjectReference, QuobyteVolumeSource,
+    Volume,
 };
 
 use super::volumes::OnlyOne;
@@ -87,6 +88,10 @@ pub(crate) fn network(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorL
             errs.invalid(at.child("datasetName"), name, "must not contain '/'");
         }
     }
+}
+
+/// Clustered storage.
+pub(crate) fn clusters(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
     if let Some(rbd) = &volume.rbd
         && let Some(at) = only.first(true, "rbd", errs)
     {
@@ -255,7 +260,8 @@ fn azure_disk(source: &AzureDiskVolumeSource, path: &Path, errs: &mut ErrorList)
     one_of(errs, &path.child("kind"), kind, &["Dedicated", "Managed", "Shared"]);
     let at = path.child("diskURI");
     if kind == "Managed" && !source.disk_uri.starts_with("/subscriptions") {
-        let form = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
+        let form =
+            "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
         errs.not_supported(at, source.disk_uri.as_str(), &[form]);
     } else if kind != "Managed" && !source.disk_uri.starts_with("https://") && !source.disk_uri.is_empty() {
         let form = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";

@@ -20,13 +20,8 @@ use crate::common::text;
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 
 /// Downward API fields a volume may hold.
-const VOLUME_FIELDS: &[&str] = &[
-    "metadata.annotations",
-    "metadata.labels",
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-];
+const VOLUME_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// Checks the volumes of a spec. Yields the names of those without a fault: only they can be mounted.
 pub(crate) fn all<'a>(spec: &'a PodSpec, path: &Path, errs: &mut ErrorList) -> BTreeSet<&'a str> {
@@ -35,7 +30,7 @@ pub(crate) fn all<'a>(spec: &'a PodSpec, path: &Path, errs: &mut ErrorList) -> B
     for (i, volume) in spec.volumes.iter().flatten().enumerate() {
         let path = path.index(i);
         let before = errs.len();
-        source(volume, spec, &path, errs);
+        source(volume, &path, errs);
         let name = volume.name.as_str();
         if name.is_empty() {
             errs.required(path.child("name"), "");
@@ -48,6 +43,9 @@ pub(crate) fn all<'a>(spec: &'a PodSpec, path: &Path, errs: &mut ErrorList) -> B
         }
         if errs.len() == before {
             good.insert(name);
+        }
+        if text(spec.service_account_name.as_ref()).is_empty() {
+            tokens_without_account(volume, &path, errs);
         }
     }
     good
@@ -80,7 +78,7 @@ impl OnlyOne<'_> {
     }
 }
 
-fn source(volume: &Volume, spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
+fn source(volume: &Volume, path: &Path, errs: &mut ErrorList) {
     let mut only = OnlyOne { count: 0, path };
     if let Some(empty_dir) = &volume.empty_dir
         && let Some(at) = only.first(true, "emptyDir", errs)
@@ -116,6 +114,7 @@ fn source(volume: &Volume, spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
     {
         errs.required(at.child("claimName"), "");
     }
+    volume_sources::clusters(volume, &mut only, errs);
     if let Some(downward) = &volume.downward_api
         && let Some(at) = only.first(true, "downwardAPI", errs)
     {
@@ -137,7 +136,7 @@ fn source(volume: &Volume, spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
     if let Some(projection) = &volume.projected
         && let Some(at) = only.first(true, "projected", errs)
     {
-        projected(projection, spec, &at, errs);
+        projected(projection, &at, errs);
     }
     volume_sources::others(volume, &mut only, errs);
     if let Some(claim) = &volume.ephemeral
@@ -191,7 +190,11 @@ fn downward_file(item: &DownwardAPIVolumeFile, path: &Path, errs: &mut ErrorList
         (Some(field), other) => {
             env::field_ref(field, VOLUME_FIELDS, &path.child("fieldRef"), errs);
             if other.is_some() {
-                errs.invalid(path, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
+                errs.invalid(
+                    path,
+                    "resource",
+                    "fieldRef and resourceFieldRef can not be specified simultaneously",
+                );
             }
         }
         (None, Some(resource)) => {
@@ -202,11 +205,20 @@ fn downward_file(item: &DownwardAPIVolumeFile, path: &Path, errs: &mut ErrorList
     mode(item.mode, &path.child("mode"), errs);
 }
 
-fn projected(source: &ProjectedVolumeSource, spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
+fn projected(source: &ProjectedVolumeSource, path: &Path, errs: &mut ErrorList) {
     mode(source.default_mode, &path.child("defaultMode"), errs);
     let mut seen = BTreeSet::new();
     for (i, one) in source.sources.iter().flatten().enumerate() {
-        projection(one, spec, &path.child("sources").index(i), path, &mut seen, errs);
+        projection(one, &path.child("sources").index(i), path, &mut seen, errs);
+    }
+}
+
+/// A token needs an account to be the token of.
+fn tokens_without_account(volume: &Volume, path: &Path, errs: &mut ErrorList) {
+    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    for (i, _) in sources.enumerate().filter(|(_, source)| source.service_account_token.is_some()) {
+        let at = path.child("projected").child("sources").index(i).child("serviceAccountToken");
+        errs.forbidden(at, "must not be specified when serviceAccountName is not set");
     }
 }
 
@@ -222,7 +234,6 @@ fn projected_path<'a>(file: &'a str, seen: &mut BTreeSet<&'a str>, volume: &Path
 
 fn projection<'a>(
     source: &'a VolumeProjection,
-    spec: &PodSpec,
     at: &Path,
     volume: &Path,
     seen: &mut BTreeSet<&'a str>,
@@ -267,9 +278,6 @@ fn projection<'a>(
         && first(errs)
     {
         let at = at.child("serviceAccountToken");
-        if text(spec.service_account_name.as_ref()).is_empty() {
-            errs.forbidden(&at, "must not be specified when serviceAccountName is not set");
-        }
         let seconds = token.expiration_seconds.unwrap_or(0);
         if seconds < 600 {
             let why = "may not specify a duration less than 10 minutes";
@@ -281,7 +289,7 @@ fn projection<'a>(
         if token.path.is_empty() {
             errs.required(at.child("path"), "");
         } else {
-            local_file(errs, &at.child("path"), &token.path);
+            local_file(errs, &volume.child("path"), &token.path);
         }
     }
     if let Some(bundle) = &source.cluster_trust_bundle
@@ -304,9 +312,10 @@ fn projection<'a>(
     if let Some(certificate) = &source.pod_certificate
         && first(errs)
     {
-        for file in [&certificate.certificate_chain_path, &certificate.key_path, &certificate.credential_bundle_path]
-            .into_iter()
-            .flatten()
+        for file in
+            [&certificate.certificate_chain_path, &certificate.key_path, &certificate.credential_bundle_path]
+                .into_iter()
+                .flatten()
         {
             projected_path(file, seen, volume, errs);
         }

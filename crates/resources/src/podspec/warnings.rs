@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::field::Path;
 use coracle_meta::quantity::Quantity as Number;
-use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Volume, VolumeProjection};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::common::text;
@@ -13,9 +13,18 @@ use crate::common::text;
 const DEPRECATED_LABELS: &[(&str, &str)] = &[
     ("beta.kubernetes.io/arch", "deprecated since v1.14; use \"kubernetes.io/arch\" instead"),
     ("beta.kubernetes.io/os", "deprecated since v1.14; use \"kubernetes.io/os\" instead"),
-    ("beta.kubernetes.io/instance-type", "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead"),
-    ("failure-domain.beta.kubernetes.io/region", "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead"),
-    ("failure-domain.beta.kubernetes.io/zone", "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead"),
+    (
+        "beta.kubernetes.io/instance-type",
+        "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead",
+    ),
+    (
+        "failure-domain.beta.kubernetes.io/region",
+        "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead",
+    ),
+    (
+        "failure-domain.beta.kubernetes.io/zone",
+        "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead",
+    ),
 ];
 
 /// Warnings for a spec below `path`, with the metadata of its pod or template.
@@ -99,7 +108,10 @@ fn fractions(container: &Container, path: &Path, out: &mut Vec<String>) {
             }
             if !Number::from_api(amount).is_whole() {
                 let at = path.child("resources").child(name).key(resource);
-                out.push(format!("{at}: fractional byte value {:?} is invalid, must be an integer", amount.0));
+                out.push(format!(
+                    "{at}: fractional byte value {:?} is invalid, must be an integer",
+                    amount.0
+                ));
             }
         }
     }
@@ -152,9 +164,11 @@ fn duplicate_ports(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
                 text(port.host_ip.as_ref()),
             );
             if !own.insert(key) {
-                let first = container.ports.iter().flatten().position(|p| {
-                    p.container_port == key.0 && text(p.protocol.as_ref()) == key.1
-                });
+                let first = container
+                    .ports
+                    .iter()
+                    .flatten()
+                    .position(|p| p.container_port == key.0 && text(p.protocol.as_ref()) == key.1);
                 let first = path.child("containers").index(i).child("ports").index(first.unwrap_or(0));
                 out.push(format!("{at}: duplicate port definition with {first}"));
                 continue;
@@ -192,10 +206,16 @@ fn overlaps(volume: &str, files: &[(String, &str)], out: &mut Vec<String>) {
 fn volumes(volume: &Volume, path: &Path, out: &mut Vec<String>) {
     let name = &volume.name;
     if volume.photon_persistent_disk.is_some() {
-        out.push(format!("{}: deprecated in v1.11, non-functional in v1.16+", path.child("photonPersistentDisk")));
+        out.push(format!(
+            "{}: deprecated in v1.11, non-functional in v1.16+",
+            path.child("photonPersistentDisk")
+        ));
     }
     if volume.git_repo.is_some() {
-        out.push(format!("{}: deprecated in v1.11, and disabled by default in v1.33+", path.child("gitRepo")));
+        out.push(format!(
+            "{}: deprecated in v1.11, and disabled by default in v1.33+",
+            path.child("gitRepo")
+        ));
     }
     if volume.scale_io.is_some() {
         out.push(format!("{}: deprecated in v1.16, non-functional in v1.22+", path.child("scaleIO")));
@@ -219,13 +239,11 @@ fn volumes(volume: &Volume, path: &Path, out: &mut Vec<String>) {
         out.push(format!("{}: deprecated in v1.28, non-functional in v1.31+", path.child("cephfs")));
     }
     if let Some(map) = &volume.config_map {
-        let files: Vec<_> =
-            map.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
+        let files: Vec<_> = map.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
         overlaps(&format!("{name:?} (ConfigMap {:?})", map.name), &files, out);
     }
     if let Some(secret) = &volume.secret {
-        let files: Vec<_> =
-            secret.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
+        let files: Vec<_> = secret.items.iter().flatten().map(|i| (String::new(), i.path.as_str())).collect();
         overlaps(&format!("{name:?} (Secret {:?})", text(secret.secret_name.as_ref())), &files, out);
     }
     if let Some(downward) = &volume.downward_api {
@@ -237,9 +255,13 @@ fn volumes(volume: &Volume, path: &Path, out: &mut Vec<String>) {
         let requests = template.spec.resources.iter().flat_map(|r| r.requests.iter().flatten());
         for (resource, amount) in requests.filter(|(resource, _)| *resource == "storage") {
             if !Number::from_api(amount).is_whole() {
-                let at = path.child("ephemeral").child("volumeClaimTemplate").child("spec").child("resources");
+                let at =
+                    path.child("ephemeral").child("volumeClaimTemplate").child("spec").child("resources");
                 let at = at.child("requests").key(resource);
-                out.push(format!("{at}: fractional byte value {:?} is invalid, must be an integer", amount.0));
+                out.push(format!(
+                    "{at}: fractional byte value {:?} is invalid, must be an integer",
+                    amount.0
+                ));
             }
         }
     }
@@ -250,11 +272,11 @@ fn projected(volume: &Volume, out: &mut Vec<String>) {
     let Some(projected) = &volume.projected else { return };
     let sources = projected.sources.as_deref().unwrap_or_default();
     let shown = format!("{:?} (Projected)", volume.name);
-    if sources.is_empty() {
-        out.push(format!("volume {shown} has no sources provided"));
-    }
     let mut files: Vec<(String, &str)> = Vec::new();
     for source in sources {
+        if *source == VolumeProjection::default() {
+            out.push(format!("volume {shown} has no sources provided"));
+        }
         if let Some(map) = &source.config_map {
             let from = format!("ConfigMap {:?}", map.name);
             files.extend(map.items.iter().flatten().map(|i| (from.clone(), i.path.as_str())));

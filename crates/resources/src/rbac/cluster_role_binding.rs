@@ -12,22 +12,26 @@ use crate::def::{AGE, Column, NAME, ResourceDef, Scope, Strategy, Typed};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Role", "string", "", 
+    column(
+        "Role",
+        "string",
+        "",
         "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be \
-         resolved, the Authorizer must return an error."),
+         resolved, the Authorizer must return an error.",
+    ),
     AGE,
-    wide_column("Users", "string", "", 
-        "Users in the clusterRoleBinding"),
-    wide_column("Groups", "string", "", 
-        "Groups in the clusterRoleBinding"),
-    wide_column("ServiceAccounts", "string", "", 
-        "ServiceAccounts in the clusterRoleBinding"),
+    wide_column("Users", "string", "", "Users in the clusterRoleBinding"),
+    wide_column("Groups", "string", "", "Groups in the clusterRoleBinding"),
+    wide_column("ServiceAccounts", "string", "", "ServiceAccounts in the clusterRoleBinding"),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
     scope: Scope::Cluster,
-    ..ResourceDef::new::<ClusterRoleBinding>("clusterrolebinding", &Typed::<ClusterRoleBinding, _>::new(ClusterRoleBindings))
+    ..ResourceDef::new::<ClusterRoleBinding>(
+        "clusterrolebinding",
+        &Typed::<ClusterRoleBinding, _>::new(ClusterRoleBindings),
+    )
 };
 
 struct ClusterRoleBindings;

@@ -12,20 +12,22 @@ use crate::def::{Column, NAME, ResourceDef, Strategy, Typed};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Created At", "date", "", 
+    column(
+        "Created At",
+        "date",
+        "",
         "CreationTimestamp is a timestamp representing the server time when this object was created. It \
          is not guaranteed to be set in happens-before order across separate operations. Clients may \
          not set this value. It is represented in RFC3339 form and is in UTC.
 
 Populated by the system. \
          Read-only. Null for lists. More info: \
-         https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"),
+         https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+    ),
 ];
 
-pub(super) static DEF: ResourceDef = ResourceDef {
-    columns: COLUMNS,
-    ..ResourceDef::new::<Role>("role", &Typed::<Role, _>::new(Roles))
-};
+pub(super) static DEF: ResourceDef =
+    ResourceDef { columns: COLUMNS, ..ResourceDef::new::<Role>("role", &Typed::<Role, _>::new(Roles)) };
 
 struct Roles;
 

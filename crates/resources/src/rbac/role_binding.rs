@@ -12,16 +12,17 @@ use crate::def::{AGE, Column, NAME, ResourceDef, Strategy, Typed};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Role", "string", "", 
+    column(
+        "Role",
+        "string",
+        "",
         "RoleRef can reference a Role in the current namespace or a ClusterRole in the global \
-         namespace. If the RoleRef cannot be resolved, the Authorizer must return an error."),
+         namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.",
+    ),
     AGE,
-    wide_column("Users", "string", "", 
-        "Users in the roleBinding"),
-    wide_column("Groups", "string", "", 
-        "Groups in the roleBinding"),
-    wide_column("ServiceAccounts", "string", "", 
-        "ServiceAccounts in the roleBinding"),
+    wide_column("Users", "string", "", "Users in the roleBinding"),
+    wide_column("Groups", "string", "", "Groups in the roleBinding"),
+    wide_column("ServiceAccounts", "string", "", "ServiceAccounts in the roleBinding"),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -37,7 +38,13 @@ impl Strategy<RoleBinding> for RoleBindings {
     }
 
     fn validate(&self, obj: &RoleBinding, errs: &mut ErrorList) {
-        binding(&obj.role_ref, &["Role", "ClusterRole"], obj.subjects.as_deref().unwrap_or_default(), true, errs);
+        binding(
+            &obj.role_ref,
+            &["Role", "ClusterRole"],
+            obj.subjects.as_deref().unwrap_or_default(),
+            true,
+            errs,
+        );
     }
 
     fn validate_update(&self, new: &RoleBinding, old: &RoleBinding, errs: &mut ErrorList) {

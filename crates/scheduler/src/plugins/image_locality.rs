@@ -21,8 +21,8 @@ fn normalized(image: &str) -> String {
 }
 
 impl Score for ImageLocality {
-    /// Unlike upstream's, the score does not shrink with the share of nodes that lack the image: it stays a function of
-    /// pod and node alone, so that pods of one shape can share it.
+    /// Unlike upstream's, the score does not shrink with the share of nodes that lack the image: it stays a
+    /// function of pod and node alone, so that pods of one shape can share it.
     fn score(&self, pod: &CycleState, node: &NodeInfo) -> i64 {
         if node.images.is_empty() {
             return 0;

@@ -57,10 +57,8 @@ mod tests {
     }
 
     fn required(terms: Value) -> PodInfo {
-        let selector = json!({"nodeSelectorTerms": terms});
-        pod(
-            json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": selector}}}),
-        )
+        let wishes = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
+        pod(json!({"affinity": {"nodeAffinity": wishes}}))
     }
 
     #[test]
@@ -69,7 +67,10 @@ mod tests {
         let selecting = pod(json!({"nodeSelector": {"zone": "x"}}));
         assert_eq!(verdict(&DEF, &selecting, &zone("x")), "ok");
         assert_eq!(verdict(&DEF, &selecting, &zone("y")), no);
-        let expression = |op: &str, key: &str, values: Value| json!([{"matchExpressions": [{"key": key, "operator": op, "values": values}]}]);
+        let expression = |op: &str, key: &str, values: Value| {
+            let expression = json!({"key": key, "operator": op, "values": values});
+            json!([{"matchExpressions": [expression]}])
+        };
         for (op, key, values, answer) in [
             ("In", "zone", json!(["x", "z"]), "ok"),
             ("NotIn", "zone", json!(["x"]), no),
@@ -92,8 +93,9 @@ mod tests {
             json!({"weight": weight, "preference":
                 {"matchExpressions": [{"key": "zone", "operator": "In", "values": [value]}]}})
         };
-        let preferring = pod(json!({"affinity": {"nodeAffinity":
-            {"preferredDuringSchedulingIgnoredDuringExecution": [term(3, "x"), term(5, "y"), term(7, "x")]}}}));
+        let terms = [term(3, "x"), term(5, "y"), term(7, "x")];
+        let wishes = json!({"preferredDuringSchedulingIgnoredDuringExecution": terms});
+        let preferring = pod(json!({"affinity": {"nodeAffinity": wishes}}));
         assert_eq!(NodeAffinity.score(&preferring, &zone("x")), 10);
         assert_eq!(NodeAffinity.score(&preferring, &zone("z")), 0);
     }

@@ -1,5 +1,5 @@
-//! TaintToleration: tainted nodes take only pods that tolerate every taint; those with fewer taints that merely prefer
-//! not to be used rank higher.
+//! TaintToleration: tainted nodes take only pods that tolerate every taint; those with fewer taints that
+//! merely prefer not to be used rank higher.
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 

@@ -37,7 +37,8 @@ pub(super) fn apply(pod: &mut Pod) {
         }
     }
     let Some(affinity) = &mut spec.affinity else { return };
-    let each = |required: Option<&mut Vec<PodAffinityTerm>>, preferred: Option<&mut Vec<WeightedPodAffinityTerm>>| {
+    let each = |required: Option<&mut Vec<PodAffinityTerm>>,
+                preferred: Option<&mut Vec<WeightedPodAffinityTerm>>| {
         required.into_iter().flatten().for_each(|t| term(t, &labels));
         preferred.into_iter().flatten().for_each(|w| term(&mut w.pod_affinity_term, &labels));
     };

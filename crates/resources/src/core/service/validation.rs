@@ -225,11 +225,9 @@ fn traffic(spec: &ServiceSpec, kind: &str, path: &Path, errs: &mut ErrorList) {
     match (policy, externally_accessible(spec)) {
         ("", true) => errs.required(&at, ""),
         ("", false) => {}
-        (policy, accessible) => {
-            if !accessible {
-                errs.invalid(&at, policy, "may only be set for externally-accessible services");
-            }
-            one_of(errs, &at, policy, &["Cluster", "Local"]);
+        (policy, true) => one_of(errs, &at, policy, &["Cluster", "Local"]),
+        (policy, false) => {
+            errs.invalid(&at, policy, "may only be set for externally-accessible services");
         }
     }
     let health = spec.health_check_node_port.unwrap_or(0);
