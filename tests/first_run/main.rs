@@ -8,7 +8,7 @@ mod services;
 mod streams;
 mod workload;
 
-use coracle_testkit::{Census, Machine, busybox_archive, run};
+use coracle_testkit::{Census, Machine, busybox_archive, retry, run};
 
 /// The cluster's name in the test's directory.
 const MAIN: &str = "main";
@@ -111,10 +111,8 @@ fn up(story: &Story) {
     ))
     .ok();
     assert!(said.contains(IMAGE), "{said}");
-    let listed = run(machine
-        .command(&coracle_testkit::coracle())
-        .args(["image", "ls", "--data-dir"])
-        .arg(machine.data(MAIN)))
-    .ok();
-    assert!(listed.contains(IMAGE) && listed.contains("coracle.local/self"), "{listed}");
+    retry("the image of this very program", 60, || {
+        let listed = machine.coracle(MAIN, &["image", "ls"]).ok();
+        if listed.contains(IMAGE) && listed.contains("coracle.local/self") { Ok(()) } else { Err(listed) }
+    });
 }

@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use coracle_meta::{Object, Status};
 use coracle_resources::def::ResourceDef;
+use serde_json::Value;
 
 /// Bytes of the leading offset.
 const HEADER: usize = 4;
@@ -26,6 +27,34 @@ pub(crate) fn encode(obj: &mut dyn Object, capacity: usize) -> Result<Bytes, Sta
     let mut out = Vec::with_capacity(capacity + HEADER);
     out.extend_from_slice(&[0; HEADER]);
     obj.write_json(&mut out);
+    with_place(out)
+}
+
+/// Encodes the JSON form of an object for the store, type and metadata in front. It has no resourceVersion.
+///
+/// # Errors
+/// 500 when it is not an object with metadata.
+pub(crate) fn encode_value(def: &ResourceDef, value: &Value, capacity: usize) -> Result<Bytes, Status> {
+    let mut out = Vec::with_capacity(capacity + HEADER);
+    out.extend_from_slice(&[0; HEADER]);
+    out.extend_from_slice(type_head(def).as_bytes());
+    let fields = value.as_object().into_iter().flatten();
+    let meta = value.get("metadata").map(|meta| ("metadata", meta));
+    let rest = fields.filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"));
+    for (i, (key, field)) in meta.into_iter().chain(rest.map(|(k, v)| (k.as_str(), v))).enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut out, key).map_err(Status::internal)?;
+        out.push(b':');
+        serde_json::to_writer(&mut out, field).map_err(Status::internal)?;
+    }
+    out.push(b'}');
+    with_place(out)
+}
+
+/// Fills in the place of the resourceVersion.
+fn with_place(mut out: Vec<u8>) -> Result<Bytes, Status> {
     let place = metadata_start(&out[HEADER..])
         .ok_or_else(|| Status::internal("object does not encode with metadata"))?;
     let place = u32::try_from(place).map_err(Status::internal)?;
@@ -33,12 +62,38 @@ pub(crate) fn encode(obj: &mut dyn Object, capacity: usize) -> Result<Bytes, Sta
     Ok(Bytes::from(out))
 }
 
-/// The offset just behind `"metadata":{`. Searched in the head only: kinds encode `apiVersion`, `kind` and
-/// `metadata` first.
+/// The offset just behind the top-level `"metadata":{`, wherever a kind's encoding has it.
 fn metadata_start(json: &[u8]) -> Option<usize> {
     const MARK: &[u8] = b"\"metadata\":{";
-    let head = &json[..json.len().min(256)];
-    head.windows(MARK.len()).position(|w| w == MARK).map(|at| at + MARK.len())
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(&b) = json.get(at) {
+        match b {
+            b'"' => {
+                let key = depth == 1 && json.get(at.wrapping_sub(1)) != Some(&b':');
+                if key && json[at..].starts_with(MARK) {
+                    return Some(at + MARK.len());
+                }
+                at = string_end(json, at)?;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// The offset of the quote that closes the string opened at `start`.
+fn string_end(json: &[u8], start: usize) -> Option<usize> {
+    let mut at = start + 1;
+    loop {
+        match json.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
 }
 
 /// The complete JSON of a stored value at `revision`. Revision 0 leaves the field out (dry run).
@@ -103,5 +158,12 @@ mod tests {
         assert_eq!(read.metadata.name.as_deref(), Some("a"));
         let dry: ConfigMap = serde_json::from_slice(&splice(&value, 0)).unwrap();
         assert_eq!(dry.metadata.resource_version, None);
+    }
+
+    #[test]
+    fn metadata_is_found_behind_other_fields_and_not_in_strings() {
+        let json = br#"{"kind":"X","data":{"metadata":{"a":1},"s":"\"metadata\":{"},"metadata":{"name":"n"}}"#;
+        let at = metadata_start(json).unwrap();
+        assert_eq!(&json[at..], br#""name":"n"}}"#);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use coracle_client::PatchKind;
 use coracle_meta::apply::{self, Manager, Operation, update_managed_fields};
 use coracle_meta::schema::Schemas;
@@ -9,6 +10,8 @@ use coracle_meta::{Object, Status, patch};
 use coracle_resources::def::ResourceDef;
 use coracle_stdx::Clock;
 use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::{Value, json};
 
@@ -51,6 +54,20 @@ impl Fields {
         let _ = self.schemas.normalize(self.name(def), value);
     }
 
+    /// Encodes an object for the store, in the shape Go would give it. Its resourceVersion is cleared.
+    ///
+    /// # Errors
+    /// 500 when it does not encode.
+    pub(crate) fn encode(&self, def: &ResourceDef, obj: &mut dyn Object, size: usize) -> Result<Bytes, Status> {
+        if is_plain(obj) {
+            return codec::encode(obj, size);
+        }
+        obj.meta_mut().resource_version = None;
+        let mut value = obj.to_value();
+        self.complete(def, &mut value);
+        codec::encode_value(def, &value, size)
+    }
+
     /// `current` with a patch applied (not server-side apply).
     ///
     /// # Errors
@@ -80,7 +97,7 @@ impl Fields {
         &self,
         resource: &Resource,
         new: &mut dyn Object,
-        old: Option<&dyn Object>,
+        live: Option<&[u8]>,
         manager: &str,
         subresource: &str,
         now: Timestamp,
@@ -88,8 +105,16 @@ impl Fields {
         let api_version = codec::api_version(resource.def);
         let manager =
             Manager { name: manager, operation: Operation::Update, api_version: &api_version, subresource, now };
-        let live = old.map(|old| old.to_value());
+        if new.meta().managed_fields.as_ref().is_some_and(Vec::is_empty) {
+            // An empty list, as opposed to none, makes the object forget its managers.
+            new.meta_mut().managed_fields = None;
+            return;
+        }
+        let live: Option<Value> = live.and_then(|text| serde_json::from_slice(text).ok());
         let mut value = new.to_value();
+        if !is_plain(new) {
+            self.complete(resource.def, &mut value);
+        }
         update_managed_fields(&self.schemas, self.name(resource.def), live.as_ref(), &mut value, &manager);
         new.meta_mut().managed_fields = managed_of(&mut value);
     }
@@ -146,6 +171,17 @@ pub(crate) struct Applying<'a> {
     pub(crate) subresource: &'a str,
     /// Tells the time of the write.
     pub(crate) clock: &'a Clock,
+}
+
+/// Whether the typed encoding of the object is what Go would encode: nothing in it that Go always writes.
+fn is_plain(obj: &dyn Object) -> bool {
+    let any = obj.as_any();
+    if let Some(pod) = any.downcast_ref::<Pod>() {
+        return pod.status.as_ref().is_none_or(|s| {
+            s.conditions.is_none() && s.container_statuses.is_none() && s.init_container_statuses.is_none()
+        });
+    }
+    any.is::<ConfigMap>() || any.is::<Secret>() || any.is::<Lease>() || any.is::<ServiceAccount>()
 }
 
 fn managed_of(value: &mut Value) -> Option<Vec<ManagedFieldsEntry>> {

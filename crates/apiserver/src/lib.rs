@@ -12,6 +12,7 @@ mod fields;
 mod http;
 mod kubelet;
 mod openapi;
+mod protobuf;
 mod registry;
 mod server;
 mod services;

@@ -59,11 +59,11 @@ impl Server {
         &self,
         resource: &Resource,
         new: &mut dyn Object,
-        old: Option<&dyn Object>,
+        live: Option<&[u8]>,
         manager: &str,
         subresource: &str,
     ) {
-        self.fields.track(resource, new, old, manager, subresource, self.clock.now());
+        self.fields.track(resource, new, live, manager, subresource, self.clock.now());
     }
 
     /// Whether the request may proceed.

@@ -21,6 +21,7 @@ use coracle_auth::UserInfo;
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
+use coracle_resources::def::Subresource;
 use serde_json::Value;
 
 use crate::cache::CacheEntry;
@@ -81,6 +82,17 @@ pub(crate) enum Part {
 }
 
 impl Part {
+    /// The subresource's definition.
+    pub(crate) fn subresource(self) -> Subresource {
+        match self {
+            Self::EphemeralContainers => Subresource::EphemeralContainers,
+            Self::Resize => Subresource::Resize,
+            Self::Finalize => Subresource::Finalize,
+            Self::Scale => Subresource::Scale,
+            Self::Main | Self::Status => Subresource::Status,
+        }
+    }
+
     /// The path segment; empty for the resource itself.
     pub(crate) fn path(self) -> &'static str {
         match self {

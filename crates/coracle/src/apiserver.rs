@@ -56,6 +56,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         node_ports: port_range(&args.service_node_port_range)?,
         advertise: SocketAddr::new(advertise, args.secure_port),
         kubelet_client: None,
+        bootstrap: coracle_auth::bootstrap::objects(),
     });
     let server =
         ApiServer::start(config).await.map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;

@@ -45,7 +45,7 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct DataDir {
     /// Directory of the cluster's data; each directory is a cluster of its own.
-    #[arg(long, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
+    #[arg(long, global = true, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
     pub data_dir: PathBuf,
 }
 

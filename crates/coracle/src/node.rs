@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Config, KubeletClient, Tls};
 use coracle_auth::UserInfo;
-use coracle_client::{Client, Informers, ResourceId};
+use coracle_client::{Client, Informers, PatchKind, ResourceId};
 use coracle_controllers::{ControllersConfig, ResourceEntry};
 use coracle_kubelet::{Kubelet, KubeletConfig};
 use coracle_network::{DnsServer, PodLinks, ServiceProxy};
@@ -74,6 +74,8 @@ pub struct ServerParts<'a> {
     pub advertise: SocketAddr,
     /// Access to kubelets.
     pub kubelet_client: Option<KubeletClient>,
+    /// Objects that must exist.
+    pub bootstrap: Vec<Box<dyn coracle_meta::Object>>,
 }
 
 /// Puts a configuration together: authenticators, authorizers and admission are those of every cluster.
@@ -109,7 +111,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         node_port_range: parts.node_ports,
         advertise: parts.advertise,
         kubelet_client: parts.kubelet_client,
-        bootstrap: coracle_auth::bootstrap::objects(),
+        bootstrap: parts.bootstrap,
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
     }
@@ -154,10 +156,7 @@ impl Node {
 
         let runtime_config = up::runtime_config(&paths, &cluster);
         let runtime = Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
-        let own = std::fs::canonicalize("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
-        if let Err(e) = runtime.ensure_self_image("coracle.local/self:latest", &own).await {
-            tracing::warn!("image coracle.local/self: {e}");
-        }
+        tasks.spawn(make_self_image(runtime.clone()));
         progress.step("runtime", "container runtime open");
         let about = json!({
             "pid": std::process::id(), "version": crate::GIT_VERSION, "node_ip": node_ip,
@@ -199,8 +198,20 @@ impl Node {
         tokio::time::timeout(Duration::from_secs(60), wait)
             .await
             .map_err(|_| broken("the node", "not Ready within a minute"))?;
+        // A kubelet may not give itself a role: the administrator does.
+        let role = json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "" } } });
+        let labelled = self.admin.api::<NodeObject>().patch("", &self.name, PatchKind::Merge, role).await;
+        labelled.map_err(|e| broken("the node's role", e))?;
         progress.step("node", &format!("{} is Ready", self.name));
         Ok(())
+    }
+}
+
+/// The image `coracle.local/self` holds this very program. Nothing waits for it but pods that name it.
+async fn make_self_image(runtime: Arc<Runtime>) {
+    let own = std::fs::canonicalize("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
+    if let Err(e) = runtime.ensure_self_image("coracle.local/self:latest", &own).await {
+        tracing::warn!("image coracle.local/self: {e}");
     }
 }
 
@@ -221,6 +232,8 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
         vec![issuer_url.clone()],
     )
     .map_err(|e| broken("service-account key", e))?;
+    let mut bootstrap = coracle_auth::bootstrap::objects();
+    bootstrap.extend(coracle_auth::bootstrap::cluster_objects());
     let config = server_config(ServerParts {
         store,
         clock: clock.clone(),
@@ -236,6 +249,7 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
             key_pem: pki.apiserver_kubelet.key.clone(),
             ca_pem: pki.ca.clone(),
         }),
+        bootstrap,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
 }
@@ -280,15 +294,13 @@ async fn publish_dns(admin: &Client, cluster: &Cluster) -> Result<(), Failure> {
     let parse = |e: serde_json::Error| broken("DNS service", e);
     let service: Service = serde_json::from_value(service).map_err(parse)?;
     let slice: EndpointSlice = serde_json::from_value(slice).map_err(parse)?;
-    let made = [
-        admin.api::<Service>().create("kube-system", service).await.map(drop),
-        admin.api::<EndpointSlice>().create("kube-system", slice).await.map(drop),
-    ];
-    for result in made {
-        match result {
-            Err(e) if e.reason() != coracle_meta::Reason::AlreadyExists => return Err(broken("DNS service", e)),
-            _ => {}
-        }
+    let failed = |e: coracle_meta::Status| broken("DNS service", e);
+    let absent = |e: &coracle_meta::Status| e.reason() == coracle_meta::Reason::NotFound;
+    if admin.api::<Service>().get("kube-system", "kube-dns").await.is_err_and(|e| absent(&e)) {
+        admin.api::<Service>().create("kube-system", service).await.map_err(failed)?;
+    }
+    if admin.api::<EndpointSlice>().get("kube-system", "kube-dns").await.is_err_and(|e| absent(&e)) {
+        admin.api::<EndpointSlice>().create("kube-system", slice).await.map_err(failed)?;
     }
     Ok(())
 }
@@ -328,11 +340,10 @@ fn start_control(tasks: &mut Tasks, server: &Arc<ApiServer>, pki: &Pki, clock: &
 }
 
 fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) -> KubeletConfig {
-    let role = ("node-role.kubernetes.io/control-plane".to_owned(), String::new());
     KubeletConfig {
         node_name: cluster.node_name.clone(),
         node_ip,
-        node_labels: BTreeMap::from([role]),
+        node_labels: BTreeMap::new(),
         pod_cidr: cluster.pod_cidr.clone(),
         version: crate::GIT_VERSION.into(),
         port: cluster.kubelet_port,

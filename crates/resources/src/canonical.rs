@@ -1,5 +1,6 @@
 //! Brings a decoded JSON value into the form that upstream's Go types give it: empty strings, lists and maps,
-//! `false` and 0 count as absent where the Go field is no pointer, and `null` in lists and maps is the zero value.
+//! `false` and 0 count as absent where the Go field is no pointer, and `null` in lists and maps is the zero
+//! value.
 
 use serde_json::Value;
 

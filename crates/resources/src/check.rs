@@ -9,6 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
+/// A rule of [`names`]: the messages for a text that breaks it.
+pub(crate) type Rule = fn(&str) -> Vec<String>;
+
 /// What a number below zero is told.
 pub(crate) const NEGATIVE: &str = "must be greater than or equal to 0";
 /// What a number below one is told.
@@ -26,7 +29,7 @@ pub(crate) fn each(errs: &mut ErrorList, path: &Path, value: impl Into<Value>, m
 }
 
 /// A text that must match a rule of [`names`].
-pub(crate) fn named(errs: &mut ErrorList, path: &Path, value: &str, rule: fn(&str) -> Vec<String>) {
+pub(crate) fn named(errs: &mut ErrorList, path: &Path, value: &str, rule: Rule) {
     each(errs, path, value, rule(value));
 }
 

@@ -115,7 +115,8 @@ pub struct Context<'a> {
 /// The behaviour of a kind that the generic verbs ask for. Every method has upstream's generic default.
 ///
 /// Order on create: `default`, admission, `prepare_create`, `validate`. On update: `default`, admission,
-/// `prepare_update`, `validate_update`. On a status update: `prepare_status_update`, `validate_status_update`.
+/// `prepare_update`, `validate_update`. On a status update: `prepare_status_update`,
+/// `validate_status_update`.
 /// Object metadata (name, labels, owner references …) is validated by the machinery.
 #[expect(unused_variables, reason = "defaults of a trait that kinds override")]
 pub trait Strategy<K: Kind>: Send + Sync + 'static {
@@ -393,9 +394,9 @@ pub const NAME: Column = Column {
     format: "name",
     priority: 0,
     description: "Name must be unique within a namespace. Is required when creating resources, although some \
-                  resources may allow a client to request the generation of an appropriate name automatically. \
-                  Name is primarily intended for creation idempotence and configuration definition. Cannot be \
-                  updated. More info: \
+                  resources may allow a client to request the generation of an appropriate name \
+                  automatically. Name is primarily intended for creation idempotence and configuration \
+                  definition. Cannot be updated. More info: \
                   https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
 };
 /// The age column.
@@ -404,11 +405,12 @@ pub const AGE: Column = Column {
     kind: "string",
     format: "",
     priority: 0,
-    description: "CreationTimestamp is a timestamp representing the server time when this object was created. It \
-                  is not guaranteed to be set in happens-before order across separate operations. Clients may \
-                  not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the \
-                  system. Read-only. Null for lists. More info: \
-                  https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+    description: "\
+                  CreationTimestamp is a timestamp representing the server time when this object was \
+                  created. It is not guaranteed to be set in happens-before order across separate \
+                  operations. Clients may not set this value. It is represented in RFC3339 form and is in \
+                  UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: \
+              https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
 };
 
 /// A column shown always.

@@ -96,7 +96,8 @@ mod tests {
     #[test]
     fn a_plain_pod_gets_upstreams_defaults() {
         let pod = json!({ "metadata": { "name": "p" },
-            "spec": { "containers": [{ "name": "c", "image": "nginx:1", "ports": [{ "containerPort": 80 }] }] } });
+            "spec": { "containers": [
+                { "name": "c", "image": "nginx:1", "ports": [{ "containerPort": 80 }] }] } });
         let made = create("", "pods", pod).expect("a valid pod");
         assert_eq!(made["status"], json!({ "phase": "Pending", "qosClass": "BestEffort" }));
         let spec = &made["spec"];
@@ -112,17 +113,20 @@ mod tests {
             "spec": { "restartPolicy": "Sometimes", "containers": [{ "name": "C", "image": "" }] } });
         let why = create("", "pods", pod).expect_err("an invalid pod");
         assert!(why.contains("spec.containers[0].image: Required value"), "{why}");
-        let supported = r#"spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never""#;
+        let supported = "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \
+            \"Always\", \"OnFailure\", \"Never\"";
         assert!(why.contains(supported), "{why}");
     }
 
     #[test]
     fn a_deployments_selector_must_match_its_template() {
-        let deployment = json!({ "metadata": { "name": "d" }, "spec": { "selector": { "matchLabels": { "a": "b" } },
+        let deployment = json!({ "metadata": { "name": "d" }, "spec": {
+            "selector": { "matchLabels": { "a": "b" } },
             "template": { "metadata": { "labels": { "a": "c" } },
                           "spec": { "containers": [{ "name": "c", "image": "x" }] } } } });
         let why = create("apps", "deployments", deployment).expect_err("labels differ");
-        let expected = r#"spec.template.metadata.labels: Invalid value: {"a":"c"}: `selector` does not match template `labels`"#;
+        let expected = "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not \
+            match template `labels`";
         assert_eq!(why, expected);
     }
 }

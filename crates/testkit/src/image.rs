@@ -16,6 +16,8 @@ fn entry(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mode
     header.set_entry_type(kind);
     header.set_mode(mode);
     header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_size(data.len() as u64);
     tar.append_data(&mut header, path, data).expect("writing to memory");
 }
@@ -36,6 +38,8 @@ fn layer() -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_mode(0o777);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_size(0);
         tar.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("writing to memory");
     }

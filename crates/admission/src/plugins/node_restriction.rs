@@ -50,7 +50,7 @@ impl Plugin for NodeRestriction {
     }
 }
 
-fn bound_to<'a>(pod: &'a Pod) -> &'a str {
+fn bound_to(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("")
 }
 
@@ -212,8 +212,8 @@ fn token(env: &Environment, request: &Request<'_>, node: &str) -> Option<String>
     let present = pod.metadata.uid.as_deref().unwrap_or("");
     if present != uid {
         let why = format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might \
-             have been deleted and then recreated"
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object \
+             might have been deleted and then recreated"
         );
         return Some(why);
     }
@@ -243,8 +243,8 @@ mod tests {
     fn kubelets_create_only_mirror_pods() {
         let user = UserInfo::authenticated("system:node:n1", &["system:nodes"]);
         let refusal = admit_as(&NodeRestriction, &[], &user, &mut pod("a", |_| {})).expect_err("no mirror");
-        let why = "pods \"a\" is forbidden: pod does not have \"kubernetes.io/config.mirror\" annotation, node \
-                   \"n1\" can only create mirror pods";
+        let why = "pods \"a\" is forbidden: pod does not have \"kubernetes.io/config.mirror\" annotation, \
+                   node \"n1\" can only create mirror pods";
         assert_eq!(refusal.message(), why);
         let other = UserInfo::authenticated("jane", &[]);
         assert!(admit_as(&NodeRestriction, &[], &other, &mut pod("a", |_| {})).is_ok());

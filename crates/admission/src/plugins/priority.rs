@@ -113,8 +113,8 @@ fn resolve(env: &Environment, pod: &mut Pod) -> Option<String> {
     spec.priority = Some(class.value);
     if let Some(given) = spec.preemption_policy.as_deref().filter(|given| *given != class.policy) {
         return Some(format!(
-            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission \
-             controller computed {} from the given PriorityClass name",
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority \
+             admission controller computed {} from the given PriorityClass name",
             class.policy
         ));
     }

@@ -194,8 +194,8 @@ fn forbidden_secret(account: &Account, spec: &PodSpec) -> Option<String> {
         let name = secret.secret_name.as_deref().unwrap_or("");
         if !listed(name) {
             return Some(format!(
-                "volume with secret.secretName={name:?} is not allowed because service account {owner} does not \
-                 reference that secret"
+                "volume with secret.secretName={name:?} is not allowed because service account {owner} \
+                 does not reference that secret"
             ));
         }
     }
@@ -205,8 +205,8 @@ fn forbidden_secret(account: &Account, spec: &PodSpec) -> Option<String> {
             let secret = var.value_from.as_ref().and_then(|f| f.secret_key_ref.as_ref());
             if let Some(secret) = secret.filter(|s| !listed(&s.name)) {
                 return Some(format!(
-                    "{what} {} with envVar {} referencing secret.secretName={:?} is not allowed because service \
-                     account {owner} does not reference that secret",
+                    "{what} {} with envVar {} referencing secret.secretName={:?} is not allowed because \
+                     service account {owner} does not reference that secret",
                     container.name, var.name, secret.name
                 ));
             }
@@ -217,8 +217,8 @@ fn forbidden_secret(account: &Account, spec: &PodSpec) -> Option<String> {
     let refused = spec.image_pull_secrets.iter().flatten().find(|pull| !allowed(pull));
     refused.map(|pull| {
         format!(
-            "imagePullSecrets.name={:?} is not allowed because service account {owner} does not reference that \
-             imagePullSecret",
+            "imagePullSecrets.name={:?} is not allowed because service account {owner} does not reference \
+             that imagePullSecret",
             pull.name
         )
     })
@@ -240,8 +240,8 @@ mod tests {
     fn missing_account_is_named() {
         let mut pod = pod("a", |spec| spec.service_account_name = Some("nosuch".to_owned()));
         let refusal = admit(&ServiceAccount, &[], &mut pod).expect_err("there is no such account");
-        let why = "pods \"a\" is forbidden: error looking up service account ns/nosuch: serviceaccount \"nosuch\" \
-                   not found";
+        let why = "pods \"a\" is forbidden: error looking up service account ns/nosuch: serviceaccount \
+                   \"nosuch\" not found";
         assert_eq!(refusal.message(), why);
     }
 

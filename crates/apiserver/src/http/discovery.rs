@@ -45,7 +45,8 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
     if !legacy && parts.first() != Some(&"apis") {
         return None;
     }
-    let get_only = legacy || parts.len() == 3;
+    let served = parts.len() < 2 || parts == ["api", "v1"] || (parts.len() == 3 && !legacy);
+    let get_only = served && (legacy || parts.len() == 3);
     if get_only && request.method() != Method::GET {
         return Some(status(&method_not_allowed()));
     }

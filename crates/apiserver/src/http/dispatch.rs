@@ -18,6 +18,7 @@ use super::pipeline::Incomer;
 use super::query::{Query, check_dry_run};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
+use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
 use crate::transport::part_of;
@@ -277,10 +278,22 @@ impl Call<'_> {
         if text.is_empty() {
             return Ok((self.query.delete_options()?, false));
         }
-        let value = match negotiate::body_format(&self.headers)? {
-            Format::Json => decode::parse(&text, "DeleteOptions")?,
+        let value: Value = match negotiate::body_format(&self.headers)? {
+            Format::Json => serde_json::from_slice(&text).map_err(|e| {
+                let why = decode::syntax_error(&text, &e);
+                Status::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
+            })?,
             Format::Yaml => yaml(&text, "DeleteOptions")?,
+            Format::Protobuf => self.protobuf(&text, "DeleteOptions")?,
         };
+        let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
+        if kind != "DeleteOptions" {
+            let version = value.get("apiVersion").and_then(Value::as_str).unwrap_or("");
+            return Err(Status::bad_request(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \
+                 \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
+            )));
+        }
         let dry: Vec<&str> =
             value["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         check_dry_run("DeleteOptions", &dry)?;
@@ -356,7 +369,17 @@ impl Call<'_> {
         match format {
             Format::Json => Ok(Input::Text(text)),
             Format::Yaml => Ok(Input::Json(yaml(&text, kind)?)),
+            Format::Protobuf => Ok(Input::Json(self.protobuf(&text, kind)?)),
         }
+    }
+
+    fn protobuf(&self, text: &[u8], kind: &str) -> Result<Value, Status> {
+        protobuf::decode(text, self.resource.def, kind).map_err(|e| {
+            let shown = decode::excerpt(text);
+            Status::bad_request(format!(
+                "the object provided is unrecognized (must be of type {kind}): {e} ({shown})"
+            ))
+        })
     }
 }
 

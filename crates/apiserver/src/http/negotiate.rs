@@ -12,6 +12,8 @@ pub(crate) enum Format {
     Json,
     /// `application/yaml`.
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`; read, not written.
+    Protobuf,
 }
 
 /// Shape of a response.
@@ -143,6 +145,7 @@ pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
         _ if malformed => Err(unsupported()),
         "" | "application/json" => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Format::Protobuf),
         _ => Err(unsupported()),
     }
 }

@@ -45,8 +45,11 @@ impl<'a> Query<'a> {
             None | Some("") => Ok(None),
             Some(text) => match text.parse::<i64>() {
                 Ok(n) => Ok(Some(n)),
-                Err(_) => {
-                    let why = format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+                Err(e) => {
+                    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+                    let range = matches!(e.kind(), PosOverflow | NegOverflow);
+                    let what = if range { "value out of range" } else { "invalid syntax" };
+                    let why = format!("strconv.ParseInt: parsing {text:?}: {what}");
                     Err(Status::bad_request(why))
                 }
             },
@@ -122,10 +125,8 @@ impl<'a> Query<'a> {
 /// `dryRun` has one possible value.
 pub(crate) fn check_dry_run(kind: &str, asked: &[&str]) -> Result<bool, Status> {
     let mut errs = ErrorList::new();
-    for value in asked {
-        if *value != "All" {
-            errs.not_supported("dryRun", *value, &["All"]);
-        }
+    if asked.iter().any(|value| *value != "All") {
+        errs.not_supported("dryRun", serde_json::json!(asked), &["All"]);
     }
     if errs.is_empty() { Ok(!asked.is_empty()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errs)) }
 }

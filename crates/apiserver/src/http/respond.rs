@@ -96,14 +96,11 @@ pub(crate) fn method_not_allowed() -> Status {
 
 /// Adds `Warning` headers.
 pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
-    let mut seen: Vec<&str> = Vec::new();
     for warning in warnings {
-        if seen.contains(&warning.as_str()) {
-            continue;
-        }
-        seen.push(warning);
         let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{escaped}\"").as_bytes()) {
+        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{escaped}\"").as_bytes())
+            && !response.headers().get_all(WARNING).iter().any(|v| *v == value)
+        {
             response.headers_mut().append(WARNING, value);
         }
     }
@@ -187,7 +184,7 @@ impl Answer<'_> {
                 text.push('\n');
                 (text.into_bytes(), JSON)
             }
-            Format::Json => (value.to_string().into_bytes(), JSON),
+            Format::Json | Format::Protobuf => (value.to_string().into_bytes(), JSON),
             Format::Yaml => {
                 let text = serde_yaml_ng::to_string(value).map_err(Status::internal)?;
                 (text.into_bytes(), HeaderValue::from_static("application/yaml"))
@@ -244,7 +241,7 @@ fn list_value(resource: &Resource, page: &Page) -> Result<Value, Status> {
 }
 
 /// The Go package of a kind's internal type, as some messages print it.
-fn go_package(resource: &Resource) -> &'static str {
+pub(crate) fn go_package(resource: &Resource) -> &'static str {
     match resource.def.group {
         "" => "core",
         group => group.split('.').next().unwrap_or(group),

@@ -90,8 +90,12 @@ fn row(answer: &Answer<'_>, resource: &Resource, entry: &Arc<CacheEntry>) -> Res
     let obj = entry.decoded()?;
     let now = answer.server.clock.now();
     let mut row = json!({ "cells": resource.def.strategy.row(&*obj, now) });
+    if let Some((reason, message)) = resource.def.strategy.completed(&*obj) {
+        row["conditions"] =
+            json!([{ "type": "Completed", "status": "True", "reason": reason, "message": message }]);
+    }
     match answer.include_object {
-        "None" => {}
+        "None" => row["object"] = Value::Null,
         "Object" => row["object"] = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?,
         _ => row["object"] = partial(entry, answer.wanted.version)?,
     }

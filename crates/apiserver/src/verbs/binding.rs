@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::commit::Refused;
 use super::create::whole_seconds;
-use super::update::CONFLICT_TRIES;
+use super::update::{CONFLICT_TRIES, uid_conflict};
 use super::{Caller, Input};
 use crate::registry::Resource;
 use crate::server::Server;
@@ -45,7 +45,7 @@ impl Server {
         let text = |at: &str| binding.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
         let own = text("/metadata/name");
         if !name.is_empty() && !own.is_empty() && own != name {
-            let why = format!("name in URL does not match name in Binding object: {name} {own}");
+            let why = "name in URL does not match name in Binding object";
             return Err(Status::bad_request(why));
         }
         let name = if name.is_empty() { own } else { name.to_owned() };
@@ -67,7 +67,11 @@ impl Server {
             let mut obj = entry.decode_full()?;
             let conflict = |why: &str| Status::conflict("", "pods/binding", &name, why);
             let Some(pod) = obj.downcast_mut::<Pod>() else { return Err(Status::internal("not a pod")) };
-            self.assign(pod, &node, &uid, &binding, &conflict)?;
+            let own = pod.metadata.uid.as_deref().unwrap_or("");
+            if !uid.is_empty() && uid != own {
+                return Err(uid_conflict(resource, &entry, &uid, own));
+            }
+            self.assign(pod, &node, &binding, &conflict)?;
             if opts.dry_run {
                 return Ok(created());
             }
@@ -84,16 +88,9 @@ impl Server {
         &self,
         pod: &mut Pod,
         node: &str,
-        uid: &str,
         binding: &Value,
         conflict: &dyn Fn(&str) -> Status,
     ) -> Result<(), Status> {
-        let own = pod.metadata.uid.as_deref().unwrap_or("");
-        if !uid.is_empty() && uid != own {
-            return Err(conflict(&format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {own}"
-            )));
-        }
         let pod_name = pod.metadata.name.clone().unwrap_or_default();
         if pod.metadata.deletion_timestamp.is_some() {
             return Err(conflict(&format!("pod {pod_name} is being deleted, cannot be assigned to a host")));
@@ -109,6 +106,12 @@ impl Server {
         if let Some(annotations) = binding.pointer("/metadata/annotations").and_then(Value::as_object) {
             let own = pod.metadata.annotations.get_or_insert_default();
             own.extend(annotations.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))));
+        }
+        if let Some(labels) = binding.pointer("/metadata/labels").and_then(Value::as_object) {
+            let own = pod.metadata.labels.get_or_insert_default();
+            for (key, value) in labels {
+                own.entry(key.clone()).or_insert_with(|| value.as_str().unwrap_or("").to_owned());
+            }
         }
         let now = Time(whole_seconds(self.clock.now()));
         let status = pod.status.get_or_insert_default();
@@ -172,7 +175,7 @@ impl Server {
         let eviction = body_value(input, "Eviction")?;
         let own = eviction.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
         if own != name {
-            let why = format!("name in URL does not match name in Eviction object: {name} {own}");
+            let why = "name in URL does not match name in Eviction object";
             return Err(Status::bad_request(why));
         }
         let mut options = delete_options_of(eviction.get("deleteOptions").unwrap_or(&Value::Null));

@@ -49,7 +49,7 @@ impl Server {
         mut obj: Box<dyn Object>,
         expected: Option<u64>,
     ) -> Result<Arc<CacheEntry>, Refused> {
-        let value = codec::encode(&mut *obj, 2048).map_err(Refused::Failed)?;
+        let value = self.fields.encode(resource.def, &mut *obj, 2048).map_err(Refused::Failed)?;
         if value.len() > MAX_OBJECT {
             let (size, max) = (value.len(), MAX_OBJECT);
             let why = format!("etcdserver: request is too large ({size} bytes, at most {max})");
@@ -92,12 +92,13 @@ impl Server {
 
     /// The entry that a dry run answers with: as it would be stored, at the old revision or none.
     pub(crate) fn imagined(
+        &self,
         resource: &Resource,
         key: Arc<str>,
         obj: &mut dyn Object,
         revision: u64,
     ) -> Result<Arc<CacheEntry>, Status> {
-        let value = codec::encode(obj, 2048)?;
+        let value = self.fields.encode(resource.def, obj, 2048)?;
         let encoded = codec::splice(&value, revision);
         let prefix = resource.cache.prefix_len();
         Ok(Arc::new(CacheEntry::new(key, prefix, revision, encoded, resource.def)))

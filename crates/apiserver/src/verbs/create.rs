@@ -57,6 +57,8 @@ impl Server {
             return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
         }
         let name = obj.name().to_owned();
+        // Admission reads namespaces, service accounts … as of all acknowledged writes.
+        self.fresh().await;
         warnings.extend(self.admit_create(caller, resource, namespace, &name, &mut obj, dry_run).await?);
         let now = self.clock.now();
         fill_system_fields(obj.meta_mut(), now);
@@ -86,7 +88,7 @@ impl Server {
                 if resource.cache.get(&key).is_some() {
                     return Err(taken(obj.name()));
                 }
-                let entry = Self::imagined(resource, key, &mut *obj, 0)?;
+                let entry = self.imagined(resource, key, &mut *obj, 0)?;
                 return Ok(Outcome { entry, warnings, created: true });
             }
             match self.put(resource, key, obj, None).await {

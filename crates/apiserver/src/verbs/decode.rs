@@ -196,7 +196,7 @@ fn check_type(resource: &Resource, mut value: Value) -> Result<Value, Status> {
                 "{kind} in version {version:?} cannot be handled as a {want}: \
                  converting ({}.{kind}) to ({}.{want}): unknown conversion",
                 go_package(of),
-                go_package(&expected),
+                crate::http::respond::go_package(resource),
             )
         } else {
             format!(

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::commit::Refused;
 use super::create::whole_seconds;
 use super::list::Page;
-use super::update::{CONFLICT_TRIES, uid_conflict};
+use super::update::CONFLICT_TRIES;
 use super::{Caller, Outcome};
 use crate::cache::CacheEntry;
 use crate::registry::Resource;
@@ -94,7 +94,7 @@ impl Server {
         check_delete_preconditions(resource, &*old, entry.revision, opts)?;
         self.admit_delete(caller, resource, namespace, &*old, opts.dry_run).await?;
         let step = match old.downcast::<Namespace>() {
-            Some(ns) => self.namespace_step(resource, ns)?,
+            Some(ns) => self.namespace_step(ns),
             None => self.step(resource, &*old, opts),
         };
         match step {
@@ -102,7 +102,7 @@ impl Server {
             Step::Remove => self.remove_and_answer(resource, entry, &*old, opts.dry_run).await,
             Step::Mark(mut obj) => {
                 if opts.dry_run {
-                    let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+                    let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
                     return Ok(Deleted::Object(Outcome::of(entry)));
                 }
                 let entry = self.mark(resource, entry, obj).await?;
@@ -110,7 +110,7 @@ impl Server {
             }
             Step::MarkAndRemove(mut obj) => {
                 if opts.dry_run {
-                    let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+                    let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
                     return Ok(answer(resource, entry, &*old));
                 }
                 let entry = self.mark(resource, entry, obj).await?;
@@ -123,8 +123,12 @@ impl Server {
         &self,
         resource: &Resource,
         entry: &Arc<CacheEntry>,
-        obj: Box<dyn Object>,
+        mut obj: Box<dyn Object>,
     ) -> Result<Arc<CacheEntry>, Option<Status>> {
+        let same = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+        if same.encoded == entry.encoded {
+            return Ok(entry.clone());
+        }
         match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
             Ok(entry) => Ok(entry),
             Err(Refused::Condition(..)) => Err(None),
@@ -158,19 +162,14 @@ impl Server {
         dry_run: bool,
         warnings: Vec<String>,
     ) -> Result<Outcome, Refused> {
-        let revision = if dry_run {
-            entry.revision
-        } else {
+        if !dry_run {
             match self.remove(entry).await {
-                Ok(revision) => revision,
+                Ok(_) => self.services.release(&*obj),
                 Err(None) => return Err(Refused::Condition(obj)),
                 Err(Some(status)) => return Err(Refused::Failed(status)),
             }
-        };
-        if !dry_run {
-            self.services.release(&*obj);
         }
-        let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, revision);
+        let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision);
         Ok(Outcome { entry: entry.map_err(Refused::Failed)?, warnings, created: false })
     }
 
@@ -222,25 +221,22 @@ impl Server {
     }
 
     /// Namespaces go through a phase of their own, which the namespace controller ends.
-    fn namespace_step(&self, resource: &Resource, ns: &Namespace) -> Result<Step, Status> {
+    fn namespace_step(&self, ns: &Namespace) -> Step {
         let held = ns.spec.as_ref().is_some_and(|s| s.finalizers.as_ref().is_some_and(|f| !f.is_empty()));
         let finalized = ns.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
         if ns.metadata.deletion_timestamp.is_some() {
             if held {
-                let name = ns.metadata.name.as_deref().unwrap_or("");
-                let why = "The system is ensuring all content is removed from this namespace.  Upon completion, \
-                           this namespace will automatically be purged by the system.";
-                return Err(Status::conflict(resource.def.group, resource.def.plural, name, why));
+                return Step::Mark(Box::new(ns.clone()));
             }
-            return Ok(if finalized { Step::Pending } else { Step::Remove });
+            return if finalized { Step::Mark(Box::new(ns.clone())) } else { Step::Remove };
         }
         if !held && !finalized {
-            return Ok(Step::Remove);
+            return Step::Remove;
         }
         let mut ns = ns.clone();
         ns.metadata.deletion_timestamp = Some(Time(whole_seconds(self.clock.now())));
         ns.status.get_or_insert_default().phase = Some("Terminating".into());
-        Ok(Step::Mark(Box::new(ns)))
+        Step::Mark(Box::new(ns))
     }
 
     /// Deletes all objects that a list selects; answers with them as they were.
@@ -361,14 +357,18 @@ fn check_delete_preconditions(
 ) -> Result<(), Status> {
     let present = old.meta().uid.as_deref().unwrap_or("");
     if let Some(asked) = opts.uid.as_deref().filter(|asked| *asked != present) {
-        return Err(uid_conflict(resource, old.name(), asked, present));
+        let why = format!(
+            "the UID in the precondition ({asked}) does not match the UID in record ({present}). \
+             The object might have been deleted and then recreated"
+        );
+        return Err(Status::conflict(resource.def.group, resource.def.kind, old.name(), &why));
     }
     if let Some(asked) = opts.resource_version.as_deref().filter(|asked| *asked != revision.to_string()) {
         let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: \
-             {revision}"
+            "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record \
+             ({revision}). The object might have been modified"
         );
-        return Err(Status::conflict(resource.def.group, resource.def.plural, old.name(), &why));
+        return Err(Status::conflict(resource.def.group, resource.def.kind, old.name(), &why));
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use coracle_client::ListOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::selector::{FieldSelector, LabelSelector};
@@ -17,6 +18,10 @@ use crate::cache::{CacheEntry, Filter};
 use crate::codec;
 use crate::registry::Resource;
 use crate::server::Server;
+
+/// Base64 as Go reads it: trailing bits may be anything.
+const LENIENT: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// A page of a list.
 pub(crate) struct Page {
@@ -210,7 +215,6 @@ fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {
         ("", "Pod" | "Node" | "Event" | "Namespace" | "Secret" | "ReplicationController" | "Service") => {
             format!("field label not supported: {path}")
         }
-        ("apps", "ReplicaSet") => format!("field label not supported: {path}"),
         _ if known.is_empty() => format!(
             "{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
         ),
@@ -288,9 +292,12 @@ fn encode_token(tail: &str, revision: u64) -> String {
 }
 
 fn decode_token(text: &str) -> Result<Token, Status> {
-    let bad = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
-    let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+    let bad = |why: String| {
+        Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+    };
+    let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| bad(super::decode::syntax_error(&bytes, &e)))?;
     let version = value["v"].as_str().unwrap_or("");
     if version != "meta.k8s.io/v1" {
         let why = format!("server does not recognize this encoded version {version:?}");

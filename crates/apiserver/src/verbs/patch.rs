@@ -115,8 +115,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Refused> {
         let (_, name) = entry.namespace_name();
-        let warnings =
-            self.check_applied(resource, namespace, name, body, opts).map_err(Refused::Failed)?;
+        self.check_applied(resource, namespace, name, body).map_err(Refused::Failed)?;
         let old = entry.decode_full().map_err(Refused::Failed)?;
         let live: Value =
             serde_json::from_slice(&entry.encoded).map_err(|e| Refused::Failed(Status::internal(e)))?;
@@ -124,9 +123,12 @@ impl Server {
         let how = self.applying(opts, part);
         let applied =
             self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
+        if applied == live {
+            return Ok(Outcome::of(entry.clone()));
+        }
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
         resource.def.strategy.default(&mut *obj);
-        let change = Change { obj, warnings };
+        let change = Change { obj, warnings: Vec::new() };
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
 
@@ -140,7 +142,7 @@ impl Server {
         body: &Value,
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
-        let warnings = self.check_applied(resource, namespace, name, body, opts)?;
+        self.check_applied(resource, namespace, name, body)?;
         let uid = body.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or("");
         if !uid.is_empty() {
             let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
@@ -151,7 +153,7 @@ impl Server {
         obj.meta_mut().name = Some(name.to_owned());
         place(resource, namespace, &mut *obj)?;
         resource.def.strategy.default(&mut *obj);
-        self.create_object(caller, resource, namespace, obj, opts.dry_run, warnings).await
+        self.create_object(caller, resource, namespace, obj, opts.dry_run, Vec::new()).await
     }
 
     fn applying<'a>(&'a self, opts: &'a WriteOptions, part: Part) -> Applying<'a> {
@@ -170,8 +172,7 @@ impl Server {
         namespace: &str,
         name: &str,
         body: &Value,
-        opts: &WriteOptions,
-    ) -> Result<Vec<String>, Status> {
+    ) -> Result<(), Status> {
         let Value::Object(_) = body else {
             return Err(Status::bad_request("invalid object type: /, Kind="));
         };
@@ -189,8 +190,7 @@ impl Server {
             let why = "the namespace of the provided object does not match the namespace sent on the request";
             return Err(Status::bad_request(why));
         }
-        let decoded = self.decode_value(resource, body.clone(), &opts.field_validation)?;
-        Ok(decoded.warnings)
+        Ok(())
     }
 }
 
@@ -235,6 +235,10 @@ fn check_identity(patched: &Value, name: &str) -> Result<(), Status> {
     let own = patched.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
     if own == name {
         return Ok(());
+    }
+    if own.is_empty() {
+        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        return Err(Status::bad_request(why));
     }
     let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
     Err(Status::bad_request(why))

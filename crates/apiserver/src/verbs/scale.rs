@@ -57,7 +57,7 @@ impl Server {
                     self.fields.patched(scale_def(), current.clone(), *kind, body)?
                 }
             };
-            check_scale(resource, name, &wanted, &current, entry.revision)?;
+            check_scale(resource, name, &wanted, &current, &entry)?;
             let locked = !unset(wanted.pointer("/metadata/resourceVersion").and_then(Value::as_str))
                 && matches!(write, ScaleWrite::Replace(_));
             let replicas = wanted.pointer("/spec/replicas").cloned().unwrap_or(json!(0));
@@ -129,13 +129,46 @@ fn selector_text(selector: &Value) -> Option<String> {
     Some(parsed.to_string())
 }
 
+fn check_scale_type(wanted: &Value) -> Result<(), Status> {
+    let text = |key: &str| wanted.get(key).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let version = api_version.rsplit('/').next().unwrap_or("");
+    if !matches!(kind, "" | "Scale") {
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a Scale: converting ({version}.{kind}) to \
+             (autoscaling.Scale): unknown conversion"
+        )));
+    }
+    if !matches!(api_version, "" | "autoscaling/v1") {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version (autoscaling/v1)"
+        )));
+    }
+    if let Some(replicas) = wanted.pointer("/spec/replicas").filter(|r| !r.is_i64() && !r.is_null()) {
+        let what = match replicas {
+            Value::String(_) => "string".to_owned(),
+            Value::Bool(_) => "bool".to_owned(),
+            Value::Object(_) => "object".to_owned(),
+            Value::Array(_) => "array".to_owned(),
+            number => format!("number {number}"),
+        };
+        return Err(Status::bad_request(format!(
+            "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal {what} into Go struct \
+             field ScaleSpec.spec.replicas of type int32"
+        )));
+    }
+    Ok(())
+}
+
 fn check_scale(
     resource: &Resource,
     name: &str,
     wanted: &Value,
     current: &Value,
-    revision: u64,
+    entry: &CacheEntry,
 ) -> Result<(), Status> {
+    check_scale_type(wanted)?;
+    let revision = entry.revision;
     let meta = |key: &str| wanted["metadata"].get(key).and_then(Value::as_str).unwrap_or("");
     if meta("name") != name {
         let own = meta("name");
@@ -149,7 +182,7 @@ fn check_scale(
     }
     let present = current["metadata"]["uid"].as_str().unwrap_or("");
     if !meta("uid").is_empty() && meta("uid") != present {
-        return Err(uid_conflict(resource, name, meta("uid"), present));
+        return Err(uid_conflict(resource, entry, meta("uid"), present));
     }
     let version = meta("resourceVersion");
     if !unset(Some(version)) && version != revision.to_string() {

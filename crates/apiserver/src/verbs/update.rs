@@ -51,6 +51,13 @@ impl Server {
         let Some(mut entry) = resource.cache.get(&resource.key(namespace, name)) else {
             return self.update_absent(caller, resource, namespace, name, part, sent, opts).await;
         };
+        let present = entry.decoded()?.meta().uid.clone().unwrap_or_default();
+        match sent.obj.meta().uid.as_deref() {
+            Some(uid) if !uid.is_empty() && uid != present => {
+                return Err(uid_conflict(resource, &entry, uid, &present));
+            }
+            _ => {}
+        }
         // Without a revision every concurrent write is simply replaced.
         let unconditional = unset(sent.obj.meta().resource_version.as_deref());
         for attempt in 1.. {
@@ -110,7 +117,8 @@ impl Server {
         resource.def.strategy.default(&mut *change.obj);
         self.check_preconditions(resource, &*change.obj, &*old, entry.revision).map_err(Refused::Failed)?;
         let manager = self.manager(caller, opts);
-        self.track(resource, &mut *change.obj, Some(&*old), &manager, part.path());
+        let live = Some(&entry.encoded[..]);
+        self.track(resource, &mut *change.obj, live, &manager, part.path());
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
 
@@ -145,12 +153,13 @@ impl Server {
         if is_gone(&*obj, old) {
             return self.finish_deletion(resource, entry, obj, dry_run, warnings).await;
         }
-        let value = codec::encode(&mut *obj, entry.encoded.len()).map_err(Refused::Failed)?;
+        let size = entry.encoded.len();
+        let value = self.fields.encode(resource.def, &mut *obj, size).map_err(Refused::Failed)?;
         if codec::splice(&value, entry.revision) == entry.encoded {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
         if dry_run {
-            let entry = Self::imagined(resource, entry.key.clone(), &mut *obj, entry.revision);
+            let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision);
             return Ok(Outcome { entry: entry.map_err(Refused::Failed)?, warnings, created: false });
         }
         let written = self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await?;
@@ -203,19 +212,12 @@ impl Server {
             }
         } else if asked.and_then(|v| v.parse::<u64>().ok()) != Some(revision) {
             if asked.is_some_and(|v| v.parse::<u64>().is_err()) {
-                let mut errs = ErrorList::new();
                 let why = format!("strconv.ParseUint: parsing {:?}: invalid syntax", asked.unwrap_or(""));
-                errs.invalid("metadata.resourceVersion", asked.unwrap_or(""), why);
-                return Err(Status::invalid(group, plural, old.name(), &errs));
+                return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
             }
             return Err(Status::modified(group, plural, old.name()));
         }
-        match (new.meta().uid.as_deref(), old.meta().uid.as_deref()) {
-            (Some(new_uid), Some(old_uid)) if !new_uid.is_empty() && new_uid != old_uid => {
-                Err(uid_conflict(resource, old.name(), new_uid, old_uid))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn prepare_change(
@@ -229,8 +231,10 @@ impl Server {
         let cx = Context { user: &caller.user.name, now: self.clock.now() };
         match part {
             Part::Status => resource.def.strategy.prepare_status_update(cx, obj, old),
-            Part::Finalize => {}
-            _ => resource.def.strategy.prepare_update(cx, obj, old),
+            Part::Main | Part::Scale => resource.def.strategy.prepare_update(cx, obj, old),
+            Part::EphemeralContainers | Part::Resize | Part::Finalize => {
+                resource.def.strategy.prepare_part_update(part.subresource(), cx, obj, old);
+            }
         }
         if resource.def.has_generation && part != Part::Status && raises_generation(resource, obj, old) {
             obj.meta_mut().generation = Some(old.meta().generation.unwrap_or(0) + 1);
@@ -258,18 +262,32 @@ fn check_name(obj: &dyn Object, name: &str) -> Result<(), Status> {
 }
 
 /// 409 for a uid that is another object's.
-pub(crate) fn uid_conflict(resource: &Resource, name: &str, asked: &str, present: &str) -> Status {
-    let why = format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {present}");
+pub(crate) fn uid_conflict(resource: &Resource, entry: &CacheEntry, asked: &str, present: &str) -> Status {
+    let (_, name) = entry.namespace_name();
+    let key = format!("/registry/{}/{}", resource.def.plural, entry.tail());
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+         Precondition failed: UID in precondition: {asked}, UID in object meta: {present}"
+    );
     Status::conflict(resource.def.group, resource.def.plural, name, &why)
 }
 
 /// Metadata that only the server sets.
 fn keep_system_fields(obj: &mut dyn Object, old: &dyn Object) {
     let (new, old) = (obj.meta_mut(), old.meta());
-    new.uid = old.uid.clone();
-    new.creation_timestamp = old.creation_timestamp.clone();
-    new.deletion_timestamp = old.deletion_timestamp.clone();
-    new.deletion_grace_period_seconds = old.deletion_grace_period_seconds;
+    // What the client sent stays: validation then says that it cannot be changed.
+    if new.uid.as_ref().is_none_or(String::is_empty) {
+        new.uid = old.uid.clone();
+    }
+    if new.creation_timestamp.is_none() {
+        new.creation_timestamp = old.creation_timestamp.clone();
+    }
+    if new.deletion_timestamp.is_none() {
+        new.deletion_timestamp = old.deletion_timestamp.clone();
+    }
+    if new.deletion_grace_period_seconds.is_none() {
+        new.deletion_grace_period_seconds = old.deletion_grace_period_seconds;
+    }
     new.generation = old.generation;
     new.self_link = None;
     new.resource_version = old.resource_version.clone();
@@ -283,10 +301,16 @@ fn validate_change(
 ) -> Result<(), Status> {
     let mut errs = ErrorList::new();
     object_meta::validate_update(new.meta(), old.meta(), &mut errs);
+    if !errs.is_empty() {
+        // Upstream's strategies check metadata once more, and clients see both causes.
+        object_meta::validate_update(new.meta(), old.meta(), &mut errs);
+    }
     match part {
         Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
-        Part::Finalize => {}
-        _ => resource.def.strategy.validate_update(new, old, &mut errs),
+        Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),
+        Part::EphemeralContainers | Part::Resize | Part::Finalize => {
+            resource.def.strategy.validate_part_update(part.subresource(), new, old, &mut errs);
+        }
     }
     if errs.is_empty() {
         return Ok(());

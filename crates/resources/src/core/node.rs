@@ -249,8 +249,8 @@ fn pod_cidrs(cidrs: &[String], errs: &mut ErrorList) {
     for (i, cidr) in cidrs.iter().enumerate() {
         if !names::cidr(cidr).is_empty() {
             let why = format!(
-                "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid \
-                 CIDR address: {cidr})"
+                "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> \
+                 (invalid CIDR address: {cidr})"
             );
             errs.internal(&path, why);
             break;

@@ -121,8 +121,8 @@ impl Strategy<Pod> for Pods {
         let messages = coracle_meta::names::dns1123_label(name);
         if !name.is_empty() && !messages.is_empty() {
             out.push(format!(
-                "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS \
-                 label is recommended: [{}]",
+                "metadata.name: this is used in the Pod's hostname, which can result in surprising \
+                 behavior; a DNS label is recommended: [{}]",
                 messages.join(" ")
             ));
         }

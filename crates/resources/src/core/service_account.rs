@@ -28,8 +28,8 @@ impl Strategy<ServiceAccount> for ServiceAccounts {
         };
         if set(new) && !old.is_some_and(set) {
             return vec![format!(
-                "metadata.annotations[{ENFORCE}]: deprecated in v1.32+; prefer separate namespaces to isolate \
-                 access to mounted secrets"
+                "metadata.annotations[{ENFORCE}]: deprecated in v1.32+; prefer separate namespaces to \
+                 isolate access to mounted secrets"
             )];
         }
         Vec::new()

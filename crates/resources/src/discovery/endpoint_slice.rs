@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use serde_json::Value;
 
-use crate::check::{PROTOCOLS, each, named, one_of};
+use crate::check::{PROTOCOLS, Rule, each, named, one_of};
 use crate::common::{column, join_three, or_else, text};
 use crate::core::endpoints::special_ip;
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Typed, age};
@@ -164,7 +164,7 @@ fn endpoint(one: &Endpoint, kind: &str, path: &Path, errs: &mut ErrorList) {
     let Some(hints) = &one.hints else { return };
     let zones: Vec<&str> = hints.for_zones.iter().flatten().map(|z| z.name.as_str()).collect();
     let nodes: Vec<&str> = hints.for_nodes.iter().flatten().map(|n| n.name.as_str()).collect();
-    let rules: [(&str, Vec<&str>, fn(&str) -> Vec<String>); 2] =
+    let rules: [(&str, Vec<&str>, Rule); 2] =
         [("forZones", zones, names::label_value), ("forNodes", nodes, names::dns1123_subdomain)];
     for (field, hinted, rule) in rules {
         let at = path.child("hints").child(field);

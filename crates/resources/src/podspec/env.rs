@@ -82,7 +82,8 @@ fn value_from(
         0 => errs.invalid(
             path,
             "",
-            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or \
+             `fileKeyRef`",
         ),
         _ if !value.is_empty() => errs.invalid(path, "", "may not be specified when `value` is not empty"),
         1 => {}
@@ -210,18 +211,18 @@ fn divisor(field: &ResourceFieldSelector, path: &Path, errs: &mut ErrorList) {
         "cpu" => (&["1m", "1"], "only divisor's values 1m and 1 are supported with the cpu resource"),
         "memory" => (
             SIZES,
-            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the \
-             memory resource",
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
+             with the memory resource",
         ),
         "ephemeral-storage" => (
             SIZES,
-            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the \
-             local ephemeral storage resource",
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
+             with the local ephemeral storage resource",
         ),
         _ => (
             SIZES,
-            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the \
-             hugepages resource",
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
+             with the hugepages resource",
         ),
     };
     if !allowed.contains(&divisor) {

@@ -9,9 +9,9 @@ static REFERENCE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let host = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])";
     let domain = format!(r"(?:{host}(?:\.{host})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?");
     let part = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*";
-    let pattern = format!(
-        r"^(?:{domain}/)?{part}(?:/{part})*(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}))?(?P<digest>@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{{32,}})?$"
-    );
+    let tag = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}";
+    let digest = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}";
+    let pattern = format!(r"^(?:{domain}/)?{part}(?:/{part})*(?::(?P<tag>{tag}))?(?P<digest>@{digest})?$");
     Regex::new(&pattern).ok()
 });
 

@@ -224,9 +224,10 @@ fn context_of_pod(context: &PodSecurityContext, spec: &PodSpec, path: &Path, err
     sysctls(context, spec, &path.child("sysctls"), errs);
 }
 
-static SYSCTL: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$").ok()
-});
+/// Upstream's pattern of sysctl names, as its messages print it.
+const SYSCTL_PATTERN: &str = r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+
+static SYSCTL: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(SYSCTL_PATTERN).ok());
 
 fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
     let mut seen = BTreeSet::new();
@@ -236,7 +237,7 @@ fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path, errs: &mut
         if name.is_empty() {
             errs.required(&at, "");
         } else if name.len() > 253 || !SYSCTL.as_ref().is_some_and(|r| r.is_match(name)) {
-            let why = r"must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+            let why = format!("must have at most 253 characters and match regex {SYSCTL_PATTERN}");
             errs.invalid(&at, name, why);
         } else if !seen.insert(name) {
             errs.duplicate(&at, name);

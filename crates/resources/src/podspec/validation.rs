@@ -6,7 +6,7 @@ use coracle_meta::object_meta::{validate_annotations, validate_labels};
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, PodTemplateSpec};
 
 use super::{container, requirements, scheduling, security, volumes};
-use crate::check::{named, one_of};
+use crate::check::{Rule, named, one_of};
 use crate::common::text;
 
 /// Where the spec stands.
@@ -93,7 +93,7 @@ pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorLi
 }
 
 fn plain_fields(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
-    let rules: [(&str, Option<&String>, fn(&str) -> Vec<String>); 5] = [
+    let rules: [(&str, Option<&String>, Rule); 5] = [
         ("serviceAccountName", spec.service_account_name.as_ref(), names::dns1123_subdomain),
         ("nodeName", spec.node_name.as_ref(), names::dns1123_subdomain),
         ("hostname", spec.hostname.as_ref(), names::dns1123_label),

@@ -292,34 +292,27 @@ fn projection<'a>(
             local_file(errs, &volume.child("path"), &token.path);
         }
     }
-    if let Some(bundle) = &source.cluster_trust_bundle
-        && first(errs)
-    {
-        let at = at.child("clusterTrustBundle");
-        match (bundle.name.as_deref(), bundle.signer_name.as_deref()) {
-            (Some(_), Some(_)) => {
-                errs.invalid(&at, "", "only one of name and signerName may be used");
-            }
-            (None, None) => errs.required(&at, "either name or signerName must be specified"),
-            (Some(""), None) => errs.required(at.child("name"), "must be a valid object name"),
-            _ => {}
-        }
-        if bundle.path.is_empty() {
-            errs.required(at.child("path"), "");
-        }
-        projected_path(&bundle.path, seen, volume, errs);
+    for file in certificate_files(source, errs, &mut first) {
+        projected_path(file, seen, volume, errs);
     }
-    if let Some(certificate) = &source.pod_certificate
-        && first(errs)
-    {
-        for file in
-            [&certificate.certificate_chain_path, &certificate.key_path, &certificate.credential_bundle_path]
-                .into_iter()
-                .flatten()
-        {
-            projected_path(file, seen, volume, errs);
-        }
+}
+
+/// Paths of the files that a certificate source makes.
+fn certificate_files<'a>(
+    source: &'a VolumeProjection,
+    errs: &mut ErrorList,
+    first: &mut impl FnMut(&mut ErrorList) -> bool,
+) -> Vec<&'a str> {
+    // Trust bundles are never kept, so that only pod certificates are left.
+    let Some(certificate) = &source.pod_certificate else { return Vec::new() };
+    if !first(errs) {
+        return Vec::new();
     }
+    [&certificate.certificate_chain_path, &certificate.key_path, &certificate.credential_bundle_path]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect()
 }
 
 fn ephemeral(source: &EphemeralVolumeSource, path: &Path, errs: &mut ErrorList) {

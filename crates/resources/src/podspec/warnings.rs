@@ -122,7 +122,8 @@ fn host_ips(container: &Container, path: &Path, out: &mut Vec<String>) {
         let ip = text(port.host_ip.as_ref());
         if !ip.is_empty() && port.host_port.unwrap_or(0) == 0 {
             out.push(format!(
-                "{}: hostIP set without hostPort: {{Name:{} HostPort:0 ContainerPort:{} Protocol:{} HostIP:{ip}}}",
+                "{}: hostIP set without hostPort: {{Name:{} HostPort:0 ContainerPort:{} Protocol:{} \
+                 HostIP:{ip}}}",
                 path.child("ports").index(i),
                 text(port.name.as_ref()),
                 port.container_port,
@@ -152,7 +153,9 @@ fn env(container: &Container, path: &Path, out: &mut Vec<String>) {
 }
 
 fn duplicate_ports(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
-    let mut all: BTreeMap<(i32, &str), Vec<(Path, i32, &str)>> = BTreeMap::new();
+    /// Where a port stands, with its host port and host address.
+    type Place<'a> = (Path, i32, &'a str);
+    let mut all: BTreeMap<(i32, &str), Vec<Place<'_>>> = BTreeMap::new();
     for (i, container) in spec.containers.iter().enumerate() {
         let mut own: BTreeSet<(i32, &str, i32, &str)> = BTreeSet::new();
         for (j, port) in container.ports.iter().flatten().enumerate() {

@@ -9,10 +9,10 @@ use crate::common::text;
 use crate::podspec::annotations::MIRROR;
 
 /// The refusal of any other change; upstream appends a dump of the difference.
-const ONLY: &str = "pod updates may not change fields other than \
-    `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` \
-    (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it \
-    was previously negative)\n";
+const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
+                    `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only \
+                    additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be \
+                    set to 1 if it was previously negative)\n";
 
 /// Checks an update of a pod.
 pub(super) fn validate(new: &Pod, old: &Pod, errs: &mut ErrorList) {
@@ -199,7 +199,7 @@ pub(super) fn validate_status(new: &Pod, old: &Pod, errs: &mut ErrorList) {
         let at = path.child("conditions").index(i).child("Type");
         named(errs, &at, &condition.type_, names::qualified_name);
     }
-    if text(before.qos_class.as_ref()) != "" {
+    if !text(before.qos_class.as_ref()).is_empty() {
         errs.immutable(path.child("qosClass"), &status.qos_class, &before.qos_class);
     }
     let restart = text(old.spec.as_ref().and_then(|s| s.restart_policy.as_ref()));

@@ -256,7 +256,8 @@ pub(super) fn update(new: &Service, old: &Service, errs: &mut ErrorList) {
     let path = Path::new("spec");
     let kind = |spec: &ServiceSpec| text(spec.type_.as_ref()).to_owned();
     let either_external = kind(new) == "ExternalName" || kind(old) == "ExternalName";
-    if !either_external && !(is_headless(new) && is_headless(old)) {
+    let both_headless = is_headless(new) && is_headless(old);
+    if !either_external && !both_headless {
         let (now, before) = (new.cluster_ips.as_deref(), old.cluster_ips.as_deref());
         let (now, before) = (now.unwrap_or_default(), before.unwrap_or_default());
         for (i, ip) in before.iter().enumerate() {
