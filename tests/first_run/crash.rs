@@ -54,7 +54,13 @@ pub fn run(story: &Story) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the daemon runs");
     for ip in &ips {
         let url = format!("http://{ip}:8080/");
-        let answer = coracle_testkit::run(story.machine.command(Path::new("busybox")).args(["wget", "-T", "5", "-qO-", &url])).ok();
+        let answer = coracle_testkit::run(
+            story
+                .machine
+                .command(Path::new("busybox"))
+                .args(["timeout", "5", "busybox", "wget", "-qO-", &url]),
+        )
+        .ok();
         assert!(answer.starts_with("web-"), "pods answer while the daemon is dead");
     }
     let status = story.machine.coracle(MAIN, &["status"]);

@@ -91,7 +91,8 @@ fn up(story: &Story) {
     let kubeconfig = machine.data(MAIN).join("kubeconfig");
     assert!(said.contains(&format!("kubeconfig: {}", kubeconfig.display())), "{said}");
     assert!(said.lines().last().is_some_and(|l| l.contains("kubectl")), "ends with what to type: {said}");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&kubeconfig.metadata().expect("written").permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&kubeconfig.metadata().expect("written").permissions());
     assert_eq!(mode & 0o777, 0o600);
     // The user's kubeconfig works without any option.
     let user = run(machine.command(&coracle_testkit::kubectl()).args(["get", "nodes"])).ok();
@@ -106,9 +107,10 @@ fn up(story: &Story) {
     let archive = machine.dir().join("busybox.tar");
     busybox_archive(&archive, &[IMAGE, "test.example/busybox:2"]);
     let path = archive.display().to_string();
-    let said = run(machine.command(&coracle_testkit::coracle()).args(["image", "import", &path, "--data-dir"]).arg(
-        machine.data(MAIN),
-    ))
+    let said = run(machine
+        .command(&coracle_testkit::coracle())
+        .args(["image", "import", &path, "--data-dir"])
+        .arg(machine.data(MAIN)))
     .ok();
     assert!(said.contains(IMAGE), "{said}");
     retry("the image of this very program", 60, || {

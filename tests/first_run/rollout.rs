@@ -64,7 +64,8 @@ fn replacement(story: &Story) {
     story.kubectl("rollout status -n shop deploy/web --timeout=60s");
     // Graceful termination: TERM is delivered and the grace period honoured.
     let line = "trap 'echo bye; exit 0' TERM; while true; do sleep 0.1; done";
-    let args = ["run", "polite", "-n", "shop", "--image", crate::IMAGE, "--restart=Never", "--", "sh", "-c", line];
+    let args =
+        ["run", "polite", "-n", "shop", "--image", crate::IMAGE, "--restart=Never", "--", "sh", "-c", line];
     story.machine.kubectl(MAIN, &args).ok();
     story.kubectl("wait -n shop pod/polite --for=condition=Ready --timeout=30s");
     let follow = story
@@ -79,14 +80,19 @@ fn replacement(story: &Story) {
 }
 
 fn restart(story: &Story) {
-    let args = ["run", "crashing", "-n", "shop", "--image", crate::IMAGE, "--", "sh", "-c", "sleep 0.2; exit 3"];
+    let args =
+        ["run", "crashing", "-n", "shop", "--image", crate::IMAGE, "--", "sh", "-c", "sleep 0.2; exit 3"];
     story.machine.kubectl(MAIN, &args).ok();
     let status = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0].clone();
     let pod = retry("back-off", 60, || {
         let pod = story.json("get pod crashing -n shop");
         let waiting = status(&pod)["state"]["waiting"]["reason"].as_str().unwrap_or("").to_owned();
         let restarts = status(&pod)["restartCount"].as_u64().unwrap_or(0);
-        if waiting == "CrashLoopBackOff" && restarts >= 1 { Ok(pod) } else { Err(format!("{waiting} {restarts}")) }
+        if waiting == "CrashLoopBackOff" && restarts >= 1 {
+            Ok(pod)
+        } else {
+            Err(format!("{waiting} {restarts}"))
+        }
     });
     let last = &status(&pod)["lastState"]["terminated"];
     assert_eq!((last["exitCode"].as_i64(), last["reason"].as_str()), (Some(3), Some("Error")));

@@ -24,7 +24,10 @@ pub fn run(story: &Story) {
     kubectl("wait pod/web --for=condition=Ready --timeout=30s");
     let ip = kubectl("get svc web -o jsonpath={.spec.clusterIP}");
     let get = |url: String| {
-        coracle_testkit::run(machine.command(Path::new("busybox")).args(["wget", "-T", "5", "-qO-", &url])).ok()
+        coracle_testkit::run(
+            machine.command(Path::new("busybox")).args(["timeout", "5", "busybox", "wget", "-qO-", &url]),
+        )
+        .ok()
     };
     assert_eq!(get(format!("http://{ip}:8080/")), "second\n");
     let first = story.kubectl("get svc web -n shop -o jsonpath={.spec.clusterIP}");

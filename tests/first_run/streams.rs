@@ -54,11 +54,11 @@ fn exec(story: &Story) {
     assert_eq!(String::from_utf8_lossy(&out.stdout), "HELLO\n");
 
     // A terminal: `script` gives kubectl one; it is resized while the command runs.
-    let inside = "echo size $(stty size); while [ \"$(stty size)\" = \"33 111\" ]; do sleep 0.1; done; \
-                  echo size $(stty size); exit 9";
+    let inside = "until [ \"$(stty size 2>/dev/null)\" = \"33 111\" ]; do sleep 0.1; done; echo size $(stty size); \
+                  until [ \"$(stty size)\" = \"44 122\" ]; do sleep 0.1; done; echo size $(stty size); exit 9";
     let config = story.machine.data(MAIN).join("kubeconfig");
     let line = format!(
-        "stty rows 33 cols 111; (sleep 2; stty rows 44 cols 122) & {} --kubeconfig {} exec -it -n shop {pod} -- sh -c '{}'",
+        "stty rows 33 cols 111; (sleep 2; stty rows 44 cols 122 </dev/tty) & {} --kubeconfig {} exec -it -n shop {pod} -- sh -c '{}'",
         kubectl().display(),
         config.display(),
         inside.replace('\'', "'\\''"),
@@ -93,7 +93,9 @@ fn port_forward(story: &Story) {
         .spawn()
         .expect("kubectl starts");
     let mut said = String::new();
-    BufReader::new(forward.stdout.take().expect("piped")).read_line(&mut said).expect("kubectl speaks");
+    // The pipe stays open: kubectl reports every connection on it.
+    let mut lines = BufReader::new(forward.stdout.take().expect("piped"));
+    lines.read_line(&mut said).expect("kubectl speaks");
     let port = said.split("127.0.0.1:").nth(1).and_then(|r| r.split_whitespace().next()).unwrap_or("");
     for _ in 0..3 {
         let url = format!("http://127.0.0.1:{port}/");

@@ -102,7 +102,8 @@ fn isolation(story: &Story) {
     assert_eq!(side.trim(), inside[4], "containers of one pod share the network");
     assert_eq!(story.sh(pod, "hostname").trim(), pod);
 
-    let limit = "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
+    let limit =
+        "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
     assert_eq!(story.sh(pod, limit).trim(), (64 << 20).to_string());
     let raise = "for f in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do \
                  [ -e $f ] && echo 999999999 > $f && exit 1; done; exit 0";

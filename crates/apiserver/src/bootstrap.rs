@@ -27,16 +27,18 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
         why: status.message().to_owned(),
     };
     for name in NAMESPACES {
-        let namespace =
-            json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
         let made = ensure(server, "", "namespaces", "", name, namespace).await;
         made.map_err(|s| failed(&format!("Namespace {name}"), &s))?;
     }
     for obj in objects {
         let gvk = obj.gvk();
-        let resource = server.cache.registry.all().iter().find(|r| {
-            r.def.group == gvk.group && r.def.version == gvk.version && r.def.kind == gvk.kind
-        });
+        let resource = server
+            .cache
+            .registry
+            .all()
+            .iter()
+            .find(|r| r.def.group == gvk.group && r.def.version == gvk.version && r.def.kind == gvk.kind);
         let Some(resource) = resource.cloned() else {
             warn!(kind = gvk.kind, "bootstrap object of a kind that is not served");
             continue;
@@ -191,13 +193,7 @@ async fn publish_once(server: &Arc<Server>) -> Result<(), Status> {
 }
 
 /// Creates an object, or replaces it when the part at `at` is not as wanted.
-async fn keep(
-    server: &Arc<Server>,
-    group: &str,
-    plural: &str,
-    want: Value,
-    at: &str,
-) -> Result<(), Status> {
+async fn keep(server: &Arc<Server>, group: &str, plural: &str, want: Value, at: &str) -> Result<(), Status> {
     let resource = match find(server, group, plural) {
         Ok(resource) => resource,
         // A kind that is not served needs no keeping.

@@ -162,7 +162,8 @@ mod tests {
 
     #[test]
     fn metadata_is_found_behind_other_fields_and_not_in_strings() {
-        let json = br#"{"kind":"X","data":{"metadata":{"a":1},"s":"\"metadata\":{"},"metadata":{"name":"n"}}"#;
+        let json =
+            br#"{"kind":"X","data":{"metadata":{"a":1},"s":"\"metadata\":{"},"metadata":{"name":"n"}}"#;
         let at = metadata_start(json).unwrap();
         assert_eq!(&json[at..], br#""name":"n"}}"#);
     }

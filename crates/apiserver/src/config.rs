@@ -30,8 +30,7 @@ pub struct KubeletClient {
 }
 
 /// Builds the authenticators, in order, over the server's own objects.
-pub type MakeAuthenticators =
-    Box<dyn FnOnce(Arc<dyn ObjectReader>) -> Vec<Arc<dyn Authenticator>> + Send>;
+pub type MakeAuthenticators = Box<dyn FnOnce(Arc<dyn ObjectReader>) -> Vec<Arc<dyn Authenticator>> + Send>;
 /// Builds the authorizers, in order, over the server's own objects.
 pub type MakeAuthorizers = Box<dyn FnOnce(Arc<dyn ObjectReader>) -> Vec<Arc<dyn Authorizer>> + Send>;
 

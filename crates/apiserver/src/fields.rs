@@ -58,7 +58,12 @@ impl Fields {
     ///
     /// # Errors
     /// 500 when it does not encode.
-    pub(crate) fn encode(&self, def: &ResourceDef, obj: &mut dyn Object, size: usize) -> Result<Bytes, Status> {
+    pub(crate) fn encode(
+        &self,
+        def: &ResourceDef,
+        obj: &mut dyn Object,
+        size: usize,
+    ) -> Result<Bytes, Status> {
         if is_plain(obj) {
             return codec::encode(obj, size);
         }
@@ -86,7 +91,9 @@ impl Fields {
                 patch::strategic_merge_patch(&mut current, body, &self.schemas, self.name(def))?;
             }
             PatchKind::Apply => {
-                return Err(Status::unsupported_media_type("server-side apply is not a patch of this resource"));
+                return Err(Status::unsupported_media_type(
+                    "server-side apply is not a patch of this resource",
+                ));
             }
         }
         Ok(current)
@@ -103,8 +110,13 @@ impl Fields {
         now: Timestamp,
     ) {
         let api_version = codec::api_version(resource.def);
-        let manager =
-            Manager { name: manager, operation: Operation::Update, api_version: &api_version, subresource, now };
+        let manager = Manager {
+            name: manager,
+            operation: Operation::Update,
+            api_version: &api_version,
+            subresource,
+            now,
+        };
         if new.meta().managed_fields.as_ref().is_some_and(Vec::is_empty) {
             // An empty list, as opposed to none, makes the object forget its managers.
             new.meta_mut().managed_fields = None;

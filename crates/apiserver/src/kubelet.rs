@@ -119,4 +119,3 @@ async fn admit(
     server.admission.mutate(&mut request).await?;
     server.admission.validate(&mut request).await
 }
-

@@ -52,11 +52,12 @@ struct Field {
 
 static MESSAGES: LazyLock<HashMap<&'static str, Vec<Field>>> = LazyLock::new(|| {
     let lines = include_str!("protobuf/messages.txt").lines();
-    lines.filter_map(|line| {
-        let mut words = line.split(' ');
-        Some((words.next()?, words.filter_map(field).collect()))
-    })
-    .collect()
+    lines
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?, words.filter_map(field).collect()))
+        })
+        .collect()
 });
 
 fn field(word: &'static str) -> Option<Field> {
@@ -161,8 +162,7 @@ fn read_into(
             }
             Mark::Map => {
                 let (key, item) = entry(input.bytes(wire, number)?, field, depth)?;
-                if let Value::Object(map) =
-                    out.entry(field.name).or_insert_with(|| Value::Object(Map::new()))
+                if let Value::Object(map) = out.entry(field.name).or_insert_with(|| Value::Object(Map::new()))
                 {
                     map.insert(key, item);
                 }

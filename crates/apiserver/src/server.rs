@@ -46,7 +46,7 @@ impl Server {
     /// The loopback identity.
     pub(crate) fn loopback() -> Caller {
         let user = UserInfo::authenticated("system:apiserver", &["system:masters"]);
-        Caller { user: Arc::new(user), agent: "kube-apiserver".into() }
+        Caller::new(Arc::new(user), "kube-apiserver".into())
     }
 
     /// The field manager of a write: named by the request, or its program.
@@ -131,7 +131,9 @@ impl ApiServer {
         crate::bootstrap::run(&server, config.bootstrap).await?;
         let (keep, ttl) = (config.compaction_interval, config.event_ttl);
         let housekeeper = server.clone();
-        tasks.supervise("housekeeping", move || crate::bootstrap::housekeeping(housekeeper.clone(), keep, ttl));
+        tasks.supervise("housekeeping", move || {
+            crate::bootstrap::housekeeping(housekeeper.clone(), keep, ttl)
+        });
         let publisher = server.clone();
         tasks.supervise("kubernetes-service", move || crate::bootstrap::publish(publisher.clone()));
         let (tls, client_ca) = (config.tls, config.client_ca_pem);

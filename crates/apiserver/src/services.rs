@@ -286,6 +286,20 @@ impl Services {
             mine.insert(number);
             port.node_port = Some(i32::from(number));
         }
+        if balanced
+            && spec.external_traffic_policy.as_deref() == Some("Local")
+            && spec.health_check_node_port.unwrap_or(0) == 0
+        {
+            spec.health_check_node_port = match old.and_then(|o| o.health_check_node_port).filter(|p| *p != 0)
+            {
+                Some(port) => Some(port),
+                None => {
+                    let number = self.pick_port()?;
+                    held.ports.push(number);
+                    Some(i32::from(number))
+                }
+            };
+        }
         let kept = node_ports(spec);
         held.freed_ports = before.into_iter().filter(|p| !kept.contains(p)).collect();
         Ok(())
@@ -341,7 +355,7 @@ fn addresses(spec: &ServiceSpec) -> Vec<u32> {
 }
 
 fn node_ports(spec: &ServiceSpec) -> Vec<u16> {
-    let ports = spec.ports.iter().flatten().filter_map(|p| p.node_port);
+    let ports = spec.ports.iter().flatten().filter_map(|p| p.node_port).chain(spec.health_check_node_port);
     ports.filter_map(|p| u16::try_from(p).ok()).filter(|p| *p != 0).collect()
 }
 
@@ -350,13 +364,12 @@ mod tests {
     use super::*;
 
     fn service(ip: Option<&str>) -> Service {
-        let mut service = Service::default();
-        service.spec = Some(ServiceSpec {
+        let spec = ServiceSpec {
             cluster_ip: ip.map(str::to_owned),
             type_: Some("ClusterIP".into()),
             ..ServiceSpec::default()
-        });
-        service
+        };
+        Service { spec: Some(spec), ..Service::default() }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) struct InProcess {
 impl InProcess {
     pub(crate) fn new(server: Arc<Server>, user: UserInfo) -> Self {
         let agent = agent_of(&user.name).into();
-        Self { server, caller: Caller { user: Arc::new(user), agent } }
+        Self { server, caller: Caller::new(Arc::new(user), agent) }
     }
 
     fn resource(&self, id: ResourceId) -> Result<Arc<Resource>, Status> {
@@ -161,8 +161,7 @@ impl Transport for InProcess {
                         Ok(ApiResponse::Status(evicted))
                     }
                     "token" => {
-                        let outcome =
-                            server.issue_token(caller, &resource, ns, name, body, &opts).await?;
+                        let outcome = server.issue_token(caller, &resource, ns, name, body, &opts).await?;
                         Ok(ApiResponse::Object(outcome.entry.decoded()?))
                     }
                     _ => Err(Status::no_such_path()),
@@ -175,8 +174,7 @@ impl Transport for InProcess {
             }
             Verb::Update(body, opts) => {
                 let part = part.ok_or_else(Status::no_such_path)?;
-                let outcome =
-                    server.update(caller, &resource, ns, name, part, input(body), &opts).await?;
+                let outcome = server.update(caller, &resource, ns, name, part, input(body), &opts).await?;
                 self.answer(outcome).await
             }
             Verb::Patch(kind, body, opts) if sub == "scale" => {
@@ -186,7 +184,7 @@ impl Transport for InProcess {
             }
             Verb::Patch(kind, body, opts) => {
                 let part = part.ok_or_else(Status::no_such_path)?;
-                let patch = Patch { kind, body: &body };
+                let patch = Patch { kind, body: &body, twice: &[] };
                 let outcome = server.patch(caller, &resource, ns, name, part, patch, &opts).await?;
                 self.answer(outcome).await
             }

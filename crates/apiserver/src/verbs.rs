@@ -22,6 +22,7 @@ use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
 use coracle_resources::def::Subresource;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::cache::CacheEntry;
@@ -33,6 +34,22 @@ pub(crate) struct Caller {
     pub(crate) user: Arc<UserInfo>,
     /// Field manager when the request names none: the User-Agent up to its first slash.
     pub(crate) agent: Arc<str>,
+    /// Warnings that the client gets even when the request fails.
+    pub(crate) warned: Arc<Mutex<Vec<String>>>,
+}
+
+impl Caller {
+    /// A caller without warnings so far.
+    pub(crate) fn new(user: Arc<UserInfo>, agent: Arc<str>) -> Self {
+        Self { user, agent, warned: Arc::default() }
+    }
+
+    /// Notes warnings for the client.
+    pub(crate) fn warn(&self, warnings: &[String]) {
+        if !warnings.is_empty() {
+            self.warned.lock().extend_from_slice(warnings);
+        }
+    }
 }
 
 /// An object on its way in.

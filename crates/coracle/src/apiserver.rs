@@ -37,8 +37,9 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         Some(path) => read(path)?,
         None => pki::signing_key(&args.data_dir)?,
     };
-    let issuer = TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
-        .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
+    let issuer =
+        TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
+            .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = TcpListener::bind(address).await.map_err(|e| {
         Failure::new(format!("cannot listen on {address}: {e}"), "choose another --secure-port")
@@ -58,8 +59,9 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         kubelet_client: None,
         bootstrap: coracle_auth::bootstrap::objects(),
     });
-    let server =
-        ApiServer::start(config).await.map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;
+    let server = ApiServer::start(config)
+        .await
+        .map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;
     tracing::info!(%address, "serving");
     let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::new(e, ""))?;
     tokio::select! {
@@ -101,7 +103,9 @@ fn port_range(text: &str) -> Result<(u16, u16), Failure> {
     let parsed = text.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     match parsed {
         Some((a, b)) if a <= b => Ok((a, b)),
-        _ => Err(Failure::usage(format!("--service-node-port-range {text:?} is not a range such as 30000-32767"))),
+        _ => Err(Failure::usage(format!(
+            "--service-node-port-range {text:?} is not a range such as 30000-32767"
+        ))),
     }
 }
 

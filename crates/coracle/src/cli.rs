@@ -211,7 +211,8 @@ pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
         let text = std::fs::read_to_string(&path).map_err(|e| Failure::config(&path, e))?;
         let file: std::collections::BTreeMap<String, serde_yaml_ng::Value> =
             serde_yaml_ng::from_str(&text).map_err(|e| Failure::config(&path, e))?;
-        let sub = argv.iter().skip(1).find_map(|a| command.find_subcommand(a)).map(|c| c.get_name().to_owned());
+        let sub =
+            argv.iter().skip(1).find_map(|a| command.find_subcommand(a)).map(|c| c.get_name().to_owned());
         for (key, value) in file {
             let text = match value {
                 serde_yaml_ng::Value::String(s) => s,
@@ -273,7 +274,10 @@ mod tests {
         std::fs::write(&file, "api-port: 7000\ncluster-domain: example.org\ndetach: true\n").unwrap();
         let config = file.to_str().unwrap();
         let got = up(&["--config", config, "--api-port", "7001"]);
-        assert_eq!((got.api_port, got.cluster_domain.as_str(), got.detach), (Some(7001), "example.org", true));
+        assert_eq!(
+            (got.api_port, got.cluster_domain.as_str(), got.detach),
+            (Some(7001), "example.org", true)
+        );
         assert_eq!(up(&["--config", config]).api_port, Some(7000));
         assert_eq!(up(&[]).cluster_domain, "cluster.local");
     }

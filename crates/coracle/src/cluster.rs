@@ -103,7 +103,8 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure>
     let fail = |e: &std::io::Error| Failure::file("write", path, e);
     let temp = path.with_extension(format!("tmp-{}", std::process::id()));
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temp)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temp)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temp, path)

@@ -114,7 +114,8 @@ pub async fn ask(socket: &Path, request: &Request) -> Result<Value, Failure> {
         .await
         .map_err(|_| Failure::new("the cluster is not running", "start it with `coracle up`"))?;
     let line = serde_json::to_string(request).unwrap_or_default();
-    let broken = |e: std::io::Error| Failure::new(format!("the daemon did not answer: {e}"), "see D/coracle.log");
+    let broken =
+        |e: std::io::Error| Failure::new(format!("the daemon did not answer: {e}"), "see D/coracle.log");
     stream.write_all(format!("{line}\n").as_bytes()).await.map_err(broken)?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).await.map_err(broken)?;

@@ -33,9 +33,9 @@ fn serve(port: u16) -> Result<(), Failure> {
     let listener = TcpListener::bind(("0.0.0.0", port))
         .map_err(|e| Failure::new(format!("cannot listen on port {port}: {e}"), "choose another --port"))?;
     println!("listening on :{port}");
-    let name = std::env::var("HOSTNAME").ok().or_else(|| {
-        nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok())
-    });
+    let name = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()));
     let name = name.unwrap_or_default();
     for stream in listener.incoming().flatten() {
         let name = name.clone();

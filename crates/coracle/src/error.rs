@@ -18,7 +18,10 @@ impl Failure {
     }
     /// The configuration file cannot be used.
     pub fn config(path: &Path, why: impl fmt::Display) -> Self {
-        Self::new(format!("configuration file {}: {why}", path.display()), "mend the file or leave out --config")
+        Self::new(
+            format!("configuration file {}: {why}", path.display()),
+            "mend the file or leave out --config",
+        )
     }
     /// The command line makes no sense.
     pub fn usage(what: impl fmt::Display) -> Self {

@@ -31,8 +31,9 @@ pub async fn run(args: ImageArgs) -> Result<(), Failure> {
         }
         ImageCommand::Ls => {
             let images = ask(&socket, &Request::Images).await?;
-            let images: Vec<Image> = serde_json::from_value(images)
-                .map_err(|e| Failure::new(format!("the daemon's answer: {e}"), "restart it with this version"))?;
+            let images: Vec<Image> = serde_json::from_value(images).map_err(|e| {
+                Failure::new(format!("the daemon's answer: {e}"), "restart it with this version")
+            })?;
             println!("{:<48} {:<14} {:>9}", "IMAGE", "ID", "SIZE");
             for image in images {
                 let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();

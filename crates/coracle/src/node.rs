@@ -155,7 +155,8 @@ impl Node {
         progress.step("network", &format!("pods {}, services {}", cluster.pod_cidr, cluster.service_cidr));
 
         let runtime_config = up::runtime_config(&paths, &cluster);
-        let runtime = Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
+        let runtime =
+            Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
         tasks.spawn(make_self_image(runtime.clone()));
         progress.step("runtime", "container runtime open");
         let about = json!({

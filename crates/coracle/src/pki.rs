@@ -34,7 +34,10 @@ pub struct Pki {
 }
 
 fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
-    Failure::new(format!("certificate {what}: {why}"), "see D/pki; remove the damaged file to have it made anew")
+    Failure::new(
+        format!("certificate {what}: {why}"),
+        "see D/pki; remove the damaged file to have it made anew",
+    )
 }
 
 /// Loads or makes the certificates.
@@ -48,37 +51,51 @@ pub fn establish(dir: &Path, cluster: &Cluster, node_ip: IpAddr, clock: &Clock) 
     let names = |extra: &[&str]| extra.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     let domain = format!("kubernetes.default.svc.{}", cluster.cluster_domain);
     let local: IpAddr = [127, 0, 0, 1].into();
-    let apiserver = keeper.leaf("apiserver", Issue {
-        common_name: "kube-apiserver".into(),
-        organizations: Vec::new(),
-        dns_names: names(&[
-            "localhost",
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-            &domain,
-            &cluster.node_name,
-        ]),
-        ip_addresses: vec![local, node_ip, cluster.service_ip(1).into()],
-        server: true,
-        client: false,
-        days: LEAF_DAYS,
-    })?;
+    let apiserver = keeper.leaf(
+        "apiserver",
+        Issue {
+            common_name: "kube-apiserver".into(),
+            organizations: Vec::new(),
+            dns_names: names(&[
+                "localhost",
+                "kubernetes",
+                "kubernetes.default",
+                "kubernetes.default.svc",
+                &domain,
+                &cluster.node_name,
+            ]),
+            ip_addresses: vec![local, node_ip, cluster.service_ip(1).into()],
+            server: true,
+            client: false,
+            days: LEAF_DAYS,
+        },
+    )?;
     let admin = keeper.leaf("admin", client("kubernetes-admin", &["kubeadm:cluster-admins"]))?;
     let apiserver_kubelet = keeper
         .leaf("apiserver-kubelet-client", client("kube-apiserver-kubelet-client", &["system:masters"]))?;
-    let kubelet = keeper.leaf("kubelet", Issue {
-        common_name: format!("system:node:{}", cluster.node_name),
-        organizations: names(&["system:nodes"]),
-        dns_names: names(&["localhost", &cluster.node_name]),
-        ip_addresses: vec![local, node_ip],
-        server: true,
-        client: true,
-        days: LEAF_DAYS,
-    })?;
+    let kubelet = keeper.leaf(
+        "kubelet",
+        Issue {
+            common_name: format!("system:node:{}", cluster.node_name),
+            organizations: names(&["system:nodes"]),
+            dns_names: names(&["localhost", &cluster.node_name]),
+            ip_addresses: vec![local, node_ip],
+            server: true,
+            client: true,
+            days: LEAF_DAYS,
+        },
+    )?;
     let renewed = keeper.renewed;
     let service_account_key = signing_key(dir)?;
-    Ok(Pki { ca: ca.cert_pem().to_owned(), apiserver, admin, apiserver_kubelet, kubelet, service_account_key, renewed })
+    Ok(Pki {
+        ca: ca.cert_pem().to_owned(),
+        apiserver,
+        admin,
+        apiserver_kubelet,
+        kubelet,
+        service_account_key,
+        renewed,
+    })
 }
 
 fn client(name: &str, groups: &[&str]) -> Issue {

@@ -165,7 +165,8 @@ async fn foreground(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result
     write_file(&paths.pid(), format!("{me} {started}\n").as_bytes(), 0o644)?;
 
     let pki = pki::establish(&paths.file("pki"), &cluster, ip, &clock)?;
-    let renewed = if pki.renewed.is_empty() { "valid".into() } else { format!("made {}", pki.renewed.join(", ")) };
+    let renewed =
+        if pki.renewed.is_empty() { "valid".into() } else { format!("made {}", pki.renewed.join(", ")) };
     progress.step("certificates", &renewed);
 
     let access = Access {
@@ -230,7 +231,8 @@ fn release_stdout() {
 }
 
 async fn wait_for_end(node: Node) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         std::future::pending::<()>().await;
         return;
     };

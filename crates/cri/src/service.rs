@@ -60,7 +60,8 @@ pub trait RuntimeService: Send + Sync + 'static {
     async fn container_status(&self, id: &str) -> Result<ContainerStatus, CriError>;
     async fn reopen_container_log(&self, id: &str) -> Result<(), CriError>;
     /// Runs a command to its end; `timeout` 0 means none.
-    async fn exec_sync(&self, id: &str, cmd: Vec<String>, timeout: i64) -> Result<ExecSyncResponse, CriError>;
+    async fn exec_sync(&self, id: &str, cmd: Vec<String>, timeout: i64)
+    -> Result<ExecSyncResponse, CriError>;
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, CriError>;
     /// Container and sandbox events from now on; dropped events are made up for by listing.
     async fn container_events(&self) -> Result<mpsc::Receiver<ContainerEventResponse>, CriError>;

@@ -77,7 +77,8 @@ impl Subresource {
     }
 }
 
-/// A printer column of the Table encoding (<https://kubernetes.io/docs/reference/using-api/api-concepts/#receiving-resources-as-tables>).
+/// A printer column of the Table encoding:
+/// <https://kubernetes.io/docs/reference/using-api/api-concepts/#receiving-resources-as-tables>.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     /// Header, e.g. `Ready`.

@@ -51,6 +51,10 @@ impl Census {
 fn processes(seen: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        if stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')) {
+            continue;
+        }
         let exe = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
         let exe = exe.to_string_lossy().into_owned();
         let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();

@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::program::{Output, coracle, kubectl, run};
 
+/// Seconds that any one command may take: a hang fails the test instead of stalling the run.
+const PATIENCE: &str = "180";
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A network namespace and a directory; both end with the value, and so does every cluster left in it.
@@ -52,7 +55,7 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.netns))
-            .arg("--")
+            .args(["--", "timeout", "--foreground", "-k", "5", PATIENCE])
             .arg(program)
             .env("HOME", self.dir.path())
             .env("KUBECONFIG", self.dir.path().join("user-kubeconfig"))

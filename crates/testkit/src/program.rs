@@ -96,7 +96,8 @@ pub fn coracle() -> PathBuf {
 /// # Panics
 /// When it is not there.
 pub fn tool(name: &str) -> PathBuf {
-    let dir = std::env::var_os("CORACLE_TOOLS").map_or_else(|| workspace().join("target/tools"), PathBuf::from);
+    let dir =
+        std::env::var_os("CORACLE_TOOLS").map_or_else(|| workspace().join("target/tools"), PathBuf::from);
     let path = dir.join(name);
     assert!(path.exists(), "{} is missing: run `make tools` first", path.display());
     path

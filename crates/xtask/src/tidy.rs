@@ -1,5 +1,5 @@
-//! What tidy holds: imports between crates follow `layers.toml`; every source file opens with a `//!` line and
-//! stays within the budgets; `unsafe` stands only where allowed; documents stay few.
+//! What tidy holds: imports between crates follow `layers.toml`; every source file opens with a `//!` line
+//! and stays within the budgets; `unsafe` stands only where allowed; documents stay few.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -119,7 +119,8 @@ fn source(path: &str, text: &str, budgets: &Budgets, lenient: bool) -> Vec<Strin
     }
     for (i, line) in text.lines().enumerate() {
         let columns = line.chars().count();
-        if columns > budgets.line_columns {
+        // rustfmt keeps code to 110; what it cannot break (long texts) may stand, prose may not.
+        if columns > budgets.line_columns && !line.contains('"') {
             found.push(format!("{path}:{}: {columns} columns, budget {}", i + 1, budgets.line_columns));
         }
         let code = line.trim_start();

@@ -20,13 +20,16 @@ const ROOT: &str = "/registry/";
 /// Decoded objects on their way through the store; more than this are leftovers and dropped.
 const PENDING: usize = 16_384;
 
+/// Keys and objects by the address of their encoding.
+type Pending = HashMap<usize, (Arc<str>, Box<dyn Object>)>;
+
 /// The objects of all resources, current with the store.
 pub(crate) struct Cache {
     /// The resources and their objects.
     pub(crate) registry: Registry,
     applied: AtomicU64,
     advanced: Notify,
-    pending: Mutex<HashMap<usize, (Arc<str>, Box<dyn Object>)>>,
+    pending: Mutex<Pending>,
 }
 
 impl Cache {

@@ -159,7 +159,8 @@ impl ResourceCache {
         };
         let (watcher, live) = Watcher::new(filter);
         let start = state.window.partition_point(|e| e.revision <= from);
-        let backlog = state.window.range(start..).filter_map(|e| Some((watcher.wants(e)?, e.clone()))).collect();
+        let backlog =
+            state.window.range(start..).filter_map(|e| Some((watcher.wants(e)?, e.clone()))).collect();
         state.watchers.push(watcher);
         Ok(Subscription { initial, backlog, live, revision: revision.max(from) })
     }

@@ -12,7 +12,13 @@ use crate::server::Server;
 ///
 /// # Errors
 /// 403 with upstream's text.
-pub(crate) fn check(server: &Server, user: &Arc<UserInfo>, info: &Info<'_>, path: &str, field_selector: &str) -> Result<(), Status> {
+pub(crate) fn check(
+    server: &Server,
+    user: &Arc<UserInfo>,
+    info: &Info<'_>,
+    path: &str,
+    field_selector: &str,
+) -> Result<(), Status> {
     if user.in_group(coracle_auth::SYSTEM_MASTERS) {
         return Ok(());
     }
@@ -31,7 +37,6 @@ pub(crate) fn check(server: &Server, user: &Arc<UserInfo>, info: &Info<'_>, path
         name: name.to_owned(),
         path: path.to_owned(),
         field_selector: field_selector.to_owned(),
-        ..Attributes::default()
     };
     match server.authorize(&attributes) {
         (Decision::Allow, _) => Ok(()),

@@ -133,7 +133,9 @@ impl http_body::Body for Body {
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::List(list) => Poll::Ready(list.next_block().map(|b| Ok(Frame::data(b)))),
             Self::Gzip(gzip) => Poll::Ready(gzip.next_block().map(|b| b.map(Frame::data))),
-            Self::Stream(stream) => stream.as_mut().poll_next(cx).map(|item| item.map(|r| r.map(Frame::data))),
+            Self::Stream(stream) => {
+                stream.as_mut().poll_next(cx).map(|item| item.map(|r| r.map(Frame::data)))
+            }
         }
     }
 

@@ -213,7 +213,10 @@ fn storage_hash(def: &ResourceDef) -> String {
 }
 
 /// Kind (with group and version if another's) and verbs of a subresource.
-fn subresource_facts(def: &ResourceDef, sub: Subresource) -> (&'static str, &'static str, &'static str, Value) {
+fn subresource_facts(
+    def: &ResourceDef,
+    sub: Subresource,
+) -> (&'static str, &'static str, &'static str, Value) {
     let kind = match sub {
         Subresource::Scale => ("autoscaling", "v1", "Scale"),
         Subresource::Binding => ("", "", "Binding"),

@@ -48,6 +48,9 @@ pub(crate) async fn resource(
     info: &Info<'_>,
     query: &Query<'_>,
 ) -> Response<Body> {
+    if info.group.is_empty() && info.resource == "bindings" && info.namespaced_path && info.name.is_empty() {
+        return bindings(server, incomer, info, query).await;
+    }
     let Some(resource) = find(server, info) else {
         let registry = &server.cache.registry;
         if !info.group.is_empty() && !registry.has_group(info.group) {
@@ -55,11 +58,14 @@ pub(crate) async fn resource(
         }
         return respond::status(&Status::no_such_path());
     };
-    if is_streaming(info.subresource) && resource.def.subresources.iter().any(|s| s.path() == info.subresource) {
+    if is_streaming(info.subresource)
+        && resource.def.subresources.iter().any(|s| s.path() == info.subresource)
+    {
         return crate::kubelet::handle(server, &resource, incomer, info, query).await;
     }
     let (parts, incoming) = incomer.request.into_parts();
-    let caller = Caller { user: incomer.user, agent: agent(&parts.headers, &parts.method) };
+    let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method));
+    let warned = caller.warned.clone();
     let call = Call {
         server,
         resource: resource.clone(),
@@ -75,11 +81,36 @@ pub(crate) async fn resource(
         call.subresource(incoming).await
     };
     let mut response = answer.unwrap_or_else(|status| respond::status(&status));
-    if info.group.is_empty() && info.resource == "endpoints" && response.status() != StatusCode::METHOD_NOT_ALLOWED {
+    respond::warn(&mut response, &warned.lock());
+    if info.group.is_empty()
+        && info.resource == "endpoints"
+        && response.status() != StatusCode::METHOD_NOT_ALLOWED
+    {
         let text = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
         respond::warn(&mut response, &[text.to_owned()]);
     }
     response
+}
+
+/// The old way to bind a pod: `POST …/bindings`.
+async fn bindings(
+    server: &Arc<Server>,
+    incomer: Incomer,
+    info: &Info<'_>,
+    query: &Query<'_>,
+) -> Response<Body> {
+    let Some(pods) = server.cache.registry.find("", "pods").cloned() else {
+        return respond::status(&Status::no_such_path());
+    };
+    if incomer.request.method() != Method::POST {
+        return respond::status(&method_not_allowed());
+    }
+    let info = Info { resource: "pods", subresource: "binding", ..info.clone() };
+    let (parts, incoming) = incomer.request.into_parts();
+    let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method));
+    let (headers, method) = (parts.headers, parts.method);
+    let call = Call { server, resource: pods, info: &info, query, headers, method, caller };
+    call.action(incoming).await.unwrap_or_else(|status| respond::status(&status))
 }
 
 fn is_streaming(subresource: &str) -> bool {
@@ -99,8 +130,8 @@ fn find(server: &Server, info: &Info<'_>) -> Option<Arc<Resource>> {
     } else {
         !info.namespaced_path
     };
-    let subresource = info.subresource.is_empty()
-        || resource.def.subresources.iter().any(|s| s.path() == info.subresource);
+    let subresource =
+        info.subresource.is_empty() || resource.def.subresources.iter().any(|s| s.path() == info.subresource);
     let virtual_ok = resource.stored() || info.name.is_empty();
     let long_ok = !info.overlong || info.subresource == Subresource::Proxy.path();
     (fits && subresource && virtual_ok && long_ok).then(|| resource.clone())
@@ -162,7 +193,9 @@ impl Call<'_> {
             (&Method::PUT, false) => self.update(body).await,
             (&Method::PATCH, false) => self.patch(body).await,
             (&Method::DELETE, false) => self.delete(body).await,
-            (&Method::DELETE, true) if !all_namespaces => self.delete_collection(body).await,
+            (&Method::DELETE, true) if !all_namespaces && self.resource.def.kind != "Namespace" => {
+                self.delete_collection(body).await
+            }
             _ => Err(method_not_allowed()),
         }
     }
@@ -244,9 +277,15 @@ impl Call<'_> {
         let opts = self.query.write_options("PatchOptions")?;
         let text = body::read(incoming).await?;
         let body = patch_body(kind, &text)?;
+        let twice = if matches!(kind, PatchKind::Json | PatchKind::Apply) || opts.field_validation == "Ignore"
+        {
+            Vec::new()
+        } else {
+            coracle_meta::schema::duplicate_fields(&text)
+        };
         let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
         let (namespace, name) = (self.namespace(), self.info.name);
-        let patch = Patch { kind, body: &body };
+        let patch = Patch { kind, body: &body, twice: &twice };
         let outcome =
             self.server.patch(&self.caller, &self.resource, namespace, name, part, patch, &opts).await?;
         answer.object(&self.resource, &outcome)
@@ -400,19 +439,47 @@ fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
         "application/merge-patch+json" => Ok(PatchKind::Merge),
         "application/strategic-merge-patch+json" => Ok(PatchKind::Strategic),
         "application/apply-patch+yaml" => Ok(PatchKind::Apply),
-        _ => Err(Status::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: \
-             application/json-patch+json, application/merge-patch+json, \
-             application/strategic-merge-patch+json, application/apply-patch+yaml",
-        )),
+        _ => {
+            let message = "415: Unsupported Media Type";
+            Err(Status::new(415, Reason::UnsupportedMediaType, message, Some(serde_json::json!({}))))
+        }
     }
 }
 
 fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
     if kind == PatchKind::Apply {
-        return serde_yaml_ng::from_slice(text)
-            .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")));
+        let value: Value = serde_yaml_ng::from_slice(text).map_err(|e| {
+            let why = e.to_string();
+            let why = why.split(" at line ").next().unwrap_or("");
+            Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
+        })?;
+        return match go_kind(&value) {
+            None => Ok(value),
+            Some(kind) => Err(Status::bad_request(format!(
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {kind} \
+                 into Go value of type map[string]interface {{}}"
+            ))),
+        };
     }
-    serde_json::from_slice(text)
-        .map_err(|e| Status::bad_request(format!("error decoding patch: {}", decode::syntax_error(text, &e))))
+    let value: Value = serde_json::from_slice(text).map_err(|e| {
+        Status::bad_request(format!("error decoding patch: {}", decode::syntax_error(text, &e)))
+    })?;
+    match (kind, go_kind(&value)) {
+        (PatchKind::Merge, _) if value.is_null() => Err(Status::bad_request("Invalid JSON Patch")),
+        (PatchKind::Merge | PatchKind::Strategic, Some(kind)) => Err(Status::bad_request(format!(
+            "error decoding patch: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+        ))),
+        _ => Ok(value),
+    }
+}
+
+/// Go's name of a JSON type that is neither an object nor null.
+fn go_kind(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Null | Value::Object(_) => None,
+        Value::Array(_) => Some("array"),
+        Value::String(_) => Some("string"),
+        Value::Bool(_) => Some("bool"),
+        Value::Number(_) => Some("number"),
+    }
 }

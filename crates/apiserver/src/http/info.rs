@@ -143,7 +143,11 @@ mod tests {
         check(Method::GET, "/api/v1/pods?watch=1", ("watch", "", "pods", "", ""));
         check(Method::GET, "/api/v1/namespaces/a/pods/p/log", ("get", "a", "pods", "p", "log"));
         check(Method::PUT, "/api/v1/namespaces/a/finalize", ("update", "a", "namespaces", "a", "finalize"));
-        check(Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", ("deletecollection", "a", "deployments", "", ""));
+        check(
+            Method::DELETE,
+            "/apis/apps/v1/namespaces/a/deployments",
+            ("deletecollection", "a", "deployments", "", ""),
+        );
         check(Method::GET, "/version", ("get", "", "", "", ""));
     }
 }

@@ -9,8 +9,8 @@ use http::{Method, Response, StatusCode};
 use serde_json::json;
 
 use super::body::Body;
-use super::docs;
 use super::discovery::{groups, versions_of};
+use super::docs;
 use super::pipeline::Incomer;
 use super::query::Query;
 use super::respond::{json_value, method_not_allowed, not_found_page, status, text};

@@ -76,7 +76,8 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
 /// # Errors
 /// 406 with upstream's texts.
 pub(crate) fn wanted(headers: &HeaderMap, list: bool) -> Result<Wanted, Status> {
-    let Some(accept) = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty()) else {
+    let Some(accept) = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty())
+    else {
         return Ok(Wanted::JSON);
     };
     if accept == "application/json" {
@@ -152,7 +153,8 @@ pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
 
 /// The 415 of a body in an unknown format.
 pub(crate) fn unsupported() -> Status {
-    let why =
-        format!("the body of the request was in an unknown format - accepted media types include: {ACCEPTED}");
+    let why = format!(
+        "the body of the request was in an unknown format - accepted media types include: {ACCEPTED}"
+    );
     Status::unsupported_media_type(why)
 }

@@ -94,8 +94,12 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// Acts as another user when the request asks for it and the caller may.
 fn impersonate(server: &Server, user: Arc<UserInfo>, headers: &HeaderMap) -> Result<Arc<UserInfo>, Status> {
     let Some(name) = headers.get(IMPERSONATE_USER).and_then(|v| v.to_str().ok()) else { return Ok(user) };
-    let groups: Vec<String> =
-        headers.get_all(IMPERSONATE_GROUP).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+    let groups: Vec<String> = headers
+        .get_all(IMPERSONATE_GROUP)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .map(str::to_owned)
+        .collect();
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
     let (resource, namespace, object) = match account {
         Some((namespace, account)) => ("serviceaccounts", namespace, account),

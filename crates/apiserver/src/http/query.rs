@@ -14,10 +14,14 @@ impl<'a> Query<'a> {
     /// Parses a query string. Malformed parts are left out, as Go's parser does.
     pub(crate) fn new(text: &'a str) -> Self {
         let parts = text.split('&').filter(|p| !p.is_empty() && !p.contains(';'));
-        Self(parts.filter_map(|p| {
-            let (key, value) = p.split_once('=').unwrap_or((p, ""));
-            Some((decode(key)?, decode(value)?))
-        }).collect())
+        Self(
+            parts
+                .filter_map(|p| {
+                    let (key, value) = p.split_once('=').unwrap_or((p, ""));
+                    Some((decode(key)?, decode(value)?))
+                })
+                .collect(),
+        )
     }
 
     /// The first value of a parameter.

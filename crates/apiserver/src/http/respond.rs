@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use coracle_meta::Status;
 use http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY,
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    VARY,
 };
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_meta::Status;
+use coracle_meta::{DynamicObject, Object, Status};
 use serde_json::{Value, json};
 
 use super::respond::{Answer, list_meta};
@@ -18,6 +18,11 @@ pub(crate) fn of_object(
 ) -> Result<Value, Status> {
     let rows = vec![row(answer, resource, entry)?];
     let mut meta = json!({});
+    let obj = entry.decoded()?;
+    if obj.downcast::<DynamicObject>().is_some() {
+        let meta = json!({ "resourceVersion": obj.meta().resource_version });
+        return Ok(table(answer.wanted.version, meta, scale_columns(), rows));
+    }
     if entry.revision != 0 {
         meta["resourceVersion"] = entry.revision.to_string().into();
     }
@@ -84,12 +89,45 @@ fn columns(resource: &Resource) -> Value {
     columns.collect::<Vec<_>>().into()
 }
 
+/// The columns of a Scale, which is a view of its parent.
+fn scale_columns() -> Value {
+    let column = |name: &str, kind: &str, description: &str| json!({ "name": name, "type": kind, "format": "", "description": description, "priority": 0 });
+    json!([
+        column("Name", "string", NAME_TEXT),
+        column("Desired", "integer", "replicas is the desired number of instances for the scaled object."),
+        column(
+            "Available",
+            "integer",
+            "replicas is the actual number of observed instances of the scaled object."
+        ),
+        column("Age", "string", AGE_TEXT),
+    ])
+}
+
+const NAME_TEXT: &str = "Name must be unique within a namespace. Is required when creating resources, although some \
+    resources may allow a client to request the generation of an appropriate name automatically. Name is primarily \
+    intended for creation idempotence and configuration definition. Cannot be updated. More info: \
+    https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
+const AGE_TEXT: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It \
+    is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. \
+    It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More \
+    info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
+
+/// The cells of a Scale.
+fn scale_cells(obj: &dyn Object, now: jiff::Timestamp) -> Vec<Value> {
+    let body = obj.to_value();
+    let number = |at: &str| body.pointer(at).cloned().unwrap_or_else(|| 0.into());
+    let age = coracle_resources::def::age(obj.meta().creation_timestamp.as_ref(), now);
+    vec![obj.name().into(), number("/spec/replicas"), number("/status/replicas"), age]
+}
+
 fn row(answer: &Answer<'_>, resource: &Resource, entry: &Arc<CacheEntry>) -> Result<Value, Status> {
     check_include(answer.include_object)?;
-    // A transient object (a Scale, a review) may be of another kind than the resource.
     let obj = entry.decoded()?;
     let now = answer.server.clock.now();
-    let mut row = json!({ "cells": resource.def.strategy.row(&*obj, now) });
+    let is_scale = obj.downcast::<DynamicObject>().is_some();
+    let cells = if is_scale { scale_cells(&*obj, now) } else { resource.def.strategy.row(&*obj, now) };
+    let mut row = json!({ "cells": cells });
     if let Some((reason, message)) = resource.def.strategy.completed(&*obj) {
         row["conditions"] =
             json!([{ "type": "Completed", "status": "True", "reason": reason, "message": message }]);

@@ -20,8 +20,7 @@ pub(crate) fn certs(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<
 
 /// Private key of PEM text.
 pub(crate) fn key(pem: &str, what: &'static str) -> Result<PrivateKeyDer<'static>, StartError> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes())
-        .map_err(|e| StartError::Tls { what, why: e.to_string() })
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| StartError::Tls { what, why: e.to_string() })
 }
 
 /// A root store of the CAs in PEM text.

@@ -102,7 +102,9 @@ impl Frames {
     fn frame(&mut self, next: Next) -> Option<Bytes> {
         let plain = self.wanted.shape == Shape::Object;
         let made = match next {
-            Next::Initial(entry) if plain => return Some(crate::cache::frame(EventKind::Added, &entry.encoded)),
+            Next::Initial(entry) if plain => {
+                return Some(crate::cache::frame(EventKind::Added, &entry.encoded));
+            }
             Next::Event(kind, event) if plain => return Some(event.frame(kind)),
             Next::Bookmark(revision, end) => return Some(self.bookmark(revision, end)),
             Next::Initial(entry) => self.shaped(EventKind::Added, &entry),

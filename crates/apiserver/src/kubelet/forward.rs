@@ -24,8 +24,7 @@ use crate::server::Server;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Headers that belong to one connection and are not passed on.
-const HOP: [HeaderName; 4] =
-    [CONNECTION, UPGRADE, TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
+const HOP: [HeaderName; 4] = [CONNECTION, UPGRADE, TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -139,7 +138,8 @@ pub(super) async fn failure(response: &mut Response<Body>, name: &str) -> Status
         StatusCode::BAD_REQUEST => Status::bad_request(text),
         StatusCode::INTERNAL_SERVER_ERROR => Status::internal(text),
         StatusCode::NOT_FOUND => {
-            let message = "the server could not find the requested resource ( pods/log ".to_owned() + name + ")";
+            let message =
+                "the server could not find the requested resource ( pods/log ".to_owned() + name + ")";
             let details = serde_json::json!({
                 "name": name, "kind": "pods/log",
                 "causes": [{ "reason": "UnexpectedServerResponse", "message": text }],

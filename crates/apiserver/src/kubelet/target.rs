@@ -150,7 +150,8 @@ fn kubelet(server: &Server, node: &str, path: String) -> Result<Target, Status> 
     let addresses = status.and_then(|s| s.addresses.as_deref()).unwrap_or(&[]);
     let of = |kind: &str| addresses.iter().find(|a| a.type_ == kind).map(|a| a.address.clone());
     let host = of("InternalIP").or_else(|| of("ExternalIP")).or_else(|| of("Hostname"));
-    let no_address = || Status::internal(format!("no preferred addresses found; known addresses: {addresses:?}"));
+    let no_address =
+        || Status::internal(format!("no preferred addresses found; known addresses: {addresses:?}"));
     let port = status
         .and_then(|s| s.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref())
         .and_then(|e| u16::try_from(e.port).ok())
@@ -242,9 +243,11 @@ fn service_address(
         if of.map(String::as_str) != Some(name) {
             continue;
         }
-        let number = slice.ports.iter().flatten().find(|p| {
-            p.name.as_deref().unwrap_or("") == wanted.name.as_deref().unwrap_or("")
-        });
+        let number = slice
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| p.name.as_deref().unwrap_or("") == wanted.name.as_deref().unwrap_or(""));
         let Some(number) = number.and_then(|p| u16::try_from(p.port?).ok()) else { continue };
         let ready = |e: &&k8s_openapi::api::discovery::v1::Endpoint| {
             e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
@@ -282,7 +285,8 @@ mod tests {
 
     fn pod(names: &[&str]) -> Pod {
         let mut pod = Pod::default();
-        let containers = names.iter().map(|n| Container { name: (*n).into(), ..Default::default() }).collect();
+        let containers =
+            names.iter().map(|n| Container { name: (*n).into(), ..Default::default() }).collect();
         pod.spec = Some(k8s_openapi::api::core::v1::PodSpec { containers, ..Default::default() });
         pod
     }

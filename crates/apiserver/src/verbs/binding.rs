@@ -52,7 +52,8 @@ impl Server {
         let target_kind = text("/target/kind");
         if !matches!(target_kind.as_str(), "" | "Node") {
             let shown = coracle_meta::field::show(target_kind);
-            let why = format!("target.kind: Unsupported value: {shown}: supported values: \"Node\", \"<empty>\"");
+            let why =
+                format!("target.kind: Unsupported value: {shown}: supported values: \"Node\", \"<empty>\"");
             return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
         }
         let node = text("/target/name");

@@ -79,10 +79,11 @@ impl Server {
         resource.def.strategy.prepare_create(cx, &mut *obj);
         self.validate_new(resource, &*obj)?;
         warnings.extend(resource.def.strategy.warnings(&*obj, None));
+        caller.warn(&warnings);
         warnings.extend(self.admit_valid(caller, resource, namespace, &mut obj, None, "", dry_run).await?);
         for attempt in 1.. {
             let key: Arc<str> = resource.key(namespace, obj.name()).into();
-            let taken = |name: &str| Status::already_exists(resource.def.group, resource.def.plural, name);
+            let taken = |name: &str| self.taken(resource, namespace, name);
             if dry_run {
                 self.cache.wait_for(self.store.revision()).await;
                 if resource.cache.get(&key).is_some() {
@@ -106,6 +107,17 @@ impl Server {
             }
         }
         Err(Status::internal("no name could be generated"))
+    }
+
+    /// 409 for a name that an object has.
+    fn taken(&self, resource: &Resource, namespace: &str, name: &str) -> Status {
+        let status = Status::already_exists(resource.def.group, resource.def.plural, name);
+        let present = self.present(resource, namespace, name).and_then(|entry| entry.decoded());
+        if !present.is_ok_and(|obj| obj.meta().deletion_timestamp.is_some()) {
+            return status;
+        }
+        let message = format!("object is being deleted: {}", status.message());
+        Status::new(409, status.reason(), message, status.details().cloned())
     }
 
     /// Checks metadata and the kind's own rules.

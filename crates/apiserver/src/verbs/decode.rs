@@ -54,11 +54,8 @@ impl Server {
         validation: &str,
     ) -> Result<Decoded, Status> {
         let value = check_type(resource, value)?;
-        let strict = if validation == "Ignore" {
-            Vec::new()
-        } else {
-            self.fields.unknown(resource.def, &value)
-        };
+        let strict =
+            if validation == "Ignore" { Vec::new() } else { self.fields.unknown(resource.def, &value) };
         typed(resource, value, strict, validation)
     }
 }
@@ -77,7 +74,13 @@ fn typed(
             "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {list}"
         )));
     }
-    let obj = resource.def.strategy.decode(value)?;
+    let forget =
+        value.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_some_and(Vec::is_empty));
+    let mut obj = resource.def.strategy.decode(value)?;
+    if forget {
+        // An empty list says something else than none; see `Fields::track`.
+        obj.meta_mut().managed_fields = Some(Vec::new());
+    }
     Ok(Decoded { obj, warnings: strict })
 }
 

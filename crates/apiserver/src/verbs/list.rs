@@ -142,12 +142,7 @@ impl Server {
 }
 
 /// Cuts a page off.
-fn page(
-    mut entries: Vec<Arc<CacheEntry>>,
-    revision: u64,
-    limit: usize,
-    plain: bool,
-) -> Page {
+fn page(mut entries: Vec<Arc<CacheEntry>>, revision: u64, limit: usize, plain: bool) -> Page {
     if limit == 0 || entries.len() <= limit {
         return Page { entries, revision, continue_token: String::new(), remaining: None };
     }
@@ -215,9 +210,9 @@ fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {
         ("", "Pod" | "Node" | "Event" | "Namespace" | "Secret" | "ReplicationController" | "Service") => {
             format!("field label not supported: {path}")
         }
-        _ if known.is_empty() => format!(
-            "{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-        ),
+        _ if known.is_empty() => {
+            format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
         (_, kind) => format!("field label {path:?} not supported for {kind}"),
     };
     Err(Status::bad_request(message))

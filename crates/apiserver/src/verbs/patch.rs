@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use coracle_client::{PatchKind, WriteOptions};
-use coracle_meta::field::ErrorList;
 use coracle_meta::Status;
+use coracle_meta::field::ErrorList;
 use serde_json::Value;
 
 use super::commit::Refused;
@@ -24,6 +24,8 @@ pub(crate) struct Patch<'a> {
     pub(crate) kind: PatchKind,
     /// Its body.
     pub(crate) body: &'a Value,
+    /// Messages for fields that the body's text has twice.
+    pub(crate) twice: &'a [String],
 }
 
 impl Server {
@@ -80,24 +82,30 @@ impl Server {
         let current: Value =
             serde_json::from_slice(&entry.encoded).map_err(|e| Refused::Failed(Status::internal(e)))?;
         let (_, name) = entry.namespace_name();
-        let patched = self
-            .fields
-            .patched(resource.def, current, patch.kind, patch.body)
-            .map_err(Refused::Failed)?;
+        let patched =
+            self.fields.patched(resource.def, current, patch.kind, patch.body).map_err(Refused::Failed)?;
         check_identity(&patched, name).map_err(Refused::Failed)?;
-        let decoded =
-            self.decode_value(resource, patched, &opts.field_validation).map_err(Refused::Failed)?;
+        let shown = match patch.kind {
+            PatchKind::Strategic => go_value(patch.body),
+            _ => patched.to_string(),
+        };
+        let mut decoded = self
+            .decode_value(resource, patched, &opts.field_validation)
+            .map_err(|e| Refused::Failed(unusable(&shown, e.message())))?;
+        if !patch.twice.is_empty() && opts.field_validation == "Strict" {
+            let why = format!("strict decoding error: {}", patch.twice.join(", "));
+            return Err(Refused::Failed(unusable(&shown, &why)));
+        }
+        decoded.warnings.extend_from_slice(patch.twice);
         let mut obj = decoded.obj;
         place(resource, namespace, &mut *obj).map_err(Refused::Failed)?;
         let locked = obj.meta().resource_version.as_deref() != Some(&entry.revision.to_string());
         let change = Change { obj, warnings: decoded.warnings };
         match self.replace(caller, resource, namespace, part, entry, change, opts).await {
             // The client named a revision: do not try again behind its back.
-            Err(Refused::Condition(..)) if locked => Err(Refused::Failed(Status::modified(
-                resource.def.group,
-                resource.def.plural,
-                name,
-            ))),
+            Err(Refused::Condition(..)) if locked => {
+                Err(Refused::Failed(Status::modified(resource.def.group, resource.def.plural, name)))
+            }
             other => other,
         }
     }
@@ -121,8 +129,7 @@ impl Server {
             serde_json::from_slice(&entry.encoded).map_err(|e| Refused::Failed(Status::internal(e)))?;
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
-        let applied =
-            self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
+        let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
         if applied == live {
             return Ok(Outcome::of(entry.clone()));
         }
@@ -145,7 +152,9 @@ impl Server {
         self.check_applied(resource, namespace, name, body)?;
         let uid = body.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or("");
         if !uid.is_empty() {
-            let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
             return Err(Status::conflict(resource.def.group, resource.def.plural, name, &why));
         }
         let applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
@@ -176,12 +185,19 @@ impl Server {
         let Value::Object(_) = body else {
             return Err(Status::bad_request("invalid object type: /, Kind="));
         };
-        if body.pointer("/metadata/managedFields").is_some_and(|f| f.as_array().is_none_or(|a| !a.is_empty())) {
+        if body.pointer("/metadata/managedFields").is_some_and(|f| f.as_array().is_none_or(|a| !a.is_empty()))
+        {
             return Err(Status::bad_request("metadata.managedFields must be nil"));
         }
         check_applied_type(resource, body)?;
         let own = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
-        if !own.is_empty() && own != name {
+        if own.is_empty() {
+            let why = format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            );
+            return Err(Status::bad_request(why));
+        }
+        if own != name {
             let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
             return Err(Status::bad_request(why));
         }
@@ -198,19 +214,12 @@ fn check_applied_type(resource: &Resource, body: &Value) -> Result<(), Status> {
     let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or("");
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     let (expected_version, expected_kind) = (codec::api_version(resource.def), resource.def.kind);
-    if api_version.is_empty() {
-        return Err(Status::bad_request("apiVersion must be set"));
-    }
     if api_version != expected_version || kind != expected_kind {
         let gvk = |version: &str, kind: &str| {
             let (group, version) = version.split_once('/').unwrap_or(("", version));
             format!("{group}/{version}, Kind={kind}")
         };
-        let why = format!(
-            "invalid object type: {}, expected: {}",
-            gvk(api_version, kind),
-            gvk(&expected_version, expected_kind)
-        );
+        let why = format!("invalid object type: {}", gvk(api_version, kind));
         return Err(Status::bad_request(why));
     }
     Ok(())
@@ -230,6 +239,31 @@ fn check_applied_revision(
     }
 }
 
+/// 422 for a patch whose result is no object of the kind.
+fn unusable(shown: &str, why: &str) -> Status {
+    let why = why
+        .split_once("cannot be handled as a ")
+        .map_or(why, |(_, rest)| rest.split_once(": ").map_or(rest, |(_, why)| why));
+    let mut errs = ErrorList::new();
+    errs.invalid("patch", shown, why);
+    Status::invalid("", "", "", &errs)
+}
+
+/// A value as Go's `%+v` prints it.
+fn go_value(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_value).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let mut fields: Vec<String> = map.iter().map(|(k, v)| format!("{k}:{}", go_value(v))).collect();
+            fields.sort();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
 /// A patch may not rename.
 fn check_identity(patched: &Value, name: &str) -> Result<(), Status> {
     let own = patched.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
@@ -237,7 +271,8 @@ fn check_identity(patched: &Value, name: &str) -> Result<(), Status> {
         return Ok(());
     }
     if own.is_empty() {
-        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        let why =
+            format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
         return Err(Status::bad_request(why));
     }
     let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");

@@ -63,7 +63,11 @@ impl Server {
         Ok(Outcome { entry, warnings, created: true })
     }
 
-    fn access(&self, user: UserInfo, spec: &authz::SubjectAccessReviewSpec) -> authz::SubjectAccessReviewStatus {
+    fn access(
+        &self,
+        user: UserInfo,
+        spec: &authz::SubjectAccessReviewSpec,
+    ) -> authz::SubjectAccessReviewStatus {
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         let attributes = match (&spec.resource_attributes, &spec.non_resource_attributes) {
             (Some(r), _) => Attributes {

@@ -173,8 +173,9 @@ fn check_scale(
     if meta("name") != name {
         let own = meta("name");
         if own.is_empty() {
-            let why =
-                format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+            let why = format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            );
             return Err(Status::bad_request(why));
         }
         let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use super::binding::body_value;
 use super::create::whole_seconds;
 use super::{Caller, Input, Outcome};
+
+/// What a token is bound to, and the name and uid of its node where known.
+type BoundTo = (Option<Bound>, Option<(String, String)>);
 use crate::cache::CacheEntry;
 use crate::registry::Resource;
 use crate::server::Server;
@@ -82,11 +85,7 @@ impl Server {
     }
 
     /// Looks up what the token shall be bound to; also the node, if that is known.
-    fn bound_object(
-        &self,
-        namespace: &str,
-        reference: Option<&Value>,
-    ) -> Result<(Option<Bound>, Option<(String, String)>), Status> {
+    fn bound_object(&self, namespace: &str, reference: Option<&Value>) -> Result<BoundTo, Status> {
         let Some(reference @ Value::Object(_)) = reference else { return Ok((None, None)) };
         let text = |key: &str| reference.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
         let (api_version, kind, name, uid) = (text("apiVersion"), text("kind"), text("name"), text("uid"));

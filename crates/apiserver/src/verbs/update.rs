@@ -251,7 +251,8 @@ pub(crate) fn unset(version: Option<&str>) -> bool {
 fn check_name(obj: &dyn Object, name: &str) -> Result<(), Status> {
     let own = obj.name();
     if own.is_empty() {
-        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        let why =
+            format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
         return Err(Status::bad_request(why));
     }
     if own != name {
@@ -279,9 +280,7 @@ fn keep_system_fields(obj: &mut dyn Object, old: &dyn Object) {
     if new.uid.as_ref().is_none_or(String::is_empty) {
         new.uid = old.uid.clone();
     }
-    if new.creation_timestamp.is_none() {
-        new.creation_timestamp = old.creation_timestamp.clone();
-    }
+    new.creation_timestamp = old.creation_timestamp.clone();
     if new.deletion_timestamp.is_none() {
         new.deletion_timestamp = old.deletion_timestamp.clone();
     }

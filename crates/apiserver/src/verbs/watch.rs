@@ -65,8 +65,8 @@ impl Server {
     ) -> Result<Watching, Status> {
         check_list_options(opts, true, watch.send_initial_events, watch.bookmarks)?;
         let filter = filter(resource, namespace, name, opts)?;
-        let revision = parse_revision(&opts.resource_version)
-            .map_err(|e| Status::new(500, Reason::Unknown, e, None))?;
+        let revision =
+            parse_revision(&opts.resource_version).map_err(|e| Status::new(500, Reason::Unknown, e, None))?;
         let asked_initial = watch.send_initial_events == Some(true);
         let from = match (revision, watch.send_initial_events) {
             (Some(0) | None, Some(false)) => Some(self.store.revision()),
@@ -79,11 +79,10 @@ impl Server {
         if from.is_none() && revision != Some(0) {
             self.fresh().await;
         }
-        let subscription =
-            resource.cache.subscribe(filter, from, self.cache.applied()).map_err(|floor| {
-                let asked = from.unwrap_or(0);
-                Status::expired(format!("too old resource version: {asked} ({})", floor.0))
-            })?;
+        let subscription = resource.cache.subscribe(filter, from, self.cache.applied()).map_err(|floor| {
+            let asked = from.unwrap_or(0);
+            Status::expired(format!("too old resource version: {asked} ({})", floor.0))
+        })?;
         let Subscription { initial, backlog, live, revision } = subscription;
         Ok(Watching {
             server: self.clone(),

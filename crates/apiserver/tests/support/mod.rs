@@ -25,7 +25,7 @@ pub const ADMIN: &str = "admintoken";
 
 /// A running server.
 pub struct Cluster {
-    pub api: Arc<ApiServer>,
+    _api: Arc<ApiServer>,
     addr: SocketAddr,
     tls: Arc<rustls::ClientConfig>,
     _serving: tokio::task::JoinHandle<()>,
@@ -104,7 +104,7 @@ impl Cluster {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let serving = tokio::spawn(api.clone().serve(listener));
-        Self { api, addr, tls: Arc::new(tls), _serving: serving }
+        Self { _api: api, addr, tls: Arc::new(tls), _serving: serving }
     }
 
     /// Sends a request and returns the response with its body still running.

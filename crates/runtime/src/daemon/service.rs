@@ -207,7 +207,9 @@ impl ImageService for Runtime {
         // Names below `coracle.local/` are made here and have no registry: present is as good as pulled.
         if image.image.starts_with(LOCAL_PREFIX) {
             let present = self.image_status(image).await?;
-            let absent = || CriError::NotFound(format!("image {:?} is made on the node, and is not there", image.image));
+            let absent = || {
+                CriError::NotFound(format!("image {:?} is made on the node, and is not there", image.image))
+            };
             return present.map(|i| i.id).ok_or_else(absent);
         }
         crate::images::pull(&self.images, &image.image, auth).await
