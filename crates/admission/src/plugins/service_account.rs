@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::{
     LocalObjectReference, ObjectFieldSelector, Pod, PodSpec, ProjectedVolumeSource,
     ServiceAccount as Account, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
-use rand::Rng;
 
 use crate::{Environment, Operation, Plugin, Request};
 
@@ -114,7 +113,8 @@ fn automount(account: &Account, spec: &PodSpec) -> bool {
 fn mount_token(spec: &mut PodSpec) {
     let present = spec.volumes.iter().flatten().find(|v| v.name.starts_with(VOLUME_PREFIX));
     let present = present.map(|v| v.name.clone());
-    let name = present.clone().unwrap_or_else(|| format!("{VOLUME_PREFIX}{}", suffix()));
+    let name =
+        present.clone().unwrap_or_else(|| format!("{VOLUME_PREFIX}{}", coracle_stdx::random_suffix(5)));
     let mut needed = false;
     let inits = spec.init_containers.iter_mut().flatten();
     for container in inits.chain(spec.containers.iter_mut()) {
@@ -138,13 +138,6 @@ fn mount(container: &mut Container, volume: &str) -> bool {
         ..VolumeMount::default()
     });
     true
-}
-
-/// Five characters without vowels and look-alikes.
-fn suffix() -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut rng = rand::rng();
-    (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
 }
 
 fn token_volume(name: String) -> Volume {
