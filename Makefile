@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := target/$(TARGET)/release/coracle
+TESTED := target/$(TARGET)/debug/coracle
 BENCH := target/$(TARGET)/release/coracle-bench
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 UP_FLAGS ?=
@@ -27,8 +28,8 @@ build: deps
 	cargo build --release --package coracle
 
 test: test-deps tools  ## All tests. Needs root for the end-to-end ones.
-	cargo build --release --package coracle
-	CORACLE_BIN=$(abspath $(BIN)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace
+	cargo build --package coracle
+	CORACLE_BIN=$(abspath $(TESTED)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace
 
 lint:
 	cargo fmt --all --check

@@ -12,7 +12,7 @@ use coracle_stdx::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
 use serde_json::{Value, json};
 
 use crate::codec;
@@ -197,6 +197,27 @@ fn is_plain(obj: &dyn Object) -> bool {
 }
 
 fn managed_of(value: &mut Value) -> Option<Vec<ManagedFieldsEntry>> {
-    let managed = value.get_mut("metadata")?.get_mut("managedFields")?.take();
-    serde_json::from_value(managed).ok()
+    match value.get_mut("metadata")?.get_mut("managedFields")?.take() {
+        Value::Array(entries) => Some(entries.into_iter().map(managed_entry).collect()),
+        _ => None,
+    }
+}
+
+/// An entry as `update_managed_fields` writes it, without a copy of its field set.
+fn managed_entry(mut entry: Value) -> ManagedFieldsEntry {
+    let mut take = |name: &str| entry.get_mut(name).map(Value::take);
+    let fields_v1 = take("fieldsV1").map(FieldsV1);
+    let mut text = |name: &str| match take(name) {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
+    };
+    ManagedFieldsEntry {
+        api_version: text("apiVersion"),
+        fields_type: text("fieldsType"),
+        fields_v1,
+        manager: text("manager"),
+        operation: text("operation"),
+        subresource: text("subresource"),
+        time: text("time").and_then(|time| time.parse().ok()).map(Time),
+    }
 }

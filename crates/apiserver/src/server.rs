@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_admission::{Chain, Environment};
+use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::{Attributes, Authenticator, Authorizer, Decision, UserInfo};
 use coracle_client::{Transport, WriteOptions};
@@ -33,6 +34,8 @@ pub(crate) struct Server {
     pub(crate) admission: Chain,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
+    /// For the escalation checks; which authorizers decide requests is `authorizers`.
+    pub(crate) rbac: RbacAuthorizer,
     pub(crate) tokens: TokenCache,
     pub(crate) token_issuer: Option<Arc<TokenIssuer>>,
     pub(crate) services: Services,
@@ -119,7 +122,8 @@ impl ApiServer {
             git_version: config.git_version,
             admission: Chain::new(config.admission, environment),
             authenticators: (config.authenticators)(reader.clone()),
-            authorizers: (config.authorizers)(reader),
+            authorizers: (config.authorizers)(reader.clone()),
+            rbac: RbacAuthorizer::new(reader),
             tokens: TokenCache::default(),
             token_issuer: config.token_issuer,
             services,

@@ -5,6 +5,7 @@ mod commit;
 pub(crate) mod create;
 pub(crate) mod decode;
 pub(crate) mod delete;
+mod escalation;
 pub(crate) mod list;
 pub(crate) mod patch;
 pub(crate) mod read;

@@ -1,6 +1,7 @@
 //! Who asks and whether they may: authenticators and authorizers.
 
 pub mod bootstrap;
+mod jwt;
 pub mod node;
 pub mod pki;
 pub mod rbac;

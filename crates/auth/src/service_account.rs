@@ -116,6 +116,7 @@ impl TokenIssuer {
         let why = |e: &dyn std::fmt::Display| {
             format!("service account key: {e}; need PKCS#8 PEM, ECDSA P-256 or RSA")
         };
+        crate::jwt::install();
         let pair = KeyPair::from_pem(private_key_pem).map_err(|e| why(&e))?;
         let ecdsa = pair.is_compatible(&rcgen::PKCS_ECDSA_P256_SHA256);
         let (algorithm, signing) = if ecdsa {

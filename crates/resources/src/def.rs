@@ -242,6 +242,8 @@ pub fn dns1123_subdomain(name: &str, prefix: bool) -> Vec<String> {
 pub trait ErasedStrategy: Send + Sync {
     /// Decodes the JSON form. The error text is upstream-like: `json: cannot unmarshal …`.
     fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status>;
+    /// As `decode`, in one pass, when the text is plain (see `coracle_meta::direct`); else `None`.
+    fn decode_plain(&self, json: &[u8]) -> Option<Box<dyn Object>>;
     /// As `decode`, straight from JSON text that this process encoded itself.
     fn decode_slice(&self, json: &[u8]) -> Result<Box<dyn Object>, Status>;
     fn default(&self, obj: &mut dyn Object);
@@ -297,6 +299,9 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
                 K::KIND
             ))),
         }
+    }
+    fn decode_plain(&self, json: &[u8]) -> Option<Box<dyn Object>> {
+        coracle_meta::direct::decode::<K>(json).map(|obj| Box::new(obj) as Box<dyn Object>)
     }
     fn decode_slice(&self, json: &[u8]) -> Result<Box<dyn Object>, Status> {
         match serde_json::from_slice::<K>(json) {

@@ -14,6 +14,10 @@ impl ObjectReader for Cache {
         resource.cache.get(&resource.key(namespace, name))?.decoded().ok()
     }
 
+    fn generation(&self, group: &str, resource: &str) -> Option<u64> {
+        Some(self.registry.find(group, resource)?.cache.last())
+    }
+
     fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Arc<dyn Object>> {
         let Some(resource) = self.registry.find(group, resource) else { return Vec::new() };
         resource.cache.keep_decoded();

@@ -82,6 +82,11 @@ impl ResourceCache {
         self.state.read().entries.get(key).cloned()
     }
 
+    /// Revision of the last change.
+    pub(crate) fn last(&self) -> u64 {
+        self.state.read().last
+    }
+
     /// Number of objects.
     pub(crate) fn len(&self) -> usize {
         self.state.read().entries.len()

@@ -60,6 +60,7 @@ impl Server {
         // Admission reads namespaces, service accounts … as of all acknowledged writes.
         self.fresh().await;
         warnings.extend(self.admit_create(caller, resource, namespace, &name, &mut obj, dry_run).await?);
+        self.forbid_escalation(caller, resource, &*obj, None)?;
         let now = self.clock.now();
         fill_system_fields(obj.meta_mut(), now);
         let generated = obj.name().is_empty() && generate_prefix(obj.meta()).is_some();

@@ -31,6 +31,9 @@ impl Server {
             Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
             Input::Json(value) => value,
             Input::Text(text) => {
+                if let Some(obj) = resource.def.strategy.decode_plain(&text) {
+                    return Ok(Decoded { obj, warnings: Vec::new() });
+                }
                 let value = check_type(resource, parse(&text, resource.def.kind)?)?;
                 let strict = if validation == "Ignore" {
                     Vec::new()

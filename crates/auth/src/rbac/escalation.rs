@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::{Object, Status};
-use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role, RoleRef};
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef,
+};
 
 use super::policy::aggregated;
 use super::rules::{items, url_matches};
 use super::{GROUP, RbacAuthorizer};
 use crate::SYSTEM_MASTERS;
-use crate::user::{Attributes, Authorizer, Decision, UserInfo};
+use crate::user::{Attributes, UserInfo};
 
 /// Whether the owner's rules include all the servant's; else the parts that are missing.
 ///
@@ -149,18 +151,31 @@ impl RbacAuthorizer {
         Err(message)
     }
 
-    /// Whether the user may create this Role or ClusterRole, or change it to this. A write that leaves the
-    /// rules as they were needs no check.
+    /// Whether the user may create this Role or ClusterRole (`old` absent), or change it to this.
+    /// `allowed` asks all authorizers, for the verb `escalate`. A write that changes nothing but owner
+    /// references and finalizers is the garbage collector's and needs no check.
     ///
     /// # Errors
     /// 403 with upstream's message.
-    pub fn may_write_role(&self, user: &UserInfo, role: &dyn Object) -> Result<(), Status> {
-        let (resource, rules, aggregates) = match (role.downcast::<ClusterRole>(), role.downcast::<Role>()) {
-            (Some(role), _) => ("clusterroles", role.rules.clone(), role.aggregation_rule.is_some()),
+    pub fn may_write_role(
+        &self,
+        user: &UserInfo,
+        role: &dyn Object,
+        old: Option<&dyn Object>,
+        allowed: &dyn Fn(&Attributes) -> bool,
+    ) -> Result<(), Status> {
+        let cluster = |role: &dyn Object| role.downcast::<ClusterRole>().cloned();
+        let (resource, rules, aggregates) = match (cluster(role), role.downcast::<Role>()) {
+            (Some(role), _) => {
+                let before = old.and_then(cluster).is_some_and(|old| old.aggregation_rule.is_some());
+                ("clusterroles", role.rules, before || role.aggregation_rule.is_some())
+            }
             (None, Some(role)) => ("roles", role.rules.clone(), false),
             (None, None) => return Ok(()),
         };
-        if self.has_verb(user, "escalate", resource, role.namespace(), role.name()) {
+        if old.is_some_and(|old| only_gc_fields_differ(role, old))
+            || has_verb(user, "escalate", resource, role.namespace(), role.name(), allowed)
+        {
             return Ok(());
         }
         let refused = |why: &str| Status::forbidden(GROUP, resource, role.name(), why);
@@ -171,26 +186,34 @@ impl RbacAuthorizer {
             .map_err(|e| refused(&e))
     }
 
-    /// Whether the user may bind this role by the binding `resource` (`rolebindings`,
-    /// `clusterrolebindings`) named `name`.
+    /// Whether the user may write this RoleBinding or ClusterRoleBinding; `old` and `allowed` as for roles,
+    /// the verb is `bind` on the role.
     ///
     /// # Errors
     /// 403 with upstream's message; 404 when the role does not exist.
     pub fn may_bind(
         &self,
         user: &UserInfo,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-        role: &RoleRef,
+        binding: &dyn Object,
+        old: Option<&dyn Object>,
+        allowed: &dyn Fn(&Attributes) -> bool,
     ) -> Result<(), Status> {
+        let parts = (binding.downcast::<ClusterRoleBinding>(), binding.downcast::<RoleBinding>());
+        let (resource, role) = match parts {
+            (Some(binding), _) => ("clusterrolebindings", &binding.role_ref),
+            (None, Some(binding)) => ("rolebindings", &binding.role_ref),
+            (None, None) => return Ok(()),
+        };
+        let namespace = binding.namespace();
         let roles = if role.kind == "Role" { "roles" } else { "clusterroles" };
-        if self.has_verb(user, "bind", roles, namespace, &role.name) {
+        if old.is_some_and(|old| only_gc_fields_differ(binding, old))
+            || has_verb(user, "bind", roles, namespace, &role.name, allowed)
+        {
             return Ok(());
         }
         let rules = self.role_rules(role, namespace)?;
         self.confirm_no_escalation(user, namespace, &rules)
-            .map_err(|why| Status::forbidden(GROUP, resource, name, &why))
+            .map_err(|why| Status::forbidden(GROUP, resource, binding.name(), &why))
     }
 
     /// The rules of a role, aggregated ones resolved.
@@ -209,12 +232,18 @@ impl RbacAuthorizer {
         let found = found.ok_or_else(|| Status::not_found(GROUP, "clusterroles", &role.name))?;
         Ok(aggregated(found, &all))
     }
+}
 
-    fn has_verb(&self, user: &UserInfo, verb: &str, resource: &str, namespace: &str, name: &str) -> bool {
-        if user.in_group(SYSTEM_MASTERS) {
-            return true;
-        }
-        let attributes = Attributes {
+fn has_verb(
+    user: &UserInfo,
+    verb: &str,
+    resource: &str,
+    namespace: &str,
+    name: &str,
+    allowed: &dyn Fn(&Attributes) -> bool,
+) -> bool {
+    user.in_group(SYSTEM_MASTERS)
+        || allowed(&Attributes {
             user: user.clone(),
             verb: verb.into(),
             is_resource: true,
@@ -224,9 +253,20 @@ impl RbacAuthorizer {
             namespace: namespace.into(),
             name: name.into(),
             ..Attributes::default()
-        };
-        self.authorize(&attributes).0 == Decision::Allow
-    }
+        })
+}
+
+/// Whether two forms of an object differ in nothing but owner references, finalizers and bookkeeping.
+fn only_gc_fields_differ(new: &dyn Object, old: &dyn Object) -> bool {
+    let mut new = new.clone_object();
+    let (meta, before) = (new.meta_mut(), old.meta());
+    meta.owner_references = before.owner_references.clone();
+    meta.finalizers = before.finalizers.clone();
+    meta.managed_fields = before.managed_fields.clone();
+    meta.resource_version = before.resource_version.clone();
+    meta.generation = before.generation;
+    meta.self_link = before.self_link.clone();
+    new.to_value() == old.to_value()
 }
 
 fn everything() -> [PolicyRule; 2] {

@@ -138,10 +138,12 @@ fn nobody_grants_what_they_do_not_hold() {
     let rbac = RbacAuthorizer::new(objects.clone());
     bind(&objects, "b", "ClusterRole", "admin", "User", "jane");
     let jane = UserInfo::authenticated("jane", &[]);
+    let ask = |a: &Attributes| rbac.authorize(a).0 == Decision::Allow;
     let role = |rules| Role { metadata: meta("dev", "new"), rules: Some(rules) };
-    assert!(rbac.may_write_role(&jane, &role(vec![rule(&["get", "list"], "", &["pods"], &[])])).is_ok());
+    let modest = role(vec![rule(&["get", "list"], "", &["pods"], &[])]);
+    assert!(rbac.may_write_role(&jane, &modest, None, &ask).is_ok());
     let greedy = role(vec![rule(&["get", "bite"], "", &["nodes", "pods"], &[])]);
-    let status = rbac.may_write_role(&jane, &greedy).expect_err("refused");
+    let status = rbac.may_write_role(&jane, &greedy, Some(&modest), &ask).expect_err("refused");
     assert_eq!(status.code(), 403);
     assert_eq!(
         status.message(),
@@ -150,16 +152,21 @@ fn nobody_grants_what_they_do_not_hold() {
          {APIGroups:[\"\"], Resources:[\"nodes\"], Verbs:[\"get\" \"bite\"]}\n\
          {APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"bite\"]}"
     );
-    let cluster_admin =
-        RoleRef { api_group: Some(GROUP.into()), kind: "ClusterRole".into(), name: "cluster-admin".into() };
-    let status = rbac.may_bind(&jane, "rolebindings", "dev", "mine", &cluster_admin).expect_err("refused");
+    let mut finalized = greedy.clone();
+    finalized.metadata.finalizers = Some(vec!["a/b".into()]);
+    assert!(rbac.may_write_role(&jane, &finalized, Some(&greedy), &ask).is_ok());
+    let binding = |name: &str| RoleBinding {
+        metadata: meta("dev", "mine"),
+        role_ref: RoleRef { api_group: Some(GROUP.into()), kind: "ClusterRole".into(), name: name.into() },
+        subjects: None,
+    };
+    let cluster_admin = binding("cluster-admin");
+    let status = rbac.may_bind(&jane, &cluster_admin, None, &ask).expect_err("refused");
     assert!(status.message().contains("rolebindings.rbac.authorization.k8s.io \"mine\" is forbidden"));
-    let view = RoleRef { name: "view".into(), ..cluster_admin.clone() };
-    assert!(rbac.may_bind(&jane, "rolebindings", "dev", "mine", &view).is_ok());
-    let none = RoleRef { name: "none".into(), ..cluster_admin.clone() };
-    assert_eq!(rbac.may_bind(&jane, "rolebindings", "dev", "mine", &none).expect_err("none").code(), 404);
+    assert!(rbac.may_bind(&jane, &binding("view"), None, &ask).is_ok());
+    assert_eq!(rbac.may_bind(&jane, &binding("none"), None, &ask).expect_err("none").code(), 404);
     let admin = UserInfo::authenticated("admin", &[SYSTEM_MASTERS]);
-    assert!(rbac.may_bind(&admin, "rolebindings", "dev", "mine", &cluster_admin).is_ok());
+    assert!(rbac.may_bind(&admin, &cluster_admin, None, &ask).is_ok());
 }
 
 #[test]
