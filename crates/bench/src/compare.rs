@@ -204,7 +204,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn outcome(&mut self, who: Contestant, what: &str, result: Result<Outcome, Failure>) -> Result<(), Failure> {
+    fn outcome(
+        &mut self,
+        who: Contestant,
+        what: &str,
+        result: Result<Outcome, Failure>,
+    ) -> Result<(), Failure> {
         self.keep(match result {
             Ok(outcome) => Record::summary(who, what, outcome.summary),
             Err(e) => Record::missed(who, what, &e),
@@ -256,7 +261,13 @@ impl Run<'_> {
     }
 
     /// Ends a server and removes its data; notes if it had ended by itself.
-    fn end(&mut self, who: Contestant, what: &str, server: &mut ApiServer, dir: &Path) -> Result<(), Failure> {
+    fn end(
+        &mut self,
+        who: Contestant,
+        what: &str,
+        server: &mut ApiServer,
+        dir: &Path,
+    ) -> Result<(), Failure> {
         let alive = server.check();
         server.stop();
         let _ = std::fs::remove_dir_all(dir);

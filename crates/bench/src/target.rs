@@ -104,9 +104,8 @@ impl Target {
         let secure = uri.scheme_str() != Some("http");
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let tls = if secure { Some(Arc::new(trust.config()?)) } else { None };
-        let mut headers = format!(
-            "Host: {host}:{port}\r\nAccept: application/json\r\nUser-Agent: coracle-bench\r\n"
-        );
+        let mut headers =
+            format!("Host: {host}:{port}\r\nAccept: application/json\r\nUser-Agent: coracle-bench\r\n");
         if let Some(token) = token {
             headers += &format!("Authorization: Bearer {token}\r\n");
         }
@@ -129,9 +128,7 @@ impl Trust {
     fn config(&self) -> Result<ClientConfig, Failure> {
         let mut provider = rustls::crypto::ring::default_provider();
         // The cheapest cipher first, so that every server answers with the same one.
-        provider
-            .cipher_suites
-            .sort_by_key(|s| s.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        provider.cipher_suites.sort_by_key(|s| s.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
         let provider = Arc::new(provider);
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

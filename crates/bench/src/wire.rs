@@ -151,7 +151,8 @@ impl Chunk {
                 Self::Size | Self::Data(_) => {
                     let digits = line.split(|b| *b == b';').next().unwrap_or_default();
                     let digits = std::str::from_utf8(digits).unwrap_or_default().trim();
-                    let size = u64::from_str_radix(digits, 16).map_err(|_| format!("chunk size {digits:?}"))?;
+                    let size =
+                        u64::from_str_radix(digits, 16).map_err(|_| format!("chunk size {digits:?}"))?;
                     *self = if size == 0 { Self::Trailer } else { Self::Data(size) };
                 }
             }

@@ -71,8 +71,13 @@ async fn figures(cluster: &mut Cluster, args: &ClusterArgs) -> Result<(), Failur
     let pss = proportional_mb(pid);
     say_figures("up_idle", &[("rss_mb", seen.0), ("cpu_percent", seen.1), ("pss_mb", pss)])?;
     pods(cluster, &target, args).await?;
-    let mut plain =
-        ScheduleArgs { nodes: args.nodes, pods: args.pods, connections: 32, anti_affinity: false, patience: 30.0 };
+    let mut plain = ScheduleArgs {
+        nodes: args.nodes,
+        pods: args.pods,
+        connections: 32,
+        anti_affinity: false,
+        patience: 30.0,
+    };
     let left = say_outcome("schedule", schedule(&target, &plain).await)?;
     if let Some(left) = left {
         left.clean().await;
@@ -151,8 +156,7 @@ impl Cluster {
     /// Waits until the API answers and until the node is Ready: both times, and how to reach the API.
     async fn wait_ready(&mut self) -> Result<(Duration, Duration, Arc<Target>), Failure> {
         let kubeconfig = Some(self.data.join("kubeconfig"));
-        let args =
-            TargetArgs { kubeconfig, server_pid: vec![self.process.pid()], ..TargetArgs::default() };
+        let args = TargetArgs { kubeconfig, server_pid: vec![self.process.pid()], ..TargetArgs::default() };
         let target = loop {
             self.process.check()?;
             // The file may be there before it is whole.

@@ -1,6 +1,6 @@
 //! API servers under measurement: Coracle's and upstream's, each with a store of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -99,7 +99,8 @@ pub fn render(environment: &Environment, records: &[Record]) -> String {
     for record in records {
         let Some(why) = &record.missed else { continue };
         let why = why.lines().next().unwrap_or_default();
-        let _ = writeln!(text, "\n{:?}, round {}, {}: {why}", record.contestant, record.round, record.scenario);
+        let _ =
+            writeln!(text, "\n{:?}, round {}, {}: {why}", record.contestant, record.round, record.scenario);
     }
     text
 }
@@ -107,7 +108,8 @@ pub fn render(environment: &Environment, records: &[Record]) -> String {
 /// Who used the processors during each scenario.
 fn split(text: &mut String, records: &[Record]) {
     let cores = |scenario: &str, who, figure: &str| {
-        Spread::of(records, who, scenario, figure).map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.median))
+        Spread::of(records, who, scenario, figure)
+            .map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.median))
     };
     let mut rows = String::new();
     for (scenario, label) in LOADS {
@@ -146,13 +148,18 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let half = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[half] } else { values[half - 1].midpoint(values[half]) };
+        let median =
+            if values.len() % 2 == 1 { values[half] } else { values[half - 1].midpoint(values[half]) };
         Some(Self { least, median, most })
     }
 
     fn show(&self, unit: &str) -> String {
         let (median, least, most) = (number(self.median), number(self.least), number(self.most));
-        if least == most { format!("{median} {unit}") } else { format!("{median} {unit} ({least} to {most})") }
+        if least == most {
+            format!("{median} {unit}")
+        } else {
+            format!("{median} {unit} ({least} to {most})")
+        }
     }
 }
 
@@ -181,8 +188,9 @@ pub fn append(path: &Path, text: &str) -> Result<(), Failure> {
     }
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.len() == 0 {
-        let head = "# Results\n\nAppended by `make bench`, oldest first. Compare only within one table: \
-                    each is one run.\n";
+        let head = "# Results\n\nAppended by `make bench`, oldest first; `results.jsonl` has the same figures, one \
+                    measurement a line. Compare only\nwithin one table: each is one run. A dash was not \
+                    measured.\n";
         file.write_all(head.as_bytes()).map_err(failed)?;
     }
     file.write_all(format!("\n{text}").as_bytes()).map_err(failed)
