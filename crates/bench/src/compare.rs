@@ -296,7 +296,7 @@ impl Run<'_> {
         let who = Contestant::Upstream;
         let Some(program) = self.args.kube_scheduler.clone() else { return Ok(()) };
         let Some((mut server, dir)) = self.start(who, what).await? else { return Ok(()) };
-        let result = match server.add_scheduler(&program, &dir) {
+        let result = match server.add_scheduler(&program, &dir).await {
             Ok(()) => schedule(&server.target, &self.args.schedule(anti_affinity)).await,
             Err(e) => Err(e),
         };

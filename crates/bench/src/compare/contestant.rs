@@ -121,11 +121,13 @@ impl ApiServer {
         Ok(Self { target: Target::insecure(&url, TOKEN, &pids)?, processes, url, started })
     }
 
-    /// Adds kube-scheduler, without the client-side rate limit of its defaults; its processor time counts too.
+    /// Adds kube-scheduler, without the client-side rate limit of its defaults, and waits until it is ready; its
+    /// processor time counts too.
     ///
     /// # Errors
-    /// It cannot be started.
-    pub fn add_scheduler(&mut self, program: &Path, dir: &Path) -> Result<(), Failure> {
+    /// It does not start.
+    pub async fn add_scheduler(&mut self, program: &Path, dir: &Path) -> Result<(), Failure> {
+        let port = free_port()?;
         let config = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
              contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
@@ -137,13 +139,13 @@ impl ApiServer {
             ("kubeconfig", write(&dir.join("scheduler.kubeconfig"), &config)?),
             ("leader-elect", "false".into()),
             ("bind-address", "127.0.0.1".into()),
-            ("secure-port", free_port()?.to_string()),
+            ("secure-port", port.to_string()),
             ("kube-api-qps", "5000".into()),
             ("kube-api-burst", "5000".into()),
         ]);
         self.processes.insert(0, Process::start("kube-scheduler", program, &args, dir)?);
         self.target = self.target.with_processes(self.pids());
-        Ok(())
+        self.wait(&Target::insecure(&format!("https://127.0.0.1:{port}"), TOKEN, &[])?).await
     }
 
     /// Waits for `/readyz`; how long it took since the start.
@@ -151,11 +153,16 @@ impl ApiServer {
     /// # Errors
     /// A process ended, or it takes too long.
     pub async fn wait_ready(&mut self) -> Result<Duration, Failure> {
-        let mut asker = Asker::new(&self.target);
-        while self.started.elapsed() < PATIENCE {
+        self.wait(&self.target.clone()).await?;
+        Ok(self.started.elapsed())
+    }
+
+    async fn wait(&mut self, target: &Arc<Target>) -> Result<(), Failure> {
+        let (mut asker, start) = (Asker::new(target), Instant::now());
+        while start.elapsed() < PATIENCE {
             self.check()?;
             if asker.is_ready().await {
-                return Ok(self.started.elapsed());
+                return Ok(());
             }
             tokio::time::sleep(LOOK).await;
         }

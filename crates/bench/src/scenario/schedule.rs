@@ -172,9 +172,14 @@ async fn measure(
     for node in bound.values() {
         *per_node.entry(node).or_default() += 1;
     }
+    let most = per_node.values().max().copied().unwrap_or(0);
+    if args.anti_affinity && most > 1 {
+        // A rate of wrong decisions is no rate.
+        return Err(format!("required anti-affinity is not honoured: {most} such pods are on one node"));
+    }
     summary.extra.insert("nodes".into(), args.nodes as f64);
     summary.extra.insert("nodes_used".into(), per_node.len() as f64);
-    summary.extra.insert("most_pods_on_a_node".into(), per_node.values().max().copied().unwrap_or(0) as f64);
+    summary.extra.insert("most_pods_on_a_node".into(), most as f64);
     if let Some(created) = created {
         summary.extra.insert("create_seconds".into(), (created.as_secs_f64() * 1000.0).round() / 1000.0);
     }
