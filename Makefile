@@ -6,6 +6,8 @@ TESTED := target/$(TARGET)/debug/coracle
 BENCH := target/$(TARGET)/release/coracle-bench
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 UP_FLAGS ?=
+BENCH_FLAGS ?=
+comma := ,
 
 .PHONY: up down build deps test-deps tools test lint bench install clean
 
@@ -38,7 +40,9 @@ lint:
 
 bench: test-deps tools  ## Measure; with ETCD, KUBE_APISERVER (and KUBE_SCHEDULER) set, upstream too.
 	cargo build --release --package coracle --package coracle-bench
-	$(BENCH) compare --coracle $(BIN) --results bench/RESULTS.md
+	$(SUDO) $(if $(SUDO),--preserve-env=ETCD$(comma)KUBE_APISERVER$(comma)KUBE_SCHEDULER) $(BENCH) compare \
+	  --coracle $(abspath $(BIN)) --commit "$$(git describe --always --dirty)" \
+	  --results bench/RESULTS.md --json bench/results.jsonl $(BENCH_FLAGS)
 
 install: build
 	$(SUDO) install -m 0755 $(BIN) /usr/local/bin/coracle

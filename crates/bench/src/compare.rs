@@ -1,29 +1,31 @@
-//! `compare`: starts Coracle, and upstream where its programs are named, and measures both in one run.
+//! `compare`: starts Coracle, and upstream where its programs are named, in turns, and measures both in one run.
 
+mod cluster;
 mod contestant;
+mod environment;
+mod record;
 mod table;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::contestant::{ApiServer, Cluster, Upstream};
-use self::table::Figures;
+use self::cluster::Machine;
+use self::contestant::{ApiServer, Upstream};
+use self::environment::Environment;
+use self::record::{Contestant, Record};
 use crate::load::LoadArgs;
 use crate::process::total;
-use crate::scenario::pod_start::PodStartArgs;
-use crate::scenario::schedule::ScheduleArgs;
-use crate::scenario::watch::FanoutArgs;
-use crate::scenario::{api, pod_start, schedule, watch};
-use crate::stats::Summary;
-use crate::target::{Failure, Target};
+use crate::scenario::schedule::{ScheduleArgs, schedule};
+use crate::scenario::watch::{FanoutArgs, fanout};
+use crate::scenario::{Outcome, api};
+use crate::target::Failure;
+
+/// Connections of LIST: each answer is tens of megabytes.
+const LIST_CONNECTIONS: usize = 4;
 
 /// Options of `compare`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CompareArgs {
-    /// The coracle program.
-    #[arg(long, env = "CORACLE")]
-    pub coracle: PathBuf,
     /// Upstream's etcd.
     #[arg(long, env = "ETCD")]
     pub etcd: Option<PathBuf>,
@@ -36,9 +38,15 @@ pub struct CompareArgs {
     /// File to which the table is appended.
     #[arg(long)]
     pub results: Option<PathBuf>,
+    /// File to which the figures are appended as JSON lines.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
     /// Commit to note; default what git says.
     #[arg(long)]
     pub commit: Option<String>,
+    /// How often each contestant is measured, in turns.
+    #[arg(long, default_value_t = 2)]
+    pub rounds: u32,
     /// Connections of the API scenarios.
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
@@ -49,173 +57,259 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 2.0)]
     pub warmup: f64,
     /// Pods that are there while listing and while memory is measured.
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 30_000)]
     pub objects: u64,
-    /// Fake nodes of the scheduling scenario.
-    #[arg(long, default_value_t = 200)]
-    pub nodes: u64,
-    /// Pods of the scheduling scenario.
-    #[arg(long, default_value_t = 1000)]
-    pub pods: u64,
-    /// Pods of the pod-start scenario.
-    #[arg(long, default_value_t = 20)]
-    pub starts: usize,
     /// Only the API server: no `coracle up` (which needs root), no scheduling, no pods.
     #[arg(long)]
     pub api_only: bool,
-    /// Also write all figures as JSON.
-    #[arg(long)]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Options of `cluster`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ClusterArgs {
+    /// The coracle program.
+    #[arg(long, env = "CORACLE")]
+    pub coracle: PathBuf,
+    /// Fake nodes of the scheduling scenarios.
+    #[arg(long, default_value_t = 1000)]
+    pub nodes: u64,
+    /// Pods of the scheduling scenarios (with anti-affinity, as many as nodes).
+    #[arg(long, default_value_t = 3000)]
+    pub pods: u64,
+    /// Pods that are started one after another; the rest of a hundred starts at once.
+    #[arg(long, default_value_t = 30)]
+    pub starts: usize,
+    /// Seconds for which the idle cluster is watched.
+    #[arg(long, default_value_t = 30.0)]
+    pub idle: f64,
+}
+
+impl ClusterArgs {
+    fn to_flags(&self) -> Vec<String> {
+        contestant::text(&[
+            ("coracle", self.coracle.display().to_string()),
+            ("nodes", self.nodes.to_string()),
+            ("pods", self.pods.to_string()),
+            ("starts", self.starts.to_string()),
+            ("idle", self.idle.to_string()),
+        ])
+    }
 }
 
 impl CompareArgs {
-    fn load(&self) -> LoadArgs {
-        LoadArgs { connections: self.connections, warmup: self.warmup, duration: self.duration, count: None }
+    fn load(&self, connections: usize) -> LoadArgs {
+        LoadArgs { connections, warmup: self.warmup, duration: self.duration, count: None }
     }
-    fn schedule(&self) -> ScheduleArgs {
-        let (nodes, pods) = (self.nodes, self.pods);
-        ScheduleArgs { nodes, pods, connections: 32, anti_affinity: false, patience: 30.0 }
+
+    fn schedule(&self, anti_affinity: bool) -> ScheduleArgs {
+        let ClusterArgs { nodes, pods, .. } = self.cluster;
+        let pods = if anti_affinity { nodes.min(pods) } else { pods };
+        ScheduleArgs { nodes, pods, connections: 32, anti_affinity, patience: 30.0 }
     }
+
+    /// Upstream's programs, if they are named.
+    fn upstream(&self) -> Option<Upstream<'_>> {
+        Some(Upstream { etcd: self.etcd.as_deref()?, apiserver: self.kube_apiserver.as_deref()? })
+    }
+
+    fn environment(&self) -> Environment {
+        let mut programs = vec![("coracle", self.cluster.coracle.as_path(), "--version")];
+        programs.extend(self.etcd.as_deref().map(|p| ("etcd", p, "--version")));
+        programs.extend(self.kube_apiserver.as_deref().map(|p| ("kube-apiserver", p, "--version")));
+        programs.extend(self.kube_scheduler.as_deref().map(|p| ("kube-scheduler", p, "--version")));
+        let options = format!(
+            "{} rounds; API: {} connections, {} s each after {} s of warm-up; {} pods listed over {} \
+             connections; {} pods on {} nodes scheduled; {} pods started one after another",
+            self.rounds,
+            self.connections,
+            self.duration,
+            self.warmup,
+            self.objects,
+            LIST_CONNECTIONS,
+            self.cluster.pods,
+            self.cluster.nodes,
+            self.cluster.starts
+        );
+        Environment::find(self.commit.as_deref(), &programs, options)
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    args: &'a CompareArgs,
+    dir: &'a Path,
+    environment: Environment,
+    round: u32,
+    records: Vec<Record>,
 }
 
 /// Runs everything and prints the table. Figures that could not be measured are named, with the reason, and
 /// do not keep the others back.
 ///
 /// # Errors
-/// Coracle's API server does not start, or the results cannot be written.
+/// The results cannot be written, or nothing could be measured.
 pub async fn run(args: &CompareArgs) -> Result<(), Failure> {
     let dir = tempfile::Builder::new().prefix("coracle-bench-").tempdir().map_err(|e| e.to_string())?;
-    eprintln!("Coracle's API server");
-    let mut ours = Figures::default();
-    let mut server = ApiServer::coracle(&args.coracle, &dir.path().join("coracle"))?;
-    api_figures(&mut server, args, &mut ours).await?;
-    drop(server);
-    if !args.api_only {
-        eprintln!("Coracle as a cluster");
-        match Cluster::up(&args.coracle, &dir.path().join("up")) {
-            Err(e) => ours.missed("coracle up", &e),
-            Ok(mut cluster) => {
-                if let Err(e) = cluster_figures(&mut cluster, args, &mut ours).await {
-                    ours.missed("coracle up", &format!("{e}\n{}", cluster.log_tail()));
-                }
-                if let Err(e) = cluster.down() {
-                    ours.missed("coracle down", &e);
-                }
-            }
-        }
-    }
-    let theirs = upstream_figures(args, &dir.path().join("upstream")).await;
-    let commit = args.commit.clone().unwrap_or_else(table::commit);
-    let text = table::render(&commit, args, &ours, theirs.as_ref());
-    println!("{text}");
+    let environment = args.environment();
     if let Some(path) = &args.json {
-        table::write_json(path, &commit, &ours, theirs.as_ref())?;
+        record::append(path, [&environment])?;
     }
-    match &args.results {
-        Some(path) => table::append(path, &text),
-        None => Ok(()),
-    }
-}
-
-async fn upstream_figures(args: &CompareArgs, dir: &std::path::Path) -> Option<Figures> {
-    let (etcd, apiserver) = (args.etcd.as_ref()?, args.kube_apiserver.as_ref()?);
-    eprintln!("upstream");
-    let mut figures = Figures::default();
-    let programs = Upstream { etcd, apiserver, scheduler: args.kube_scheduler.as_deref() };
-    let result = async {
-        let mut server = ApiServer::upstream(&programs, dir)?;
-        api_figures(&mut server, args, &mut figures).await?;
-        if programs.scheduler.is_some() && !args.api_only {
-            let _scheduler = server.start_scheduler(&programs, dir)?;
-            let summary = schedule::schedule(&server.target, &args.schedule()).await?;
-            show(&mut figures, "schedule", summary);
+    let mut run = Run { args, dir: dir.path(), environment, round: 0, records: Vec::new() };
+    for round in 1..=args.rounds {
+        run.round = round;
+        eprintln!("round {round} of {}", args.rounds);
+        run.api(Contestant::Coracle).await?;
+        if args.upstream().is_some() {
+            run.api(Contestant::Upstream).await?;
         }
-        Ok::<(), Failure>(())
-    };
-    if let Err(e) = result.await {
-        figures.missed("upstream", &e);
-    }
-    Some(figures)
-}
-
-/// Shows a result at once and keeps its rate and latency.
-fn show(figures: &mut Figures, key: &str, summary: Summary) {
-    eprintln!("  {}", summary.to_string().replace('\n', "\n  "));
-    figures.summary(key, summary);
-}
-
-async fn api_figures(
-    server: &mut ApiServer,
-    args: &CompareArgs,
-    figures: &mut Figures,
-) -> Result<(), Failure> {
-    let ready = server.wait_ready().await?;
-    figures.set("ready_ms", ready.as_secs_f64() * 1000.0);
-    let pids = server.pids();
-    idle(&pids, figures, "idle").await;
-    let target = server.target.clone();
-    let load = args.load();
-    let size = 1024;
-    keep(figures, "create_configmaps", api::create_config_maps(&target, &load, size).await);
-    keep(figures, "create_pods", api::create_pods(&target, &load).await);
-    keep(figures, "get", api::get(&target, &load).await);
-    let probe = || vec![("rss_mb".to_owned(), total(&pids).rss_mb)];
-    let list = LoadArgs { connections: 4, ..load };
-    match api::list(&target, &list, args.objects, probe).await {
-        Ok(summary) => {
-            if let Some(rss) = summary.extra.get("rss_mb") {
-                figures.set("loaded_rss_mb", *rss);
+        if !args.api_only {
+            run.cluster()?;
+            if args.kube_scheduler.is_some() {
+                run.upstream_schedule("schedule", false).await?;
+                run.upstream_schedule("schedule_anti_affinity", true).await?;
             }
-            show(figures, "list", summary);
         }
-        Err(e) => figures.missed("list", &e),
     }
-    let fanout = FanoutArgs { watchers: 200, count: 300, writers: 8, size: 512 };
-    keep(figures, "watch_fanout", watch::fanout(&target, &fanout).await);
-    server.check()
-}
-
-fn keep(figures: &mut Figures, key: &str, result: Result<Summary, Failure>) {
-    match result {
-        Ok(summary) => show(figures, key, summary),
-        Err(e) => figures.missed(key, &e),
+    let text = table::render(&run.environment, &run.records);
+    println!("{text}");
+    if let Some(path) = &args.results {
+        table::append(path, &text)?;
     }
-}
-
-/// Memory and CPU of processes that nobody asks anything of.
-async fn idle(pids: &[u32], figures: &mut Figures, prefix: &str) {
-    const SETTLE: Duration = Duration::from_secs(3);
-    const WINDOW: Duration = Duration::from_secs(10);
-    tokio::time::sleep(SETTLE).await;
-    let (before, start) = (total(pids), Instant::now());
-    tokio::time::sleep(WINDOW).await;
-    let (after, seconds) = (total(pids), start.elapsed().as_secs_f64());
-    figures.set(&format!("{prefix}_rss_mb"), after.rss_mb);
-    let percent = (after.cpu_seconds - before.cpu_seconds) / seconds * 100.0;
-    figures.set(&format!("{prefix}_cpu_percent"), percent);
-    eprintln!("  {prefix}: {:.1} MB, {percent:.2} % of a core", after.rss_mb);
-}
-
-async fn cluster_figures(
-    cluster: &mut Cluster,
-    args: &CompareArgs,
-    figures: &mut Figures,
-) -> Result<(), Failure> {
-    let (api, node, target): (Duration, Duration, Arc<Target>) = cluster.wait_ready().await?;
-    figures.set("up_api_ready_ms", api.as_secs_f64() * 1000.0);
-    figures.set("up_node_ready_ms", node.as_secs_f64() * 1000.0);
-    eprintln!("  API ready after {} ms, node Ready after {} ms", api.as_millis(), node.as_millis());
-    idle(&[cluster.pid()], figures, "up_idle").await;
-    let starts = PodStartArgs {
-        count: args.starts,
-        warmup: 2,
-        connections: 1,
-        image: "coracle.local/self".into(),
-        args: vec!["demo".into(), "serve".into()],
-        ready: false,
-        timeout: 30.0,
-    };
-    keep(figures, "pod_start", pod_start::pod_start(&target, &starts).await);
-    keep(figures, "schedule", schedule::schedule(&target, &args.schedule()).await);
+    if run.records.iter().all(|r| r.figures.is_empty()) {
+        return Err("nothing could be measured".into());
+    }
     Ok(())
+}
+
+/// `cluster`: the part of a comparison that needs a machine of its own.
+///
+/// # Errors
+/// The cluster does not start.
+pub async fn cluster(args: &ClusterArgs) -> Result<(), Failure> {
+    cluster::measure(args).await
+}
+
+impl Run<'_> {
+    /// Shows a record, writes its line and keeps it.
+    fn keep(&mut self, mut record: Record) -> Result<(), Failure> {
+        record.run.clone_from(&self.environment.run);
+        record.round = self.round;
+        eprintln!("{record}");
+        if let Some(path) = &self.args.json {
+            record::append(path, [&record])?;
+        }
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn outcome(
+        &mut self,
+        who: Contestant,
+        what: &str,
+        result: Result<Outcome, Failure>,
+    ) -> Result<(), Failure> {
+        self.keep(match result {
+            Ok(outcome) => Record::summary(who, what, outcome.summary),
+            Err(e) => Record::missed(who, what, &e),
+        })
+    }
+
+    /// A fresh server in a directory of its own, and how long it took until it was ready.
+    async fn start(&mut self, who: Contestant, what: &str) -> Result<Option<(ApiServer, PathBuf)>, Failure> {
+        let dir = self.dir.join(format!("{what}-{}-{who:?}", self.round));
+        let started = match (who, self.args.upstream()) {
+            (Contestant::Upstream, Some(programs)) => ApiServer::upstream(&programs, &dir),
+            _ => ApiServer::coracle(&self.args.cluster.coracle, &dir),
+        };
+        let ready = async {
+            let mut server = started?;
+            let took = server.wait_ready().await?;
+            Ok::<_, Failure>((server, took))
+        };
+        match ready.await {
+            Ok((server, took)) => {
+                let figures = [("ms", took.as_secs_f64() * 1000.0)];
+                self.keep(Record::figures(who, "ready", &figures))?;
+                Ok(Some((server, dir)))
+            }
+            Err(e) => self.keep(Record::missed(who, what, &e)).map(|()| None),
+        }
+    }
+
+    /// Everything that only needs an API server. Nothing is deleted: the server goes with its data.
+    async fn api(&mut self, who: Contestant) -> Result<(), Failure> {
+        let (load, list) = (self.args.load(self.args.connections), self.args.load(LIST_CONNECTIONS));
+        if let Some((mut server, dir)) = self.start(who, "api").await? {
+            let target = server.target.clone();
+            let seen = idle(&server.pids(), Duration::from_secs(5), Duration::from_secs(15)).await;
+            self.keep(Record::figures(who, "idle", &[("rss_mb", seen.0), ("cpu_percent", seen.1)]))?;
+            self.outcome(who, "get", api::get(&target, &load).await)?;
+            self.outcome(who, "create_configmaps", api::create_config_maps(&target, &load, 1024).await)?;
+            self.outcome(who, "create_pods", api::create_pods(&target, &load).await)?;
+            let watchers = FanoutArgs { watchers: 200, count: 300, writers: 8, size: 512 };
+            self.outcome(who, "watch_fanout", fanout(&target, &watchers).await)?;
+            self.end(who, "api", &mut server, &dir)?;
+        }
+        if let Some((mut server, dir)) = self.start(who, "list").await? {
+            let target = server.target.clone();
+            self.outcome(who, "list", api::list(&target, &list, self.args.objects).await)?;
+            self.end(who, "list", &mut server, &dir)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a server and removes its data; notes if it had ended by itself.
+    fn end(
+        &mut self,
+        who: Contestant,
+        what: &str,
+        server: &mut ApiServer,
+        dir: &Path,
+    ) -> Result<(), Failure> {
+        let alive = server.check();
+        server.stop();
+        let _ = std::fs::remove_dir_all(dir);
+        alive.or_else(|e| self.keep(Record::missed(who, what, &e)))
+    }
+
+    /// `coracle up` and what a cluster does, in a network namespace of its own.
+    fn cluster(&mut self) -> Result<(), Failure> {
+        let machine = match Machine::new() {
+            Ok(machine) => machine,
+            Err(e) => return self.keep(Record::missed(Contestant::Coracle, "up", &e)),
+        };
+        let (mut kept, args) = (Ok(()), &self.args.cluster);
+        let result = machine.cluster(args, |record| {
+            let now = self.keep(record);
+            if kept.is_ok() {
+                kept = now;
+            }
+        });
+        kept?;
+        result.or_else(|e| self.keep(Record::missed(Contestant::Coracle, "up", &e)))
+    }
+
+    /// Upstream's scheduler on a fresh API server.
+    async fn upstream_schedule(&mut self, what: &str, anti_affinity: bool) -> Result<(), Failure> {
+        let who = Contestant::Upstream;
+        let Some(program) = self.args.kube_scheduler.clone() else { return Ok(()) };
+        let Some((mut server, dir)) = self.start(who, what).await? else { return Ok(()) };
+        let result = match server.add_scheduler(&program, &dir).await {
+            Ok(()) => schedule(&server.target, &self.args.schedule(anti_affinity)).await,
+            Err(e) => Err(e),
+        };
+        self.outcome(who, what, result)?;
+        self.end(who, what, &mut server, &dir)
+    }
+}
+
+/// Memory in MB and processor time in percent of a core of processes that nobody asks anything of.
+async fn idle(pids: &[u32], settle: Duration, window: Duration) -> (f64, f64) {
+    tokio::time::sleep(settle).await;
+    let (before, start) = (total(pids), Instant::now());
+    tokio::time::sleep(window).await;
+    let (after, seconds) = (total(pids), start.elapsed().as_secs_f64());
+    (after.rss_mb, (after.cpu_seconds - before.cpu_seconds) / seconds * 100.0)
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::http::{Call, Connection, message};
-use crate::stats::Samples;
+use crate::cost::Meter;
+use crate::http::{Call, Connection, Prepared, accepted, message};
+use crate::stats::{Samples, Summary};
 use crate::target::{Failure, Target};
 
 /// Options of every scenario with a closed loop.
@@ -33,32 +34,29 @@ const DONE: u8 = 2;
 /// A connection that fails so often in a row gives up.
 const MAX_FAILURES: u32 = 20;
 
-struct Shared<M> {
+struct Shared {
     phase: AtomicU8,
     sequence: AtomicU64,
     left: AtomicI64,
-    make: M,
+    prepared: Prepared,
 }
 
-/// Runs the loop; `make` yields the request of each sequence number (distinct, also during warm-up).
-/// Returns the samples and how long the measured part took.
+/// Sends the prepared request again and again, with distinct numbers (also during warm-up).
 ///
 /// # Errors
 /// The server cannot be reached at all.
-pub async fn closed_loop<M>(
+pub async fn closed_loop(
     target: &Arc<Target>,
     args: &LoadArgs,
-    make: M,
-) -> Result<(Samples, Duration), Failure>
-where
-    M: Fn(u64) -> Call + Send + Sync + 'static,
-{
+    scenario: &str,
+    call: &Call,
+) -> Result<Summary, Failure> {
     let left = args.count.map_or(i64::MAX, |n| i64::try_from(n).unwrap_or(i64::MAX));
     let shared = Arc::new(Shared {
         phase: AtomicU8::new(WARMUP),
         sequence: AtomicU64::new(0),
         left: AtomicI64::new(left),
-        make,
+        prepared: Prepared::new(target, call),
     });
     let mut connections = Vec::new();
     for _ in 0..args.connections.max(1) {
@@ -69,7 +67,7 @@ where
         workers.spawn(worker(shared.clone(), connection, target.clone()));
     }
     tokio::time::sleep(Duration::from_secs_f64(args.warmup.max(0.0))).await;
-    let start = Instant::now();
+    let (start, meter) = (Instant::now(), Meter::start(&target.pids));
     shared.phase.store(MEASURE, Ordering::Release);
     if args.count.is_none() {
         tokio::time::sleep(Duration::from_secs_f64(args.duration.max(0.0))).await;
@@ -79,13 +77,10 @@ where
     while let Some(done) = workers.join_next().await {
         samples.merge(done.map_err(|e| format!("a worker failed: {e}"))?);
     }
-    Ok((samples, start.elapsed()))
+    Ok(samples.summary(scenario, start.elapsed(), meter.stop()))
 }
 
-async fn worker<M>(shared: Arc<Shared<M>>, mut connection: Connection, target: Arc<Target>) -> Samples
-where
-    M: Fn(u64) -> Call,
-{
+async fn worker(shared: Arc<Shared>, mut connection: Connection, target: Arc<Target>) -> Samples {
     let mut samples = Samples::default();
     let mut failures = 0;
     loop {
@@ -96,9 +91,9 @@ where
         if phase == MEASURE && shared.left.fetch_sub(1, Ordering::AcqRel) <= 0 {
             break;
         }
-        let call = (shared.make)(shared.sequence.fetch_add(1, Ordering::Relaxed));
+        let number = shared.sequence.fetch_add(1, Ordering::Relaxed);
         let start = Instant::now();
-        let result = connection.send(call, false).await;
+        let result = connection.fire(&shared.prepared, number).await;
         let took = start.elapsed();
         let error = match result {
             Ok(reply) if reply.status < 300 => {
@@ -128,19 +123,26 @@ where
     samples
 }
 
-/// Sends `n` requests over so many connections as fast as they go; all must succeed (or exist already).
+/// Sends the prepared request with the numbers 0 to `n` over so many connections as fast as it goes; each must
+/// succeed (or exist already). `sent` is called before each.
 ///
 /// # Errors
 /// The first failure.
-pub async fn all<M>(target: &Arc<Target>, connections: usize, n: u64, make: M) -> Result<(), Failure>
-where
-    M: Fn(u64) -> Call + Send + Sync + 'static,
-{
-    let make = Arc::new(make);
+pub async fn all(
+    target: &Arc<Target>,
+    connections: usize,
+    n: u64,
+    call: &Call,
+    sent: impl Fn(u64) + Send + Sync + 'static,
+) -> Result<(), Failure> {
+    let what = Arc::new(format!("{} {}", call.method, call.path));
+    let prepared = Arc::new(Prepared::new(target, call));
+    let sent = Arc::new(sent);
     let next = Arc::new(AtomicU64::new(0));
     let mut workers = JoinSet::new();
     for _ in 0..connections.clamp(1, usize::try_from(n).unwrap_or(usize::MAX).max(1)) {
-        let (make, next, target) = (make.clone(), next.clone(), target.clone());
+        let (prepared, next, target) = (prepared.clone(), next.clone(), target.clone());
+        let (sent, what) = (sent.clone(), what.clone());
         workers.spawn(async move {
             let mut connection = Connection::open(&target).await?;
             loop {
@@ -148,7 +150,9 @@ where
                 if i >= n {
                     return Ok::<(), Failure>(());
                 }
-                connection.ensure(make(i)).await?;
+                sent(i);
+                let reply = connection.fire(&prepared, i).await?;
+                accepted(&reply).map_err(|e| format!("{what}: {e}"))?;
             }
         });
     }

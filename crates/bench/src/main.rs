@@ -1,6 +1,7 @@
 //! `coracle-bench`: drives any API server with load, and compares Coracle with upstream.
 
 mod compare;
+mod cost;
 mod http;
 mod load;
 mod objects;
@@ -8,18 +9,20 @@ mod process;
 mod scenario;
 mod stats;
 mod target;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::compare::CompareArgs;
+use self::compare::{ClusterArgs, CompareArgs};
 use self::load::LoadArgs;
-use self::scenario::api;
+use self::scenario::pod_links::{LinksArgs, pod_links};
 use self::scenario::pod_start::{PodStartArgs, pod_start};
 use self::scenario::schedule::{ScheduleArgs, schedule};
 use self::scenario::watch::{FanoutArgs, fanout};
+use self::scenario::{Outcome, api};
 use self::stats::Summary;
 use self::target::{Failure, Target, TargetArgs};
 
@@ -93,13 +96,30 @@ enum Command {
         #[command(flatten)]
         args: PodStartArgs,
     },
+    /// Connect pods to the built-in network (no server needed, but root).
+    PodLinks {
+        /// Also write the result as JSON to this file (`-`: standard output).
+        #[arg(long)]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        args: LinksArgs,
+    },
+    /// Start `coracle up` in this network namespace, measure the cluster, and remove it. Results go to standard
+    /// output as JSON lines. `compare` runs this in a namespace that it makes.
+    Cluster(ClusterArgs),
     /// Start Coracle, and upstream if its programs are named, and measure both in one run.
     Compare(CompareArgs),
 }
 
 async fn run(command: Command) -> Result<bool, Failure> {
-    let (json, summary) = match command {
+    let (json, Outcome { summary, leftovers }) = match command {
         Command::Compare(args) => return compare::run(&args).await.map(|()| true),
+        Command::Cluster(args) => return compare::cluster(&args).await.map(|()| true),
+        Command::PodLinks { json, args } => {
+            let summary = pod_links(&args)?;
+            report(&summary, json)?;
+            return Ok(summary.failures() == 0);
+        }
         Command::CreatePods(Looped { common, load }) => {
             let target = Target::from_args(&common.target)?;
             (common.json, api::create_pods(&target, &load).await?)
@@ -114,7 +134,7 @@ async fn run(command: Command) -> Result<bool, Failure> {
         }
         Command::List { looped: Looped { common, load }, objects } => {
             let target = Target::from_args(&common.target)?;
-            (common.json, api::list(&target, &load, objects, Vec::new).await?)
+            (common.json, api::list(&target, &load, objects).await?)
         }
         Command::WatchFanout { common, args } => {
             let target = Target::from_args(&common.target)?;
@@ -130,6 +150,8 @@ async fn run(command: Command) -> Result<bool, Failure> {
         }
     };
     report(&summary, json)?;
+    eprintln!("removing what was made");
+    leftovers.clean().await;
     Ok(summary.failures() == 0)
 }
 
@@ -149,7 +171,8 @@ fn report(summary: &Summary, json: Option<PathBuf>) -> Result<(), Failure> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Runtime::new() {
+    // One thread: it shares the processors with the server that it measures.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("coracle-bench: {e}");

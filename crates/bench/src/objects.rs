@@ -52,15 +52,15 @@ pub fn config_map(name: &str, size: usize) -> Value {
     })
 }
 
-/// A fake node of a run; `index` spreads nodes over ten zones.
-pub fn node(name: &str, run: &str, index: u64) -> Value {
+/// A fake node of a run in a zone.
+pub fn node(name: &str, run: &str, zone: u64) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {
             "name": name,
             "labels": {
                 "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
-                "topology.kubernetes.io/zone": format!("zone-{}", index % 10),
+                "topology.kubernetes.io/zone": format!("zone-{zone}"),
                 "bench.coracle.dev/run": run,
             },
         },

@@ -113,8 +113,43 @@ pub fn total(pids: &[u32]) -> Usage {
     })
 }
 
+/// Seconds for which the processors of this machine have worked since it started.
+pub fn machine_busy() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_seconds(&stat).unwrap_or(0.0)
+}
+
+fn busy_seconds(stat: &str) -> Option<f64> {
+    // user nice system idle iowait irq softirq; steal is other machines' time.
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<f64> = line.split_whitespace().take(7).map_while(|f| f.parse().ok()).collect();
+    Some(ticks.iter().enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, t)| t).sum::<f64>() / TICKS)
+}
+
+/// Memory of a process that nobody shares, plus its part of what is shared, in MB.
+pub fn proportional_mb(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    kib_field(&text, "Pss:").unwrap_or(0.0)
+}
+
+/// Processes whose command line has `argument` as its second word (the shims of a cluster, say).
+pub fn with_argument(argument: &str) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|b| *b == 0).nth(1) == Some(argument.as_bytes())
+    })
+    .collect()
+}
+
 fn rss_mb(status: &str) -> Option<f64> {
-    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    kib_field(status, "VmRSS:")
+}
+
+/// A field in kB, in MB.
+fn kib_field(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find(|l| l.starts_with(name))?;
     let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024.0 / 1e6)
 }
@@ -145,6 +180,9 @@ mod tests {
         let stat = "7 (a b) c) S 1 7 7 0 -1 4194560 100 0 0 0 150 50 0 0 20 0 1 0 100 0 0";
         assert_eq!(cpu_seconds(stat), Some(2.0));
         assert!(usage(std::process::id()).rss_mb > 1.0);
+        assert!(proportional_mb(std::process::id()) > 0.5);
+        assert_eq!(busy_seconds("cpu  100 20 30 9999 77 5 5 3 0 0\ncpu0 1\n"), Some(1.6));
+        assert!(machine_busy() > 0.0);
         assert_eq!(usage(u32::MAX), Usage::default());
     }
 

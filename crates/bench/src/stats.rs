@@ -6,6 +6,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::cost::Cost;
+
 /// Latencies (to a microsecond, three digits), errors and bytes of a run.
 #[derive(Debug)]
 pub struct Samples {
@@ -46,7 +48,7 @@ impl Samples {
         self.bytes += other.bytes;
     }
     /// What is reported.
-    pub fn summary(&self, scenario: &str, elapsed: Duration) -> Summary {
+    pub fn summary(&self, scenario: &str, elapsed: Duration, cost: Cost) -> Summary {
         let at = |q: f64| millis(self.histogram.value_at_quantile(q));
         let seconds = elapsed.as_secs_f64();
         Summary {
@@ -64,7 +66,7 @@ impl Samples {
                 max: millis(self.histogram.max()),
                 mean: round(self.histogram.mean() / 1000.0, 3),
             },
-            extra: BTreeMap::new(),
+            extra: cost.figures(self.count()),
         }
     }
 }
@@ -156,7 +158,7 @@ mod tests {
         b.error("503");
         b.error("503");
         a.merge(b);
-        let s = a.summary("x", Duration::from_secs(2));
+        let s = a.summary("x", Duration::from_secs(2), Cost::default());
         assert_eq!((s.count, s.bytes, s.rate, s.failures()), (1000, 10_000, 500.0, 2));
         assert!((s.latency_ms.p50 - 500.0).abs() < 1.0, "{:?}", s.latency_ms);
         assert!((s.latency_ms.p99 - 990.0).abs() < 2.0 && (s.latency_ms.max - 1000.0).abs() < 1.0);
@@ -169,7 +171,7 @@ mod tests {
 
     #[test]
     fn empty_run_has_rate_zero() {
-        let s = Samples::default().summary("x", Duration::ZERO);
+        let s = Samples::default().summary("x", Duration::ZERO, Cost::default());
         assert_eq!((s.count, s.rate, s.latency_ms.p99), (0, 0.0, 0.0));
     }
 }

@@ -22,8 +22,10 @@ pub struct Target {
     pub port: u16,
     /// TLS; absent for plain HTTP.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Bearer token.
-    pub token: Option<String>,
+    /// Header lines that every request has.
+    headers: String,
+    /// The server's processes on this machine, as far as they are known: what it costs is read from them.
+    pub pids: Vec<u32>,
 }
 
 /// Options that name a server.
@@ -44,6 +46,9 @@ pub struct TargetArgs {
     /// Do not check the server's certificate.
     #[arg(long, requires = "server")]
     pub insecure: bool,
+    /// Process of the server on this machine: its processor time is reported. May be repeated.
+    #[arg(long)]
+    pub server_pid: Vec<u32>,
 }
 
 /// Certificates and trust, before they become a TLS configuration.
@@ -60,40 +65,58 @@ impl Target {
     /// # Errors
     /// Files that cannot be read or understood; neither a kubeconfig nor a server given.
     pub fn from_args(args: &TargetArgs) -> Result<Arc<Self>, Failure> {
-        match (&args.server, &args.kubeconfig) {
+        let target = match (&args.server, &args.kubeconfig) {
             (Some(server), _) => {
                 let ca = args.ca.as_deref().map(read).transpose()?;
                 let trust = Trust { ca, insecure: args.insecure, client: None };
-                Self::new(server, args.token.clone(), &trust).map(Arc::new)
+                Self::new(server, args.token.as_deref(), &trust)?
             }
-            (None, Some(path)) => Self::from_kubeconfig(path).map(Arc::new),
-            (None, None) => Err("name a server: --kubeconfig FILE, or --server URL --token TOKEN".into()),
-        }
+            (None, Some(path)) => Self::from_kubeconfig(path)?,
+            (None, None) => {
+                return Err("name a server: --kubeconfig FILE, or --server URL --token TOKEN".into());
+            }
+        };
+        Ok(target.with_processes(args.server_pid.clone()))
+    }
+
+    /// The same server, whose processes are these.
+    pub fn with_processes(&self, pids: Vec<u32>) -> Arc<Self> {
+        Arc::new(Self { pids, ..self.clone() })
     }
 
     /// A server with a self-made certificate on this machine.
     ///
     /// # Errors
     /// A malformed URL.
-    pub fn insecure(server: &str, token: &str) -> Result<Arc<Self>, Failure> {
+    pub fn insecure(server: &str, token: &str, pids: &[u32]) -> Result<Arc<Self>, Failure> {
         let trust = Trust { insecure: true, ..Trust::default() };
-        Self::new(server, Some(token.to_owned()), &trust).map(Arc::new)
+        Ok(Self::new(server, Some(token), &trust)?.with_processes(pids.to_vec()))
     }
 
-    fn new(server: &str, token: Option<String>, trust: &Trust) -> Result<Self, Failure> {
+    /// Header lines that every request has.
+    pub fn headers(&self) -> &str {
+        &self.headers
+    }
+
+    fn new(server: &str, token: Option<&str>, trust: &Trust) -> Result<Self, Failure> {
         let uri: http::Uri = server.parse().map_err(|e| format!("server {server:?}: {e}"))?;
         let host = uri.host().ok_or_else(|| format!("server {server:?} names no host"))?.to_owned();
         let secure = uri.scheme_str() != Some("http");
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let tls = if secure { Some(Arc::new(trust.config()?)) } else { None };
-        Ok(Self { host, port, tls, token })
+        let mut headers =
+            format!("Host: {host}:{port}\r\nAccept: application/json\r\nUser-Agent: coracle-bench\r\n");
+        if let Some(token) = token {
+            headers += &format!("Authorization: Bearer {token}\r\n");
+        }
+        Ok(Self { host, port, tls, headers, pids: Vec::new() })
     }
 
     fn from_kubeconfig(path: &Path) -> Result<Self, Failure> {
         let text = String::from_utf8_lossy(&read(path)?).into_owned();
         let (server, token, trust) = parse_kubeconfig(&text, path.parent().unwrap_or(Path::new(".")))
             .map_err(|e| format!("kubeconfig {}: {e}", path.display()))?;
-        Self::new(&server, token, &trust)
+        Self::new(&server, token.as_deref(), &trust)
     }
 }
 
@@ -103,7 +126,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 
 impl Trust {
     fn config(&self) -> Result<ClientConfig, Failure> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut provider = rustls::crypto::ring::default_provider();
+        // The cheapest cipher first, so that every server answers with the same one.
+        provider.cipher_suites.sort_by_key(|s| s.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let provider = Arc::new(provider);
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?;

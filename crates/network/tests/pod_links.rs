@@ -108,24 +108,3 @@ fn pods_pass_a_filter_that_drops_by_policy_and_the_rules_go_again() {
         assert_eq!(output("nft", "list ruleset"), before);
     });
 }
-
-#[test]
-#[ignore = "prints figures"]
-fn time_to_connect_a_pod() {
-    on_a_node(|directory| async move {
-        let config = config("aabbccd4", &directory);
-        let pods = PodLinks::open(config.clone()).await.expect("open");
-        let mut times = Vec::new();
-        let mut namespaces = Vec::new();
-        for n in 0..50 {
-            let netns = Netns::new(directory.join(format!("n{n}")));
-            let started = std::time::Instant::now();
-            pods.setup(&request(&n.to_string(), &netns, vec![])).await.expect("setup");
-            times.push(started.elapsed());
-            namespaces.push(netns);
-        }
-        times.sort();
-        println!("median {:?}, max {:?}", times[25], times[49]);
-        purge(&config).await.expect("purge");
-    });
-}

@@ -230,7 +230,7 @@ impl Sandbox {
             made,
             stopped,
         };
-        crate::files::write_json(&self.dir.join("sandbox.json"), &record)
+        crate::files::write_record(&self.dir.join("sandbox.json"), &record)
     }
     /// Collects the shim's exit status, killing it if it does not end by itself.
     fn collect_shim(&self) {

@@ -8,18 +8,26 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Writes a file so that a reader sees the old or the new content, also after a crash.
-pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
+/// Writes a file so that a reader sees the old or the new content; with `flush`, also after the machine fails.
+fn write_atomic(path: &Path, content: &[u8], flush: bool) -> io::Result<()> {
     let temp = path.with_extension(format!("tmp{}", std::process::id()));
     let mut file = fs::File::create(&temp)?;
     file.write_all(content)?;
-    file.sync_data()?;
+    if flush {
+        file.sync_data()?;
+    }
     fs::rename(&temp, path)
 }
 
-/// Writes a value as JSON, atomically.
+/// Writes a value as JSON, atomically and durably.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    write_atomic(path, &serde_json::to_vec(value).map_err(io::Error::other)?)
+    write_atomic(path, &serde_json::to_vec(value).map_err(io::Error::other)?, true)
+}
+
+/// Writes a value as JSON, atomically. For records of what runs: they must outlive this process, which the page
+/// cache sees to, but not the machine, since nothing runs after that. Saves a disk flush per file.
+pub(crate) fn write_record(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_atomic(path, &serde_json::to_vec(value).map_err(io::Error::other)?, false)
 }
 
 /// Reads a JSON file.

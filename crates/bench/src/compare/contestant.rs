@@ -1,23 +1,20 @@
-//! The servers under measurement: Coracle's API server, Coracle as a cluster, upstream's programs.
+//! API servers under measurement: Coracle's and upstream's, each with a store of its own.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use crate::http::{Call, Connection};
+use crate::http::{Call, Connection, Reply};
 use crate::process::{Process, free_port};
-use crate::target::{Failure, Target, TargetArgs};
+use crate::target::{Failure, Target};
 
 /// The token that every server here accepts for `admin` in `system:masters`.
 const TOKEN: &str = "admintoken";
 const TOKEN_LINE: &str = "admintoken,admin,admin,\"system:masters\"\n";
 /// How long a start may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a server that starts.
-const LOOK: Duration = Duration::from_millis(4);
+pub const LOOK: Duration = Duration::from_millis(5);
 
 /// Upstream's programs.
 pub struct Upstream<'a> {
@@ -25,8 +22,6 @@ pub struct Upstream<'a> {
     pub etcd: &'a Path,
     /// kube-apiserver.
     pub apiserver: &'a Path,
-    /// kube-scheduler.
-    pub scheduler: Option<&'a Path>,
 }
 
 /// An API server with whatever stores for it.
@@ -39,7 +34,8 @@ pub struct ApiServer {
     started: Instant,
 }
 
-fn text(parts: &[(&str, String)]) -> Vec<String> {
+/// Flags as a program takes them.
+pub fn text(parts: &[(&str, String)]) -> Vec<String> {
     parts.iter().map(|(flag, value)| format!("--{flag}={value}")).collect()
 }
 
@@ -48,7 +44,11 @@ fn write(path: &Path, content: &str) -> Result<String, Failure> {
     Ok(path.display().to_string())
 }
 
-fn make_dir(dir: &Path) -> Result<(), Failure> {
+/// Makes a directory.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dir(dir: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))
 }
 
@@ -69,11 +69,9 @@ impl ApiServer {
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
             ("authorization-mode", "Node,RBAC".into()),
         ]));
-        let url = format!("https://127.0.0.1:{port}");
-        let target = Target::insecure(&url, TOKEN)?;
         let started = Instant::now();
         let process = Process::start("coracle-apiserver", program, &args, dir)?;
-        Ok(Self { processes: vec![process], target, url, started })
+        Self::started(vec![process], port, started)
     }
 
     /// etcd and kube-apiserver with the same flags.
@@ -94,8 +92,10 @@ impl ApiServer {
             ("initial-cluster", format!("default={peer_url}")),
             ("log-level", "error".into()),
         ]);
-        let key = coracle_auth::pki::generate_key().map_err(|e| e.to_string())?;
-        let key = write(&dir.join("sa.key"), &key)?;
+        // Upstream takes a PKCS#8 key to sign with, but to verify with it wants the public half.
+        let key = rcgen::KeyPair::generate().map_err(|e| e.to_string())?;
+        let public = write(&dir.join("sa.pub"), &key.public_key_pem())?;
+        let key = write(&dir.join("sa.key"), &key.serialize_pem())?;
         let apiserver = text(&[
             ("etcd-servers", etcd_url),
             ("secure-port", port.to_string()),
@@ -106,23 +106,28 @@ impl ApiServer {
             ("allow-privileged", "true".into()),
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
             ("service-account-issuer", "https://kubernetes.default.svc".into()),
-            ("service-account-key-file", key.clone()),
+            ("service-account-key-file", public),
             ("service-account-signing-key-file", key),
         ]);
-        let url = format!("https://127.0.0.1:{port}");
-        let target = Target::insecure(&url, TOKEN)?;
         let started = Instant::now();
         let etcd = Process::start("etcd", programs.etcd, &etcd, dir)?;
         let apiserver = Process::start("kube-apiserver", programs.apiserver, &apiserver, dir)?;
-        Ok(Self { processes: vec![apiserver, etcd], target, url, started })
+        Self::started(vec![apiserver, etcd], port, started)
     }
 
-    /// kube-scheduler for this server, without the client-side rate limit of its defaults.
+    fn started(processes: Vec<Process>, port: u16, started: Instant) -> Result<Self, Failure> {
+        let url = format!("https://127.0.0.1:{port}");
+        let pids: Vec<u32> = processes.iter().map(Process::pid).collect();
+        Ok(Self { target: Target::insecure(&url, TOKEN, &pids)?, processes, url, started })
+    }
+
+    /// Adds kube-scheduler, without the client-side rate limit of its defaults, and waits until it is ready; its
+    /// processor time counts too.
     ///
     /// # Errors
-    /// It cannot be started.
-    pub fn start_scheduler(&self, programs: &Upstream<'_>, dir: &Path) -> Result<Process, Failure> {
-        let program = programs.scheduler.ok_or("no kube-scheduler")?;
+    /// It does not start.
+    pub async fn add_scheduler(&mut self, program: &Path, dir: &Path) -> Result<(), Failure> {
+        let port = free_port()?;
         let config = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
              contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
@@ -134,11 +139,13 @@ impl ApiServer {
             ("kubeconfig", write(&dir.join("scheduler.kubeconfig"), &config)?),
             ("leader-elect", "false".into()),
             ("bind-address", "127.0.0.1".into()),
-            ("secure-port", free_port()?.to_string()),
+            ("secure-port", port.to_string()),
             ("kube-api-qps", "5000".into()),
             ("kube-api-burst", "5000".into()),
         ]);
-        Process::start("kube-scheduler", program, &args, dir)
+        self.processes.insert(0, Process::start("kube-scheduler", program, &args, dir)?);
+        self.target = self.target.with_processes(self.pids());
+        self.wait(&Target::insecure(&format!("https://127.0.0.1:{port}"), TOKEN, &[])?).await
     }
 
     /// Waits for `/readyz`; how long it took since the start.
@@ -146,10 +153,16 @@ impl ApiServer {
     /// # Errors
     /// A process ended, or it takes too long.
     pub async fn wait_ready(&mut self) -> Result<Duration, Failure> {
-        while self.started.elapsed() < PATIENCE {
+        self.wait(&self.target.clone()).await?;
+        Ok(self.started.elapsed())
+    }
+
+    async fn wait(&mut self, target: &Arc<Target>) -> Result<(), Failure> {
+        let (mut asker, start) = (Asker::new(target), Instant::now());
+        while start.elapsed() < PATIENCE {
             self.check()?;
-            if is_ready(&self.target).await {
-                return Ok(self.started.elapsed());
+            if asker.is_ready().await {
+                return Ok(());
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -165,106 +178,48 @@ impl ApiServer {
         self.processes.iter_mut().try_for_each(Process::check)
     }
 
+    /// Ends all its processes.
+    pub fn stop(&mut self) {
+        self.processes.iter_mut().for_each(Process::stop);
+    }
+
     /// Ids of its processes.
     pub fn pids(&self) -> Vec<u32> {
         self.processes.iter().map(Process::pid).collect()
     }
 }
 
-async fn is_ready(target: &Arc<Target>) -> bool {
-    let ask = async {
-        let mut connection = Connection::open(target).await?;
-        connection.send(Call::get("/readyz"), false).await
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(2), ask).await;
-    answer.is_ok_and(|reply| reply.is_ok_and(|r| r.status == 200))
+/// Asks a starting server for its state, on one connection as long as that holds: handshakes would slow the start
+/// that is measured.
+pub struct Asker {
+    target: Arc<Target>,
+    connection: Option<Connection>,
 }
 
-/// `coracle up`: a whole cluster on this machine.
-pub struct Cluster {
-    process: Process,
-    program: PathBuf,
-    data: PathBuf,
-    started: Instant,
-}
-
-impl Cluster {
-    /// Starts it with data in `dir`.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn up(program: &Path, dir: &Path) -> Result<Self, Failure> {
-        make_dir(dir)?;
-        let data = dir.join("data");
-        let mut args = vec!["up".to_owned(), "--no-user-kubeconfig".to_owned()];
-        args.extend(text(&[
-            ("data-dir", data.display().to_string()),
-            ("api-port", free_port()?.to_string()),
-            ("kubelet-port", free_port()?.to_string()),
-        ]));
-        let started = Instant::now();
-        let process = Process::start("coracle-up", program, &args, dir)?;
-        Ok(Self { process, program: program.to_owned(), data, started })
+impl Asker {
+    /// For this server.
+    pub fn new(target: &Arc<Target>) -> Self {
+        Self { target: target.clone(), connection: None }
     }
 
-    /// Waits until the API answers and until the node is Ready: both times, and how to reach the API.
-    ///
-    /// # Errors
-    /// The process ended, or it takes too long.
-    pub async fn wait_ready(&mut self) -> Result<(Duration, Duration, Arc<Target>), Failure> {
-        let kubeconfig = Some(self.data.join("kubeconfig"));
-        let args = TargetArgs { kubeconfig, ..TargetArgs::default() };
-        let mut api: Option<Duration> = None;
-        while self.started.elapsed() < PATIENCE {
-            self.process.check()?;
-            // The file may be there before it is whole.
-            if let Ok(target) = Target::from_args(&args) {
-                if api.is_none() && is_ready(&target).await {
-                    api = Some(self.started.elapsed());
-                }
-                if let Some(api) = api
-                    && node_is_ready(&target).await
-                {
-                    return Ok((api, self.started.elapsed(), target));
-                }
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Err(format!("no Ready node after {} s", PATIENCE.as_secs()))
+    /// The answer to a GET, if there is one soon.
+    pub async fn get(&mut self, path: &str) -> Option<Reply> {
+        let ask = async {
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => Connection::open(&self.target).await?,
+            };
+            let reply = connection.send(&Call::get(path), true).await?;
+            Ok::<_, Failure>((connection, reply))
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(2), ask).await;
+        let (connection, reply) = answer.ok()?.ok()?;
+        self.connection = Some(connection);
+        Some(reply)
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
+    /// Whether it is ready.
+    pub async fn is_ready(&mut self) -> bool {
+        self.get("/readyz").await.is_some_and(|reply| reply.status == 200)
     }
-
-    /// The last lines of its output.
-    pub fn log_tail(&self) -> String {
-        self.process.log_tail()
-    }
-
-    /// Ends it and removes all of it.
-    ///
-    /// # Errors
-    /// `coracle down --purge` failed.
-    pub fn down(mut self) -> Result<(), Failure> {
-        self.process.stop();
-        let data = format!("--data-dir={}", self.data.display());
-        let out = Command::new(&self.program).args(["down", "--purge", &data]).output();
-        let out = out.map_err(|e| e.to_string())?;
-        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
-    }
-}
-
-async fn node_is_ready(target: &Arc<Target>) -> bool {
-    let ask = async {
-        let mut connection = Connection::open(target).await?;
-        connection.json(Call::get("/api/v1/nodes")).await
-    };
-    let Ok(Ok(list)) = tokio::time::timeout(Duration::from_secs(2), ask).await else { return false };
-    let nodes = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    nodes.iter().any(|node| {
-        let conditions = node["status"]["conditions"].as_array().map(Vec::<Value>::as_slice);
-        conditions.unwrap_or_default().iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
-    })
 }

@@ -1,48 +1,12 @@
-//! The figures of a comparison, as a table and as JSON.
+//! A run as a table for people.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
 
-use serde::Serialize;
-use serde_json::json;
-
-use super::CompareArgs;
-use crate::stats::Summary;
+use super::environment::Environment;
+use super::record::{Contestant, Record};
 use crate::target::Failure;
-
-/// What was measured of one contestant.
-#[derive(Debug, Default, Serialize)]
-pub struct Figures {
-    values: BTreeMap<String, f64>,
-    summaries: BTreeMap<String, Summary>,
-    missed: Vec<(String, String)>,
-}
-
-impl Figures {
-    /// Keeps a figure.
-    pub fn set(&mut self, key: &str, value: f64) {
-        self.values.insert(key.to_owned(), value);
-    }
-    /// Keeps a scenario's rate and latencies.
-    pub fn summary(&mut self, key: &str, summary: Summary) {
-        self.set(&format!("{key}_rate"), summary.rate);
-        self.set(&format!("{key}_p50_ms"), summary.latency_ms.p50);
-        self.set(&format!("{key}_p99_ms"), summary.latency_ms.p99);
-        if summary.failures() > 0 {
-            let kinds: Vec<String> = summary.errors.iter().map(|(k, n)| format!("{n} x {k}")).collect();
-            self.missed.push((key.to_owned(), format!("errors: {}", kinds.join("; "))));
-        }
-        self.summaries.insert(key.to_owned(), summary);
-    }
-    /// Notes that a figure could not be had, or is impaired.
-    pub fn missed(&mut self, what: &str, why: &str) {
-        eprintln!("  {what}: {why}");
-        self.missed.push((what.to_owned(), why.to_owned()));
-    }
-}
 
 /// Whether more is better.
 #[derive(Clone, Copy, PartialEq)]
@@ -51,60 +15,152 @@ enum Better {
     Less,
 }
 
-const ROWS: &[(&str, &str, &str, Better)] = &[
-    ("ready_ms", "API server ready", "ms", Better::Less),
-    ("idle_rss_mb", "API server idle: memory", "MB", Better::Less),
-    ("idle_cpu_percent", "API server idle: CPU", "% of a core", Better::Less),
-    ("create_pods_rate", "create pods", "/s", Better::More),
-    ("create_pods_p99_ms", "create pods, p99", "ms", Better::Less),
-    ("create_configmaps_rate", "create ConfigMaps", "/s", Better::More),
-    ("create_configmaps_p99_ms", "create ConfigMaps, p99", "ms", Better::Less),
-    ("get_rate", "GET one pod", "/s", Better::More),
-    ("get_p99_ms", "GET one pod, p99", "ms", Better::Less),
-    ("list_rate", "LIST the pods", "/s", Better::More),
-    ("loaded_rss_mb", "memory with the pods", "MB", Better::Less),
-    ("watch_fanout_rate", "watch deliveries, 200 watchers", "/s", Better::More),
-    ("watch_fanout_p99_ms", "watch delivery, p99", "ms", Better::Less),
-    ("schedule_rate", "pods scheduled", "/s", Better::More),
-    ("up_api_ready_ms", "whole cluster: API ready", "ms", Better::Less),
-    ("up_node_ready_ms", "whole cluster: node Ready", "ms", Better::Less),
-    ("up_idle_rss_mb", "whole cluster idle: memory", "MB", Better::Less),
-    ("up_idle_cpu_percent", "whole cluster idle: CPU", "% of a core", Better::Less),
-    ("pod_start_p50_ms", "pod create to Running, p50", "ms", Better::Less),
-    ("pod_start_p99_ms", "pod create to Running, p99", "ms", Better::Less),
+/// Scenario, figure, how it is called, unit, and which way is better.
+type Row = (&'static str, &'static str, &'static str, &'static str, Better);
+
+const ROWS: &[Row] = &[
+    ("ready", "ms", "API server ready", "ms", Better::Less),
+    ("idle", "rss_mb", "API server idle: memory", "MB", Better::Less),
+    ("idle", "cpu_percent", "API server idle: CPU", "% of a core", Better::Less),
+    ("create_pods", "rate", "create pods", "/s", Better::More),
+    ("create_pods", "p99_ms", "create pods, p99", "ms", Better::Less),
+    ("create_pods", "server_cpu_s_per_1000", "create pods, CPU per 1,000", "s", Better::Less),
+    ("create_configmaps", "rate", "create ConfigMaps", "/s", Better::More),
+    ("create_configmaps", "p99_ms", "create ConfigMaps, p99", "ms", Better::Less),
+    ("create_configmaps", "server_cpu_s_per_1000", "create ConfigMaps, CPU per 1,000", "s", Better::Less),
+    ("get", "rate", "GET one pod", "/s", Better::More),
+    ("get", "p99_ms", "GET one pod, p99", "ms", Better::Less),
+    ("get", "server_cpu_s_per_1000", "GET one pod, CPU per 1,000", "s", Better::Less),
+    ("list", "rate", "LIST all pods", "/s", Better::More),
+    ("list", "server_cpu_s_per_1000", "LIST all pods, CPU per 1,000", "s", Better::Less),
+    ("list", "server_rss_mb", "memory after creating and listing the pods", "MB", Better::Less),
+    ("watch_fanout", "rate", "watch deliveries, 200 watchers", "/s", Better::More),
+    ("watch_fanout", "p99_ms", "watch delivery, p99", "ms", Better::Less),
+    ("watch_fanout", "server_cpu_s_per_1000", "watch deliveries, CPU per 1,000", "s", Better::Less),
+    ("schedule", "rate", "pods scheduled", "/s", Better::More),
+    ("schedule", "p99_ms", "pod scheduled, p99", "ms", Better::Less),
+    ("schedule", "server_cpu_s_per_1000", "pods scheduled, CPU per 1,000", "s", Better::Less),
+    ("schedule_anti_affinity", "rate", "pods scheduled, anti-affinity", "/s", Better::More),
+    ("schedule_anti_affinity", "server_cpu_s_per_1000", "the same, CPU per 1,000", "s", Better::Less),
+    ("up", "api_ready_ms", "`coracle up`: API ready", "ms", Better::Less),
+    ("up", "node_ready_ms", "`coracle up`: node Ready", "ms", Better::Less),
+    ("up_idle", "rss_mb", "whole cluster idle: memory", "MB", Better::Less),
+    ("up_idle", "cpu_percent", "whole cluster idle: CPU", "% of a core", Better::Less),
+    ("pod_links", "p50_ms", "connect a pod to the network, p50", "ms", Better::Less),
+    ("pod_start", "p50_ms", "pod create to Running, p50", "ms", Better::Less),
+    ("pod_start", "p99_ms", "pod create to Running, p99", "ms", Better::Less),
+    ("pod_burst", "rate", "pods started, many at once", "/s", Better::More),
+    ("up_100_pods", "rss_mb", "with 100 pods: memory of the daemon", "MB", Better::Less),
+    ("up_100_pods", "shims_pss_mb", "with 100 pods: memory of all shims", "MB", Better::Less),
+    ("up_100_pods", "cpu_percent", "with 100 pods: CPU of the daemon", "% of a core", Better::Less),
+];
+
+/// Scenarios whose split of processor time is shown.
+const LOADS: &[(&str, &str)] = &[
+    ("create_pods", "create pods"),
+    ("create_configmaps", "create ConfigMaps"),
+    ("get", "GET one pod"),
+    ("list", "LIST all pods"),
+    ("watch_fanout", "watch deliveries"),
+    ("schedule", "pods scheduled"),
+    ("schedule_anti_affinity", "pods scheduled, anti-affinity"),
 ];
 
 /// The table in Markdown, with a heading and what was missed.
-pub fn render(commit: &str, args: &CompareArgs, ours: &Figures, theirs: Option<&Figures>) -> String {
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+pub fn render(environment: &Environment, records: &[Record]) -> String {
+    let e = environment;
+    let versions: Vec<String> = e.versions.iter().map(|(name, v)| format!("{name}: {v}")).collect();
     let mut text = format!(
-        "## {:.0}, commit {commit}\n\n{cpus} CPUs shared with the load generator; {} connections, {} s each; \
-         {} pods listed; {} pods on {} nodes scheduled.\n\n",
-        jiff::Timestamp::now(),
-        args.connections,
-        args.duration,
-        args.objects,
-        args.pods,
-        args.nodes
+        "## {}, commit {}\n\n{} × {}, {} GB, Linux {}, shared with the load generator; load average at the \
+         start {}. {}. {}. Figures are medians (least to most).\n\n",
+        e.run,
+        e.commit,
+        e.processors,
+        e.processor,
+        e.memory_gb,
+        e.kernel,
+        e.load,
+        versions.join("; "),
+        e.options
     );
     text.push_str("| figure | Coracle | upstream | times better |\n|---|---|---|---|\n");
-    for (key, label, unit, better) in ROWS {
-        let mine = ours.values.get(*key);
-        let other = theirs.and_then(|t| t.values.get(*key));
+    for (scenario, figure, label, unit, better) in ROWS {
+        let of = |who| Spread::of(records, who, scenario, figure);
+        let (mine, other) = (of(Contestant::Coracle), of(Contestant::Upstream));
         if mine.is_none() && other.is_none() {
             continue;
         }
-        let show = |v: Option<&f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{} {unit}", number(*v)));
-        let ratio = mine.zip(other).and_then(|(a, b)| ratio(*a, *b, *better));
+        let ratio = mine.as_ref().zip(other.as_ref()).and_then(|(a, b)| ratio(a.median, b.median, *better));
         let ratio = ratio.map_or_else(|| "-".to_owned(), |r| format!("{r:.1}"));
+        let show = |s: Option<Spread>| s.map_or_else(|| "-".to_owned(), |s| s.show(unit));
         let _ = writeln!(text, "| {label} | {} | {} | {ratio} |", show(mine), show(other));
     }
-    for (who, figures) in [("Coracle", Some(ours)), ("upstream", theirs)] {
-        for (what, why) in figures.iter().flat_map(|f| &f.missed) {
-            let _ = writeln!(text, "\n{who}, {what}: {}", why.lines().next().unwrap_or_default());
-        }
+    split(&mut text, records);
+    for record in records {
+        let Some(why) = &record.missed else { continue };
+        let why = why.lines().next().unwrap_or_default();
+        let _ =
+            writeln!(text, "\n{:?}, round {}, {}: {why}", record.contestant, record.round, record.scenario);
     }
     text
+}
+
+/// Who used the processors during each scenario.
+fn split(text: &mut String, records: &[Record]) {
+    let cores = |scenario: &str, who, figure: &str| {
+        Spread::of(records, who, scenario, figure)
+            .map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.median))
+    };
+    let mut rows = String::new();
+    for (scenario, label) in LOADS {
+        if !records.iter().any(|r| r.scenario == *scenario && r.summary.is_some()) {
+            continue;
+        }
+        let _ = write!(rows, "| {label} |");
+        for who in [Contestant::Coracle, Contestant::Upstream] {
+            for figure in ["server_cores", "generator_cores", "other_cores"] {
+                let _ = write!(rows, " {} |", cores(scenario, who, figure));
+            }
+        }
+        rows.push('\n');
+    }
+    if !rows.is_empty() {
+        text.push_str(
+            "\nCores used by the server, by the load generator, and by everything else on the machine:\n\n\
+             | scenario | Coracle | generator | others | upstream | generator | others |\n\
+             |---|---|---|---|---|---|---|\n",
+        );
+        text.push_str(&rows);
+    }
+}
+
+/// A figure over all rounds.
+struct Spread {
+    least: f64,
+    median: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(records: &[Record], who: Contestant, scenario: &str, figure: &str) -> Option<Self> {
+        let matching = records.iter().filter(|r| r.contestant == who && r.scenario == scenario);
+        let mut values: Vec<f64> = matching.filter_map(|r| r.figures.get(figure).copied()).collect();
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        let half = values.len() / 2;
+        let median =
+            if values.len() % 2 == 1 { values[half] } else { values[half - 1].midpoint(values[half]) };
+        Some(Self { least, median, most })
+    }
+
+    fn show(&self, unit: &str) -> String {
+        let (median, least, most) = (number(self.median), number(self.least), number(self.most));
+        if least == most {
+            format!("{median} {unit}")
+        } else {
+            format!("{median} {unit} ({least} to {most})")
+        }
+    }
 }
 
 fn ratio(ours: f64, theirs: f64, better: Better) -> Option<f64> {
@@ -116,16 +172,9 @@ fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
+        v if v >= 1.0 || v == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
     }
-}
-
-/// The commit of the working directory, or `unknown`.
-pub fn commit() -> String {
-    let out = Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let text =
-        out.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-    text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).unwrap_or_else(|| "unknown".into())
 }
 
 /// Appends a table to the file of results.
@@ -139,55 +188,41 @@ pub fn append(path: &Path, text: &str) -> Result<(), Failure> {
     }
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.len() == 0 {
-        let head = "# Results\n\nAppended by `make bench`, oldest first. Compare only within one table: \
-                    each is one run.\n";
+        let head = "# Results\n\nAppended by `make bench`, oldest first; `results.jsonl` has the same figures, one \
+                    measurement a line. Compare only\nwithin one table: each is one run. A dash was not \
+                    measured.\n";
         file.write_all(head.as_bytes()).map_err(failed)?;
     }
     file.write_all(format!("\n{text}").as_bytes()).map_err(failed)
 }
 
-/// Writes all figures as JSON.
-///
-/// # Errors
-/// They cannot be written.
-pub fn write_json(
-    path: &Path,
-    commit: &str,
-    ours: &Figures,
-    theirs: Option<&Figures>,
-) -> Result<(), Failure> {
-    let body = json!({ "commit": commit, "coracle": ours, "upstream": theirs });
-    let text = serde_json::to_string_pretty(&body).map_err(|e| e.to_string())?;
-    std::fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: CompareArgs,
+    fn record(who: Contestant, round: u32, scenario: &str, figures: &[(&str, f64)]) -> Record {
+        Record { round, ..Record::figures(who, scenario, figures) }
     }
 
     #[test]
-    fn table_names_ratios_and_what_was_missed() {
-        let args = Cli::parse_from(["bench", "--coracle", "c"]).args;
-        let (mut ours, mut theirs) = (Figures::default(), Figures::default());
-        ours.set("create_pods_rate", 12_000.0);
-        theirs.set("create_pods_rate", 1200.0);
-        ours.set("ready_ms", 250.0);
-        theirs.set("ready_ms", 2500.0);
-        ours.set("get_rate", 1.0);
-        ours.missed("list", "it broke\nwith details");
-        let text = render("abc", &args, &ours, Some(&theirs));
-        assert!(text.contains("| create pods | 12000 /s | 1200 /s | 10.0 |"), "{text}");
+    fn table_names_ratios_spread_and_what_was_missed() {
+        let (ours, theirs) = (Contestant::Coracle, Contestant::Upstream);
+        let records = [
+            record(ours, 1, "create_pods", &[("rate", 11_000.0)]),
+            record(ours, 2, "create_pods", &[("rate", 13_000.0)]),
+            record(theirs, 1, "create_pods", &[("rate", 1200.0)]),
+            record(ours, 1, "ready", &[("ms", 250.0)]),
+            record(theirs, 1, "ready", &[("ms", 2500.0)]),
+            record(ours, 1, "get", &[("rate", 1.5)]),
+            Record { round: 2, ..Record::missed(ours, "list", "it broke\nwith details") },
+        ];
+        let environment = Environment::find(Some("abc"), &[], "options".into());
+        let text = render(&environment, &records);
+        assert!(text.contains("| create pods | 12000 /s (11000 to 13000) | 1200 /s | 10.0 |"), "{text}");
         assert!(text.contains("| API server ready | 250 ms | 2500 ms | 10.0 |"), "{text}");
-        assert!(text.contains("| GET one pod | 1.00 /s | - | - |"), "{text}");
-        assert!(text.contains("Coracle, list: it broke\n") && text.contains("commit abc"), "{text}");
+        assert!(text.contains("| GET one pod | 1.50 /s | - | - |"), "{text}");
+        assert!(text.contains("Coracle, round 2, list: it broke\n") && text.contains("commit abc"), "{text}");
+        assert!(!text.contains("Cores used"), "no load was measured: {text}");
     }
 
     #[test]

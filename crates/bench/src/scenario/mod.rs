@@ -1,6 +1,7 @@
 //! The scenarios, one file each kind of work.
 
 pub mod api;
+pub mod pod_links;
 pub mod pod_start;
 pub mod schedule;
 pub mod watch;
@@ -10,8 +11,44 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::http::{Call, Connection};
+use crate::http::{Call, Connection, NUMBER};
+use crate::stats::Summary;
 use crate::target::{Failure, Target};
+
+/// What a scenario measured, and what it left on the server.
+pub struct Outcome {
+    /// The figures.
+    pub summary: Summary,
+    /// To be cleaned, unless the server goes anyway.
+    pub leftovers: Leftovers,
+}
+
+/// What a run made and nobody has deleted yet. Deleting is not part of any figure, and upstream takes long over
+/// it (100 pods per second): the figures are shown before.
+pub struct Leftovers {
+    namespace: Namespace,
+    resources: &'static [&'static str],
+    /// How names of nodes begin, and how many there are.
+    nodes: Vec<(String, u64)>,
+}
+
+impl Leftovers {
+    /// Deletes them. Best effort: the figures are known by then.
+    pub async fn clean(self) {
+        let target = self.namespace.target.clone();
+        let Ok(mut connection) = Connection::open(&target).await else { return };
+        for resource in self.resources {
+            let call = Call::delete(self.namespace.path(resource));
+            let _ = tokio::time::timeout(Duration::from_secs(300), connection.send(&call, false)).await;
+        }
+        for (prefix, n) in self.nodes {
+            let call = Call::delete(format!("/api/v1/nodes/{prefix}{NUMBER}"));
+            let _ = crate::load::all(&target, 16, n, &call, |_| ()).await;
+        }
+        let call = Call::delete(format!("/api/v1/namespaces/{}", self.namespace.name));
+        let _ = tokio::time::timeout(Duration::from_secs(10), connection.send(&call, false)).await;
+    }
+}
 
 /// A namespace of a run's own.
 pub struct Namespace {
@@ -22,7 +59,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes `bench-<run>` with its service account `default` (nothing else makes it when no controllers
-    /// run).
+    /// run, and pods are refused without it).
     ///
     /// # Errors
     /// The server refuses.
@@ -43,15 +80,9 @@ impl Namespace {
         format!("/api/v1/namespaces/{}/{resource}", self.name)
     }
 
-    /// Deletes what the run made. Best effort: the figures are known by then.
-    pub async fn clean(self, resources: &[&str]) {
-        let Ok(mut connection) = Connection::open(&self.target).await else { return };
-        for resource in resources {
-            let call = Call::delete(self.path(resource));
-            let _ = tokio::time::timeout(Duration::from_secs(120), connection.send(call, false)).await;
-        }
-        let call = Call::delete(format!("/api/v1/namespaces/{}", self.name));
-        let _ = tokio::time::timeout(Duration::from_secs(10), connection.send(call, false)).await;
+    /// The figures with this namespace and its objects of these resources as leftovers.
+    fn outcome(self, summary: Summary, resources: &'static [&'static str]) -> Outcome {
+        Outcome { summary, leftovers: Leftovers { namespace: self, resources, nodes: Vec::new() } }
     }
 }
 

@@ -1,4 +1,6 @@
 //! Pod start: from the create request until the watch shows the pod Running (or Ready).
+//!
+//! The pods stay until the end, so that no deletion competes with the start that is measured.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,10 +8,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::{Namespace, resource_version};
+use super::{Namespace, Outcome, resource_version};
+use crate::cost::Meter;
 use crate::http::{Call, Connection};
 use crate::objects::{pod, run_id};
-use crate::stats::{Samples, Summary};
+use crate::stats::Samples;
 use crate::target::{Failure, Target};
 
 /// Options of `pod-start`.
@@ -42,13 +45,13 @@ pub struct PodStartArgs {
 ///
 /// # Errors
 /// The server cannot be reached or refuses to prepare.
-pub async fn pod_start(target: &Arc<Target>, args: &PodStartArgs) -> Result<Summary, Failure> {
+pub async fn pod_start(target: &Arc<Target>, args: &PodStartArgs) -> Result<Outcome, Failure> {
     let namespace = Namespace::make(target, &run_id()).await?;
     let connections = args.connections.max(1);
     for i in 0..args.warmup {
         let _ = one(target, &namespace.path("pods"), &format!("warm-{i}"), args).await?;
     }
-    let start = Instant::now();
+    let (start, meter) = (Instant::now(), Meter::start(&target.pids));
     let mut workers = JoinSet::new();
     for worker in 0..connections {
         let (target, path, args) = (target.clone(), namespace.path("pods"), args.clone());
@@ -67,12 +70,11 @@ pub async fn pod_start(target: &Arc<Target>, args: &PodStartArgs) -> Result<Summ
     while let Some(done) = workers.join_next().await {
         samples.merge(done.map_err(|e| format!("a worker failed: {e}"))??);
     }
-    let elapsed = start.elapsed();
-    namespace.clean(&["pods"]).await;
-    Ok(samples.summary("pod-start", elapsed))
+    let summary = samples.summary("pod-start", start.elapsed(), meter.stop());
+    Ok(namespace.outcome(summary, &["pods"]))
 }
 
-/// Starts one pod, waits, deletes it. The inner error tells in which state it stuck.
+/// Starts one pod and waits. The inner error tells in which state it stuck.
 async fn one(
     target: &Arc<Target>,
     path: &str,
@@ -89,7 +91,7 @@ async fn one(
     let mut state = "not seen".to_owned();
     let wait = async {
         while let Some(line) = watch.next().await {
-            let event: Value = serde_json::from_slice(&line).unwrap_or_default();
+            let event: Value = serde_json::from_slice(line).unwrap_or_default();
             let (done, now) = progress(&event["object"], args.ready);
             state = now;
             if done {
@@ -100,7 +102,6 @@ async fn one(
     };
     let done = tokio::time::timeout(Duration::from_secs_f64(args.timeout), wait).await;
     let took = start.elapsed();
-    let _ = connection.send(Call::delete(format!("{path}/{name}")), false).await;
     Ok(if done == Ok(true) { Ok(took) } else { Err(format!("pod stuck: {state}")) })
 }
 

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking::Stamps;
-use serde_json::Value;
 
-use super::{Namespace, resource_version};
-use crate::http::{Call, Connection};
+use super::{Namespace, Outcome, resource_version};
+use crate::cost::Meter;
+use crate::http::{Call, Connection, NUMBER};
 use crate::load::all;
 use crate::objects::{node, node_status, now, onto_run, pod, run_id};
 use crate::stats::{Samples, Summary};
 use crate::target::{Failure, Target};
+use crate::wire::find;
 
 /// Fake nodes report so often that a node controller (40 s of grace) leaves them alone.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Nodes are spread over so many zones.
+const ZONES: u64 = 10;
 
 /// Options of `schedule`.
 #[derive(clap::Args, Clone, Debug)]
@@ -64,7 +67,7 @@ mod parking {
 ///
 /// # Errors
 /// The server cannot be reached or refuses to prepare.
-pub async fn schedule(target: &Arc<Target>, args: &ScheduleArgs) -> Result<Summary, Failure> {
+pub async fn schedule(target: &Arc<Target>, args: &ScheduleArgs) -> Result<Outcome, Failure> {
     if args.anti_affinity && args.nodes < args.pods {
         return Err("required anti-affinity needs at least as many nodes as pods".into());
     }
@@ -74,36 +77,43 @@ pub async fn schedule(target: &Arc<Target>, args: &ScheduleArgs) -> Result<Summa
     let heartbeat = tokio::spawn(keep_ready(target.clone(), args.nodes, run.clone()));
     let result = measure(target, args, &run, &namespace).await;
     heartbeat.abort();
-    namespace.clean(&["pods"]).await;
-    let _ =
-        all(target, 16, args.nodes, move |i| Call::delete(format!("/api/v1/nodes/{}", node_name(&run, i))))
-            .await;
-    result
+    let mut outcome = namespace.outcome(result?, &["pods"]);
+    outcome.leftovers.nodes = zones(&run, args.nodes);
+    Ok(outcome)
 }
 
-fn node_name(run: &str, i: u64) -> String {
-    format!("bench-{run}-{i}")
+/// How the names of a run's nodes in a zone begin.
+fn node_prefix(run: &str, zone: u64) -> String {
+    format!("bench-{run}-z{zone}-")
+}
+
+/// Prefixes and counts of the nodes of each zone.
+fn zones(run: &str, nodes: u64) -> Vec<(String, u64)> {
+    (0..ZONES).map(|z| (node_prefix(run, z), nodes / ZONES + u64::from(z < nodes % ZONES))).collect()
 }
 
 async fn make_nodes(target: &Arc<Target>, args: &ScheduleArgs, run: &str) -> Result<(), Failure> {
-    let owned = run.to_owned();
-    let create = move |i| Call::post("/api/v1/nodes", node(&node_name(&owned, i), &owned, i).to_string());
-    all(target, 16, args.nodes, create).await?;
+    for (zone, (prefix, n)) in (0..).zip(zones(run, args.nodes)) {
+        let body = node(&format!("{prefix}{NUMBER}"), run, zone).to_string();
+        all(target, 16, n, &Call::post("/api/v1/nodes", body), |_| ()).await?;
+    }
     report_ready(target, args.nodes, run).await?;
     // Taints that a server adds to new nodes (not-ready) are not lifted by anything without controllers.
-    let owned = run.to_owned();
     let untaint = serde_json::json!({ "spec": { "taints": null } });
-    all(target, 16, args.nodes, move |i| {
-        Call::patch(format!("/api/v1/nodes/{}", node_name(&owned, i)), &untaint)
-    })
-    .await
+    for (prefix, n) in zones(run, args.nodes) {
+        let call = Call::patch(format!("/api/v1/nodes/{prefix}{NUMBER}"), &untaint);
+        all(target, 16, n, &call, |_| ()).await?;
+    }
+    Ok(())
 }
 
 async fn report_ready(target: &Arc<Target>, nodes: u64, run: &str) -> Result<(), Failure> {
     let status = node_status(&now());
-    let run = run.to_owned();
-    let report = move |i| Call::patch(format!("/api/v1/nodes/{}/status", node_name(&run, i)), &status);
-    all(target, 16, nodes, report).await
+    for (prefix, n) in zones(run, nodes) {
+        let call = Call::patch(format!("/api/v1/nodes/{prefix}{NUMBER}/status"), &status);
+        all(target, 16, n, &call, |_| ()).await?;
+    }
+    Ok(())
 }
 
 async fn keep_ready(target: Arc<Target>, nodes: u64, run: String) {
@@ -124,16 +134,12 @@ async fn measure(
     let watch = Connection::open(target).await?;
     let mut watch = watch.watch(&format!("{path}?watch=true&resourceVersion={version}")).await?;
     let stamps = Stamps::new(args.pods);
-    let mut body = pod("", "registry.k8s.io/pause:3.10", &[]);
+    let mut body = pod(&format!("p-{NUMBER}"), "registry.k8s.io/pause:3.10", &[]);
     onto_run(&mut body, run, args.anti_affinity);
+    let call = Call::post(path, body.to_string());
     let sending = stamps.clone();
-    let start = Instant::now();
-    let creating = all(target, args.connections, args.pods, move |i| {
-        let mut body = body.clone();
-        body["metadata"]["name"] = format!("p-{i}").into();
-        sending.set(i);
-        Call::post(path.clone(), body.to_string())
-    });
+    let (start, meter) = (Instant::now(), Meter::start(&target.pids));
+    let creating = all(target, args.connections, args.pods, &call, move |i| sending.set(i));
     let mut creating = Box::pin(creating);
     let mut created: Option<Duration> = None;
     let mut samples = Samples::default();
@@ -148,7 +154,7 @@ async fn measure(
             }
             line = tokio::time::timeout(patience, watch.next()) => {
                 let Ok(Some(line)) = line else { break };
-                let Some((i, node)) = binding(&line) else { continue };
+                let Some((i, node)) = binding(line) else { continue };
                 if bound.insert(i, node).is_none() {
                     last = Instant::now();
                     samples.ok(last.duration_since(stamps.get(i).unwrap_or(last)), 0);
@@ -161,27 +167,33 @@ async fn measure(
     }
     let elapsed = last.duration_since(start);
     let name = if args.anti_affinity { "schedule-anti-affinity" } else { "schedule" };
-    let mut summary = samples.summary(name, elapsed);
+    let mut summary = samples.summary(name, elapsed, meter.stop());
     let mut per_node: HashMap<&str, u64> = HashMap::new();
     for node in bound.values() {
         *per_node.entry(node).or_default() += 1;
     }
+    let most = per_node.values().max().copied().unwrap_or(0);
+    if args.anti_affinity && most > 1 {
+        // A rate of wrong decisions is no rate.
+        return Err(format!("required anti-affinity is not honoured: {most} such pods are on one node"));
+    }
     summary.extra.insert("nodes".into(), args.nodes as f64);
     summary.extra.insert("nodes_used".into(), per_node.len() as f64);
-    summary.extra.insert("most_pods_on_a_node".into(), per_node.values().max().copied().unwrap_or(0) as f64);
+    summary.extra.insert("most_pods_on_a_node".into(), most as f64);
     if let Some(created) = created {
         summary.extra.insert("create_seconds".into(), (created.as_secs_f64() * 1000.0).round() / 1000.0);
     }
     Ok(summary)
 }
 
-/// Pod number and node of an event that shows a bound pod.
+/// Pod number and node of an event that shows a bound pod, found without decoding it.
 fn binding(line: &[u8]) -> Option<(u64, String)> {
-    let event: Value = serde_json::from_slice(line).ok()?;
-    let object = &event["object"];
-    let node = object["spec"]["nodeName"].as_str().filter(|n| !n.is_empty())?;
-    let i = object["metadata"]["name"].as_str()?.strip_prefix("p-")?.parse().ok()?;
-    Some((i, node.to_owned()))
+    let text = |mark: &[u8]| {
+        let from = &line[find(line, mark)? + mark.len()..];
+        std::str::from_utf8(&from[..from.iter().position(|b| *b == b'"')?]).ok()
+    };
+    let node = text(b"\"nodeName\":\"").filter(|n| !n.is_empty())?;
+    Some((text(b"\"name\":\"p-")?.parse().ok()?, node.to_owned()))
 }
 
 #[cfg(test)]
@@ -190,11 +202,13 @@ mod tests {
 
     #[test]
     fn binding_is_seen_only_with_a_node() {
-        let line = |node: &str| {
-            let pod = serde_json::json!({ "metadata": { "name": "p-5" }, "spec": { "nodeName": node } });
+        let line = |spec: serde_json::Value| {
+            let pod = serde_json::json!({ "metadata": { "name": "p-00000005" }, "spec": spec });
             serde_json::json!({ "type": "MODIFIED", "object": pod }).to_string()
         };
-        assert_eq!(binding(line("n").as_bytes()), Some((5, "n".into())));
-        assert_eq!(binding(line("").as_bytes()), None);
+        let bound = line(serde_json::json!({ "nodeName": "n" }));
+        assert_eq!(binding(bound.as_bytes()), Some((5, "n".into())));
+        assert_eq!(binding(line(serde_json::json!({ "nodeName": "" })).as_bytes()), None);
+        assert_eq!(binding(line(serde_json::json!({})).as_bytes()), None);
     }
 }

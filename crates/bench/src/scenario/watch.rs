@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::{Namespace, resource_version};
-use crate::http::{Call, Connection};
+use super::{Namespace, Outcome, resource_version};
+use crate::cost::Meter;
+use crate::http::{Call, Connection, NUMBER};
+use crate::load::all;
 use crate::objects::{config_map, run_id};
-use crate::stats::{Samples, Summary};
+use crate::stats::Samples;
 use crate::target::{Failure, Target};
+use crate::wire::find;
 
 /// How long a watcher waits for its next event.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +38,7 @@ pub struct FanoutArgs {
 ///
 /// # Errors
 /// The server cannot be reached or refuses to prepare.
-pub async fn fanout(target: &Arc<Target>, args: &FanoutArgs) -> Result<Summary, Failure> {
+pub async fn fanout(target: &Arc<Target>, args: &FanoutArgs) -> Result<Outcome, Failure> {
     let namespace = Namespace::make(target, &run_id()).await?;
     let path = namespace.path("configmaps");
     let mut connection = Connection::open(target).await?;
@@ -47,19 +50,16 @@ pub async fn fanout(target: &Arc<Target>, args: &FanoutArgs) -> Result<Summary, 
         let watch = watch.watch(&format!("{path}?watch=true&resourceVersion={version}")).await?;
         watchers.spawn(receive(watch, sent.clone()));
     }
-    let start = Instant::now();
+    let (start, meter) = (Instant::now(), Meter::start(&target.pids));
     let stamps = sent.clone();
-    let size = args.size;
     let count = u64::try_from(args.count).unwrap_or(u64::MAX);
-    let posts = path.clone();
-    let write = crate::load::all(target, args.writers, count, move |i| {
-        let call = Call::post(posts.clone(), config_map(&format!("w-{i}"), size).to_string());
-        if let Some(stamp) = usize::try_from(i).ok().and_then(|i| stamps.get(i)) {
+    let call = Call::post(path, config_map(&format!("w-{NUMBER}"), args.size).to_string());
+    let stamp = move |i| {
+        if let Some(stamp) = usize::try_from(i).ok().and_then(|i: usize| stamps.get(i)) {
             let _ = stamp.set(Instant::now());
         }
-        call
-    });
-    write.await?;
+    };
+    all(target, args.writers, count, &call, stamp).await?;
     let written = start.elapsed();
     let mut samples = Samples::default();
     let mut end = start;
@@ -68,11 +68,10 @@ pub async fn fanout(target: &Arc<Target>, args: &FanoutArgs) -> Result<Summary, 
         samples.merge(received);
         end = end.max(last);
     }
-    namespace.clean(&["configmaps"]).await;
-    let mut summary = samples.summary("watch-fanout", end.duration_since(start));
+    let mut summary = samples.summary("watch-fanout", end.duration_since(start), meter.stop());
     summary.extra.insert("watchers".into(), args.watchers as f64);
     summary.extra.insert("writes_per_second".into(), (args.count as f64 / written.as_secs_f64()).round());
-    Ok(summary)
+    Ok(namespace.outcome(summary, &["configmaps"]))
 }
 
 async fn receive(mut watch: crate::http::Lines, sent: Arc<Vec<OnceLock<Instant>>>) -> (Samples, Instant) {
@@ -88,10 +87,11 @@ async fn receive(mut watch: crate::http::Lines, sent: Arc<Vec<OnceLock<Instant>>
                 break;
             }
         };
-        let Some(i) = sequence(&line) else { continue };
+        let length = line.len() as u64;
+        let Some(i) = sequence(line) else { continue };
         last = Instant::now();
         if let Some(start) = sent.get(i).and_then(OnceLock::get) {
-            samples.ok(last.duration_since(*start), line.len() as u64);
+            samples.ok(last.duration_since(*start), length);
             seen += 1;
         }
     }
@@ -100,10 +100,7 @@ async fn receive(mut watch: crate::http::Lines, sent: Arc<Vec<OnceLock<Instant>>
 
 /// The number in the object's name, found without decoding the event.
 fn sequence(line: &[u8]) -> Option<usize> {
-    const MARK: &[u8] = br#""name":"#;
-    let names = line.windows(MARK.len()).enumerate().filter(|(_, w)| *w == MARK);
-    let value = |at: usize| line[at + MARK.len()..].trim_ascii_start().strip_prefix(b"\"w-");
-    let found = names.into_iter().find_map(|(at, _)| value(at))?;
+    let found = &line[find(line, b"\"w-")? + 3..];
     let digits: Vec<u8> = found.iter().copied().take_while(u8::is_ascii_digit).collect();
     std::str::from_utf8(&digits).ok()?.parse().ok()
 }
@@ -114,10 +111,9 @@ mod tests {
 
     #[test]
     fn sequence_is_read_from_the_name() {
-        let line =
-            br#"{"type":"ADDED","object":{"kind":"ConfigMap","metadata":{"name":"w-417","namespace":"n"}}}"#;
+        let line = br#"{"type":"ADDED","object":{"metadata":{"name":"w-00000417","namespace":"n"}}}"#;
         assert_eq!(sequence(line), Some(417));
-        assert_eq!(sequence(br#"{"a": {"name": "x"}, "metadata": {"name": "w-3"}}"#), Some(3));
+        assert_eq!(sequence(br#"{"a": {"name": "x"}, "metadata": {"name": "w-00000003"}}"#), Some(3));
         assert_eq!(sequence(br#"{"type":"BOOKMARK","object":{"metadata":{}}}"#), None);
     }
 }

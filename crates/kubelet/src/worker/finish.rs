@@ -67,7 +67,15 @@ impl Worker {
             }
             Done::Refreshed(result) => {
                 self.written = None;
-                self.status_written(result);
+                match result {
+                    // The node authorizer knows no such pod of this node (any more): it was deleted, and the
+                    // watch is about to say so.
+                    Err(s) if s.reason() == Reason::Forbidden => {
+                        self.writing = false;
+                        self.write_after = Some(crate::pod::after(self.now(), 1));
+                    }
+                    result => self.status_written(result),
+                }
             }
             Done::TornDown(result) => self.torn_down(result),
             Done::Deleted(result) => self.deleted(result),

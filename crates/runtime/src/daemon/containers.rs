@@ -126,9 +126,9 @@ impl Runtime {
         })
         .map_err(CriError::InvalidArgument)?;
         let bundle = &record.launch.bundle;
-        crate::files::write_json(&bundle.join("config.json"), &spec).map_err(failed)?;
-        crate::files::write_json(&bundle.join("create.json"), &record.launch).map_err(failed)?;
-        crate::files::write_json(&bundle.join("container.json"), &record).map_err(failed)?;
+        crate::files::write_record(&bundle.join("config.json"), &spec).map_err(failed)?;
+        crate::files::write_record(&bundle.join("create.json"), &record.launch).map_err(failed)?;
+        crate::files::write_record(&bundle.join("container.json"), &record).map_err(failed)?;
         Ok(record)
     }
 
