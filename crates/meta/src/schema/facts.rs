@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 
 use super::Zero;
+use crate::go::{self, Unset};
 
 static TEXT: &str = include_str!("../facts.txt");
 
@@ -97,12 +98,14 @@ pub fn annotate_defaults(name: &str, definition: &mut Value) {
     let Some(Value::Object(properties)) = definition.get_mut("properties") else { return };
     for (field, property) in properties.iter_mut() {
         let Some(property) = property.as_object_mut() else { continue };
-        let always = of(name, field).is_some_and(|f| f.zero == Some(Zero::Value));
+        let unset = go::unset(name, field);
+        let always = of(name, field).is_some_and(|f| f.zero == Some(Zero::Value)) || unset == Some(Unset::Zero);
+        let required = required.contains(field) && unset != Some(Unset::Omitted);
         let default = match property.get("type").and_then(Value::as_str) {
             None if always && property.contains_key("allOf") => json!({}),
-            Some("string") if always || required.contains(field) => "".into(),
-            Some("integer" | "number") if always || required.contains(field) => 0.into(),
-            Some("boolean") if always || required.contains(field) => false.into(),
+            Some("string") if always || required => "".into(),
+            Some("integer" | "number") if always || required => 0.into(),
+            Some("boolean") if always || required => false.into(),
             _ => continue,
         };
         property.entry("default").or_insert(default);
