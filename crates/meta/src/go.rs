@@ -29,6 +29,8 @@ struct Type {
     /// As messages print it: `v1.DNSPolicy`, `[]v1.Container`, `map[string]string`.
     display: String,
     shape: Shape,
+    /// The values of an enumeration, sorted; empty for other types.
+    values: Vec<&'static str>,
 }
 
 /// What JSON a Go type takes.
@@ -97,6 +99,23 @@ pub(crate) enum Unset {
 /// The place of a field in the declaration of the type behind an OpenAPI definition; last when it is not known.
 pub fn place(definition: &str, field: &str) -> usize {
     definition_id(definition).and_then(|id| TABLE.get(id).field(field)).map_or(usize::MAX, |field| field.place)
+}
+
+/// The values that a field of an OpenAPI definition (or its items) may have, when its type is an enumeration.
+pub fn enumeration(definition: &str, field: &str) -> Option<&'static [&'static str]> {
+    let field = TABLE.get(definition_id(definition)?).field(field)?;
+    let of = match TABLE.get(field.of).shape {
+        Shape::List(element) => element,
+        _ => field.of,
+    };
+    let values = TABLE.get(of).values.as_slice();
+    (!values.is_empty()).then_some(values)
+}
+
+/// Whether a field of an OpenAPI definition is a struct and no pointer, so that it is always there.
+pub fn is_plain_struct(definition: &str, field: &str) -> bool {
+    let field = definition_id(definition).and_then(|id| TABLE.get(id).field(field));
+    field.is_some_and(|field| !field.pointer && matches!(TABLE.get(field.of).shape, Shape::Struct(_)))
 }
 
 fn definition_id(definition: &str) -> Option<Id> {
@@ -194,10 +213,14 @@ impl Table {
         }
         let id = self.types.len();
         let display = name.rsplit('/').next().unwrap_or("").to_owned();
-        self.types.push(Type { display, shape: Shape::Any });
+        self.types.push(Type { display, shape: Shape::Any, values: Vec::new() });
         self.names.insert(key, id);
         let (display, shape) = self.define(&name, package, lines);
         self.types[id].shape = shape;
+        let values = lines.get(name.as_str()).and_then(|definition| definition.split_once('='));
+        if let Some((_, values)) = values.filter(|(definition, _)| !definition.starts_with('{')) {
+            self.types[id].values = values.split(',').collect();
+        }
         if let Some(display) = display {
             self.types[id].display = display;
         }
@@ -259,6 +282,7 @@ impl Table {
             fields.sort_by_key(|field| field.name);
             return Shape::Struct(fields);
         }
+        let (definition, _) = definition.split_once('=').unwrap_or((definition, ""));
         let local = definition.starts_with(|c: char| c.is_ascii_uppercase());
         let name = if local { format!("{package}.{definition}") } else { definition.to_owned() };
         self.define(&name, package, lines).1

@@ -6,7 +6,7 @@
 One line per Go type of the API, `package.Name definition`. The definition of a struct is `{` and its JSON fields:
 `name[@Embedded]:[?][*]type`, where `@` names the embedded struct that has the field, `?` is `omitempty` or
 `omitzero` and `*` a pointer. Types of the same package are written without it. Types that decode themselves
-(Quantity, Time, IntOrString ...) have the definition `!`.
+(Quantity, Time, IntOrString ...) have the definition `!`. Behind `=` stand the values of an enumeration.
 """
 import glob
 import re
@@ -27,7 +27,7 @@ OPAQUE = {"resource.Quantity", "intstr.IntOrString", "meta/v1.Time", "meta/v1.Mi
           "meta/v1.FieldsV1", "runtime.RawExtension", "apiextensions/v1.JSON", "apiextensions/v1.JSONSchemaPropsOrBool",
           "apiextensions/v1.JSONSchemaPropsOrArray", "apiextensions/v1.JSONSchemaPropsOrStringArray", "meta/v1.Verbs"}
 BASIC = {"string", "bool", "int", "int32", "int64", "uint64", "uint32", "uint16", "float64", "byte", "any", "interface{}"}
-types, structs = {}, {}
+types, structs, enums, constants = {}, {}, {}, {}
 
 
 def expand(expr, package, imports):
@@ -53,8 +53,12 @@ def read(path, package):
     for alias, target in re.findall(r'^\s*(?:import )?(\w+)?\s*"k8s.io/([^"]+)"', text, re.M):
         imports[alias or target.split("/")[-1]] = PACKAGES.get(target, target)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-    for name, definition in re.findall(r"^type (\w+) ([^\s{=][^{\n]*)$", text, re.M):
+    for comment, name, definition in re.findall(r"((?:^//[^\n]*\n)*)^type (\w+) ([^\s{=][^{\n]*)$", text, re.M):
         types[f"{package}.{name}"] = expand(definition.split("//")[0], package, imports)
+        if re.search(r"^// ?\+enum", comment, re.M):
+            enums.setdefault(f"{package}.{name}", set())
+    for name, value in re.findall(r'^\s*(?:const )?\w+\s+(\w+)\s*=\s*"([^"]*)"', text, re.M):
+        constants.setdefault(f"{package}.{name}", set()).add(value)
     for name, body in re.findall(r"^type (\w+) struct \{\n(.*?)^\}", text, re.M | re.S):
         fields = []
         for line in body.splitlines():
@@ -109,7 +113,8 @@ for name in sorted(done):
     if name in OPAQUE:
         print(name, "!")
     elif name in types:
-        print(name, local(types[name], package))
+        values = sorted(constants.get(name, ())) if name in enums else []
+        print(name, local(types[name], package) + ("=" + ",".join(values) if values else ""))
     elif name in structs:
         parts = [f"{field}{via}:{'?' if omit else ''}{local(go, package)}" for field, via, go, omit in fields_of(name)]
         print(name, "{" + " ".join(parts))

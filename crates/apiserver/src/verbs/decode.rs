@@ -32,8 +32,9 @@ impl Server {
             Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
             Input::Json(value) => value,
             Input::Text(text) => {
-                if let Some(obj) = resource.def.strategy.decode_plain(&text) {
-                    return Ok(Decoded { obj, warnings: Vec::new() });
+                if let Some(mut obj) = resource.def.strategy.decode_plain(&text) {
+                    let warnings = object_meta::dedup_owners(obj.meta_mut()).into_iter().collect();
+                    return Ok(Decoded { obj, warnings });
                 }
                 let (text, value) = parse_lenient(text, resource.def.kind)?;
                 let value = check_type(resource, value)?;
