@@ -106,8 +106,8 @@ pub fn root_hash(defs: &[&ResourceDef], key: &str) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// The v3 document of a path that is no group version (`api`, `apis/apps`, `version` …); `None` when there is no such
-/// path.
+/// The v3 document of a path that is no group version (`api`, `apis/apps`, `version` …); `None` when there
+/// is no such path.
 pub fn v3_root(defs: &[&ResourceDef], key: &str) -> Option<Value> {
     let paths = render::paths(&roots::paths(defs, key)?, Flavour::V3);
     let schemas = schemas::reachable(schemas::of_discovery(), &paths);

@@ -61,8 +61,8 @@ pub trait Authenticator: Send + Sync {
     /// The credentials are of its kind but invalid or expired.
     async fn authenticate(&self, credentials: &Credentials) -> Result<Option<UserInfo>, AuthnError>;
 
-    /// Checks a token for any of `wanted` audiences, as a TokenReview asks; also tells which of them it serves.
-    /// Tokens without audiences serve `own`, those of the API server.
+    /// Checks a token for any of `wanted` audiences, as a TokenReview asks; also tells which of them it
+    /// serves. Tokens without audiences serve `own`, those of the API server.
     ///
     /// # Errors
     /// The token is of its kind but invalid, expired, or for other audiences.

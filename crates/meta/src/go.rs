@@ -1,5 +1,5 @@
-//! The Go types of the API, as far as clients can see them: what a wrong JSON type is told, which empty values
-//! count as absent, and what `null` stands for. `go/types.txt` is written by `tools/gotypes.py`.
+//! The Go types of the API, as far as clients can see them: what a wrong JSON type is told, which empty
+//! values count as absent, and what `null` stands for. `go/types.txt` is written by `tools/gotypes.py`.
 
 mod base64;
 mod canonical;
@@ -96,9 +96,12 @@ pub(crate) enum Unset {
     Zero,
 }
 
-/// The place of a field in the declaration of the type behind an OpenAPI definition; last when it is not known.
+/// The place of a field in the declaration of the type behind an OpenAPI definition; last when it is not
+/// known.
 pub fn place(definition: &str, field: &str) -> usize {
-    definition_id(definition).and_then(|id| TABLE.get(id).field(field)).map_or(usize::MAX, |field| field.place)
+    definition_id(definition)
+        .and_then(|id| TABLE.get(id).field(field))
+        .map_or(usize::MAX, |field| field.place)
 }
 
 /// The values that a field of an OpenAPI definition (or its items) may have, when its type is an enumeration.
@@ -124,7 +127,8 @@ fn definition_id(definition: &str) -> Option<Id> {
     TABLE.names.get(&name.replacen('.', "/", 1)).or_else(|| TABLE.names.get(name)).copied()
 }
 
-/// How an unset field of an OpenAPI definition (`io.k8s.api.core.v1.PodSpec`) is encoded, if the type is known.
+/// How an unset field of an OpenAPI definition (`io.k8s.api.core.v1.PodSpec`) is encoded, if the type is
+/// known.
 pub(crate) fn unset(definition: &str, field: &str) -> Option<Unset> {
     let table = &*TABLE;
     let field = table.get(definition_id(definition)?).field(field)?;
@@ -142,8 +146,8 @@ pub fn to_json(type_name: &str, value: &Value) -> String {
     patched_json(type_name, value, &Value::Null)
 }
 
-/// A patched value as upstream shows it: the objects and lists on the way to a change have lost their order, and
-/// `touched` (objects all the way) says which these are.
+/// A patched value as upstream shows it: the objects and lists on the way to a change have lost their order,
+/// and `touched` (objects all the way) says which these are.
 pub fn patched_json(type_name: &str, value: &Value, touched: &Value) -> String {
     let mut out = String::new();
     write_json(TABLE.names.get(type_name).copied(), value, touched, &mut out);
@@ -155,7 +159,8 @@ fn write_json(id: Option<Id>, value: &Value, touched: &Value, out: &mut String) 
     match value {
         Value::Object(map) => {
             let field = |name: &str| of.and_then(|of| of.field(name));
-            let place = |name: &str| field(name).filter(|_| !touched.is_object()).map_or(usize::MAX, |f| f.place);
+            let place =
+                |name: &str| field(name).filter(|_| !touched.is_object()).map_or(usize::MAX, |f| f.place);
             let mut entries: Vec<(&String, &Value)> = map.iter().collect();
             entries.sort_by_key(|(name, _)| (place(name), *name));
             for (i, (name, value)) in entries.into_iter().enumerate() {
@@ -299,7 +304,14 @@ impl Table {
         let name = path.next()?;
         let (omit, of) = of.strip_prefix('?').map_or((false, of), |rest| (true, rest));
         let (pointer, of) = of.strip_prefix('*').map_or((false, of), |rest| (true, rest));
-        Some(Field { name, via: path.collect(), of: self.resolve(of, package, lines), pointer, omit, place: 0 })
+        Some(Field {
+            name,
+            via: path.collect(),
+            of: self.resolve(of, package, lines),
+            pointer,
+            omit,
+            place: 0,
+        })
     }
 }
 
@@ -328,7 +340,10 @@ mod tests {
         assert_eq!(to_json("meta/v1.ObjectMeta", &meta), format!("{expected}{owners}"));
         let touched = serde_json::json!({ "annotations": {} });
         let text = patched_json("meta/v1.ObjectMeta", &meta, &touched);
-        assert!(text.starts_with(r#"{"annotations":{"a":"2","b":"1"},"name":"x","namespace":"n","#), "{text}");
+        assert!(
+            text.starts_with(r#"{"annotations":{"a":"2","b":"1"},"name":"x","namespace":"n","#),
+            "{text}"
+        );
     }
 
     #[test]

@@ -51,8 +51,8 @@ pub fn validate(
     validate_finalizers(meta.finalizers.as_deref().unwrap_or_default(), &at.child("finalizers"), errs);
 }
 
-/// How often upstream's strategy of a kind checks metadata once more when an object changes. Clients see a cause for
-/// every check that fails.
+/// How often upstream's strategy of a kind checks metadata once more when an object changes. Clients see a
+/// cause for every check that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recheck {
     /// As metadata of a new object, and as a change.
@@ -63,8 +63,8 @@ pub enum Recheck {
     New,
 }
 
-/// Checks changed metadata as upstream does for every kind, and, if something is wrong, again as the strategy of the
-/// kind does.
+/// Checks changed metadata as upstream does for every kind, and, if something is wrong, again as the
+/// strategy of the kind does.
 pub fn validate_change(
     new: &ObjectMeta,
     old: &ObjectMeta,
@@ -103,9 +103,9 @@ pub fn dedup_owners(meta: &mut ObjectMeta) -> Option<String> {
     let observed = twice.join(", ");
     (!twice.is_empty()).then(|| {
         format!(
-            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and \
-             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: \
-             {observed}"
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in \
+             1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) \
+             observed: {observed}"
         )
     })
 }
@@ -325,7 +325,8 @@ mod tests {
     fn faults_of_a_change_are_told_once_per_check() {
         let meta = |value| serde_json::from_value::<ObjectMeta>(value).expect("metadata");
         let old = meta(json!({ "name": "a", "namespace": "n" }));
-        let new = meta(json!({ "name": "a", "namespace": "n", "labels": { "-a": "x" }, "finalizers": ["b"] }));
+        let new =
+            meta(json!({ "name": "a", "namespace": "n", "labels": { "-a": "x" }, "finalizers": ["b"] }));
         let count = |recheck| {
             let mut errs = ErrorList::new();
             validate_change(&new, &old, true, recheck, &mut errs);

@@ -182,8 +182,8 @@ impl Schemas {
         }
     }
 
-    /// As [`Self::normalize`], but for an object as a client sent it: an empty list that Go always encodes stays
-    /// one, because whoever sends it owns it.
+    /// As [`Self::normalize`], but for an object as a client sent it: an empty list that Go always encodes
+    /// stays one, because whoever sends it owns it.
     ///
     /// # Errors
     /// Upstream's message for a malformed quantity.

@@ -293,9 +293,7 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
         let name = go::type_name(K::GROUP, K::VERSION, K::KIND);
         let refused = |why: String| {
             let (kind, version) = (K::KIND, K::VERSION);
-            Status::bad_request(format!(
-                "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
-            ))
+            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
         };
         if !go::canonicalize(&name, &mut value)
             && let Some(why) = go::type_error(&name, value.to_string().as_bytes())

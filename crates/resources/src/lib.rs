@@ -43,7 +43,8 @@ pub fn find(group: &str, plural: &str) -> Option<&'static ResourceDef> {
     ALL.iter().copied().find(|def| def.group == group && def.plural == plural)
 }
 
-/// Checks the addresses and IP families of a Service: the part of its validation that goes before their allocation.
+/// Checks the addresses and IP families of a Service: the part of its validation that goes before their
+/// allocation.
 pub fn validate_cluster_ips(service: &Service, errs: &mut ErrorList) {
     core::validate_cluster_ips(service, errs);
 }

@@ -99,7 +99,9 @@ fn impersonate(server: &Server, user: Arc<UserInfo>, headers: &HeaderMap) -> Res
     let account = wanted.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
     let group = "authentication.k8s.io";
     match account {
-        Some((namespace, name)) => may_impersonate(server, &user, ("", "serviceaccounts", ""), namespace, name)?,
+        Some((namespace, name)) => {
+            may_impersonate(server, &user, ("", "serviceaccounts", ""), namespace, name)?
+        }
         None => may_impersonate(server, &user, ("", "users", ""), "", &wanted.name)?,
     }
     for name in &wanted.groups {
@@ -116,8 +118,7 @@ fn impersonate(server: &Server, user: Arc<UserInfo>, headers: &HeaderMap) -> Res
     if wanted.groups.is_empty()
         && let Some((namespace, _)) = account
     {
-        wanted.groups =
-            vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+        wanted.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
     }
     let known = |g: &String| g == "system:authenticated" || g == "system:unauthenticated";
     if !wanted.groups.iter().any(known) {
@@ -154,8 +155,8 @@ fn wanted_user(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
         wanted.extra.iter().map(|(key, values)| format!("{key:?}:{}", list(values))).collect();
     let extra = if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
     Err(Status::bad_request(format!(
-        "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{groups}, Extra:map[string][]string{extra}}} without \
-         impersonating a user name",
+        "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{groups}, \
+         Extra:map[string][]string{extra}}} without impersonating a user name",
         wanted.uid
     )))
 }

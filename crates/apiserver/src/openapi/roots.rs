@@ -1,4 +1,5 @@
-//! The paths beside those of group versions: discovery of versions and groups, the server's version, token keys.
+//! The paths beside those of group versions: discovery of versions and groups, the server's version, token
+//! keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 

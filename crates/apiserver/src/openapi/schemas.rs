@@ -81,7 +81,9 @@ pub(super) fn of_discovery() -> Map<String, Value> {
             required.sort_by_key(|field| go::place(name, field.as_str().unwrap_or("")));
         }
         facts::annotate_defaults(name, definition);
-        let kind = name.strip_prefix(META).filter(|kind| matches!(*kind, "APIVersions" | "APIGroup" | "APIGroupList"));
+        let kind = name
+            .strip_prefix(META)
+            .filter(|kind| matches!(*kind, "APIVersions" | "APIGroup" | "APIGroupList"));
         if let Some(kind) = kind {
             definition["x-kubernetes-group-version-kind"] =
                 json!([{ "group": "", "version": "v1", "kind": kind }]);

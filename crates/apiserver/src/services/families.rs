@@ -1,5 +1,5 @@
-//! Which IP families a Service gets, and how its singular and plural address fields are kept in step. The cluster
-//! has one family, IPv4.
+//! Which IP families a Service gets, and how its singular and plural address fields are kept in step. The
+//! cluster has one family, IPv4.
 
 use coracle_meta::field::{ErrorList, Path};
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};

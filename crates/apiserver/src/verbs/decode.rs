@@ -100,7 +100,8 @@ fn explain(resource: &Resource, text: &[u8], refusal: Status) -> Status {
     go::type_error(&name, text).map_or(refusal, |why| unusable(resource, &why))
 }
 
-/// As [`parse`], but reads bytes that are not UTF-8 and lone surrogates as Go does. Yields the text so read, too.
+/// As [`parse`], but reads bytes that are not UTF-8 and lone surrogates as Go does. Yields the text so read,
+/// too.
 fn parse_lenient(text: Bytes, kind: &str) -> Result<(Bytes, Value), Status> {
     match parse(&text, kind) {
         Ok(value) => Ok((text, value)),

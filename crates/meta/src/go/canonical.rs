@@ -1,6 +1,6 @@
-//! Brings a JSON value into the form that decoding it into Go and encoding it again gives, as far as the typed
-//! decoder that follows needs it: empty values of fields that are no pointers count as absent, and `null` in
-//! lists and maps is the zero value.
+//! Brings a JSON value into the form that decoding it into Go and encoding it again gives, as far as the
+//! typed decoder that follows needs it: empty values of fields that are no pointers count as absent, and
+//! `null` in lists and maps is the zero value.
 
 use serde_json::{Map, Value};
 
@@ -25,7 +25,10 @@ fn tidy(table: &Table, id: Id, value: &mut Value) -> bool {
         (Shape::Map(element), Value::Object(map)) => {
             map.values_mut().fold(true, |fits, item| element_of(table, *element, item) && fits)
         }
-        (Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::IntOrString, Value::String(_))
+        (
+            Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::IntOrString,
+            Value::String(_),
+        )
         | (Shape::Bool, Value::Bool(_))
         | (Shape::Float, Value::Number(_)) => true,
         (Shape::Int(64), Value::Number(number)) => number.is_i64(),
@@ -72,8 +75,8 @@ fn fields(table: &Table, id: Id, map: &mut Map<String, Value>) -> bool {
     fits
 }
 
-/// A required selector that is there but empty is told from an absent one by an empty map of labels: the typed form
-/// has no other place for it.
+/// A required selector that is there but empty is told from an absent one by an empty map of labels: the
+/// typed form has no other place for it.
 fn mark_empty_selector(table: &Table, field: &Field, value: &mut Value) {
     if field.pointer
         && !field.omit
@@ -108,14 +111,16 @@ mod tests {
         let mut value = json!({
             "metadata": { "labels": {}, "annotations": { "a": "", "b": null }, "generateName": "" },
             "spec": { "tolerations": [], "hostNetwork": false, "securityContext": {}, "runtimeClassName": "",
-                      "containers": [{ "args": [null], "name": "c", "resources": { "limits": { "cpu": 1 } } }],
+                      "containers": [{ "args": [null], "name": "c",
+                                       "resources": { "limits": { "cpu": 1 } } }],
                       "imagePullSecrets": [null], "terminationGracePeriodSeconds": 0, "nodeName": "" },
         });
         assert!(canonicalize("core/v1.Pod", &mut value));
         let expected = json!({
             "metadata": { "annotations": { "a": "", "b": "" } },
             "spec": { "securityContext": {}, "runtimeClassName": "",
-                      "containers": [{ "args": [""], "name": "c", "resources": { "limits": { "cpu": "1" } } }],
+                      "containers": [{ "args": [""], "name": "c",
+                                       "resources": { "limits": { "cpu": "1" } } }],
                       "imagePullSecrets": [{}], "terminationGracePeriodSeconds": 0 },
         });
         assert_eq!(value, expected);

@@ -1,12 +1,12 @@
-//! What upstream's converter from unstructured values says of one that does not fit its Go type. Strategic merge
-//! patches go through it.
+//! What upstream's converter from unstructured values says of one that does not fit its Go type. Strategic
+//! merge patches go through it.
 
 use serde_json::Value;
 
 use super::{Id, Shape, TABLE, Table};
 
-/// The message for a value that does not fit the type: that of the first field in the order of declaration. `None` when
-/// it fits or the type is not known.
+/// The message for a value that does not fit the type: that of the first field in the order of declaration.
+/// `None` when it fits or the type is not known.
 pub fn conversion_error(type_name: &str, value: &Value) -> Option<String> {
     let table = &*TABLE;
     restore(table, *table.names.get(type_name)?, value).err()
@@ -69,7 +69,10 @@ mod tests {
     fn the_first_field_that_does_not_fit_is_told() {
         let told = |spec| conversion_error("apps/v1.Deployment", &json!({ "spec": spec }));
         assert_eq!(told(json!({ "replicas": 1, "paused": null, "selector": { "matchLabels": {} } })), None);
-        assert_eq!(told(json!({ "paused": {}, "replicas": "x" })).as_deref(), Some("unrecognized type: int32"));
+        assert_eq!(
+            told(json!({ "paused": {}, "replicas": "x" })).as_deref(),
+            Some("unrecognized type: int32")
+        );
         let wrong = json!({ "template": "x" });
         assert_eq!(told(wrong).as_deref(), Some("cannot restore struct from: string"));
         let wrong = json!({ "template": { "spec": { "containers": {} } } });

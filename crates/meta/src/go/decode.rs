@@ -1,11 +1,11 @@
-//! Walks a JSON document beside the Go type it is meant for, as `sigs.k8s.io/json` does, and tells the error that
-//! its decoder ends with. Runs only when decoding has failed, so it takes the text as it stands.
+//! Walks a JSON document beside the Go type it is meant for, as `sigs.k8s.io/json` does, and tells the error
+//! that its decoder ends with. Runs only when decoding has failed, so it takes the text as it stands.
 
 use super::{Id, Shape, TABLE, Table, Type, base64, time};
 use crate::quantity::Quantity;
 
-/// The message for a document that does not fit the type: the first misplaced value, or what a type that decodes
-/// itself says. `None` when it fits, when the type is not known or the text is no JSON.
+/// The message for a document that does not fit the type: the first misplaced value, or what a type that
+/// decodes itself says. `None` when it fits, when the type is not known or the text is no JSON.
 pub fn type_error(type_name: &str, json: &[u8]) -> Option<String> {
     let table = &*TABLE;
     let id = *table.names.get(type_name)?;
@@ -269,7 +269,8 @@ mod tests {
         let field = "Probe.spec.containers.livenessProbe.ProbeHandler.tcpSocket of type v1.TCPSocketAction";
         check(pod, &json, Some(&format!("{into}{field}")));
         let json = spec(r#"{"nodeSelector":{"a":{}},"overhead":"x"}"#);
-        let why = "json: cannot unmarshal object into Go struct field PodSpec.spec.nodeSelector of type string";
+        let why =
+            "json: cannot unmarshal object into Go struct field PodSpec.spec.nodeSelector of type string";
         check(pod, &json, Some(why));
         let json = spec(r#"{"activeDeadlineSeconds":1e3,"x":{"y":[1,{}]}}"#);
         let why = "json: cannot unmarshal number 1e3 into Go struct field \
@@ -284,7 +285,8 @@ mod tests {
         let why =
             "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
         check("core/v1.Pod", json, Some(why));
-        let why = "json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32";
+        let why = "json: cannot unmarshal bool into Go struct field \
+                   ServicePort.spec.ports.targetPort of type int32";
         check("core/v1.Service", r#"{"spec":{"ports":[{"targetPort":true}]}}"#, Some(why));
         check("core/v1.Secret", r#"{"data":{"a":"-a"}}"#, Some("illegal base64 data at input byte 0"));
         let why = "json: cannot unmarshal number into Go struct field \

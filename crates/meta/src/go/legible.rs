@@ -1,7 +1,7 @@
 //! JSON text that is not quite Unicode, as Go reads it.
 
-/// The text with U+FFFD in the place of every byte that is not UTF-8 and of every surrogate escape without its
-/// other half; `None` when there is none of these.
+/// The text with U+FFFD in the place of every byte that is not UTF-8 and of every surrogate escape without
+/// its other half; `None` when there is none of these.
 pub fn legible(text: &[u8]) -> Option<Vec<u8>> {
     const REPLACEMENT: &str = "\u{fffd}";
     let mut out = Vec::with_capacity(text.len() + 8);

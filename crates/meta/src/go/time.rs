@@ -144,9 +144,18 @@ mod tests {
         check("2020-01-02T03:04:05.123456Z", true, None);
         let why = r#"parsing time "x" as "2006-01-02T15:04:05Z07:00": cannot parse "x" as "2006""#;
         check("x", false, Some(why));
-        check("2020-13-01T00:00:00Z", false, Some(r#"parsing time "2020-13-01T00:00:00Z": month out of range"#));
-        check("2021-02-29T00:00:00Z", false, Some(r#"parsing time "2021-02-29T00:00:00Z": day out of range"#));
-        let why = r#"parsing time "2020-01-01" as "2006-01-02T15:04:05.000000Z07:00": cannot parse "" as "T""#;
+        check(
+            "2020-13-01T00:00:00Z",
+            false,
+            Some(r#"parsing time "2020-13-01T00:00:00Z": month out of range"#),
+        );
+        check(
+            "2021-02-29T00:00:00Z",
+            false,
+            Some(r#"parsing time "2021-02-29T00:00:00Z": day out of range"#),
+        );
+        let why =
+            r#"parsing time "2020-01-01" as "2006-01-02T15:04:05.000000Z07:00": cannot parse "" as "T""#;
         check("2020-01-01", true, Some(why));
         let why = r#"parsing time "2020-01-01T00:00:00Zx": extra text: "x""#;
         check("2020-01-01T00:00:00Zx", false, Some(why));

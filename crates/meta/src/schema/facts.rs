@@ -112,7 +112,8 @@ pub fn annotate_defaults(name: &str, definition: &mut Value) {
             property.insert("default".to_owned(), default);
         }
         let unset = go::unset(name, field);
-        let always = of(name, field).is_some_and(|f| f.zero == Some(Zero::Value)) || unset == Some(Unset::Zero);
+        let always =
+            of(name, field).is_some_and(|f| f.zero == Some(Zero::Value)) || unset == Some(Unset::Zero);
         let required = required.contains(field) && unset != Some(Unset::Omitted);
         let always_there = always || go::is_plain_struct(name, field);
         let default = match property.get("type").and_then(Value::as_str) {

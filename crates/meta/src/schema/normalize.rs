@@ -15,7 +15,12 @@ pub(super) enum Lists {
 }
 
 /// See [`Schemas::normalize`].
-pub(super) fn normalize(schemas: &Schemas, id: NodeId, value: &mut Value, lists: Lists) -> Result<(), String> {
+pub(super) fn normalize(
+    schemas: &Schemas,
+    id: NodeId,
+    value: &mut Value,
+    lists: Lists,
+) -> Result<(), String> {
     match (schemas.node(id), value) {
         (Node::Quantity, value) => quantity(value),
         (Node::Struct(structure), Value::Object(map)) => object(schemas, structure, map, lists),

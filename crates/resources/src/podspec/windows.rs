@@ -32,7 +32,8 @@ pub(super) fn host_process(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
         return;
     }
     if hosts != all.len() {
-        let why = "If pod contains any hostProcess containers then all containers must be HostProcess containers";
+        let why =
+            "If pod contains any hostProcess containers then all containers must be HostProcess containers";
         errs.invalid(path, "", why);
     }
     if spec.host_network != Some(true) {
