@@ -159,6 +159,7 @@ async fn publish_once(server: &Arc<Server>) -> Result<(), Status> {
         "metadata": { "name": SERVICE, "namespace": "default", "labels": labels },
         "spec": {
             "type": "ClusterIP", "clusterIP": service_ip, "sessionAffinity": "None",
+            "ipFamilyPolicy": "SingleStack",
             "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": port }],
         },
     });

@@ -118,14 +118,16 @@ impl Fields {
             now,
         };
         if new.meta().managed_fields.as_ref().is_some_and(Vec::is_empty) {
-            // An empty list, as opposed to none, makes the object forget its managers.
             new.meta_mut().managed_fields = None;
-            return;
+            if live.is_some() {
+                // An empty list, as opposed to none, makes the object forget its managers.
+                return;
+            }
         }
         let live: Option<Value> = live.and_then(|text| serde_json::from_slice(text).ok());
         let mut value = new.to_value();
         if !is_plain(new) {
-            self.complete(resource.def, &mut value);
+            let _ = self.schemas.normalize_sent(self.name(resource.def), &mut value);
         }
         update_managed_fields(&self.schemas, self.name(resource.def), live.as_ref(), &mut value, &manager);
         new.meta_mut().managed_fields = managed_of(&mut value);
@@ -189,11 +191,21 @@ pub(crate) struct Applying<'a> {
 fn is_plain(obj: &dyn Object) -> bool {
     let any = obj.as_any();
     if let Some(pod) = any.downcast_ref::<Pod>() {
-        return pod.status.as_ref().is_none_or(|s| {
-            s.conditions.is_none() && s.container_statuses.is_none() && s.init_container_statuses.is_none()
-        });
+        let spec = pod.spec.as_ref();
+        let nameless = spec.into_iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
+        let projected = spec.into_iter().flat_map(|s| s.volumes.iter().flatten());
+        return !nameless.into_iter().any(|secret| secret.name.is_empty())
+            && !projected.filter_map(|v| v.projected.as_ref()).any(|p| p.sources.is_none())
+            && pod.status.as_ref().is_none_or(|s| {
+                s.conditions.is_none()
+                    && s.container_statuses.is_none()
+                    && s.init_container_statuses.is_none()
+            });
     }
-    any.is::<ConfigMap>() || any.is::<Secret>() || any.is::<Lease>() || any.is::<ServiceAccount>()
+    if let Some(account) = any.downcast_ref::<ServiceAccount>() {
+        return !account.image_pull_secrets.iter().flatten().any(|secret| secret.name.is_empty());
+    }
+    any.is::<ConfigMap>() || any.is::<Secret>() || any.is::<Lease>()
 }
 
 fn managed_of(value: &mut Value) -> Option<Vec<ManagedFieldsEntry>> {

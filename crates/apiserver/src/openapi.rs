@@ -6,6 +6,7 @@
 mod operations;
 mod params;
 mod render;
+mod roots;
 mod schemas;
 
 use std::collections::BTreeMap;
@@ -27,12 +28,13 @@ pub fn builtin_schemas(defs: &[&ResourceDef]) -> Schemas {
 
 /// The OpenAPI v2 (Swagger) document. `version` is the server's, e.g. `v1.36.0`.
 pub fn v2(defs: &[&ResourceDef], version: &str) -> Value {
+    let paths = render::paths(&all_paths(defs), Flavour::V2);
     let definitions = schemas::published(defs, &group_versions(defs), Flavour::V2);
     json!({
         "swagger": "2.0",
         "info": { "title": "Kubernetes", "version": version },
-        "paths": render::paths(&all_paths(defs), Flavour::V2),
-        "definitions": definitions,
+        "definitions": schemas::reachable(definitions, &paths),
+        "paths": paths,
         "securityDefinitions": { "BearerToken": bearer_token() },
         "security": [{ "BearerToken": [] }],
     })
@@ -64,7 +66,7 @@ fn key(group: &str, version: &str) -> String {
 
 /// The index of v3 documents: one path per group version, with a URL whose hash changes with its content.
 pub fn v3_index(defs: &[&ResourceDef]) -> Value {
-    let paths: Map<String, Value> = group_versions(defs)
+    let mut paths: Map<String, Value> = group_versions(defs)
         .into_iter()
         .map(|(group, version)| {
             let key = key(group, version);
@@ -72,6 +74,10 @@ pub fn v3_index(defs: &[&ResourceDef]) -> Value {
             (key, json!({ "serverRelativeURL": url }))
         })
         .collect();
+    for key in roots::keys(defs) {
+        let url = format!("/openapi/v3/{key}?hash={}", root_hash(defs, &key));
+        paths.insert(key, json!({ "serverRelativeURL": url }));
+    }
     json!({ "paths": paths })
 }
 
@@ -89,6 +95,34 @@ pub fn hash(defs: &[&ResourceDef], group: &str, version: &str) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
+/// The hash of a document beside those of group versions.
+pub fn root_hash(defs: &[&ResourceDef], key: &str) -> String {
+    let mut digest = Sha512::new();
+    digest.update(env!("CARGO_PKG_VERSION"));
+    digest.update(key);
+    for def in defs.iter().filter(|def| key.ends_with(def.group)) {
+        digest.update(def.version);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// The v3 document of a path that is no group version (`api`, `apis/apps`, `version` …); `None` when there
+/// is no such path.
+pub fn v3_root(defs: &[&ResourceDef], key: &str) -> Option<Value> {
+    let paths = render::paths(&roots::paths(defs, key)?, Flavour::V3);
+    let schemas = schemas::reachable(schemas::of_discovery(), &paths);
+    Some(document(paths, schemas))
+}
+
+fn document(paths: Value, schemas: Map<String, Value>) -> Value {
+    json!({
+        "openapi": "3.0.0",
+        "info": { "title": "Kubernetes", "version": format!("v{}", env!("CARGO_PKG_VERSION")) },
+        "paths": paths,
+        "components": { "schemas": schemas, "securitySchemes": { "BearerToken": bearer_token() } },
+    })
+}
+
 /// The v3 document of a group version; `None` when nothing of it is served.
 pub fn v3(defs: &[&ResourceDef], group: &str, version: &str) -> Option<Value> {
     let own: Vec<&ResourceDef> =
@@ -96,13 +130,9 @@ pub fn v3(defs: &[&ResourceDef], group: &str, version: &str) -> Option<Value> {
     if own.is_empty() {
         return None;
     }
+    let paths = render::paths(&operations::of_group_version(&own, group, version), Flavour::V3);
     let definitions = schemas::published(&own, &[(group, version)], Flavour::V3);
-    Some(json!({
-        "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": format!("v{}", env!("CARGO_PKG_VERSION")) },
-        "paths": render::paths(&operations::of_group_version(&own, group, version), Flavour::V3),
-        "components": { "schemas": definitions, "securitySchemes": { "BearerToken": bearer_token() } },
-    }))
+    Some(document(paths.clone(), schemas::reachable(definitions, &paths)))
 }
 
 #[cfg(test)]

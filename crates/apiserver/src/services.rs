@@ -3,13 +3,15 @@
 //! Reservations live in memory and are rebuilt from the stored Services at start: this process is the only
 //! writer. A reservation made for a write that fails is given back when its [`Allocation`] is dropped.
 
-use std::collections::HashSet;
+mod families;
+
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use coracle_meta::field::ErrorList;
+use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::{Object, Status};
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use parking_lot::Mutex;
 use rand::Rng;
 
@@ -131,10 +133,19 @@ impl Services {
         let old = old.and_then(|o| o.downcast::<Service>()).and_then(|s| s.spec.as_ref());
         let name = service.metadata.name.clone().unwrap_or_default();
         let spec = service.spec.get_or_insert_default();
+        if let Some(old) = old {
+            families::keep_allocated(spec, old);
+        }
+        families::pair_up(spec, old);
+        let mut errs = ErrorList::new();
+        families::choose(service, old, &mut errs);
+        if !errs.is_empty() {
+            return Err(Status::invalid("", "Service", &name, &errs));
+        }
+        let spec = service.spec.get_or_insert_default();
         let mut held = Allocation::none();
         held.owner = Some(self.clone());
-        let mut errs = ErrorList::new();
-        self.allocate_address(spec, old, &mut held, &mut errs)?;
+        self.allocate_address(spec, old, dry_run, &mut held, &mut errs)?;
         self.allocate_ports(spec, old, &mut held, &mut errs)?;
         if !errs.is_empty() {
             return Err(Status::invalid("", "Service", &name, &errs));
@@ -150,68 +161,65 @@ impl Services {
         &self,
         spec: &mut ServiceSpec,
         old: Option<&ServiceSpec>,
+        dry_run: bool,
         held: &mut Allocation,
         errs: &mut ErrorList,
     ) -> Result<(), Status> {
         let before: Vec<u32> = old.map(addresses).unwrap_or_default();
-        if spec.type_.as_deref() == Some("ExternalName") {
+        let given = spec.cluster_ips.as_ref().and_then(|ips| ips.first()).cloned().unwrap_or_default();
+        if !families::needs_address(spec) || given == "None" {
             held.freed_addresses = before;
-            if old.is_some() {
-                (spec.cluster_ip, spec.cluster_ips) = (None, None);
-                (spec.ip_families, spec.ip_family_policy) = (None, None);
-            }
             return Ok(());
         }
-        if let Some(old) = old.filter(|o| o.type_.as_deref() != Some("ExternalName")) {
-            keep_network(spec, old);
-        }
-        if spec.ip_family_policy.is_none() {
-            spec.ip_family_policy = Some("SingleStack".into());
-        }
-        let wanted = spec.cluster_ip.clone().filter(|ip| !ip.is_empty()).or_else(|| {
-            spec.cluster_ips.as_ref().and_then(|ips| ips.first()).cloned().filter(|ip| !ip.is_empty())
-        });
-        if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
-            spec.ip_families = Some(vec!["IPv4".into()]);
-        }
-        let ip = match wanted {
-            Some(ip) if ip == "None" => ip,
-            Some(ip) => {
-                let Ok(parsed) = ip.parse::<Ipv4Addr>() else { return Ok(()) };
-                let number = u32::from(parsed);
-                if !before.contains(&number) {
+        let number = match given.parse::<Ipv4Addr>() {
+            Ok(address) => {
+                let number = u32::from(address);
+                // A dry run asks only whether the address is in the range.
+                if dry_run {
+                    if let Some(why) = self.outside(number) {
+                        errs.invalid("spec.clusterIPs", serde_json::json!(spec.cluster_ips), why);
+                        return Ok(());
+                    }
+                } else if !before.contains(&number) {
                     if let Some(why) = self.take_address(number) {
-                        errs.invalid("spec.clusterIPs", serde_json::json!([ip]), why);
+                        errs.invalid("spec.clusterIPs", serde_json::json!(spec.cluster_ips), why);
                         return Ok(());
                     }
                     held.addresses.push(number);
                 }
-                ip
+                number
             }
-            None => {
+            Err(_) => {
                 let number = self.pick_address()?;
                 held.addresses.push(number);
-                Ipv4Addr::from(number).to_string()
+                number
             }
         };
-        let now = ip.parse::<Ipv4Addr>().ok().map(u32::from);
-        held.freed_addresses = before.into_iter().filter(|b| Some(*b) != now).collect();
+        held.freed_addresses = before.into_iter().filter(|b| *b != number).collect();
+        let ip = Ipv4Addr::from(number).to_string();
         spec.cluster_ip = Some(ip.clone());
-        if spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
-            spec.cluster_ips = Some(vec![ip]);
+        match spec.cluster_ips.get_or_insert_default().first_mut() {
+            Some(first) => *first = ip,
+            None => spec.cluster_ips = Some(vec![ip]),
         }
         Ok(())
     }
 
+    /// Why an address is not of the range.
+    fn outside(&self, number: u32) -> Option<String> {
+        let (cidr, ip) = (&self.cidr, Ipv4Addr::from(number));
+        (number <= self.first || number >= self.first + self.size - 1).then(|| {
+            format!(
+                "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of \
+                 valid IPs is {cidr}"
+            )
+        })
+    }
+
     /// Reserves an address; the reason when it cannot be had.
     fn take_address(&self, number: u32) -> Option<String> {
-        if number <= self.first || number >= self.first + self.size - 1 {
-            let cidr = &self.cidr;
-            return Some(format!(
-                "failed to allocate IP {}: the provided network does not match the current range: provided IP is \
-                 not in the valid range. The range of valid IPs is {cidr}",
-                Ipv4Addr::from(number)
-            ));
+        if let Some(why) = self.outside(number) {
+            return Some(why);
         }
         let fresh = self.taken.lock().addresses.insert(number);
         (!fresh).then(|| {
@@ -249,34 +257,64 @@ impl Services {
     ) -> Result<(), Status> {
         let before: Vec<u16> = old.map(node_ports).unwrap_or_default();
         let balanced = spec.type_.as_deref() == Some("LoadBalancer");
-        let wants = spec.type_.as_deref() == Some("NodePort")
-            || (balanced && spec.allocate_load_balancer_node_ports != Some(false));
-        if !wants {
-            let kept = node_ports(spec);
-            held.freed_ports = before.into_iter().filter(|p| !kept.contains(p)).collect();
-            return Ok(());
+        if balanced || spec.type_.as_deref() == Some("NodePort") {
+            self.allocate_numbers(spec, old.is_none(), &before, held, errs)?;
         }
+        if families::needs_health_port(spec) {
+            let asked = u16::try_from(spec.health_check_node_port.unwrap_or(0)).unwrap_or(0);
+            if asked == 0 {
+                let number = self.pick_port()?;
+                held.ports.push(number);
+                spec.health_check_node_port = Some(i32::from(number));
+            } else if !before.contains(&asked) {
+                if let Some(why) = self.take_port(asked) {
+                    let what = format!("failed to allocate requested HealthCheck NodePort {asked}: {why}");
+                    return Err(Status::internal(what));
+                }
+                held.ports.push(asked);
+            }
+        }
+        let kept = node_ports(spec);
+        held.freed_ports = before.into_iter().filter(|p| !kept.contains(p)).collect();
+        Ok(())
+    }
+
+    /// Node ports; ports of a `fresh` service that differ in the protocol only share one.
+    fn allocate_numbers(
+        &self,
+        spec: &mut ServiceSpec,
+        fresh: bool,
+        before: &[u16],
+        held: &mut Allocation,
+        errs: &mut ErrorList,
+    ) -> Result<(), Status> {
+        let wanted = spec.type_.as_deref() == Some("NodePort")
+            || spec.allocate_load_balancer_node_ports != Some(false);
         let mut mine: HashSet<u16> = HashSet::new();
-        let same_protocol = |a: Option<&str>, b: Option<&str>| a.unwrap_or("TCP") == b.unwrap_or("TCP");
+        let asked = |port: &ServicePort| port.node_port.filter(|p| *p != 0);
+        let mut shared: HashMap<i32, i32> = HashMap::new();
+        for port in spec.ports.iter().flatten().filter(|_| fresh) {
+            if let Some(number) = asked(port) {
+                shared.entry(port.port).or_insert(number);
+            }
+        }
         for (i, port) in spec.ports.iter_mut().flatten().enumerate() {
-            let inherited = old.into_iter().flat_map(|o| o.ports.iter().flatten()).find(|p| {
-                p.port == port.port && same_protocol(p.protocol.as_deref(), port.protocol.as_deref())
-            });
-            let asked = port.node_port.filter(|p| *p != 0).or(inherited.and_then(|p| p.node_port));
-            let number = match asked.and_then(|p| u16::try_from(p).ok()) {
-                Some(number) if before.contains(&number) || mine.contains(&number) => number,
-                Some(number) => {
-                    if let Some(why) = self.take_port(number) {
-                        errs.invalid(
-                            coracle_meta::field::Path::new("spec.ports").index(i).child("nodePort"),
-                            number,
-                            why,
-                        );
-                        continue;
+            let asked = asked(port).or_else(|| shared.get(&port.port).copied().filter(|_| wanted));
+            let requested = asked.unwrap_or(0);
+            let number = match asked.map(u16::try_from) {
+                Some(Ok(number)) if before.contains(&number) || mine.contains(&number) => number,
+                Some(asked) => {
+                    let taken = asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n));
+                    if let Some(why) = taken {
+                        let at = Path::new("spec.ports").index(i).child("nodePort");
+                        errs.invalid(at, requested, why);
+                        return Ok(());
                     }
+                    let number = asked.unwrap_or(0);
                     held.ports.push(number);
                     number
                 }
+                None if !wanted => continue,
                 None => {
                     let number = self.pick_port()?;
                     held.ports.push(number);
@@ -285,32 +323,22 @@ impl Services {
             };
             mine.insert(number);
             port.node_port = Some(i32::from(number));
+            if fresh {
+                shared.insert(port.port, i32::from(number));
+            }
         }
-        if balanced
-            && spec.external_traffic_policy.as_deref() == Some("Local")
-            && spec.health_check_node_port.unwrap_or(0) == 0
-        {
-            spec.health_check_node_port = match old.and_then(|o| o.health_check_node_port).filter(|p| *p != 0)
-            {
-                Some(port) => Some(port),
-                None => {
-                    let number = self.pick_port()?;
-                    held.ports.push(number);
-                    Some(i32::from(number))
-                }
-            };
-        }
-        let kept = node_ports(spec);
-        held.freed_ports = before.into_iter().filter(|p| !kept.contains(p)).collect();
         Ok(())
+    }
+
+    fn out_of_range(&self) -> String {
+        let (low, high) = self.ports;
+        format!("provided port is not in the valid range. The range of valid ports is {low}-{high}")
     }
 
     fn take_port(&self, number: u16) -> Option<String> {
         let (low, high) = self.ports;
         if !(low..=high).contains(&number) {
-            return Some(format!(
-                "provided port is not in the valid range. The range of valid ports is {low}-{high}"
-            ));
+            return Some(self.out_of_range());
         }
         let fresh = self.taken.lock().numbers.insert(number);
         (!fresh).then(|| "provided port is already allocated".to_owned())
@@ -328,22 +356,6 @@ impl Services {
             }
         }
         Err(Status::internal("failed to allocate a nodePort: range is full"))
-    }
-}
-
-/// A change that does not speak of addresses keeps them.
-fn keep_network(spec: &mut ServiceSpec, old: &ServiceSpec) {
-    if spec.cluster_ip.as_ref().is_none_or(String::is_empty) {
-        spec.cluster_ip = old.cluster_ip.clone();
-    }
-    if spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) && spec.cluster_ip == old.cluster_ip {
-        spec.cluster_ips = old.cluster_ips.clone();
-    }
-    if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
-        spec.ip_families = old.ip_families.clone();
-    }
-    if spec.ip_family_policy.is_none() {
-        spec.ip_family_policy = old.ip_family_policy.clone();
     }
 }
 

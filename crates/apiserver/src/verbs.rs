@@ -47,8 +47,11 @@ impl Caller {
 
     /// Notes warnings for the client.
     pub(crate) fn warn(&self, warnings: &[String]) {
-        if !warnings.is_empty() {
-            self.warned.lock().extend_from_slice(warnings);
+        let mut warned = self.warned.lock();
+        for warning in warnings {
+            if !warned.contains(warning) {
+                warned.push(warning.clone());
+            }
         }
     }
 }

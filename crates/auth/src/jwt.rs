@@ -8,13 +8,13 @@ use std::sync::Once;
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{EllipticCurve, ThumbprintHash};
+use jsonwebtoken::signature::{self, Signer, Verifier};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey};
 use ring::rand::SystemRandom;
 use ring::signature::{
     self as keys, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair, RsaEncoding, RsaKeyPair, RsaParameters,
     RsaPublicKeyComponents, UnparsedPublicKey,
 };
-use jsonwebtoken::signature::{self, Signer, Verifier};
 
 /// Makes ring the provider of this process. Every call behind the first does nothing.
 pub(crate) fn install() {

@@ -388,7 +388,16 @@ fn identity(claims: &Claims) -> UserInfo {
 impl Authenticator for ServiceAccountAuthenticator {
     async fn authenticate(&self, credentials: &Credentials) -> Result<Option<UserInfo>, AuthnError> {
         let Some(token) = credentials.bearer.as_deref() else { return Ok(None) };
-        Ok(self.review(token, &[])?.map(|(user, _)| user))
+        Ok(Self::review(self, token, &[])?.map(|(user, _)| user))
+    }
+
+    async fn review(
+        &self,
+        token: &str,
+        wanted: &[String],
+        _: &[String],
+    ) -> Result<Option<(UserInfo, Vec<String>)>, AuthnError> {
+        Self::review(self, token, wanted)
     }
 }
 

@@ -60,6 +60,25 @@ pub trait Authenticator: Send + Sync {
     /// # Errors
     /// The credentials are of its kind but invalid or expired.
     async fn authenticate(&self, credentials: &Credentials) -> Result<Option<UserInfo>, AuthnError>;
+
+    /// Checks a token for any of `wanted` audiences, as a TokenReview asks; also tells which of them it
+    /// serves. Tokens without audiences serve `own`, those of the API server.
+    ///
+    /// # Errors
+    /// The token is of its kind but invalid, expired, or for other audiences.
+    async fn review(
+        &self,
+        token: &str,
+        wanted: &[String],
+        own: &[String],
+    ) -> Result<Option<(UserInfo, Vec<String>)>, AuthnError> {
+        let credentials = Credentials { client_cert: None, bearer: Some(token.to_owned()) };
+        let served: Vec<String> = wanted.iter().filter(|a| own.contains(a)).cloned().collect();
+        match self.authenticate(&credentials).await? {
+            Some(_) if served.is_empty() => Err(AuthnError("invalid bearer token".into())),
+            user => Ok(user.map(|user| (user, served))),
+        }
+    }
 }
 
 /// What a request wants to do, as authorizers see it.

@@ -231,11 +231,12 @@ fn transfer(entries: &mut Vec<Entry>, own: Entry, change: Comparison, now: Times
         }
     }
     if !change.taken.is_empty() {
-        let time = Some(stamp(now));
+        // Upstream carries entries of Scale over to the parent without their times.
+        let time = Some(stamp(now)).filter(|_| own.subresource != "scale");
         match entries.iter_mut().find(|entry| entry.same(&own)) {
             Some(entry) => {
                 fields::unite(&mut entry.fields, change.taken);
-                entry.time = time;
+                entry.time = time.or(entry.time.take());
             }
             None => entries.push(Entry { time, fields: change.taken, ..own }),
         }
@@ -343,7 +344,7 @@ pub fn apply(
         fields::subtract(&mut entry.fields, &change.removed);
     }
     fields::subtract(&mut own.fields, &change.removed);
-    if !change.is_empty() || !same_but_managed(live, &new) {
+    if manager.subresource != "scale" && (!change.is_empty() || !same_but_managed(live, &new)) {
         own.time = Some(stamp(manager.now));
     }
     entries.push(own);

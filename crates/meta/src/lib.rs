@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod direct;
 pub mod field;
+pub mod go;
 pub mod int_or_string;
 pub mod names;
 pub mod object;

@@ -51,6 +51,65 @@ pub fn validate(
     validate_finalizers(meta.finalizers.as_deref().unwrap_or_default(), &at.child("finalizers"), errs);
 }
 
+/// How often upstream's strategy of a kind checks metadata once more when an object changes. Clients see a
+/// cause for every check that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recheck {
+    /// As metadata of a new object, and as a change.
+    Both,
+    /// As a change only.
+    Change,
+    /// As metadata of a new object only.
+    New,
+}
+
+/// Checks changed metadata as upstream does for every kind, and, if something is wrong, again as the
+/// strategy of the kind does.
+pub fn validate_change(
+    new: &ObjectMeta,
+    old: &ObjectMeta,
+    namespaced: bool,
+    recheck: Recheck,
+    errs: &mut ErrorList,
+) {
+    let before = errs.len();
+    let anything = |_: &str, _: bool| Vec::new();
+    validate(new, namespaced, &anything, errs);
+    validate_update(new, old, errs);
+    if errs.len() == before {
+        return;
+    }
+    if recheck != Recheck::Change {
+        validate(new, namespaced, &anything, errs);
+    }
+    if recheck != Recheck::New {
+        validate_update(new, old, errs);
+    }
+}
+
+/// Drops owner references that occur twice, and yields the warning about them.
+pub fn dedup_owners(meta: &mut ObjectMeta) -> Option<String> {
+    let owners = meta.owner_references.as_mut().filter(|owners| owners.len() > 1)?;
+    let mut kept: Vec<OwnerReference> = Vec::with_capacity(owners.len());
+    let mut twice: Vec<String> = Vec::new();
+    for owner in std::mem::take(owners) {
+        if !kept.contains(&owner) {
+            kept.push(owner);
+        } else if !twice.contains(&owner.uid) {
+            twice.push(owner.uid);
+        }
+    }
+    *owners = kept;
+    let observed = twice.join(", ");
+    (!twice.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in \
+             1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) \
+             observed: {observed}"
+        )
+    })
+}
+
 /// Checks a change of metadata; whether a resourceVersion is needed is the caller's affair.
 pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta, errs: &mut ErrorList) {
     let at = Path::new("metadata");
@@ -260,6 +319,32 @@ mod tests {
                  is it fully qualified",
             ]
         );
+    }
+
+    #[test]
+    fn faults_of_a_change_are_told_once_per_check() {
+        let meta = |value| serde_json::from_value::<ObjectMeta>(value).expect("metadata");
+        let old = meta(json!({ "name": "a", "namespace": "n" }));
+        let new =
+            meta(json!({ "name": "a", "namespace": "n", "labels": { "-a": "x" }, "finalizers": ["b"] }));
+        let count = |recheck| {
+            let mut errs = ErrorList::new();
+            validate_change(&new, &old, true, recheck, &mut errs);
+            errs.len()
+        };
+        // The label is looked at by every check, the finalizer only by those of new objects.
+        assert_eq!([count(Recheck::Both), count(Recheck::Change), count(Recheck::New)], [6, 4, 5]);
+    }
+
+    #[test]
+    fn owners_named_twice_are_dropped_with_a_warning() {
+        let owner = json!({ "apiVersion": "v1", "kind": "A", "name": "p", "uid": "1" });
+        let meta = json!({ "ownerReferences": [owner, owner] });
+        let mut meta: ObjectMeta = serde_json::from_value(meta).expect("metadata");
+        let warning = dedup_owners(&mut meta).expect("a warning");
+        assert!(warning.ends_with("duplicate UID(s) observed: 1"), "{warning}");
+        assert_eq!(meta.owner_references.as_ref().map(Vec::len), Some(1));
+        assert_eq!(dedup_owners(&mut meta), None);
     }
 
     #[test]

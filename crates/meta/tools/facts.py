@@ -89,8 +89,13 @@ for full in sorted(definitions):
     name = full.removeprefix("io.k8s.api.")
     schema = definitions[full]
     kind = bool(schema.get("x-kubernetes-group-version-kind"))
+    whole = []
     if schema.get("x-kubernetes-map-type"):
-        print(name, "-", "map=" + schema["x-kubernetes-map-type"])
+        whole.append("map=" + schema["x-kubernetes-map-type"])
+    if schema.get("x-kubernetes-unions"):
+        whole.append("unions=" + json.dumps(schema["x-kubernetes-unions"], separators=(",", ":")))
+    if whole:
+        print(name, "-", *whole)
     for field, prop in sorted(schema.get("properties", {}).items()):
         facts = []
         for key, short in (("map-type", "map"), ("list-type", "list"), ("list-map-keys", "keys"),

@@ -4,7 +4,8 @@ use std::any::Any;
 use std::marker::PhantomData;
 
 use coracle_meta::field::ErrorList;
-use coracle_meta::{Kind, Object, Status};
+use coracle_meta::object_meta::Recheck;
+use coracle_meta::{Kind, Object, Status, go};
 use serde_json::Value;
 
 /// Whether objects live in namespaces.
@@ -289,15 +290,19 @@ fn cast<K: 'static>(obj: &dyn Object) -> Option<&K> {
 
 impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K, S> {
     fn decode(&self, mut value: Value) -> Result<Box<dyn Object>, Status> {
-        crate::canonical::object(&mut value, K::KIND);
+        let name = go::type_name(K::GROUP, K::VERSION, K::KIND);
+        let refused = |why: String| {
+            let (kind, version) = (K::KIND, K::VERSION);
+            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
+        };
+        if !go::canonicalize(&name, &mut value)
+            && let Some(why) = go::type_error(&name, value.to_string().as_bytes())
+        {
+            return Err(refused(why));
+        }
         match serde_json::from_value::<K>(value) {
             Ok(obj) => Ok(Box::new(obj)),
-            Err(e) => Err(Status::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}: {e}",
-                K::KIND,
-                K::VERSION,
-                K::KIND
-            ))),
+            Err(e) => Err(refused(e.to_string())),
         }
     }
     fn decode_plain(&self, json: &[u8]) -> Option<Box<dyn Object>> {
@@ -450,6 +455,10 @@ pub struct ResourceDef {
     pub create_on_update: bool,
     /// PUT without resourceVersion is accepted.
     pub unconditional_update: bool,
+    /// How an update checks metadata beyond what is done for every kind.
+    pub recheck: Recheck,
+    /// DELETE answers with the object that is gone instead of a Status.
+    pub returns_deleted: bool,
     /// Deletion orphans dependents unless asked otherwise (upstream's default policy is background).
     pub orphan_by_default: bool,
     pub strategy: &'static dyn ErasedStrategy,
@@ -481,6 +490,8 @@ impl ResourceDef {
             has_generation: false,
             create_on_update: false,
             unconditional_update: true,
+            recheck: Recheck::Both,
+            returns_deleted: false,
             orphan_by_default: false,
             strategy,
         }

@@ -3,17 +3,19 @@
 
 use std::sync::LazyLock;
 
+use coracle_meta::field::ErrorList;
 use def::ResourceDef;
+use k8s_openapi::api::core::v1::Service;
 
 mod apps;
 mod authentication;
 mod authorization;
-mod canonical;
 mod check;
 mod common;
 mod coordination;
 mod core;
 pub mod def;
+mod diff;
 mod discovery;
 mod podspec;
 mod rbac;
@@ -39,6 +41,12 @@ pub fn all() -> &'static [&'static ResourceDef] {
 /// The resource of an API group (empty for core) by its plural name.
 pub fn find(group: &str, plural: &str) -> Option<&'static ResourceDef> {
     ALL.iter().copied().find(|def| def.group == group && def.plural == plural)
+}
+
+/// Checks the addresses and IP families of a Service: the part of its validation that goes before their
+/// allocation.
+pub fn validate_cluster_ips(service: &Service, errs: &mut ErrorList) {
+    core::validate_cluster_ips(service, errs);
 }
 
 #[cfg(test)]

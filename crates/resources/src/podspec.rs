@@ -14,3 +14,4 @@ pub(crate) mod validation;
 pub(crate) mod volume_sources;
 pub(crate) mod volumes;
 pub(crate) mod warnings;
+mod windows;

@@ -9,6 +9,7 @@ use coracle_resources::def::Subresource;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, Method, Response, StatusCode};
 use hyper::body::Incoming;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::body::{self, Body};
@@ -424,12 +425,30 @@ impl Call<'_> {
 
 /// Parses a YAML body.
 fn yaml(text: &[u8], kind: &str) -> Result<Value, Status> {
-    serde_yaml_ng::from_slice(text).map_err(|e| {
-        let shown = decode::excerpt(text);
+    first_document(text).map_err(|e| {
+        let (shown, why) = (decode::excerpt(text), yaml_error(&e));
         Status::bad_request(format!(
-            "the object provided is unrecognized (must be of type {kind}): yaml: {e} ({shown})"
+            "the object provided is unrecognized (must be of type {kind}): yaml: {why} ({shown})"
         ))
     })
+}
+
+/// The first document of a YAML text; others are not looked at.
+fn first_document(text: &[u8]) -> Result<Value, serde_yaml_ng::Error> {
+    match serde_yaml_ng::Deserializer::from_slice(text).next() {
+        Some(document) => Value::deserialize(document),
+        None => Ok(Value::Null),
+    }
+}
+
+/// The message of Go's scanner: the line in front, unless it is the first one, and no column.
+fn yaml_error(e: &serde_yaml_ng::Error) -> String {
+    let text = e.to_string();
+    let why = text.split(" at line ").next().unwrap_or("");
+    match e.location().map(|place| place.line()) {
+        Some(line) if line > 1 => format!("line {line}: {why}"),
+        _ => why.to_owned(),
+    }
 }
 
 fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
@@ -448,9 +467,8 @@ fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
 
 fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
     if kind == PatchKind::Apply {
-        let value: Value = serde_yaml_ng::from_slice(text).map_err(|e| {
-            let why = e.to_string();
-            let why = why.split(" at line ").next().unwrap_or("");
+        let value: Value = first_document(text).map_err(|e| {
+            let why = yaml_error(&e);
             Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
         })?;
         return match go_kind(&value) {

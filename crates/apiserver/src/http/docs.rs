@@ -5,7 +5,9 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, VARY};
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
+};
 use http::{HeaderMap, Method, Response, StatusCode};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -13,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::body::{Body, gzip};
 use super::query::Query;
-use super::respond::{self, json_bytes, method_not_allowed, not_found_page, takes_gzip};
+use super::respond::{self, json_bytes, method_not_allowed, takes_gzip};
 use crate::openapi;
 use crate::server::Server;
 
@@ -56,19 +58,25 @@ pub(crate) fn handle(
     }
     let doc = match below {
         "v2" => server.docs.get(below, || Some(openapi::v2(defs, &server.git_version))),
-        "v3" | "v3/" => server.docs.get("v3", || Some(openapi::v3_index(defs))),
+        "v3" => server.docs.get("v3", || Some(openapi::v3_index(defs))),
         _ => {
-            let key = below.strip_prefix("v3/")?.trim_end_matches('/');
-            let (group, version) = match key.split('/').collect::<Vec<_>>().as_slice() {
-                ["api", version] => ("", *version),
-                ["apis", group, version] => (*group, *version),
-                _ => return Some(not_found_page()),
+            let key = below.strip_prefix("v3/")?;
+            let of_version = match key.split('/').collect::<Vec<_>>().as_slice() {
+                ["api", version] => Some(("", *version)),
+                ["apis", group, version] => Some((*group, *version)),
+                _ => None,
             };
-            let made = server.docs.get(below, || openapi::v3(defs, group, version));
+            let made = server.docs.get(below, || match of_version {
+                Some((group, version)) => openapi::v3(defs, group, version),
+                None => openapi::v3_root(defs, key),
+            });
             if made.is_some()
                 && let Some(asked) = query.get("hash")
             {
-                let hash = openapi::hash(defs, group, version);
+                let hash = match of_version {
+                    Some((group, version)) => openapi::hash(defs, group, version),
+                    None => openapi::root_hash(defs, key),
+                };
                 if asked != hash {
                     return Some(moved(&format!("{path}?hash={hash}")));
                 }
@@ -76,7 +84,19 @@ pub(crate) fn handle(
             made
         }
     };
-    Some(doc.map_or_else(not_found_page, |doc| answer(&doc, headers, query.get("hash").is_some())))
+    let Some(doc) = doc else { return Some(nothing()) };
+    let mut response = answer(&doc, headers, query.get("hash").is_some());
+    if below == "v3" {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    }
+    Some(response)
+}
+
+/// 404 without a word.
+fn nothing() -> Response<Body> {
+    let mut response = Response::new(Body::Full(Bytes::new()));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 fn moved(to: &str) -> Response<Body> {

@@ -102,7 +102,8 @@ impl<'a> Info<'a> {
             Method::PATCH => "patch",
             Method::DELETE if collection => "deletecollection",
             Method::DELETE => "delete",
-            _ => return,
+            // Upstream knows no verb for the other methods.
+            _ => "",
         };
         verb.clone_into(&mut self.verb);
     }

@@ -21,6 +21,8 @@ use crate::server::Server;
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
+/// What the names of headers with extra attributes begin with.
+const IMPERSONATE_EXTRA: &str = "impersonate-extra-";
 
 /// A request behind authentication.
 pub(crate) struct Incomer {
@@ -93,49 +95,85 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// Acts as another user when the request asks for it and the caller may.
 fn impersonate(server: &Server, user: Arc<UserInfo>, headers: &HeaderMap) -> Result<Arc<UserInfo>, Status> {
-    let Some(name) = headers.get(IMPERSONATE_USER).and_then(|v| v.to_str().ok()) else { return Ok(user) };
-    let groups: Vec<String> = headers
-        .get_all(IMPERSONATE_GROUP)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .map(str::to_owned)
-        .collect();
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    let (resource, namespace, object) = match account {
-        Some((namespace, account)) => ("serviceaccounts", namespace, account),
-        None => ("users", "", name),
-    };
-    may_impersonate(server, &user, resource, namespace, object)?;
-    for group in &groups {
-        may_impersonate(server, &user, "groups", "", group)?;
+    let Some(mut wanted) = wanted_user(headers)? else { return Ok(user) };
+    let account = wanted.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    let group = "authentication.k8s.io";
+    match account {
+        Some((namespace, name)) => {
+            may_impersonate(server, &user, ("", "serviceaccounts", ""), namespace, name)?
+        }
+        None => may_impersonate(server, &user, ("", "users", ""), "", &wanted.name)?,
     }
-    let uid = headers.get(IMPERSONATE_UID).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
-    let mut groups = groups;
-    if groups.is_empty()
+    for name in &wanted.groups {
+        may_impersonate(server, &user, ("", "groups", ""), "", name)?;
+    }
+    for (key, values) in &wanted.extra {
+        for value in values {
+            may_impersonate(server, &user, (group, "userextras", key), "", value)?;
+        }
+    }
+    if !wanted.uid.is_empty() {
+        may_impersonate(server, &user, (group, "uids", ""), "", &wanted.uid)?;
+    }
+    if wanted.groups.is_empty()
         && let Some((namespace, _)) = account
     {
-        groups.push("system:serviceaccounts".into());
-        groups.push(format!("system:serviceaccounts:{namespace}"));
+        wanted.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
     }
     let known = |g: &String| g == "system:authenticated" || g == "system:unauthenticated";
-    if !groups.iter().any(known) {
-        let anonymous = name == "system:anonymous";
-        groups.push(if anonymous { "system:unauthenticated" } else { "system:authenticated" }.into());
+    if !wanted.groups.iter().any(known) {
+        let anonymous = wanted.name == "system:anonymous";
+        wanted.groups.push(if anonymous { "system:unauthenticated" } else { "system:authenticated" }.into());
     }
-    Ok(Arc::new(UserInfo { name: name.to_owned(), uid, groups, ..UserInfo::default() }))
+    Ok(Arc::new(wanted))
+}
+
+/// The user that the headers name; none when they name none.
+fn wanted_user(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    let mut wanted =
+        UserInfo { name: text(&IMPERSONATE_USER), uid: text(&IMPERSONATE_UID), ..UserInfo::default() };
+    let groups = headers.get_all(IMPERSONATE_GROUP).iter().filter_map(|v| v.to_str().ok());
+    wanted.groups = groups.map(str::to_owned).collect();
+    for (name, value) in headers {
+        let Some(key) = name.as_str().strip_prefix(IMPERSONATE_EXTRA) else { continue };
+        let key = decode_path(key).map_or_else(|| key.to_owned(), |key| key.into_owned());
+        wanted.extra.entry(key).or_default().extend(value.to_str().ok().map(str::to_owned));
+    }
+    if !wanted.name.is_empty() {
+        return Ok(Some(wanted));
+    }
+    if wanted.uid.is_empty() && wanted.groups.is_empty() && wanted.extra.is_empty() {
+        return Ok(None);
+    }
+    let list = |list: &[String]| {
+        let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
+        format!("[]string{{{}}}", quoted.join(", "))
+    };
+    let groups = if wanted.groups.is_empty() { "[]string(nil)".to_owned() } else { list(&wanted.groups) };
+    let extra: Vec<String> =
+        wanted.extra.iter().map(|(key, values)| format!("{key:?}:{}", list(values))).collect();
+    let extra = if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
+    Err(Status::bad_request(format!(
+        "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{groups}, \
+         Extra:map[string][]string{extra}}} without impersonating a user name",
+        wanted.uid
+    )))
 }
 
 fn may_impersonate(
     server: &Server,
     user: &Arc<UserInfo>,
-    resource: &str,
+    (group, resource, subresource): (&str, &str, &str),
     namespace: &str,
     name: &str,
 ) -> Result<(), Status> {
     let info = Info {
         is_resource: true,
         verb: "impersonate".into(),
+        group,
         resource,
+        subresource,
         namespace,
         name,
         version: "v1",

@@ -51,11 +51,24 @@ pub(super) fn of_group_version(
     for def in defs.iter().filter(|def| (def.group, def.version) == (group, version)) {
         builder.resource(def, &mut paths);
     }
+    paths.values_mut().for_each(share_params);
     paths
 }
 
+/// Parameters that all operations of a path have belong to the path.
+fn share_params(item: &mut PathItem) {
+    let Some((first, others)) = item.operations.split_first_mut() else { return };
+    let has = |operation: &Operation, name: &str| operation.params.iter().any(|param| param.name == name);
+    let common: Vec<Param> =
+        first.params.iter().filter(|param| others.iter().all(|op| has(op, param.name))).copied().collect();
+    for operation in &mut item.operations {
+        operation.params.retain(|param| !common.iter().any(|shared| shared.name == param.name));
+    }
+    item.params.extend(common);
+}
+
 /// `apps_v1`, `rbacAuthorization_v1`, `core_v1`.
-fn tag(group: &str, version: &str) -> String {
+pub(super) fn tag(group: &str, version: &str) -> String {
     let short = group.strip_suffix(".k8s.io").unwrap_or(group);
     if short.is_empty() { format!("core_{version}") } else { format!("{}_{version}", lower_camel(short)) }
 }
@@ -66,7 +79,7 @@ fn lower_camel(dotted: &str) -> String {
     parts.fold(first, |out, part| out + &capitalize(part))
 }
 
-fn camel(group: &str, version: &str) -> String {
+pub(super) fn camel(group: &str, version: &str) -> String {
     let short = group.strip_suffix(".k8s.io").unwrap_or(group);
     let group = if short.is_empty() { "core".to_owned() } else { lower_camel(short) };
     capitalize(&group) + &capitalize(version)
@@ -109,24 +122,28 @@ impl Builder {
             Verb::Patch => ("patch", "patch", params::PATCH, WRITTEN),
             Verb::Delete => ("delete", "delete", params::DELETE, DELETED),
             Verb::DeleteCollection => ("delete", "deletecollection", params::DELETE_COLLECTION, OK),
+            Verb::Watch => ("get", "watch", params::LIST, OK),
+            Verb::WatchList => ("get", "watchlist", params::LIST, OK),
         };
         let own = type_name(def);
         let (prefix, text) = verb.words();
         let answer = match verb {
             Verb::List => schemas::list_name(def),
             Verb::Delete | Verb::DeleteCollection => format!("{META}Status"),
+            Verb::Watch | Verb::WatchList => format!("{META}WatchEvent"),
             _ => own.clone(),
         };
         let body = match verb {
             Verb::Create | Verb::Replace => Some((own, true)),
             Verb::Patch => Some((format!("{META}Patch"), true)),
             Verb::Delete | Verb::DeleteCollection => Some((format!("{META}DeleteOptions"), false)),
-            Verb::List | Verb::Get => None,
+            Verb::List | Verb::Get | Verb::Watch | Verb::WatchList => None,
         };
+        let collection = if verb == Verb::DeleteCollection { "Collection" } else { "" };
         Operation {
             method,
             action: Some(action),
-            id: format!("{prefix}{}{what}", self.camel),
+            id: format!("{prefix}{}{collection}{what}", self.camel),
             description: format!("{text} {}", def.kind),
             tag: self.tag.clone(),
             gvk: Some(GroupVersionKind::new(def.group, def.version, def.kind)),
@@ -159,11 +176,15 @@ impl Builder {
             let item = PathItem { params: vec![params::PRETTY], operations: vec![list] };
             paths.insert(format!("{}/{}", self.prefix, def.plural), item);
         }
-        let item = PathItem {
-            params: shared(&[]),
-            operations: verbs(&[Verb::List, Verb::Create, Verb::DeleteCollection]),
+        // Namespaces go one by one.
+        let all: &[Verb] = if def.kind == "Namespace" {
+            &[Verb::List, Verb::Create]
+        } else {
+            &[Verb::List, Verb::Create, Verb::DeleteCollection]
         };
+        let item = PathItem { params: shared(&[]), operations: verbs(all) };
         paths.insert(collection.clone(), item);
+        self.watches(def, paths);
         let one = format!("{collection}/{{name}}");
         let item = PathItem {
             params: shared(&[params::NAME]),
@@ -180,6 +201,27 @@ impl Builder {
                 paths.insert(format!("{one}/proxy/{{path}}"), deep);
             }
             paths.insert(format!("{one}/{}", subresource.path()), item);
+        }
+    }
+
+    /// The deprecated paths that watch.
+    fn watches(&self, def: &ResourceDef, paths: &mut BTreeMap<String, PathItem>) {
+        let (kind, plural) = (def.kind, def.plural);
+        let namespaced = def.scope == Scope::Namespaced;
+        let mut add = |path: String, verb: Verb, what: &str, own: &[Param]| {
+            let params = [own, &[params::PRETTY]].concat();
+            let operations = vec![self.operation(def, verb, what)];
+            paths.insert(format!("{}/watch/{path}", self.prefix), PathItem { params, operations });
+        };
+        if namespaced {
+            let below = format!("namespaces/{{namespace}}/{plural}");
+            add(plural.to_owned(), Verb::WatchList, &format!("{kind}ListForAllNamespaces"), &[]);
+            add(below.clone(), Verb::WatchList, &format!("Namespaced{kind}List"), &[params::NAMESPACE]);
+            let own = [params::NAME, params::NAMESPACE];
+            add(format!("{below}/{{name}}"), Verb::Watch, &format!("Namespaced{kind}"), &own);
+        } else {
+            add(plural.to_owned(), Verb::WatchList, &format!("{kind}List"), &[]);
+            add(format!("{plural}/{{name}}"), Verb::Watch, kind, &[params::NAME]);
         }
     }
 
@@ -275,6 +317,8 @@ enum Verb {
     Patch,
     Delete,
     DeleteCollection,
+    Watch,
+    WatchList,
 }
 
 impl Verb {
@@ -287,7 +331,9 @@ impl Verb {
             Self::Replace => ("replace", "replace the specified"),
             Self::Patch => ("patch", "partially update the specified"),
             Self::Delete => ("delete", "delete"),
-            Self::DeleteCollection => ("deleteCollection", "delete collection of"),
+            Self::DeleteCollection => ("delete", "delete collection of"),
+            Self::Watch => ("watch", "watch changes to an object of kind"),
+            Self::WatchList => ("watch", "watch individual changes to a list of"),
         }
     }
 }

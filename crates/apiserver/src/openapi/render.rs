@@ -24,19 +24,14 @@ impl Flavour {
     }
 }
 
-const ENCODINGS: [&str; 4] =
-    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
-const STREAMS: [&str; 3] = [
-    "application/json;stream=watch",
-    "application/vnd.kubernetes.protobuf;stream=watch",
-    "application/cbor-seq",
-];
-const PATCHES: [&str; 5] = [
+const ENCODINGS: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const STREAMS: [&str; 2] =
+    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+const PATCHES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
-    "application/apply-patch+cbor",
 ];
 
 /// All paths of a document.
@@ -80,7 +75,7 @@ fn operation(operation: &Operation, flavour: Flavour) -> Value {
         if operation.method == "patch" && operation.body.is_some() { &PATCHES } else { &["*/*"] };
     let produces: Vec<&str> = match (operation.action, &operation.answer) {
         (Some("connect"), _) => vec!["*/*"],
-        (Some("list"), _) => [&ENCODINGS[..], &STREAMS[..]].concat(),
+        (Some("list" | "watch" | "watchlist"), _) => [&ENCODINGS[..], &STREAMS[..]].concat(),
         (_, None) => [&["text/plain"], &ENCODINGS[..]].concat(),
         _ => ENCODINGS.to_vec(),
     };

@@ -1,10 +1,12 @@
 //! The definitions: the types crate's schemas, upstream's list and merge facts, group-version-kinds.
 
+use coracle_meta::go;
 use coracle_meta::schema::facts;
 use coracle_resources::def::{ResourceDef, Storage, Subresource};
 use k8s_openapi::api::{authentication, autoscaling, core, policy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use k8s_openapi::apimachinery::pkg::version;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -65,6 +67,55 @@ pub(super) fn raw(defs: &[&ResourceDef]) -> Map<String, Value> {
     generator.take_definitions(true)
 }
 
+/// The definitions of discovery itself, for the documents beside those of group versions.
+pub(super) fn of_discovery() -> Map<String, Value> {
+    let mut generator = SchemaSettings::openapi3().into_generator();
+    generator.subschema_for::<meta::APIVersions>();
+    generator.subschema_for::<meta::APIGroupList>();
+    generator.subschema_for::<version::Info>();
+    let mut out = generator.take_definitions(true);
+    facts::annotate(&mut out);
+    for (name, definition) in &mut out {
+        shape(definition, Flavour::V3);
+        if let Some(Value::Array(required)) = definition.get_mut("required") {
+            required.sort_by_key(|field| go::place(name, field.as_str().unwrap_or("")));
+        }
+        facts::annotate_defaults(name, definition);
+        let kind = name
+            .strip_prefix(META)
+            .filter(|kind| matches!(*kind, "APIVersions" | "APIGroup" | "APIGroupList"));
+        if let Some(kind) = kind {
+            definition["x-kubernetes-group-version-kind"] =
+                json!([{ "group": "", "version": "v1", "kind": kind }]);
+        }
+    }
+    out
+}
+
+/// Keeps the definitions that `paths` refer to, directly or through others.
+pub(super) fn reachable(mut definitions: Map<String, Value>, paths: &Value) -> Map<String, Value> {
+    fn references(value: &Value, out: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => {
+                let target = map.get("$ref").and_then(Value::as_str);
+                out.extend(target.and_then(|t| t.rsplit('/').next()).map(str::to_owned));
+                map.values().for_each(|value| references(value, out));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, out)),
+            _ => {}
+        }
+    }
+    let (mut wanted, mut out) = (Vec::new(), Map::new());
+    references(paths, &mut wanted);
+    while let Some(name) = wanted.pop() {
+        if let Some(definition) = definitions.remove(&name) {
+            references(&definition, &mut wanted);
+            out.insert(name, definition);
+        }
+    }
+    out
+}
+
 /// The definitions as published: lists, facts, group-version-kinds; references in the document's form.
 pub(super) fn published(
     defs: &[&ResourceDef],
@@ -77,6 +128,9 @@ pub(super) fn published(
     for (name, definition) in &mut out {
         shape(definition, flavour);
         special(name, definition, flavour);
+        if let Some(Value::Array(required)) = definition.get_mut("required") {
+            required.sort_by_key(|field| go::place(name, field.as_str().unwrap_or("")));
+        }
         if flavour == Flavour::V3 {
             facts::annotate_defaults(name, definition);
         }
@@ -85,6 +139,11 @@ pub(super) fn published(
         // The types crate needs it to be there; clients may leave it out.
         if let Some(Value::Array(required)) = definition.get_mut("required") {
             required.retain(|name| name != "metadata");
+            if required.is_empty()
+                && let Some(definition) = definition.as_object_mut()
+            {
+                definition.remove("required");
+            }
         }
         definition["x-kubernetes-group-version-kind"] = kinds.into();
     };

@@ -31,8 +31,10 @@ impl Server {
     ) -> Result<Outcome, Status> {
         check_options("CreateOptions", opts)?;
         let decoded = self.decode(resource, input, &opts.field_validation)?;
+        caller.warn(&decoded.warnings);
         let mut obj = decoded.obj;
         place(resource, namespace, &mut *obj)?;
+        wipe_system_fields(obj.meta_mut());
         resource.def.strategy.default(&mut *obj);
         let manager = self.manager(caller, opts);
         self.track(resource, &mut *obj, None, &manager, "");
@@ -52,7 +54,8 @@ impl Server {
         dry_run: bool,
         mut warnings: Vec<String>,
     ) -> Result<Outcome, Status> {
-        if obj.meta().resource_version.as_deref().is_some_and(|v| !v.is_empty() && v != "0") {
+        let asked = obj.meta().resource_version.as_deref().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+        if asked != 0 && !dry_run {
             let why = "resourceVersion should not be set on objects to be created";
             return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
         }
@@ -66,11 +69,6 @@ impl Server {
         let generated = obj.name().is_empty() && generate_prefix(obj.meta()).is_some();
         if generated {
             generate_name(obj.meta_mut());
-        }
-        if obj.name().is_empty() {
-            let mut errs = ErrorList::new();
-            errs.required("metadata.name", "name or generateName is required");
-            return Err(Status::invalid(resource.def.group, resource.def.kind, "", &errs));
         }
         let allocation = self.services.allocate(&mut *obj, None, dry_run)?;
         let cx = Context { user: &caller.user.name, now };
@@ -90,7 +88,7 @@ impl Server {
                 if resource.cache.get(&key).is_some() {
                     return Err(taken(obj.name()));
                 }
-                let entry = self.imagined(resource, key, &mut *obj, 0)?;
+                let entry = self.imagined(resource, key, &mut *obj, asked)?;
                 return Ok(Outcome { entry, warnings, created: true });
             }
             match self.put(resource, key, obj, None).await {
@@ -193,10 +191,6 @@ impl Server {
 pub(crate) fn place(resource: &Resource, namespace: &str, obj: &mut dyn Object) -> Result<(), Status> {
     let own = obj.namespace();
     if !resource.namespaced() {
-        if !own.is_empty() && resource.stored() {
-            // Upstream drops it for cluster-scoped kinds only in validation; keep it for the error there.
-            return Ok(());
-        }
         obj.meta_mut().namespace = None;
         return Ok(());
     }
@@ -211,13 +205,20 @@ pub(crate) fn place(resource: &Resource, namespace: &str, obj: &mut dyn Object) 
     Err(Status::bad_request(why))
 }
 
-fn fill_system_fields(meta: &mut ObjectMeta, now: jiff::Timestamp) {
-    meta.creation_timestamp = Some(Time(whole_seconds(now)));
-    meta.uid = Some(coracle_stdx::uuid());
+/// Forgets what a creator may not say.
+pub(crate) fn wipe_system_fields(meta: &mut ObjectMeta) {
+    meta.creation_timestamp = None;
+    meta.uid = None;
     meta.self_link = None;
-    meta.resource_version = None;
     meta.deletion_timestamp = None;
     meta.deletion_grace_period_seconds = None;
+}
+
+fn fill_system_fields(meta: &mut ObjectMeta, now: jiff::Timestamp) {
+    wipe_system_fields(meta);
+    meta.creation_timestamp = Some(Time(whole_seconds(now)));
+    meta.uid = Some(coracle_stdx::uuid());
+    meta.resource_version = None;
 }
 
 /// Times of the API have whole seconds.

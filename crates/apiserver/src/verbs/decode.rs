@@ -1,6 +1,7 @@
 //! Bodies to objects: type check, unknown fields, typed decoding.
 
-use coracle_meta::{Object, Status};
+use bytes::Bytes;
+use coracle_meta::{Object, Status, go, object_meta};
 use serde_json::Value;
 
 use super::Input;
@@ -31,16 +32,18 @@ impl Server {
             Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
             Input::Json(value) => value,
             Input::Text(text) => {
-                if let Some(obj) = resource.def.strategy.decode_plain(&text) {
-                    return Ok(Decoded { obj, warnings: Vec::new() });
+                if let Some(mut obj) = resource.def.strategy.decode_plain(&text) {
+                    let warnings = object_meta::dedup_owners(obj.meta_mut()).into_iter().collect();
+                    return Ok(Decoded { obj, warnings });
                 }
-                let value = check_type(resource, parse(&text, resource.def.kind)?)?;
+                let (text, value) = parse_lenient(text, resource.def.kind)?;
+                let value = check_type(resource, value)?;
                 let strict = if validation == "Ignore" {
                     Vec::new()
                 } else {
                     self.fields.strict_errors(resource.def, &text)
                 };
-                return typed(resource, value, strict, validation);
+                return typed(resource, value, strict, validation).map_err(|e| explain(resource, &text, e));
             }
         };
         self.decode_value(resource, value, validation)
@@ -70,21 +73,44 @@ fn typed(
     strict: Vec<String>,
     validation: &str,
 ) -> Result<Decoded, Status> {
-    if validation == "Strict" && !strict.is_empty() {
-        let (kind, version) = (resource.def.kind, resource.def.version);
-        let list = strict.join(", ");
-        return Err(Status::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {list}"
-        )));
-    }
     let forget =
         value.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_some_and(Vec::is_empty));
     let mut obj = resource.def.strategy.decode(value)?;
+    if validation == "Strict" && !strict.is_empty() {
+        return Err(unusable(resource, &format!("strict decoding error: {}", strict.join(", "))));
+    }
     if forget {
         // An empty list says something else than none; see `Fields::track`.
         obj.meta_mut().managed_fields = Some(Vec::new());
     }
-    Ok(Decoded { obj, warnings: strict })
+    let mut warnings = strict;
+    warnings.extend(object_meta::dedup_owners(obj.meta_mut()));
+    Ok(Decoded { obj, warnings })
+}
+
+fn unusable(resource: &Resource, why: &str) -> Status {
+    let (kind, version) = (resource.def.kind, resource.def.version);
+    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
+}
+
+/// The refusal of a body in the words of Go's decoder, which go by the text.
+fn explain(resource: &Resource, text: &[u8], refusal: Status) -> Status {
+    let def = resource.def;
+    let name = go::type_name(def.group, def.version, def.kind);
+    go::type_error(&name, text).map_or(refusal, |why| unusable(resource, &why))
+}
+
+/// As [`parse`], but reads bytes that are not UTF-8 and lone surrogates as Go does. Yields the text so read,
+/// too.
+fn parse_lenient(text: Bytes, kind: &str) -> Result<(Bytes, Value), Status> {
+    match parse(&text, kind) {
+        Ok(value) => Ok((text, value)),
+        Err(refusal) => {
+            let text: Bytes = go::legible(&text).ok_or(refusal)?.into();
+            let value = parse(&text, kind)?;
+            Ok((text, value))
+        }
+    }
 }
 
 /// Parses JSON text of a body meant to be a `kind`.

@@ -22,22 +22,6 @@ use crate::server::Server;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
-/// Resources whose deletion answers with the object instead of a Status.
-const RETURNED: &[(&str, &str)] = &[
-    ("", "pods"),
-    ("", "services"),
-    ("", "serviceaccounts"),
-    ("", "persistentvolumes"),
-    ("", "persistentvolumeclaims"),
-    ("", "resourcequotas"),
-    ("", "podtemplates"),
-    ("storage.k8s.io", "storageclasses"),
-    ("storage.k8s.io", "volumeattachments"),
-    ("storage.k8s.io", "csidrivers"),
-    ("storage.k8s.io", "csinodes"),
-    ("storage.k8s.io", "csistoragecapacities"),
-];
-
 /// What a deletion answers.
 #[derive(Debug)]
 pub(crate) enum Deleted {
@@ -334,7 +318,7 @@ fn finalizers_for(resource: &Resource, old: &dyn Object, opts: &DeleteOptions) -
 }
 
 fn answer(resource: &Resource, entry: Arc<CacheEntry>, old: &dyn Object) -> Deleted {
-    if RETURNED.contains(&(resource.def.group, resource.def.plural)) {
+    if resource.def.returns_deleted {
         return Deleted::Object(Outcome::of(entry));
     }
     let mut details = json!({ "name": old.name(), "kind": resource.def.plural });

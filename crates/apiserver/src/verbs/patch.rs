@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use coracle_client::{PatchKind, WriteOptions};
-use coracle_meta::Status;
 use coracle_meta::field::ErrorList;
+use coracle_meta::{Status, go};
 use serde_json::Value;
 
 use super::commit::Refused;
@@ -85,10 +85,16 @@ impl Server {
         let patched =
             self.fields.patched(resource.def, current, patch.kind, patch.body).map_err(Refused::Failed)?;
         check_identity(&patched, name).map_err(Refused::Failed)?;
+        let kind = go::type_name(resource.def.group, resource.def.version, resource.def.kind);
         let shown = match patch.kind {
             PatchKind::Strategic => go_value(patch.body),
-            _ => patched.to_string(),
+            _ => go::patched_json(&kind, &patched, &touched(patch)),
         };
+        if patch.kind == PatchKind::Strategic
+            && let Some(why) = go::conversion_error(&kind, &patched)
+        {
+            return Err(Refused::Failed(unusable(&shown, &why)));
+        }
         let mut decoded = self
             .decode_value(resource, patched, &opts.field_validation)
             .map_err(|e| Refused::Failed(unusable(&shown, e.message())))?;
@@ -112,7 +118,7 @@ impl Server {
 
     /// Server-side apply onto an object that exists.
     #[expect(clippy::too_many_arguments, reason = "the coordinates of a request")]
-    async fn apply_once(
+    pub(crate) async fn apply_once(
         &self,
         caller: &Caller,
         resource: &Arc<Resource>,
@@ -131,7 +137,8 @@ impl Server {
         let how = self.applying(opts, part);
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
         if applied == live {
-            return Ok(Outcome::of(entry.clone()));
+            let warnings = resource.def.strategy.warnings(&*old, Some(&*old));
+            return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
         resource.def.strategy.default(&mut *obj);
@@ -249,6 +256,30 @@ fn unusable(shown: &str, why: &str) -> Status {
     Status::invalid("", "", "", &errs)
 }
 
+/// The objects and lists that a patch goes through, as objects within objects.
+fn touched(patch: Patch<'_>) -> Value {
+    let mut out = Value::Object(serde_json::Map::new());
+    match patch.body {
+        Value::Array(operations) => {
+            let path = |op: &Value, key: &str| op.get(key).and_then(Value::as_str).map(str::to_owned);
+            let moved = |op: &Value| path(op, "from").filter(|_| op.get("op") == Some(&"move".into()));
+            for pointer in operations.iter().flat_map(|op| path(op, "path").into_iter().chain(moved(op))) {
+                let parents = pointer.rsplit_once('/').map_or("", |(parents, _)| parents);
+                let mut place = &mut out;
+                for step in parents.split('/').skip(1) {
+                    let step = step.replace("~1", "/").replace("~0", "~");
+                    place = &mut place[step];
+                    if !place.is_object() {
+                        *place = Value::Object(serde_json::Map::new());
+                    }
+                }
+            }
+        }
+        merged => out = merged.clone(),
+    }
+    out
+}
+
 /// A value as Go's `%+v` prints it.
 fn go_value(value: &Value) -> String {
     match value {
@@ -280,7 +311,7 @@ fn check_identity(patched: &Value, name: &str) -> Result<(), Status> {
 }
 
 /// `fieldManager` and `force` belong to apply.
-fn check_patch_options(kind: PatchKind, opts: &WriteOptions) -> Result<(), Status> {
+pub(crate) fn check_patch_options(kind: PatchKind, opts: &WriteOptions) -> Result<(), Status> {
     let mut errs = ErrorList::new();
     if kind == PatchKind::Apply {
         if opts.field_manager.is_empty() {

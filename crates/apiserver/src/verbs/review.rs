@@ -1,14 +1,16 @@
 //! Virtual kinds: access reviews and token reviews, answered by the server itself and never stored.
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coracle_auth::{Attributes, Credentials, Decision, UserInfo};
+use coracle_auth::{Attributes, Decision, UserInfo};
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
 use k8s_openapi::api::authentication::v1 as authn;
 use k8s_openapi::api::authorization::v1 as authz;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::create::whole_seconds;
 use super::{Caller, Outcome};
@@ -28,20 +30,22 @@ impl Server {
     ) -> Result<Outcome, Status> {
         self.fresh().await;
         if let Some(review) = obj.downcast_mut::<authz::SubjectAccessReview>() {
-            check_access_spec(resource, &review.spec)?;
+            check(&review.metadata, &review.spec, Form::Cluster)?;
             review.status = Some(self.access(subject(&review.spec), &review.spec));
         } else if let Some(review) = obj.downcast_mut::<authz::LocalSubjectAccessReview>() {
-            check_access_spec(resource, &review.spec)?;
-            check_local(resource, namespace, &review.spec)?;
+            check(&review.metadata, &review.spec, Form::Local)?;
+            if review.metadata.namespace.as_deref() != Some(namespace) {
+                let why = format!("spec.resourceAttributes.namespace must match namespace: {namespace}");
+                return Err(Status::bad_request(why));
+            }
             review.status = Some(self.access(subject(&review.spec), &review.spec));
         } else if let Some(review) = obj.downcast_mut::<authz::SelfSubjectAccessReview>() {
             let spec = authz::SubjectAccessReviewSpec {
-                user: Some(caller.user.name.clone()),
                 resource_attributes: review.spec.resource_attributes.clone(),
                 non_resource_attributes: review.spec.non_resource_attributes.clone(),
                 ..Default::default()
             };
-            check_access_spec(resource, &spec)?;
+            check(&review.metadata, &spec, Form::Own)?;
             review.status = Some(self.access((*caller.user).clone(), &spec));
         } else if let Some(review) = obj.downcast_mut::<authz::SelfSubjectRulesReview>() {
             let namespace = review.spec.namespace.take().unwrap_or_default();
@@ -93,7 +97,7 @@ impl Server {
             allowed: decision == Decision::Allow,
             denied: (decision == Decision::Deny).then_some(true),
             reason: (!reason.is_empty()).then_some(reason),
-            evaluation_error: None,
+            evaluation_error: spec.resource_attributes.as_ref().and_then(checks::selector_faults),
         }
     }
 
@@ -127,18 +131,20 @@ impl Server {
         if token.is_empty() {
             return Err(Status::bad_request("token is required for TokenReview in authentication"));
         }
-        let credentials = Credentials { client_cert: None, bearer: Some(token) };
         let unknown = |error: String| authn::TokenReviewStatus {
             error: Some(error),
             user: Some(authn::UserInfo::default()),
             ..Default::default()
         };
+        let own = [self.default_audience()];
+        let wanted = spec.audiences.as_deref().unwrap_or_default();
+        let wanted = if wanted.is_empty() { &own[..] } else { wanted };
         for authenticator in &self.authenticators {
-            match authenticator.authenticate(&credentials).await {
-                Ok(Some(user)) => {
+            match authenticator.review(&token, wanted, &own).await {
+                Ok(Some((user, served))) => {
                     return Ok(authn::TokenReviewStatus {
                         authenticated: Some(true),
-                        audiences: spec.audiences.clone().or_else(|| some(vec![self.default_audience()])),
+                        audiences: some(served),
                         user: Some(user_info(&user)),
                         error: None,
                     });
@@ -187,38 +193,30 @@ fn selector_text(selector: &authz::FieldSelectorAttributes) -> String {
     selector.requirements.iter().flatten().map(one).collect::<Vec<_>>().join(",")
 }
 
-fn check_access_spec(resource: &Resource, spec: &authz::SubjectAccessReviewSpec) -> Result<(), Status> {
-    let mut errs = ErrorList::new();
-    match (&spec.resource_attributes, &spec.non_resource_attributes) {
-        (Some(_), Some(_)) => {
-            let why = "cannot be specified in combination with resourceAttributes";
-            errs.invalid("spec.nonResourceAttributes", serde_json::Value::Null, why);
-        }
-        (None, None) => {
-            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            errs.invalid("spec.resourceAttributes", serde_json::Value::Null, why);
-        }
-        _ => {}
-    }
-    if spec.user.as_ref().is_none_or(String::is_empty) && spec.groups.as_ref().is_none_or(Vec::is_empty) {
-        errs.invalid("spec.user", "", "at least one of user or group must be specified");
-    }
-    if errs.is_empty() {
-        return Ok(());
-    }
-    Err(Status::invalid(resource.def.group, resource.def.kind, "", &errs))
+/// Whose access a review is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Of anybody, anywhere.
+    Cluster,
+    /// Of anybody, in a namespace.
+    Local,
+    /// Of the caller.
+    Own,
 }
 
-fn check_local(
-    resource: &Resource,
-    namespace: &str,
-    spec: &authz::SubjectAccessReviewSpec,
-) -> Result<(), Status> {
-    let own = spec.resource_attributes.as_ref().and_then(|r| r.namespace.as_deref()).unwrap_or("");
-    if own == namespace {
-        return Ok(());
-    }
+fn check(meta: &ObjectMeta, spec: &authz::SubjectAccessReviewSpec, form: Form) -> Result<(), Status> {
     let mut errs = ErrorList::new();
-    errs.invalid("spec.resourceAttributes.namespace", own, "must match metadata.namespace");
-    Err(Status::invalid(resource.def.group, resource.def.kind, "", &errs))
+    let asked = checks::Asked {
+        meta,
+        resource: spec.resource_attributes.as_ref(),
+        path: spec.non_resource_attributes.as_ref(),
+    };
+    let grouped = spec.groups.as_ref().is_some_and(|groups| !groups.is_empty());
+    let subject = (form != Form::Own).then(|| (spec.user.as_deref().unwrap_or(""), grouped));
+    checks::asked(&asked, subject, &mut errs);
+    checks::metadata(meta, form == Form::Local, &mut errs);
+    if form == Form::Local {
+        checks::local(&asked, &mut errs);
+    }
+    checks::refuse(&errs)
 }

@@ -10,6 +10,7 @@ use coracle_resources::def::{ResourceDef, ScalePaths};
 use serde_json::{Value, json};
 
 use super::commit::Refused;
+use super::patch::check_patch_options;
 use super::update::{CONFLICT_TRIES, Change, uid_conflict, unset};
 use super::{Caller, Outcome, Part};
 use crate::cache::CacheEntry;
@@ -48,8 +49,23 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         let paths = paths(resource)?;
+        if let ScaleWrite::Patch(kind, _) = write {
+            check_patch_options(kind, opts)?;
+        }
         for _ in 0..CONFLICT_TRIES {
             let entry = self.get(resource, namespace, name).await?;
+            if let ScaleWrite::Patch(PatchKind::Apply, body) = write {
+                let config = applied_to_parent(resource, name, body)?;
+                let part = Part::Scale;
+                match self.apply_once(caller, resource, namespace, part, &entry, &config, opts).await {
+                    Ok(outcome) => {
+                        let scale = scale_of(paths, &outcome.entry)?;
+                        return Ok(Outcome { entry: transient(resource.def, scale)?, ..outcome });
+                    }
+                    Err(Refused::Condition(..)) => continue,
+                    Err(Refused::Failed(status)) => return Err(status),
+                }
+            }
             let current = scale_of(paths, &entry)?;
             let wanted = match &write {
                 ScaleWrite::Replace(value) => value.clone(),
@@ -78,6 +94,33 @@ impl Server {
 
 fn paths(resource: &Resource) -> Result<ScalePaths, Status> {
     resource.def.scale.ok_or_else(Status::no_such_path)
+}
+
+/// What an applied Scale says of its parent.
+fn applied_to_parent(resource: &Resource, name: &str, body: &Value) -> Result<Value, Status> {
+    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("/apiVersion"), text("/kind"));
+    if (api_version, kind) != ("autoscaling/v1", "Scale") {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
+    }
+    check_scale_type(body)?;
+    let mut config = json!({
+        "apiVersion": crate::codec::api_version(resource.def), "kind": resource.def.kind,
+        "metadata": { "name": text("/metadata/name") },
+    });
+    if let Some(version) = body.pointer("/metadata/resourceVersion") {
+        config["metadata"]["resourceVersion"] = version.clone();
+    }
+    if let Some(replicas) = body.pointer("/spec/replicas") {
+        if replicas.as_i64().is_some_and(|n| n < 0) {
+            let mut errs = ErrorList::new();
+            errs.invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
+            return Err(Status::invalid("autoscaling", "Scale", name, &errs));
+        }
+        config["spec"] = json!({ "replicas": replicas });
+    }
+    Ok(config)
 }
 
 /// The parent with another number of replicas.

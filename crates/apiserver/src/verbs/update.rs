@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use coracle_admission::{Operation, Request};
+use coracle_auth::{Attributes, Decision};
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Object, Status, object_meta};
 use coracle_resources::def::Context;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
 use super::commit::Refused;
-use super::create::place;
+use super::create::{place, wipe_system_fields};
 use super::{Caller, Input, Outcome, Part, check_options};
 use crate::cache::CacheEntry;
 use crate::codec;
+use crate::http::authz::forbidden;
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -43,6 +47,7 @@ impl Server {
     ) -> Result<Outcome, Status> {
         check_options("UpdateOptions", opts)?;
         let decoded = self.decode(resource, input, &opts.field_validation)?;
+        caller.warn(&decoded.warnings);
         let mut obj = decoded.obj;
         check_name(&*obj, name)?;
         place(resource, namespace, &mut *obj)?;
@@ -94,7 +99,23 @@ impl Server {
         if !unset(sent.obj.meta().resource_version.as_deref()) {
             return Err(Status::modified(resource.def.group, resource.def.plural, name));
         }
+        // To create by PUT takes the right to create.
+        let wish = Attributes {
+            user: (*caller.user).clone(),
+            verb: "create".to_owned(),
+            is_resource: true,
+            group: resource.def.group.to_owned(),
+            version: resource.def.version.to_owned(),
+            resource: resource.def.plural.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            ..Attributes::default()
+        };
+        if let (Decision::Deny | Decision::NoOpinion, reason) = self.authorize(&wish) {
+            return Err(forbidden(&wish, &reason));
+        }
         let mut obj = sent.obj;
+        wipe_system_fields(obj.meta_mut());
         resource.def.strategy.default(&mut *obj);
         let manager = self.manager(caller, opts);
         self.track(resource, &mut *obj, None, &manager, "");
@@ -154,6 +175,13 @@ impl Server {
         if is_gone(&*obj, old) {
             return self.finish_deletion(resource, entry, obj, dry_run, warnings).await;
         }
+        if !dry_run {
+            // Never stored.
+            obj.meta_mut().self_link = None;
+        }
+        if self.only_times_differ(resource, entry, &*obj, old).map_err(Refused::Failed)? {
+            return Ok(Outcome { entry: entry.clone(), warnings, created: false });
+        }
         let size = entry.encoded.len();
         let value = self.fields.encode(resource.def, &mut *obj, size).map_err(Refused::Failed)?;
         if codec::splice(&value, entry.revision) == entry.encoded {
@@ -166,6 +194,29 @@ impl Server {
         let written = self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await?;
         allocation.keep();
         Ok(Outcome { entry: written, warnings, created: false })
+    }
+
+    /// Whether the change is one of nothing but times in managedFields: then it is none.
+    fn only_times_differ(
+        &self,
+        resource: &Resource,
+        entry: &CacheEntry,
+        new: &dyn Object,
+        old: &dyn Object,
+    ) -> Result<bool, Status> {
+        let (now, before) = (&new.meta().managed_fields, &old.meta().managed_fields);
+        let (Some(now), Some(before)) = (now, before) else { return Ok(false) };
+        let timeless = |e: &ManagedFieldsEntry| ManagedFieldsEntry { time: None, ..e.clone() };
+        let same = now != before
+            && now.len() == before.len()
+            && now.iter().all(|e| before.iter().any(|b| timeless(b) == timeless(e)));
+        if !same {
+            return Ok(false);
+        }
+        let mut kept = new.clone_object();
+        kept.meta_mut().managed_fields = Some(before.clone());
+        let value = self.fields.encode(resource.def, &mut *kept, entry.encoded.len())?;
+        Ok(codec::splice(&value, entry.revision) == entry.encoded)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of an admission request")]
@@ -237,7 +288,9 @@ impl Server {
                 resource.def.strategy.prepare_part_update(part.subresource(), cx, obj, old);
             }
         }
-        if resource.def.has_generation && part != Part::Status && raises_generation(resource, obj, old) {
+        // A strategy with a rule of its own has raised it already.
+        let raised = obj.meta().generation != old.meta().generation;
+        if resource.def.has_generation && part != Part::Status && !raised && essence(obj) != essence(old) {
             obj.meta_mut().generation = Some(old.meta().generation.unwrap_or(0) + 1);
         }
     }
@@ -289,7 +342,6 @@ fn keep_system_fields(obj: &mut dyn Object, old: &dyn Object) {
         new.deletion_grace_period_seconds = old.deletion_grace_period_seconds;
     }
     new.generation = old.generation;
-    new.self_link = None;
     new.resource_version = old.resource_version.clone();
 }
 
@@ -300,11 +352,11 @@ fn validate_change(
     old: &dyn Object,
 ) -> Result<(), Status> {
     let mut errs = ErrorList::new();
-    object_meta::validate_update(new.meta(), old.meta(), &mut errs);
-    if !errs.is_empty() {
-        // Upstream's strategies check metadata once more, and clients see both causes.
-        object_meta::validate_update(new.meta(), old.meta(), &mut errs);
-    }
+    let recheck = match part {
+        Part::Status | Part::Finalize | Part::Scale => Recheck::Change,
+        Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
+    };
+    object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
     match part {
         Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
         Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),
@@ -318,22 +370,13 @@ fn validate_change(
     Err(Status::invalid(resource.def.group, resource.def.kind, old.name(), &errs))
 }
 
-/// Whether anything beside metadata and status changed. Deployments count their annotations too.
-fn raises_generation(resource: &Resource, new: &dyn Object, old: &dyn Object) -> bool {
-    if resource.def.group == "apps"
-        && resource.def.kind == "Deployment"
-        && new.meta().annotations != old.meta().annotations
-    {
-        return true;
-    }
-    essence(new) != essence(old)
-}
-
+/// What counts for the generation: all but metadata and status, empty lists like absent ones.
 fn essence(obj: &dyn Object) -> Value {
     let mut value = obj.to_value();
     if let Value::Object(map) = &mut value {
         map.remove("metadata");
         map.remove("status");
+        map.retain(|_, field| field.as_array().is_none_or(|items| !items.is_empty()));
     }
     value
 }

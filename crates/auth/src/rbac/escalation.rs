@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::{Object, Status};
-use k8s_openapi::api::rbac::v1::{
-    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef,
-};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef};
 
 use super::policy::aggregated;
 use super::rules::{items, url_matches};

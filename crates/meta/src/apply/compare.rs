@@ -35,6 +35,8 @@ const UNOWNED_META: [&str; 9] = [
 /// What of a root object takes part: not its type, and not the part that the endpoint ignores.
 pub(super) struct Scope {
     ignored: &'static [&'static str],
+    /// Metadata that the endpoint sets back.
+    ignored_meta: &'static [&'static str],
 }
 
 impl Scope {
@@ -43,19 +45,25 @@ impl Scope {
     pub(super) fn of(type_name: &str, subresource: &str) -> Self {
         let ignored: &[&str] = match subresource {
             "status" => &["spec"],
+            "resize" => &[],
             _ if type_name.ends_with(".CertificateSigningRequest") => &["spec", "status"],
             _ => &["status"],
         };
-        Self { ignored }
+        let ignored_meta: &[&str] = match (subresource, type_name) {
+            ("status", "io.k8s.api.apps.v1.Deployment") => &["labels"],
+            ("status", "io.k8s.api.core.v1.Pod") => &["deletionTimestamp", "ownerReferences"],
+            _ => &[],
+        };
+        Self { ignored, ignored_meta }
+    }
+
+    fn meta(&self, name: &str) -> bool {
+        !UNOWNED_META.contains(&name) && !self.ignored_meta.contains(&name)
     }
 
     fn root(&self, name: &str) -> bool {
         !matches!(name, "apiVersion" | "kind") && !self.ignored.contains(&name)
     }
-}
-
-fn owned_meta(name: &str) -> bool {
-    !UNOWNED_META.contains(&name)
 }
 
 /// The key of a list item in a field set; `None` for items of atomic lists and malformed ones.
@@ -305,7 +313,7 @@ impl Walker<'_> {
             let old = old.and_then(Value::as_object).unwrap_or(&nothing);
             let new = new.and_then(Value::as_object).unwrap_or(&nothing);
             let mut inner = Comparison::default();
-            for (name, old, new) in pairs(old, new).filter(|(name, ..)| owned_meta(name)) {
+            for (name, old, new) in pairs(old, new).filter(|(name, ..)| scope.meta(name)) {
                 self.either(self::child(self.schemas, child.node, name), old, new, &mut inner);
             }
             Comparison::put(inner.nodes(), child.key, &mut out);
@@ -326,7 +334,7 @@ impl Walker<'_> {
             }
             let mut inner = Fields::new();
             let meta = value.as_object().into_iter().flatten();
-            for (name, value) in meta.filter(|(name, value)| owned_meta(name) && !value.is_null()) {
+            for (name, value) in meta.filter(|(name, value)| scope.meta(name) && !value.is_null()) {
                 self.over_zero(self::child(self.schemas, child.node, name), value, &mut inner);
             }
             if !inner.is_empty() {
@@ -382,7 +390,7 @@ impl Walker<'_> {
             }
             let child = child(self.schemas, node, name);
             let mut inner = Fields::new();
-            for (name, value) in value.as_object().into_iter().flatten().filter(|(name, _)| owned_meta(name))
+            for (name, value) in value.as_object().into_iter().flatten().filter(|(name, _)| scope.meta(name))
             {
                 self.applied_entry(child.node, name, value, &mut inner);
             }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::facts::{self, Facts};
 use super::{Field, ListKey, ListKind, Node, NodeId, Schemas, Struct, Zero};
+use crate::go::{self, Unset};
 
 struct Compiler<'a> {
     definitions: &'a Map<String, Value>,
@@ -126,10 +127,15 @@ impl Compiler<'_> {
         let has = |word: &str| strategy.split(',').any(|s| s == word);
         let merge_key = extension(schema, facts, "x-kubernetes-patch-merge-key").and_then(Value::as_str);
         let node = self.id(schema, facts);
-        let zero = match facts.and_then(|f| f.zero) {
-            Some(zero) => zero,
-            None if required => Zero::Value,
-            None => Zero::Omit,
+        // Whatever the types crate requires: what Go leaves out is not required in an encoding.
+        let required = required && go::unset(owner, name) != Some(Unset::Omitted);
+        let zero = match (facts.and_then(|f| f.zero), go::unset(owner, name)) {
+            (Some(zero), _) => zero,
+            (None, Some(Unset::Omitted)) => Zero::Omit,
+            (None, Some(Unset::Null)) if !required => Zero::Null,
+            (None, Some(Unset::Zero)) => Zero::Value,
+            (None, _) if required => Zero::Value,
+            (None, _) => Zero::Omit,
         };
         Field {
             name: name.to_owned(),

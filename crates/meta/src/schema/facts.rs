@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 
 use super::Zero;
+use crate::go::{self, Unset};
 
 static TEXT: &str = include_str!("../facts.txt");
 
@@ -35,6 +36,11 @@ fn parse(line: &'static str) -> Option<((&'static str, &'static str), Facts)> {
     for (key, value) in words.filter_map(|word| word.split_once('=')) {
         match key {
             "map" => facts.extensions.push(("x-kubernetes-map-type", value.into())),
+            "unions" => {
+                if let Ok(unions) = serde_json::from_str(value) {
+                    facts.extensions.push(("x-kubernetes-unions", unions));
+                }
+            }
             "list" => facts.extensions.push(("x-kubernetes-list-type", value.into())),
             "keys" => {
                 let keys: Vec<&str> = value.split(',').collect();
@@ -71,8 +77,16 @@ pub fn annotate(definitions: &mut Map<String, Value>) {
         }
         let Some(Value::Object(properties)) = definition.get_mut("properties") else { continue };
         for (field, property) in properties.iter_mut() {
-            if let (Some(property), Some(facts)) = (property.as_object_mut(), of(name, field)) {
+            let Some(property) = property.as_object_mut() else { continue };
+            if let Some(facts) = of(name, field) {
                 add(property, facts);
+            }
+            if let Some(values) = go::enumeration(name, field) {
+                let place = match property.get_mut("items").and_then(Value::as_object_mut) {
+                    Some(items) => items,
+                    None => property,
+                };
+                place.insert("enum".to_owned(), json!(values));
             }
         }
     }
@@ -81,9 +95,6 @@ pub fn annotate(definitions: &mut Map<String, Value>) {
 fn add(target: &mut Map<String, Value>, facts: &Facts) {
     for (key, value) in &facts.extensions {
         target.insert((*key).to_owned(), value.clone());
-    }
-    if let Some(default) = &facts.default {
-        target.insert("default".to_owned(), default.clone());
     }
 }
 
@@ -97,12 +108,19 @@ pub fn annotate_defaults(name: &str, definition: &mut Value) {
     let Some(Value::Object(properties)) = definition.get_mut("properties") else { return };
     for (field, property) in properties.iter_mut() {
         let Some(property) = property.as_object_mut() else { continue };
-        let always = of(name, field).is_some_and(|f| f.zero == Some(Zero::Value));
+        if let Some(default) = of(name, field).and_then(|facts| facts.default.clone()) {
+            property.insert("default".to_owned(), default);
+        }
+        let unset = go::unset(name, field);
+        let always =
+            of(name, field).is_some_and(|f| f.zero == Some(Zero::Value)) || unset == Some(Unset::Zero);
+        let required = required.contains(field) && unset != Some(Unset::Omitted);
+        let always_there = always || go::is_plain_struct(name, field);
         let default = match property.get("type").and_then(Value::as_str) {
-            None if always && property.contains_key("allOf") => json!({}),
-            Some("string") if always || required.contains(field) => "".into(),
-            Some("integer" | "number") if always || required.contains(field) => 0.into(),
-            Some("boolean") if always || required.contains(field) => false.into(),
+            None if always_there && property.contains_key("allOf") => json!({}),
+            Some("string") if always || required => "".into(),
+            Some("integer" | "number") if always || required => 0.into(),
+            Some("boolean") if always || required => false.into(),
             _ => continue,
         };
         property.entry("default").or_insert(default);

@@ -5,11 +5,25 @@ use serde_json::{Map, Value};
 use super::{Field, Node, NodeId, Schemas, Struct, Zero};
 use crate::quantity::Quantity;
 
+/// What becomes of lists that Go writes even when they are empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lists {
+    /// Stored: an empty one is `null`, as after a round through the store.
+    Stored,
+    /// As sent: an empty one is told from `null`.
+    Sent,
+}
+
 /// See [`Schemas::normalize`].
-pub(super) fn normalize(schemas: &Schemas, id: NodeId, value: &mut Value) -> Result<(), String> {
+pub(super) fn normalize(
+    schemas: &Schemas,
+    id: NodeId,
+    value: &mut Value,
+    lists: Lists,
+) -> Result<(), String> {
     match (schemas.node(id), value) {
         (Node::Quantity, value) => quantity(value),
-        (Node::Struct(structure), Value::Object(map)) => object(schemas, structure, map),
+        (Node::Struct(structure), Value::Object(map)) => object(schemas, structure, map, lists),
         (Node::Map { element, .. }, Value::Object(map)) => {
             // Go decodes null into the zero value of a map's element type.
             let zero = match schemas.node(*element) {
@@ -21,11 +35,11 @@ pub(super) fn normalize(schemas: &Schemas, id: NodeId, value: &mut Value) -> Res
                     *value = zero.clone();
                     Ok(())
                 }
-                _ => normalize(schemas, *element, value),
+                _ => normalize(schemas, *element, value, lists),
             })
         }
         (Node::List { element, .. }, Value::Array(items)) => {
-            items.iter_mut().try_for_each(|value| normalize(schemas, *element, value))
+            items.iter_mut().try_for_each(|value| normalize(schemas, *element, value, lists))
         }
         _ => Ok(()),
     }
@@ -43,7 +57,12 @@ fn quantity(value: &mut Value) -> Result<(), String> {
     Ok(())
 }
 
-fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -> Result<(), String> {
+fn object(
+    schemas: &Schemas,
+    structure: &Struct,
+    map: &mut Map<String, Value>,
+    lists: Lists,
+) -> Result<(), String> {
     let mut drop: Vec<String> = Vec::new();
     for (name, value) in map.iter_mut() {
         let Some(field) = structure.field(name) else { continue };
@@ -52,13 +71,14 @@ fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -
             Value::Null => {}
             value if is_dropped(schemas, field, value) => drop.push(name.clone()),
             value => {
-                normalize(schemas, field.node, value)?;
+                normalize(schemas, field.node, value, lists)?;
                 let empty = match schemas.node(field.node) {
                     Node::List { .. } => value.as_array().is_some_and(Vec::is_empty),
                     Node::Map { .. } => value.as_object().is_some_and(Map::is_empty),
                     _ => false,
                 };
                 match (empty, field.required || field.zero == Zero::Null) {
+                    (true, true) if lists == Lists::Sent && value.is_array() => {}
                     (true, true) => *value = Value::Null,
                     (true, false) => drop.push(name.clone()),
                     _ => {}
@@ -76,6 +96,11 @@ fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -
             }
             Zero::Null if !map.contains_key(&field.name) => {
                 map.insert(field.name.clone(), Value::Null);
+            }
+            // The typed encoding leaves out required lists without items.
+            Zero::Value if matches!(schemas.node(field.node), Node::List { .. }) => {
+                let empty = if lists == Lists::Sent { Value::Array(Vec::new()) } else { Value::Null };
+                map.entry(field.name.clone()).or_insert(empty);
             }
             _ => {}
         }

@@ -62,6 +62,8 @@ pub(super) fn check(types: Typed<'_>, json: &[u8]) -> Vec<String> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     // A syntax error ends the walk; the decoder proper reports it.
     let _ = Seed { walk: &mut walk, types }.deserialize(&mut reader);
+    let mut told = HashSet::new();
+    walk.out.retain(|message| told.insert(message.clone()));
     walk.out
 }
 

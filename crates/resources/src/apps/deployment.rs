@@ -1,6 +1,7 @@
 //! Deployment: declarative updates of a set of pods.
 
 use coracle_meta::field::{ErrorKind, ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStatus, DeploymentStrategy, RollingUpdateDeployment,
@@ -54,6 +55,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
         selector: "/spec/selector",
     }),
     has_generation: true,
+    recheck: Recheck::Change,
     ..ResourceDef::new::<Deployment>("deployment", &Typed::<Deployment, _>::new(Deployments))
 };
 
@@ -84,6 +86,11 @@ impl Strategy<Deployment> for Deployments {
 
     fn prepare_update(&self, _: Context<'_>, new: &mut Deployment, old: &Deployment) {
         new.status.clone_from(&old.status);
+        // Annotations of a deployment count as its content.
+        let annotations = |d: &Deployment| d.metadata.annotations.clone().unwrap_or_default();
+        if annotations(new) != annotations(old) {
+            new.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
+        }
     }
 
     fn prepare_status_update(&self, _: Context<'_>, new: &mut Deployment, old: &Deployment) {

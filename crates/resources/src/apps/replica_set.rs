@@ -1,6 +1,7 @@
 //! ReplicaSet: keeps a number of identical pods.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use serde_json::Value;
@@ -59,6 +60,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
         selector: "/spec/selector",
     }),
     has_generation: true,
+    recheck: Recheck::Change,
     ..ResourceDef::new::<ReplicaSet>("replicaset", &Typed::<ReplicaSet, _>::new(ReplicaSets))
 };
 

@@ -52,13 +52,14 @@ pub(super) fn check(selector: &Selector, template: Option<&PodTemplateSpec>, err
 /// An error about the whole selector, printed in Go's field order.
 fn about(selector: &Selector, why: &str, path: &Path, errs: &mut ErrorList) {
     let mut fields = Vec::new();
-    if let Some(labels) = &selector.match_labels {
+    if let Some(labels) = selector.match_labels.as_ref().filter(|l| !l.is_empty()) {
         fields.push(format!("\"matchLabels\":{}", json!(labels)));
     }
-    if let Some(terms) = &selector.match_expressions {
+    if let Some(terms) = selector.match_expressions.as_ref().filter(|t| !t.is_empty()) {
         fields.push(format!("\"matchExpressions\":{}", json!(terms)));
     }
-    let value = if fields.is_empty() { "null".to_owned() } else { format!("{{{}}}", fields.join(",")) };
+    let absent = *selector == Selector::default();
+    let value = if absent { "null".to_owned() } else { format!("{{{}}}", fields.join(",")) };
     let kind = ErrorKind::Invalid;
     errs.push(Error { kind, path: path.to_string(), value: Some(value), detail: why.to_owned() });
 }

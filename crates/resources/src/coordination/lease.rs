@@ -1,6 +1,7 @@
 //! Lease: who holds a lock, and until when.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
     create_on_update: true,
     unconditional_update: false,
+    recheck: Recheck::Change,
     ..ResourceDef::new::<Lease>("lease", &Typed::<Lease, _>::new(Leases))
 };
 

@@ -49,7 +49,8 @@ impl Strategy<ConfigMap> for ConfigMaps {
             size += value.0.len();
         }
         if size > MAX_SIZE {
-            errs.too_long("", MAX_SIZE);
+            // The path that upstream prints for a field without a name.
+            errs.too_long("[]", MAX_SIZE);
         }
     }
 

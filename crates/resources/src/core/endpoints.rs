@@ -29,6 +29,7 @@ const COLUMNS: &[Column] = &[
 pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["ep"],
     columns: COLUMNS,
+    create_on_update: true,
     ..ResourceDef::new::<Endpoints>("endpoints", &Typed::<Endpoints, _>::new(EndpointsStrategy))
 };
 

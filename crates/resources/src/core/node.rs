@@ -121,6 +121,8 @@ impl Strategy<Node> for Nodes {
     fn validate_update(&self, new: &Node, old: &Node, errs: &mut ErrorList) {
         update(new.spec.as_ref(), old.spec.as_ref(), errs);
         self.validate(new, errs);
+        // Upstream looks at taints twice on the way, and clients see both causes.
+        taints(new.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default(), errs);
     }
 
     fn warnings(&self, new: &Node, _: Option<&Node>) -> Vec<String> {

@@ -34,6 +34,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     ],
     columns: table::COLUMNS,
     has_generation: true,
+    returns_deleted: true,
     ..ResourceDef::new::<Pod>("pod", &Typed::<Pod, _>::new(Pods))
 };
 
@@ -44,6 +45,7 @@ impl Strategy<Pod> for Pods {
         obj.spec.get_or_insert_default();
         obj.status.get_or_insert_default();
         defaults::pod(obj);
+        update::pair_addresses(obj);
     }
 
     fn prepare_create(&self, cx: Context<'_>, obj: &mut Pod) {

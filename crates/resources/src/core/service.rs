@@ -13,7 +13,7 @@ use crate::common::{column, format_labels, text, wide_column};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Subresource, Typed, age};
 use crate::podspec::defaults::string;
 
-mod validation;
+pub(super) mod validation;
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -86,6 +86,8 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     categories: &["all"],
     subresources: &[Subresource::Proxy, Subresource::Status],
     columns: COLUMNS,
+    returns_deleted: true,
+    create_on_update: true,
     ..ResourceDef::new::<Service>("service", &Typed::<Service, _>::new(Services))
 };
 
@@ -111,6 +113,10 @@ impl Strategy<Service> for Services {
         new.status.clone_from(&old.status);
         if let (Some(new), Some(old)) = (&mut new.spec, &old.spec) {
             drop_type_dependent(new, old);
+        }
+        let balanced = new.spec.as_ref().is_some_and(|s| text(s.type_.as_ref()) == "LoadBalancer");
+        if let Some(status) = new.status.as_mut().filter(|_| !balanced) {
+            status.load_balancer = Some(Default::default());
         }
     }
 

@@ -7,6 +7,7 @@ use crate::def::{Context, ResourceDef, Strategy, Subresource, Typed};
 pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["sa"],
     subresources: &[Subresource::Token],
+    returns_deleted: true,
     ..ResourceDef::new::<ServiceAccount>("serviceaccount", &Typed::<ServiceAccount, _>::new(ServiceAccounts))
 };
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use serde_json::Value;
@@ -50,6 +51,7 @@ const COLUMNS: &[Column] = &[
 pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
     has_generation: true,
+    recheck: Recheck::New,
     ..ResourceDef::new::<EndpointSlice>("endpointslice", &Typed::<EndpointSlice, _>::new(EndpointSlices))
 };
 
@@ -79,7 +81,16 @@ impl Strategy<EndpointSlice> for EndpointSlices {
         obj.endpoints.iter_mut().flatten().for_each(|e| e.deprecated_topology = None);
     }
 
-    fn prepare_update(&self, cx: Context<'_>, new: &mut EndpointSlice, _: &EndpointSlice) {
+    fn prepare_update(&self, cx: Context<'_>, new: &mut EndpointSlice, old: &EndpointSlice) {
+        // Before the deprecated topology goes: sending it counts as a change. Labels count, too.
+        let labels = |slice: &EndpointSlice| slice.metadata.labels.clone().unwrap_or_default();
+        let same = new.address_type == old.address_type
+            && new.endpoints.as_deref().unwrap_or_default() == old.endpoints.as_deref().unwrap_or_default()
+            && new.ports.as_deref().unwrap_or_default() == old.ports.as_deref().unwrap_or_default()
+            && labels(new) == labels(old);
+        if !same {
+            new.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
+        }
         self.prepare_create(cx, new);
     }
 
@@ -117,10 +128,10 @@ impl Strategy<EndpointSlice> for EndpointSlices {
             .ports
             .iter()
             .flatten()
-            .map(|port| match (port.port, text(port.name.as_ref())) {
+            .map(|port| match (port.port, &port.name) {
                 (Some(number), _) => number.to_string(),
-                (None, "") => "*".to_owned(),
-                (None, name) => name.to_owned(),
+                (None, Some(name)) => name.clone(),
+                (None, None) => "*".to_owned(),
             })
             .collect();
         let addresses: Vec<String> =

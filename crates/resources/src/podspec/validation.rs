@@ -5,7 +5,7 @@ use coracle_meta::names;
 use coracle_meta::object_meta::{validate_annotations, validate_labels};
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, PodTemplateSpec};
 
-use super::{container, requirements, scheduling, security, volumes};
+use super::{container, requirements, scheduling, security, volumes, windows};
 use crate::check::{Rule, named, one_of};
 use crate::common::text;
 
@@ -76,6 +76,7 @@ pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorLi
     );
     let spread = spec.topology_spread_constraints.as_deref().unwrap_or_default();
     scheduling::spread(spread, &path.child("topologySpreadConstraints"), errs);
+    windows::host_process(spec, path, errs);
     plain_fields(spec, path, errs);
     scheduling::tolerations(
         spec.tolerations.as_deref().unwrap_or_default(),
@@ -87,6 +88,9 @@ pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorLi
         requirements::overhead(overhead, &path.child("overhead"), errs);
     }
     security::os(spec, path, errs);
+    if place != Place::Template {
+        volumes::tokens_without_account(spec, path, errs);
+    }
     if place == Place::NewPod {
         only_new_pods(spec, path, errs);
     }

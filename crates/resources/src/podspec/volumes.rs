@@ -44,9 +44,6 @@ pub(crate) fn all<'a>(spec: &'a PodSpec, path: &Path, errs: &mut ErrorList) -> B
         if errs.len() == before {
             good.insert(name);
         }
-        if text(spec.service_account_name.as_ref()).is_empty() {
-            tokens_without_account(volume, &path, errs);
-        }
     }
     good
 }
@@ -213,12 +210,18 @@ fn projected(source: &ProjectedVolumeSource, path: &Path, errs: &mut ErrorList) 
     }
 }
 
-/// A token needs an account to be the token of.
-fn tokens_without_account(volume: &Volume, path: &Path, errs: &mut ErrorList) {
-    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
-    for (i, _) in sources.enumerate().filter(|(_, source)| source.service_account_token.is_some()) {
-        let at = path.child("projected").child("sources").index(i).child("serviceAccountToken");
-        errs.forbidden(at, "must not be specified when serviceAccountName is not set");
+/// A token needs an account to be the token of. Templates may do without: theirs comes with the pod.
+pub(super) fn tokens_without_account(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
+    if !text(spec.service_account_name.as_ref()).is_empty() {
+        return;
+    }
+    for (i, volume) in spec.volumes.iter().flatten().enumerate() {
+        let path = path.child("volumes").index(i).child("projected").child("sources");
+        let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        for (j, _) in sources.enumerate().filter(|(_, source)| source.service_account_token.is_some()) {
+            let at = path.index(j).child("serviceAccountToken");
+            errs.forbidden(at, "must not be specified when serviceAccountName is not set");
+        }
     }
 }
 

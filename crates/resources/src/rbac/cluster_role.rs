@@ -31,6 +31,7 @@ Populated by the system. \
 pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
     scope: Scope::Cluster,
+    create_on_update: true,
     ..ResourceDef::new::<ClusterRole>("clusterrole", &Typed::<ClusterRole, _>::new(ClusterRoles))
 };
 

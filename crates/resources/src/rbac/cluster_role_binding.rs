@@ -28,6 +28,7 @@ const COLUMNS: &[Column] = &[
 pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
     scope: Scope::Cluster,
+    create_on_update: true,
     ..ResourceDef::new::<ClusterRoleBinding>(
         "clusterrolebinding",
         &Typed::<ClusterRoleBinding, _>::new(ClusterRoleBindings),

@@ -26,8 +26,11 @@ Populated by the system. \
     ),
 ];
 
-pub(super) static DEF: ResourceDef =
-    ResourceDef { columns: COLUMNS, ..ResourceDef::new::<Role>("role", &Typed::<Role, _>::new(Roles)) };
+pub(super) static DEF: ResourceDef = ResourceDef {
+    columns: COLUMNS,
+    create_on_update: true,
+    ..ResourceDef::new::<Role>("role", &Typed::<Role, _>::new(Roles))
+};
 
 struct Roles;
 

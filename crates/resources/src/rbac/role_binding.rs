@@ -27,6 +27,7 @@ const COLUMNS: &[Column] = &[
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
+    create_on_update: true,
     ..ResourceDef::new::<RoleBinding>("rolebinding", &Typed::<RoleBinding, _>::new(RoleBindings))
 };
 

@@ -9,7 +9,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// Nothing but the resources of containers changes.
 pub(super) fn prepare(new: &mut Pod, old: &Pod) {
     let wanted = new.spec.take();
-    let metadata = new.metadata.clone();
+    let mut metadata = std::mem::take(&mut new.metadata);
+    metadata.deletion_timestamp.clone_from(&old.metadata.deletion_timestamp);
+    metadata.labels.clone_from(&old.metadata.labels);
+    metadata.annotations.clone_from(&old.metadata.annotations);
+    metadata.finalizers.clone_from(&old.metadata.finalizers);
+    metadata.owner_references.clone_from(&old.metadata.owner_references);
     new.clone_from(old);
     new.metadata = metadata;
     let (Some(spec), Some(wanted)) = (&mut new.spec, wanted) else { return };

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, Toler
 
 use crate::check::named;
 use crate::common::text;
+use crate::diff;
 use crate::podspec::annotations::MIRROR;
 
 /// The refusal of any other change; upstream appends a dump of the difference.
@@ -147,24 +148,10 @@ fn without_changeable(new: &PodSpec, old: &PodSpec) -> PodSpec {
     spec
 }
 
-/// The fields that differ, one a line.
+/// Where the two differ, as text.
 fn difference(new: &PodSpec, old: &PodSpec) -> String {
-    let as_map = |spec: &PodSpec| serde_json::to_value(spec).unwrap_or_default();
-    let (new, old) = (as_map(new), as_map(old));
-    let empty = serde_json::Map::new();
-    let (new, old) = (new.as_object().unwrap_or(&empty), old.as_object().unwrap_or(&empty));
-    let mut out = String::new();
-    for (field, before) in old {
-        if new.get(field) != Some(before) {
-            out.push_str(&format!("-\t{field}: {before}\n"));
-        }
-    }
-    for (field, now) in new {
-        if old.get(field) != Some(now) {
-            out.push_str(&format!("+\t{field}: {now}\n"));
-        }
-    }
-    out
+    let text = |spec: &PodSpec| serde_json::to_string_pretty(spec).unwrap_or_default();
+    diff::unified(&text(old), &text(new))
 }
 
 /// A status update changes nothing but the status.
@@ -177,14 +164,18 @@ pub(super) fn prepare_status(new: &mut Pod, old: &Pod) {
     if text(status.qos_class.as_ref()).is_empty() {
         status.qos_class = class;
     }
-    // The single address and the first of the list are the same thing.
-    match status.pod_ips.as_ref().and_then(|ips| ips.first()) {
-        Some(first) => status.pod_ip = Some(first.ip.clone()),
-        None => {
-            if let Some(ip) = status.pod_ip.clone().filter(|ip| !ip.is_empty()) {
-                status.pod_ips = Some(vec![k8s_openapi::api::core::v1::PodIP { ip }]);
-            }
-        }
+}
+
+/// The single address and the first of the list are the same thing; the single one counts where they differ.
+pub(super) fn pair_addresses(pod: &mut Pod) {
+    let Some(status) = &mut pod.status else { return };
+    let single = text(status.pod_ip.as_ref()).to_owned();
+    let first = status.pod_ips.as_ref().and_then(|ips| ips.first()).map(|ip| ip.ip.clone());
+    match first {
+        Some(first) if single.is_empty() => status.pod_ip = Some(first),
+        Some(first) if first == single => {}
+        _ if single.is_empty() => {}
+        _ => status.pod_ips = Some(vec![k8s_openapi::api::core::v1::PodIP { ip: single }]),
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn service(obj: &Service, errs: &mut ErrorList) {
         validate_labels(selector, &path.child("selector"), errs);
     }
     affinity(spec, &path, errs);
-    cluster_ips(spec, kind, &path, errs);
+    cluster_ips(spec, &path, errs);
     for (i, ip) in spec.external_ips.iter().flatten().enumerate() {
         let at = path.child("externalIPs").index(i);
         let messages = names::ip(ip);
@@ -147,9 +147,23 @@ fn affinity(spec: &ServiceSpec, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-fn cluster_ips(spec: &ServiceSpec, kind: &str, path: &Path, errs: &mut ErrorList) {
-    if kind == "ExternalName" {
+/// Checks addresses, IP families and family policy together.
+pub(in crate::core) fn cluster_ips(spec: &ServiceSpec, path: &Path, errs: &mut ErrorList) {
+    if text(spec.type_.as_ref()) == "ExternalName" {
         return;
+    }
+    let ips = spec.cluster_ips.as_deref().unwrap_or_default();
+    let at = path.child("clusterIPs");
+    match (text(spec.cluster_ip.as_ref()), ips.first()) {
+        ("", None) => {}
+        ("", Some(_)) => {
+            errs.invalid(&at, ips.to_vec(), "must be empty when `clusterIP` is not specified");
+        }
+        (_, None) => errs.required(&at, ""),
+        (single, Some(first)) if single != first => {
+            errs.invalid(&at, ips.to_vec(), "first value must match `clusterIP`");
+        }
+        _ => {}
     }
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let mut seen = BTreeSet::new();
@@ -164,34 +178,33 @@ fn cluster_ips(spec: &ServiceSpec, kind: &str, path: &Path, errs: &mut ErrorList
         let set = ["PreferDualStack", "RequireDualStack", "SingleStack"];
         one_of(errs, &path.child("ipFamilyPolicy"), policy, &set);
     }
-    let ips = spec.cluster_ips.as_deref().unwrap_or_default();
-    let at = path.child("clusterIPs");
-    let first = text(spec.cluster_ip.as_ref());
-    if first.is_empty() && !ips.is_empty() {
-        return errs.invalid(at, ips.to_vec(), "must be empty when `clusterIP` is not specified");
+    let mut malformed = false;
+    for (i, ip) in ips.iter().enumerate() {
+        if i == 0 && ip == "None" {
+            if ips.len() > 1 {
+                malformed = true;
+                errs.invalid(&at, ips.to_vec(), "'None' must be the first and only value");
+            }
+            continue;
+        }
+        let messages = names::ip(ip);
+        malformed |= !messages.is_empty();
+        crate::check::each(errs, &at.index(i), ip.as_str(), messages);
     }
-    if ips.first().is_some_and(|ip| ip != first) {
-        errs.invalid(&at, ips.to_vec(), "first value must match `clusterIP`");
+    if ips.len() > 2 {
+        errs.invalid(&at, ips.to_vec(), "may only hold up to 2 values");
     }
-    if is_headless(spec) {
+    if malformed || is_headless(spec) {
         return;
     }
-    for (i, ip) in ips.iter().enumerate() {
-        if ip == "None" {
-            errs.invalid(at.index(i), ip.as_str(), "'None' must be the first and only value");
-        } else if !ip.is_empty() {
-            named(errs, &at.index(i), ip, names::ip);
-        }
-        if let (Some(family), Ok(address)) = (families.get(i), ip.parse::<std::net::IpAddr>()) {
-            let matches = match family.as_str() {
-                "IPv4" => address.is_ipv4(),
-                "IPv6" => address.is_ipv6(),
-                _ => true,
-            };
-            if !matches {
-                let why = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
-                errs.invalid(at.index(i), ip.as_str(), why);
-            }
+    let is_v6 = |ip: &String| ip.contains(':');
+    if ips.len() > 1 && ips.iter().all(is_v6) == ips.iter().any(is_v6) {
+        errs.invalid(&at, ips.to_vec(), "may specify no more than one IP for each IP family");
+    }
+    for (i, (ip, family)) in ips.iter().zip(families).enumerate() {
+        if matches!(family.as_str(), "IPv4" | "IPv6") && is_v6(ip) != (family == "IPv6") {
+            let why = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+            errs.invalid(at.index(i), ip.as_str(), why);
         }
     }
 }

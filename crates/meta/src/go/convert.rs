@@ -1,0 +1,81 @@
+//! What upstream's converter from unstructured values says of one that does not fit its Go type. Strategic
+//! merge patches go through it.
+
+use serde_json::Value;
+
+use super::{Id, Shape, TABLE, Table};
+
+/// The message for a value that does not fit the type: that of the first field in the order of declaration.
+/// `None` when it fits or the type is not known.
+pub fn conversion_error(type_name: &str, value: &Value) -> Option<String> {
+    let table = &*TABLE;
+    restore(table, *table.names.get(type_name)?, value).err()
+}
+
+fn restore(table: &Table, id: Id, value: &Value) -> Result<(), String> {
+    let from = kind(value);
+    match (&table.get(id).shape, value) {
+        (_, Value::Null) | (Shape::Any, _) => Ok(()),
+        (Shape::Struct(fields), Value::Object(map)) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|field| field.place);
+            fields
+                .into_iter()
+                .filter_map(|field| map.get(field.name).map(|value| (field.of, value)))
+                .try_for_each(|(of, value)| restore(table, of, value))
+        }
+        (Shape::Struct(_), _) => Err(format!("cannot restore struct from: {from}")),
+        (Shape::Map(element), Value::Object(map)) => {
+            map.values().try_for_each(|value| restore(table, *element, value))
+        }
+        (Shape::Map(_), _) => Err(format!("cannot restore map from {from}")),
+        (Shape::List(element), Value::Array(items)) => {
+            items.iter().try_for_each(|value| restore(table, *element, value))
+        }
+        (Shape::Bytes, Value::String(_)) => Ok(()),
+        (Shape::List(_) | Shape::Bytes, _) => Err(format!("cannot restore slice from {from}")),
+        (Shape::String, Value::String(_))
+        | (Shape::Bool, Value::Bool(_))
+        | (Shape::Int(_) | Shape::Float, Value::Number(_)) => Ok(()),
+        (Shape::String, _) => Err("unrecognized type: string".to_owned()),
+        (Shape::Bool, _) => Err("unrecognized type: bool".to_owned()),
+        (Shape::Int(bits), _) => Err(format!("unrecognized type: int{bits}")),
+        (Shape::Float, _) => Err("unrecognized type: float64".to_owned()),
+        // These decode themselves, with the errors of the decoder.
+        (Shape::Quantity | Shape::Time | Shape::MicroTime | Shape::IntOrString, _) => Ok(()),
+    }
+}
+
+/// Go's name of the kind of an unstructured value.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "invalid",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::conversion_error;
+
+    #[test]
+    fn the_first_field_that_does_not_fit_is_told() {
+        let told = |spec| conversion_error("apps/v1.Deployment", &json!({ "spec": spec }));
+        assert_eq!(told(json!({ "replicas": 1, "paused": null, "selector": { "matchLabels": {} } })), None);
+        assert_eq!(
+            told(json!({ "paused": {}, "replicas": "x" })).as_deref(),
+            Some("unrecognized type: int32")
+        );
+        let wrong = json!({ "template": "x" });
+        assert_eq!(told(wrong).as_deref(), Some("cannot restore struct from: string"));
+        let wrong = json!({ "template": { "spec": { "containers": {} } } });
+        assert_eq!(told(wrong).as_deref(), Some("cannot restore slice from map"));
+    }
+}
