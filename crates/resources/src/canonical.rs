@@ -11,6 +11,7 @@ const POINTER_STRINGS: &[&str] = &[
     "cachingMode",
     "credentialBundlePath",
     "fsGroupChangePolicy",
+    "fsGroupPolicy",
     "gmsaCredentialSpec",
     "gmsaCredentialSpecName",
     "holderIdentity",
@@ -22,9 +23,11 @@ const POINTER_STRINGS: &[&str] = &[
     "loadBalancerClass",
     "localhostProfile",
     "mountPropagation",
+    "persistentVolumeName",
     "preemptionPolicy",
     "preferredHolder",
     "procMount",
+    "reclaimPolicy",
     "recursiveReadOnly",
     "resourceClaimName",
     "resourceClaimTemplateName",
@@ -39,6 +42,7 @@ const POINTER_STRINGS: &[&str] = &[
     "supplementalGroupsPolicy",
     "trafficDistribution",
     "volumeAttributesClassName",
+    "volumeBindingMode",
     "volumeMode",
     "zone",
 ];
@@ -63,10 +67,18 @@ const MAPS: &[&str] = &[
     "volumeAttributes",
 ];
 
+/// Names that stand for a map in these kinds only.
+const MAPS_OF: &[(&str, &str)] =
+    &[("StorageClass", "parameters"), ("VolumeAttachment", "attachmentMetadata"), ("VolumeAttributesClass", "parameters")];
+
+/// Structures whose name is that of a map in other kinds.
+const NO_MAPS_OF: &[(&str, &str)] = &[("RuntimeClass", "overhead")];
+
 /// Optional booleans that are no pointers in Go.
 const PLAIN_BOOLS: &[&str] = &[
     "chapAuthDiscovery",
     "chapAuthSession",
+    "globalDefault",
     "hostIPC",
     "hostNetwork",
     "hostPID",
@@ -114,6 +126,7 @@ const TEXT_LISTS: &[&str] = &[
     "matchLabelKeys",
     "mismatchLabelKeys",
     "monitors",
+    "mountOptions",
     "nameservers",
     "namespaces",
     "nonResourceURLs",
@@ -123,8 +136,10 @@ const TEXT_LISTS: &[&str] = &[
     "resources",
     "searches",
     "targetWWNs",
+    "topologyKeys",
     "values",
     "verbs",
+    "volumeLifecycleModes",
     "wwids",
 ];
 
@@ -144,13 +159,13 @@ pub(crate) fn object(value: &mut Value, kind: &str) {
             spec.remove("selector");
         }
         let kept = spec.remove("selector");
-        fields(value, "");
+        fields(value, "", kind);
         if let (Some(kept), Some(spec)) = (kept, value.get_mut("spec").and_then(Value::as_object_mut)) {
             spec.insert("selector".to_owned(), kept);
         }
         return;
     }
-    fields(value, "");
+    fields(value, "", kind);
 }
 
 /// The entries of a map: null is the empty text.
@@ -163,16 +178,16 @@ fn map(value: &mut Value) {
 }
 
 /// The fields of a structure, or the items of the list `key`.
-fn fields(value: &mut Value, key: &str) {
+fn fields(value: &mut Value, key: &str, kind: &str) {
     match value {
         Value::Object(object) => {
             object.retain(|key, field| {
-                if within(MAPS, key) && field.is_object() {
+                if is_map(kind, key) && field.is_object() {
                     map(field);
                 } else if key != "managedFields" {
-                    fields(field, key);
+                    fields(field, key, kind);
                 }
-                keep(key, field)
+                keep(key, field, kind)
             });
         }
         Value::Array(items) => {
@@ -181,18 +196,23 @@ fn fields(value: &mut Value, key: &str) {
                     *item =
                         if within(TEXT_LISTS, key) { "".into() } else { Value::Object(Default::default()) };
                 }
-                fields(item, key);
+                fields(item, key, kind);
             }
         }
         _ => {}
     }
 }
 
-fn keep(key: &str, field: &Value) -> bool {
+/// Whether the name stands for a map of data in this kind.
+fn is_map(kind: &str, key: &str) -> bool {
+    if within(MAPS, key) { !NO_MAPS_OF.contains(&(kind, key)) } else { MAPS_OF.contains(&(kind, key)) }
+}
+
+fn keep(key: &str, field: &Value, kind: &str) -> bool {
     match field {
         Value::String(text) => !text.is_empty() || within(POINTER_STRINGS, key),
         Value::Array(items) => !items.is_empty(),
-        Value::Object(object) => !object.is_empty() || !within(MAPS, key),
+        Value::Object(object) => !object.is_empty() || !is_map(kind, key),
         Value::Bool(flag) => *flag || !within(PLAIN_BOOLS, key),
         Value::Number(number) => number.as_i64() != Some(0) || !within(PLAIN_NUMBERS, key),
         Value::Null => true,

@@ -15,8 +15,11 @@ mod coordination;
 mod core;
 pub mod def;
 mod discovery;
+mod node;
 mod podspec;
 mod rbac;
+mod scheduling;
+mod storage;
 
 /// The groups, each with its kinds.
 static GROUPS: &[&[&ResourceDef]] = &[
@@ -26,7 +29,10 @@ static GROUPS: &[&[&ResourceDef]] = &[
     authorization::KINDS,
     coordination::KINDS,
     discovery::KINDS,
+    node::KINDS,
     rbac::KINDS,
+    scheduling::KINDS,
+    storage::KINDS,
 ];
 
 static ALL: LazyLock<Vec<&'static ResourceDef>> = LazyLock::new(|| GROUPS.concat());
@@ -49,8 +55,18 @@ mod tests {
     use crate::def::Context;
 
     /// Folders that hold one file per kind.
-    const FOLDERS: &[&str] =
-        &["apps", "authentication", "authorization", "coordination", "core", "discovery", "rbac"];
+    const FOLDERS: &[&str] = &[
+        "apps",
+        "authentication",
+        "authorization",
+        "coordination",
+        "core",
+        "discovery",
+        "node",
+        "rbac",
+        "scheduling",
+        "storage",
+    ];
 
     #[test]
     fn every_kind_has_one_file_and_one_row() {
