@@ -9,19 +9,26 @@ const POINTER_STRINGS: &[&str] = &[
     "apiGroup",
     "appProtocol",
     "cachingMode",
+    "capacityKey",
     "credentialBundlePath",
+    "distinctAttribute",
+    "extendedResourceName",
+    "failurePolicy",
     "fsGroupChangePolicy",
     "fsGroupPolicy",
     "gmsaCredentialSpec",
     "gmsaCredentialSpecName",
     "holderIdentity",
     "hostnameOverride",
+    "ingressClassName",
     "initiatorName",
     "internalTrafficPolicy",
     "ipFamilyPolicy",
     "ipMode",
     "loadBalancerClass",
     "localhostProfile",
+    "matchAttribute",
+    "matchPolicy",
     "mountPropagation",
     "persistentVolumeName",
     "preemptionPolicy",
@@ -29,13 +36,16 @@ const POINTER_STRINGS: &[&str] = &[
     "procMount",
     "reclaimPolicy",
     "recursiveReadOnly",
+    "reinvocationPolicy",
     "resourceClaimName",
     "resourceClaimTemplateName",
     "restartPolicy",
     "runAsUserName",
     "runtimeClassName",
+    "scope",
     "seLinuxChangePolicy",
     "service",
+    "shareID",
     "signerName",
     "storageClassName",
     "strategy",
@@ -68,17 +78,45 @@ const MAPS: &[&str] = &[
 ];
 
 /// Names that stand for a map in these kinds only.
-const MAPS_OF: &[(&str, &str)] =
-    &[("StorageClass", "parameters"), ("VolumeAttachment", "attachmentMetadata"), ("VolumeAttributesClass", "parameters")];
+const MAPS_OF: &[(&str, &str)] = &[
+    ("StorageClass", "parameters"),
+    ("VolumeAttachment", "attachmentMetadata"),
+    ("VolumeAttributesClass", "parameters"),
+];
 
 /// Structures whose name is that of a map in other kinds.
-const NO_MAPS_OF: &[(&str, &str)] = &[("RuntimeClass", "overhead")];
+const NO_MAPS_OF: &[(&str, &str)] = &[
+    ("ResourceClaim", "capacity"),
+    ("ResourceClaim", "nodeSelector"),
+    ("ResourceClaimTemplate", "capacity"),
+    ("ResourceSlice", "capacity"),
+    ("ResourceSlice", "nodeSelector"),
+    ("RuntimeClass", "overhead"),
+];
+
+/// JSON of any content, which stays as it is.
+const RAW_OF: &[(&str, &str)] = &[
+    ("DeviceClass", "parameters"),
+    ("ResourceClaim", "data"),
+    ("ResourceClaim", "parameters"),
+    ("ResourceClaimTemplate", "parameters"),
+];
+
+/// Strings that are pointers in these kinds only.
+const POINTER_STRINGS_OF: &[(&str, &str)] = &[
+    ("IngressClass", "namespace"),
+    ("MutatingWebhookConfiguration", "url"),
+    ("ResourceSlice", "nodeName"),
+    ("ResourceSlice", "string"),
+    ("ResourceSlice", "version"),
+    ("ValidatingAdmissionPolicy", "reason"),
+    ("ValidatingWebhookConfiguration", "url"),
+];
 
 /// Optional booleans that are no pointers in Go.
 const PLAIN_BOOLS: &[&str] = &[
     "chapAuthDiscovery",
     "chapAuthSession",
-    "globalDefault",
     "hostIPC",
     "hostNetwork",
     "hostPID",
@@ -112,16 +150,24 @@ const PLAIN_NUMBERS: &[&str] = &[
 const TEXT_LISTS: &[&str] = &[
     "accessModes",
     "addresses",
+    "admissionReviewVersions",
     "apiGroups",
+    "apiVersions",
     "args",
     "audiences",
+    "bindingConditions",
+    "bindingFailureConditions",
+    "cidrs",
     "clusterIPs",
     "command",
+    "except",
     "externalIPs",
     "finalizers",
     "groups",
     "hostnames",
+    "hosts",
     "ipFamilies",
+    "ips",
     "loadBalancerSourceRanges",
     "matchLabelKeys",
     "mismatchLabelKeys",
@@ -130,15 +176,22 @@ const TEXT_LISTS: &[&str] = &[
     "nameservers",
     "namespaces",
     "nonResourceURLs",
+    "operations",
     "podCIDRs",
+    "policyTypes",
     "portals",
+    "requests",
     "resourceNames",
     "resources",
     "searches",
+    "strings",
     "targetWWNs",
     "topologyKeys",
+    "usages",
+    "validationActions",
     "values",
     "verbs",
+    "versions",
     "volumeLifecycleModes",
     "wwids",
 ];
@@ -165,7 +218,15 @@ pub(crate) fn object(value: &mut Value, kind: &str) {
         }
         return;
     }
+    // Whether the reference is there at all matters, and an empty one would count as none.
+    let parent =
+        (kind == "IPAddress").then(|| value.pointer("/spec/parentRef").is_some_and(Value::is_object));
     fields(value, "", kind);
+    if parent == Some(true)
+        && let Some(Value::Object(parent)) = value.pointer_mut("/spec/parentRef")
+    {
+        parent.entry("group").or_insert_with(|| "".into());
+    }
 }
 
 /// The entries of a map: null is the empty text.
@@ -182,6 +243,9 @@ fn fields(value: &mut Value, key: &str, kind: &str) {
     match value {
         Value::Object(object) => {
             object.retain(|key, field| {
+                if RAW_OF.contains(&(kind, key)) {
+                    return true;
+                }
                 if is_map(kind, key) && field.is_object() {
                     map(field);
                 } else if key != "managedFields" {
@@ -210,7 +274,9 @@ fn is_map(kind: &str, key: &str) -> bool {
 
 fn keep(key: &str, field: &Value, kind: &str) -> bool {
     match field {
-        Value::String(text) => !text.is_empty() || within(POINTER_STRINGS, key),
+        Value::String(text) => {
+            !text.is_empty() || within(POINTER_STRINGS, key) || POINTER_STRINGS_OF.contains(&(kind, key))
+        }
         Value::Array(items) => !items.is_empty(),
         Value::Object(object) => !object.is_empty() || !is_map(kind, key),
         Value::Bool(flag) => *flag || !within(PLAIN_BOOLS, key),

@@ -5,32 +5,45 @@ use std::sync::LazyLock;
 
 use def::ResourceDef;
 
+mod address;
+mod admissionregistration;
 mod apps;
 mod authentication;
 mod authorization;
 mod canonical;
+mod certificates;
 mod check;
 mod common;
+mod conditions;
 mod coordination;
 mod core;
 pub mod def;
 mod discovery;
+mod flowcontrol;
+mod networking;
 mod node;
 mod podspec;
 mod rbac;
+mod resource;
 mod scheduling;
 mod storage;
+mod url;
 
 /// The groups, each with its kinds.
 static GROUPS: &[&[&ResourceDef]] = &[
     core::KINDS,
+    admissionregistration::KINDS,
     apps::KINDS,
     authentication::KINDS,
     authorization::KINDS,
+    certificates::KINDS,
     coordination::KINDS,
     discovery::KINDS,
+    flowcontrol::KINDS,
+    networking::KINDS,
     node::KINDS,
     rbac::KINDS,
+    resource::KINDS,
     scheduling::KINDS,
     storage::KINDS,
 ];
@@ -56,14 +69,19 @@ mod tests {
 
     /// Folders that hold one file per kind.
     const FOLDERS: &[&str] = &[
+        "admissionregistration",
         "apps",
         "authentication",
         "authorization",
+        "certificates",
         "coordination",
         "core",
         "discovery",
+        "flowcontrol",
+        "networking",
         "node",
         "rbac",
+        "resource",
         "scheduling",
         "storage",
     ];
@@ -78,7 +96,17 @@ mod tests {
                 files.extend(name.strip_suffix(".rs").map(|stem| format!("{folder}/{stem}")));
             }
         }
-        let helpers = ["apps/selector".to_owned()];
+        let helpers = [
+            "admissionregistration/matching",
+            "admissionregistration/policy",
+            "admissionregistration/webhook",
+            "apps/selector",
+            "certificates/pem",
+            "resource/claim_spec",
+            "resource/device",
+            "resource/shown",
+        ]
+        .map(str::to_owned);
         files.retain(|file| !helpers.contains(file));
         assert_eq!(files.len(), super::all().len(), "{files:?}");
     }
@@ -90,7 +118,9 @@ mod tests {
                 json!({ "apiVersion": api_version(def), "kind": def.kind, "metadata": { "name": "a" } });
             let obj = def.strategy.decode(body).expect("an empty object decodes");
             let cells = def.strategy.row(obj.as_ref(), jiff::Timestamp::UNIX_EPOCH);
-            assert_eq!(cells.len(), def.columns.len(), "{def:?}");
+            // Upstream forgot the column of the last cell.
+            let more = usize::from(def.kind == "IPAddress");
+            assert_eq!(cells.len(), def.columns.len() + more, "{def:?}");
         }
     }
 
@@ -103,7 +133,7 @@ mod tests {
         let def = super::find(group, plural).expect("a known resource");
         let mut obj = def.strategy.decode(body).map_err(|e| e.message().to_owned())?;
         def.strategy.default(obj.as_mut());
-        def.strategy.prepare_create(Context { user: "jane", now: jiff::Timestamp::UNIX_EPOCH }, obj.as_mut());
+        def.strategy.prepare_create(Context::named("jane", jiff::Timestamp::UNIX_EPOCH), obj.as_mut());
         let mut errs = ErrorList::new();
         def.strategy.validate(obj.as_ref(), &mut errs);
         if errs.is_empty() { Ok(obj.to_value()) } else { Err(errs.aggregate()) }

@@ -35,7 +35,11 @@ const RETURNED: &[(&str, &str)] = &[
     ("storage.k8s.io", "volumeattachments"),
     ("storage.k8s.io", "csidrivers"),
     ("storage.k8s.io", "csinodes"),
-    ("storage.k8s.io", "csistoragecapacities"),
+    ("storage.k8s.io", "volumeattributesclasses"),
+    ("resource.k8s.io", "deviceclasses"),
+    ("resource.k8s.io", "resourceclaims"),
+    ("resource.k8s.io", "resourceclaimtemplates"),
+    ("resource.k8s.io", "resourceslices"),
 ];
 
 /// What a deletion answers.

@@ -13,11 +13,7 @@ use crate::common::{column, text};
 use crate::def::{AGE, Column, NAME, ResourceDef, Scope, Strategy, Typed, age};
 use crate::podspec::{defaults, requirements, scheduling, warnings};
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    column("Handler", "string", "", ""),
-    AGE,
-];
+const COLUMNS: &[Column] = &[NAME, column("Handler", "string", "", ""), AGE];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
@@ -66,11 +62,7 @@ impl Strategy<RuntimeClass> for RuntimeClasses {
 
     fn row(&self, obj: &RuntimeClass, now: Timestamp) -> Vec<Value> {
         let meta = &obj.metadata;
-        vec![
-            meta.name.clone().into(),
-            obj.handler.clone().into(),
-            age(meta.creation_timestamp.as_ref(), now),
-        ]
+        vec![meta.name.clone().into(), obj.handler.clone().into(), age(meta.creation_timestamp.as_ref(), now)]
     }
 }
 

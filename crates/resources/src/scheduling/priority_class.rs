@@ -51,7 +51,8 @@ const HIGHEST_USER_DEFINABLE: i32 = 1_000_000_000;
 /// Names with this prefix belong to the system.
 const SYSTEM_PREFIX: &str = "system-";
 /// The classes of the system.
-const SYSTEM: &[(&str, i32)] = &[("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
+const SYSTEM: &[(&str, i32)] =
+    &[("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
 
 impl Strategy<PriorityClass> for PriorityClasses {
     fn default(&self, obj: &mut PriorityClass) {

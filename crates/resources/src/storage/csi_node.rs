@@ -15,12 +15,7 @@ use crate::def::{AGE, Column, NAME, ResourceDef, Scope, Strategy, Typed, age};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column(
-        "Drivers",
-        "integer",
-        "",
-        "Drivers indicates the number of CSI drivers registered on the node",
-    ),
+    column("Drivers", "integer", "", "Drivers indicates the number of CSI drivers registered on the node"),
     AGE,
 ];
 

@@ -102,7 +102,8 @@ impl Strategy<StorageClass> for StorageClasses {
 
     fn row(&self, obj: &StorageClass, now: Timestamp) -> Vec<Value> {
         let meta = &obj.metadata;
-        let mark = |key: &&str| meta.annotations.as_ref().and_then(|a| a.get(*key)).is_some_and(|v| v == "true");
+        let mark =
+            |key: &&str| meta.annotations.as_ref().and_then(|a| a.get(*key)).is_some_and(|v| v == "true");
         let suffix = if DEFAULT_MARKS.iter().any(mark) { " (default)" } else { "" };
         vec![
             format!("{}{suffix}", text(meta.name.as_ref())).into(),

@@ -4,7 +4,9 @@ use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, PersistentVolumeSpec};
-use k8s_openapi::api::storage::v1::{VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentStatus, VolumeError};
+use k8s_openapi::api::storage::v1::{
+    VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentStatus, VolumeError,
+};
 use serde_json::{Value, json};
 
 use super::{driver_name, node_name};

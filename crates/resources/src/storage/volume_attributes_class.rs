@@ -9,11 +9,8 @@ use super::{parameters, provisioner};
 use crate::common::column;
 use crate::def::{AGE, Column, NAME, ResourceDef, Scope, Strategy, Typed, age};
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    column("DriverName", "string", "", "Name of the CSI driver This field is immutable."),
-    AGE,
-];
+const COLUMNS: &[Column] =
+    &[NAME, column("DriverName", "string", "", "Name of the CSI driver This field is immutable."), AGE];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["vac"],
