@@ -7,6 +7,7 @@ use def::ResourceDef;
 
 mod address;
 mod admissionregistration;
+mod apiregistration;
 mod apps;
 mod authentication;
 mod authorization;
@@ -33,6 +34,7 @@ mod url;
 static GROUPS: &[&[&ResourceDef]] = &[
     core::KINDS,
     admissionregistration::KINDS,
+    apiregistration::KINDS,
     apps::KINDS,
     authentication::KINDS,
     authorization::KINDS,
@@ -60,6 +62,12 @@ pub fn find(group: &str, plural: &str) -> Option<&'static ResourceDef> {
     ALL.iter().copied().find(|def| def.group == group && def.plural == plural)
 }
 
+/// What every cluster has of these kinds: priority classes of the system, priority levels and flow schemas,
+/// and the registrations of what is served here. In the order in which they are to be made.
+pub fn bootstrap() -> Vec<serde_json::Value> {
+    [scheduling::bootstrap(), flowcontrol::bootstrap(), apiregistration::bootstrap()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use coracle_meta::field::ErrorList;
@@ -70,6 +78,7 @@ mod tests {
     /// Folders that hold one file per kind.
     const FOLDERS: &[&str] = &[
         "admissionregistration",
+        "apiregistration",
         "apps",
         "authentication",
         "authorization",

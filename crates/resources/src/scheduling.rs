@@ -6,3 +6,8 @@ use crate::def::ResourceDef;
 
 /// One row per kind.
 pub(crate) static KINDS: &[&ResourceDef] = &[&priority_class::DEF];
+
+/// The priority classes of the system.
+pub(crate) fn bootstrap() -> Vec<serde_json::Value> {
+    priority_class::bootstrap()
+}

@@ -34,6 +34,7 @@ const UNOWNED_META: [&str; 9] = [
 
 /// Kinds through whose status nothing of the metadata can be written.
 const STATUS_ONLY: &[&str] = &[
+    "APIService",
     "FlowSchema",
     "PriorityLevelConfiguration",
     "ResourceClaim",

@@ -50,9 +50,31 @@ struct PriorityClasses;
 const HIGHEST_USER_DEFINABLE: i32 = 1_000_000_000;
 /// Names with this prefix belong to the system.
 const SYSTEM_PREFIX: &str = "system-";
-/// The classes of the system.
-const SYSTEM: &[(&str, i32)] =
-    &[("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
+/// The classes of the system: name, value, description.
+const SYSTEM: &[(&str, i32, &str)] = &[
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if \
+         necessary.",
+    ),
+];
+
+/// The classes of the system as objects.
+pub(super) fn bootstrap() -> Vec<Value> {
+    let object = |(name, value, description): &(&str, i32, &str)| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": { "name": name }, "value": value, "description": description,
+        })
+    };
+    SYSTEM.iter().map(object).collect()
+}
 
 impl Strategy<PriorityClass> for PriorityClasses {
     fn default(&self, obj: &mut PriorityClass) {
@@ -111,7 +133,7 @@ impl Strategy<PriorityClass> for PriorityClasses {
 
 /// Whether this is one of the system's classes as it must be.
 fn is_system(name: &str, value: i32, global_default: bool) -> Result<(), String> {
-    let Some((_, wanted)) = SYSTEM.iter().find(|(known, _)| *known == name) else {
+    let Some((_, wanted, _)) = SYSTEM.iter().find(|(known, ..)| *known == name) else {
         return Err(format!("{name} is not a known system priority class"));
     };
     if *wanted != value {
