@@ -1,10 +1,14 @@
 //! The plugins, one file each; the table's order is the order of the chain.
 
+mod default_ingress_class;
+mod default_storage_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
+mod runtime_class;
 mod service_account;
+mod storage_object_in_use_protection;
 mod taint_nodes_by_condition;
 
 #[cfg(test)]
@@ -23,6 +27,10 @@ static ORDERED: &[Make] = &[
     || Box::new(taint_nodes_by_condition::TaintNodesByCondition),
     || Box::new(priority::Priority),
     || Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+    || Box::new(default_storage_class::DefaultStorageClass),
+    || Box::new(storage_object_in_use_protection::StorageObjectInUseProtection),
+    || Box::new(runtime_class::RuntimeClass),
+    || Box::new(default_ingress_class::DefaultIngressClass),
 ];
 
 /// The plugins that are on by default, in order.

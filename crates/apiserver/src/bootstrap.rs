@@ -46,6 +46,10 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
         let what = format!("{} {}", gvk.kind, obj.name());
         reconcile(server, &resource, &*obj).await.map_err(|s| failed(&what, &s))?;
     }
+    for want in coracle_resources::bootstrap() {
+        let what = format!("{} {}", want["kind"], want["metadata"]["name"]);
+        builtin(server, want).await.map_err(|s| failed(&what, &s))?;
+    }
     publish_once(server).await.map_err(|s| failed("Service default/kubernetes", &s))?;
     info!(revision = server.store.revision(), "API server ready");
     Ok(())
@@ -73,6 +77,29 @@ async fn ensure(
         Err(status) if status.code() != 409 => Err(status),
         _ => Ok(()),
     }
+}
+
+/// Creates an object that every cluster has. One that is annotated to be kept up to date gets its spec back.
+async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
+    const AUTO_UPDATE: &str = "/metadata/annotations/apf.kubernetes.io~1autoupdate-spec";
+    let text = |pointer: &str| want.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
+    let (api_version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    let all = server.cache.registry.all().iter();
+    let Some(resource) = all.cloned().find(|r| r.def.group == group && r.def.kind == kind) else {
+        return Ok(());
+    };
+    let Some(entry) = resource.cache.get(&resource.key("", &name)) else {
+        return ensure(server, group, resource.def.plural, "", &name, want).await;
+    };
+    let mut have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let kept = have.pointer(AUTO_UPDATE).and_then(Value::as_str) == Some("true");
+    if !kept || covers(have.get("spec"), want.get("spec")) {
+        return Ok(());
+    }
+    have["spec"] = want["spec"].clone();
+    let (caller, opts) = (Server::loopback(), WriteOptions::default());
+    server.update(&caller, &resource, "", &name, Part::Main, Input::Json(have), &opts).await.map(drop)
 }
 
 /// Creates a bootstrap object, or brings back what of it has been taken away, as upstream's reconciliation

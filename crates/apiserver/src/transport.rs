@@ -126,8 +126,15 @@ fn verb_name(verb: &Verb) -> &'static str {
 
 /// The part a subresource stands for, if it is one that update and patch know.
 pub(crate) fn part_of(subresource: &str) -> Option<Part> {
-    let parts =
-        [Part::Main, Part::Status, Part::EphemeralContainers, Part::Resize, Part::Finalize, Part::Scale];
+    let parts = [
+        Part::Main,
+        Part::Status,
+        Part::EphemeralContainers,
+        Part::Resize,
+        Part::Finalize,
+        Part::Approval,
+        Part::Scale,
+    ];
     parts.into_iter().find(|p| p.path() == subresource)
 }
 

@@ -22,7 +22,7 @@ use coracle_auth::UserInfo;
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
-use coracle_resources::def::Subresource;
+use coracle_resources::def::{Context, Subresource};
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -43,6 +43,12 @@ impl Caller {
     /// A caller without warnings so far.
     pub(crate) fn new(user: Arc<UserInfo>, agent: Arc<str>) -> Self {
         Self { user, agent, warned: Arc::default() }
+    }
+
+    /// What strategies are told of the caller.
+    pub(crate) fn context(&self, now: jiff::Timestamp) -> Context<'_> {
+        let UserInfo { name, uid, groups, extra } = &*self.user;
+        Context { user: name, uid, groups, extra: Some(extra), now }
     }
 
     /// Notes warnings for the client.
@@ -98,6 +104,8 @@ pub(crate) enum Part {
     Resize,
     /// `/finalize` of Namespaces.
     Finalize,
+    /// `/approval` of CertificateSigningRequests.
+    Approval,
     /// `/scale`, written through the parent.
     Scale,
 }
@@ -109,6 +117,7 @@ impl Part {
             Self::EphemeralContainers => Subresource::EphemeralContainers,
             Self::Resize => Subresource::Resize,
             Self::Finalize => Subresource::Finalize,
+            Self::Approval => Subresource::Approval,
             Self::Scale => Subresource::Scale,
             Self::Main | Self::Status => Subresource::Status,
         }
@@ -122,6 +131,7 @@ impl Part {
             Self::EphemeralContainers => "ephemeralcontainers",
             Self::Resize => "resize",
             Self::Finalize => "finalize",
+            Self::Approval => "approval",
             Self::Scale => "scale",
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta, Time};
 use serde_json::Value;
 
 use crate::def::{Column, age};
@@ -97,4 +97,14 @@ pub(crate) fn join_three(items: &[String], count: usize) -> String {
     const MAX: usize = 3;
     let shown = items.iter().take(MAX).map(String::as_str).collect::<Vec<_>>().join(",");
     if count > MAX { format!("{shown} + {} more...", count - MAX) } else { shown }
+}
+
+/// Upstream's `ResetObjectMetaForStatus`: what of the metadata a write of the status may not change.
+pub(crate) fn keep_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
+    new.deletion_timestamp.clone_from(&old.deletion_timestamp);
+    new.generation = old.generation;
+    new.labels.clone_from(&old.labels);
+    new.annotations.clone_from(&old.annotations);
+    new.finalizers.clone_from(&old.finalizers);
+    new.owner_references.clone_from(&old.owner_references);
 }

@@ -1,6 +1,7 @@
 //! What a kind declares: [`ResourceDef`], its [`Strategy`] and table columns.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use coracle_meta::field::ErrorList;
@@ -43,6 +44,8 @@ pub enum Subresource {
     Resize,
     /// Namespaces: update of `spec.finalizers`.
     Finalize,
+    /// CertificateSigningRequests: get, update, patch of the conditions Approved and Denied.
+    Approval,
     /// ServiceAccounts: create a TokenRequest.
     Token,
     /// Pods: GET log, proxied to the kubelet.
@@ -68,6 +71,7 @@ impl Subresource {
             Self::EphemeralContainers => "ephemeralcontainers",
             Self::Resize => "resize",
             Self::Finalize => "finalize",
+            Self::Approval => "approval",
             Self::Token => "token",
             Self::Log => "log",
             Self::Exec => "exec",
@@ -110,8 +114,21 @@ pub struct ScalePaths {
 pub struct Context<'a> {
     /// Name of the requesting user.
     pub user: &'a str,
+    /// Unique id of the user; often empty.
+    pub uid: &'a str,
+    /// Groups of the user.
+    pub groups: &'a [String],
+    /// Extra attributes of the user.
+    pub extra: Option<&'a BTreeMap<String, Vec<String>>>,
     /// Now.
     pub now: jiff::Timestamp,
+}
+
+impl<'a> Context<'a> {
+    /// A call on behalf of a user of whom only the name is known.
+    pub fn named(user: &'a str, now: jiff::Timestamp) -> Self {
+        Self { user, uid: "", groups: &[], extra: None, now }
+    }
 }
 
 /// The behaviour of a kind that the generic verbs ask for. Every method has upstream's generic default.
@@ -140,7 +157,7 @@ pub trait Strategy<K: Kind>: Send + Sync + 'static {
     /// Checks a status change.
     fn validate_status_update(&self, new: &K, old: &K, errs: &mut ErrorList) {}
     /// Keeps what an update through a subresource other than status (`ephemeralcontainers`, `resize`,
-    /// `finalize`) may not change.
+    /// `finalize`, `approval`) may not change.
     fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut K, old: &K) {
         self.prepare_update(cx, new, old);
     }

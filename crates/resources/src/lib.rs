@@ -7,28 +7,49 @@ use coracle_meta::field::ErrorList;
 use def::ResourceDef;
 use k8s_openapi::api::core::v1::Service;
 
+mod address;
+mod admissionregistration;
+mod apiregistration;
 mod apps;
 mod authentication;
 mod authorization;
+mod certificates;
 mod check;
 mod common;
+mod conditions;
 mod coordination;
 mod core;
 pub mod def;
 mod diff;
 mod discovery;
+mod flowcontrol;
+mod networking;
+mod node;
 mod podspec;
 mod rbac;
+mod resource;
+mod scheduling;
+mod storage;
+mod url;
 
 /// The groups, each with its kinds.
 static GROUPS: &[&[&ResourceDef]] = &[
     core::KINDS,
+    admissionregistration::KINDS,
+    apiregistration::KINDS,
     apps::KINDS,
     authentication::KINDS,
     authorization::KINDS,
+    certificates::KINDS,
     coordination::KINDS,
     discovery::KINDS,
+    flowcontrol::KINDS,
+    networking::KINDS,
+    node::KINDS,
     rbac::KINDS,
+    resource::KINDS,
+    scheduling::KINDS,
+    storage::KINDS,
 ];
 
 static ALL: LazyLock<Vec<&'static ResourceDef>> = LazyLock::new(|| GROUPS.concat());
@@ -49,6 +70,12 @@ pub fn validate_cluster_ips(service: &Service, errs: &mut ErrorList) {
     core::validate_cluster_ips(service, errs);
 }
 
+/// What every cluster has of these kinds: priority classes of the system, priority levels and flow schemas,
+/// and the registrations of what is served here. In the order in which they are to be made.
+pub fn bootstrap() -> Vec<serde_json::Value> {
+    [scheduling::bootstrap(), flowcontrol::bootstrap(), apiregistration::bootstrap()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use coracle_meta::field::ErrorList;
@@ -57,8 +84,24 @@ mod tests {
     use crate::def::Context;
 
     /// Folders that hold one file per kind.
-    const FOLDERS: &[&str] =
-        &["apps", "authentication", "authorization", "coordination", "core", "discovery", "rbac"];
+    const FOLDERS: &[&str] = &[
+        "admissionregistration",
+        "apiregistration",
+        "apps",
+        "authentication",
+        "authorization",
+        "certificates",
+        "coordination",
+        "core",
+        "discovery",
+        "flowcontrol",
+        "networking",
+        "node",
+        "rbac",
+        "resource",
+        "scheduling",
+        "storage",
+    ];
 
     #[test]
     fn every_kind_has_one_file_and_one_row() {
@@ -70,7 +113,17 @@ mod tests {
                 files.extend(name.strip_suffix(".rs").map(|stem| format!("{folder}/{stem}")));
             }
         }
-        let helpers = ["apps/selector".to_owned()];
+        let helpers = [
+            "admissionregistration/matching",
+            "admissionregistration/policy",
+            "admissionregistration/webhook",
+            "apps/selector",
+            "certificates/pem",
+            "resource/claim_spec",
+            "resource/device",
+            "resource/shown",
+        ]
+        .map(str::to_owned);
         files.retain(|file| !helpers.contains(file));
         assert_eq!(files.len(), super::all().len(), "{files:?}");
     }
@@ -82,7 +135,9 @@ mod tests {
                 json!({ "apiVersion": api_version(def), "kind": def.kind, "metadata": { "name": "a" } });
             let obj = def.strategy.decode(body).expect("an empty object decodes");
             let cells = def.strategy.row(obj.as_ref(), jiff::Timestamp::UNIX_EPOCH);
-            assert_eq!(cells.len(), def.columns.len(), "{def:?}");
+            // Upstream forgot the column of the last cell.
+            let more = usize::from(def.kind == "IPAddress");
+            assert_eq!(cells.len(), def.columns.len() + more, "{def:?}");
         }
     }
 
@@ -95,7 +150,7 @@ mod tests {
         let def = super::find(group, plural).expect("a known resource");
         let mut obj = def.strategy.decode(body).map_err(|e| e.message().to_owned())?;
         def.strategy.default(obj.as_mut());
-        def.strategy.prepare_create(Context { user: "jane", now: jiff::Timestamp::UNIX_EPOCH }, obj.as_mut());
+        def.strategy.prepare_create(Context::named("jane", jiff::Timestamp::UNIX_EPOCH), obj.as_mut());
         let mut errs = ErrorList::new();
         def.strategy.validate(obj.as_ref(), &mut errs);
         if errs.is_empty() { Ok(obj.to_value()) } else { Err(errs.aggregate()) }

@@ -50,11 +50,31 @@ pub(super) fn admit_as(
     user: &UserInfo,
     object: &mut Box<dyn Object>,
 ) -> Result<(), Status> {
+    admit_of(plugin, objects, user, ("", "pods"), object)
+}
+
+/// As [`admit`], for an object of another resource: group and plural.
+pub(super) fn admit_in(
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    resource: (&str, &str),
+    object: &mut Box<dyn Object>,
+) -> Result<(), Status> {
+    admit_of(plugin, objects, &UserInfo::authenticated("jane", &[]), resource, object)
+}
+
+fn admit_of(
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    user: &UserInfo,
+    (group, plural): (&str, &str),
+    object: &mut Box<dyn Object>,
+) -> Result<(), Status> {
     let environment = Environment { reader: Arc::new(Fixed(objects.to_vec())), clock: Clock::system() };
     let name = object.name().to_owned();
     let mut request = Request {
         operation: Operation::Create,
-        resource: coracle_resources::find("", "pods").expect("pods exist"),
+        resource: coracle_resources::find(group, plural).expect("a resource that is served"),
         subresource: "",
         namespace: "ns",
         name: &name,

@@ -256,7 +256,10 @@ impl Builder {
         };
         const CHANGE: &[Verb] = &[Verb::Get, Verb::Replace, Verb::Patch];
         match subresource {
-            Subresource::Status | Subresource::EphemeralContainers | Subresource::Resize => of(CHANGE, None),
+            Subresource::Status
+            | Subresource::EphemeralContainers
+            | Subresource::Resize
+            | Subresource::Approval => of(CHANGE, None),
             Subresource::Scale => of(CHANGE, Some(("autoscaling", "v1", "Scale"))),
             Subresource::Binding => of(&[Verb::Create], Some(("", "v1", "Binding"))),
             Subresource::Eviction => of(&[Verb::Create], Some(("policy", "v1", "Eviction"))),

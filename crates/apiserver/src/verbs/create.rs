@@ -6,7 +6,6 @@ use coracle_admission::{Operation, Request};
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status, object_meta};
-use coracle_resources::def::Context;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::commit::Refused;
@@ -71,7 +70,7 @@ impl Server {
             generate_name(obj.meta_mut());
         }
         let allocation = self.services.allocate(&mut *obj, None, dry_run)?;
-        let cx = Context { user: &caller.user.name, now };
+        let cx = caller.context(now);
         if resource.def.has_generation {
             obj.meta_mut().generation = Some(1);
         }

@@ -8,7 +8,6 @@ use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Object, Status, object_meta};
-use coracle_resources::def::Context;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
@@ -280,11 +279,11 @@ impl Server {
         obj: &mut dyn Object,
         old: &dyn Object,
     ) {
-        let cx = Context { user: &caller.user.name, now: self.clock.now() };
+        let cx = caller.context(self.clock.now());
         match part {
             Part::Status => resource.def.strategy.prepare_status_update(cx, obj, old),
             Part::Main | Part::Scale => resource.def.strategy.prepare_update(cx, obj, old),
-            Part::EphemeralContainers | Part::Resize | Part::Finalize => {
+            Part::EphemeralContainers | Part::Resize | Part::Finalize | Part::Approval => {
                 resource.def.strategy.prepare_part_update(part.subresource(), cx, obj, old);
             }
         }
@@ -360,7 +359,7 @@ fn validate_change(
     match part {
         Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
         Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),
-        Part::EphemeralContainers | Part::Resize | Part::Finalize => {
+        Part::EphemeralContainers | Part::Resize | Part::Finalize | Part::Approval => {
             resource.def.strategy.validate_part_update(part.subresource(), new, old, &mut errs);
         }
     }

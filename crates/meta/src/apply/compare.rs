@@ -32,6 +32,17 @@ const UNOWNED_META: [&str; 9] = [
     "clusterName",
 ];
 
+/// Kinds through whose status nothing of the metadata can be written.
+const STATUS_ONLY: &[&str] = &[
+    "APIService",
+    "FlowSchema",
+    "PriorityLevelConfiguration",
+    "ResourceClaim",
+    "ServiceCIDR",
+    "ValidatingAdmissionPolicy",
+    "VolumeAttachment",
+];
+
 /// What of a root object takes part: not its type, and not the part that the endpoint ignores.
 pub(super) struct Scope {
     ignored: &'static [&'static str],
@@ -43,8 +54,10 @@ impl Scope {
     /// For a subresource ("" is the main resource): the main resource ignores `status`, `status` ignores
     /// `spec`. The spec of a CertificateSigningRequest is its creator's and never changes: nobody owns it.
     pub(super) fn of(type_name: &str, subresource: &str) -> Self {
+        let kind = type_name.rsplit('.').next().unwrap_or("");
         let ignored: &[&str] = match subresource {
-            "status" => &["spec"],
+            "status" if STATUS_ONLY.contains(&kind) => &["spec", "metadata"],
+            "status" | "approval" => &["spec"],
             "resize" => &[],
             _ if type_name.ends_with(".CertificateSigningRequest") => &["spec", "status"],
             _ => &["status"],

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodResourceClaim,
+    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodResourceClaim,
     PodSchedulingGate, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -22,13 +22,7 @@ pub(crate) fn affinity(affinity: &Affinity, path: &Path, errs: &mut ErrorList) {
     if let Some(node) = &affinity.node_affinity {
         let path = path.child("nodeAffinity");
         if let Some(selector) = &node.required_during_scheduling_ignored_during_execution {
-            let at = path.child(REQUIRED).child("nodeSelectorTerms");
-            if selector.node_selector_terms.is_empty() {
-                errs.required(&at, "must have at least one node selector term");
-            }
-            for (i, term) in selector.node_selector_terms.iter().enumerate() {
-                node_selector_term(term, true, &at.index(i), errs);
-            }
+            node_selector(selector, &path.child(REQUIRED), errs);
         }
         let preferred = node.preferred_during_scheduling_ignored_during_execution.iter().flatten();
         for (i, term) in preferred.enumerate() {
@@ -52,6 +46,17 @@ pub(crate) fn affinity(affinity: &Affinity, path: &Path, errs: &mut ErrorList) {
 fn weight(weight: i32, path: &Path, errs: &mut ErrorList) {
     if !(1..=100).contains(&weight) {
         errs.invalid(path.child("weight"), weight, "must be in the range 1-100");
+    }
+}
+
+/// Checks a selector of nodes.
+pub(crate) fn node_selector(selector: &NodeSelector, path: &Path, errs: &mut ErrorList) {
+    let at = path.child("nodeSelectorTerms");
+    if selector.node_selector_terms.is_empty() {
+        errs.required(&at, "must have at least one node selector term");
+    }
+    for (i, term) in selector.node_selector_terms.iter().enumerate() {
+        node_selector_term(term, true, &at.index(i), errs);
     }
 }
 

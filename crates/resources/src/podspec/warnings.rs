@@ -25,13 +25,24 @@ const DEPRECATED_LABELS: &[(&str, &str)] = &[
         "failure-domain.beta.kubernetes.io/zone",
         "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead",
     ),
+    ("app.kubernetes.io/created-by", "deprecated since v1.9"),
+    (
+        "scheduler.alpha.kubernetes.io/preferAvoidPods",
+        "deprecated since v1.22; use Taints and Tolerations instead",
+    ),
+    ("node-role.kubernetes.io/master", "use \"node-role.kubernetes.io/control-plane\" instead"),
 ];
+
+/// Why a label of nodes should no longer be used, if it is an old one.
+pub(crate) fn deprecated_label(label: &str) -> Option<&'static str> {
+    DEPRECATED_LABELS.iter().find(|(old, _)| *old == label).map(|(_, why)| *why)
+}
 
 /// Warnings for a spec below `path`, with the metadata of its pod or template.
 pub(crate) fn of(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path) -> Vec<String> {
     let mut out = Vec::new();
     for key in spec.node_selector.iter().flatten().map(|(key, _)| key) {
-        if let Some((_, why)) = DEPRECATED_LABELS.iter().find(|(label, _)| label == key) {
+        if let Some(why) = deprecated_label(key) {
             out.push(format!("{}: {why}", path.child("nodeSelector").key(key)));
         }
     }
