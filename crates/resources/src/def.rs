@@ -7,6 +7,8 @@ use coracle_meta::field::ErrorList;
 use coracle_meta::{Kind, Object, Status};
 use serde_json::Value;
 
+use crate::version::View;
+
 /// Whether objects live in namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -267,6 +269,10 @@ pub trait ErasedStrategy: Send + Sync {
     fn graceful_deletion(&self, obj: &dyn Object, asked: Option<i64>) -> Option<i64>;
     /// The kind's JSON schema with its definitions, from the types crate.
     fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema;
+    /// How to show stored objects, when this is not the version that is stored.
+    fn view(&self) -> Option<&dyn View> {
+        None
+    }
 }
 
 /// Erases a [`Strategy`]: `&Typed::new(PodStrategy)` in a definition.
@@ -285,18 +291,18 @@ fn cast<K: 'static>(obj: &dyn Object) -> Option<&K> {
     any.downcast_ref()
 }
 
+/// See [`ErasedStrategy::decode`].
+pub(crate) fn decode_kind<K: Kind>(mut value: Value) -> Result<K, Status> {
+    crate::canonical::object(&mut value, K::KIND);
+    serde_json::from_value::<K>(value).map_err(|e| {
+        let (kind, version) = (K::KIND, K::VERSION);
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {e}"))
+    })
+}
+
 impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K, S> {
-    fn decode(&self, mut value: Value) -> Result<Box<dyn Object>, Status> {
-        crate::canonical::object(&mut value, K::KIND);
-        match serde_json::from_value::<K>(value) {
-            Ok(obj) => Ok(Box::new(obj)),
-            Err(e) => Err(Status::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}: {e}",
-                K::KIND,
-                K::VERSION,
-                K::KIND
-            ))),
-        }
+    fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status> {
+        Ok(Box::new(decode_kind::<K>(value)?))
     }
     fn decode_slice(&self, json: &[u8]) -> Result<Box<dyn Object>, Status> {
         match serde_json::from_slice::<K>(json) {
@@ -479,6 +485,11 @@ impl ResourceDef {
             orphan_by_default: false,
             strategy,
         }
+    }
+
+    /// The definition in which the objects are stored: this one, unless it is another version's view.
+    pub fn stored(&'static self) -> &'static Self {
+        self.strategy.view().map_or(self, View::stored)
     }
 
     /// Whether the resource has the subresource.

@@ -17,6 +17,7 @@ pub mod def;
 mod discovery;
 mod podspec;
 mod rbac;
+pub mod version;
 
 /// The groups, each with its kinds.
 static GROUPS: &[&[&ResourceDef]] = &[

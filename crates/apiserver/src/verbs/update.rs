@@ -314,7 +314,8 @@ fn validate_change(
     if errs.is_empty() {
         return Ok(());
     }
-    Err(Status::invalid(resource.def.group, resource.def.kind, old.name(), &errs))
+    let stored = resource.def.stored();
+    Err(Status::invalid(stored.group, stored.kind, old.name(), &errs))
 }
 
 /// Whether anything beside metadata and status changed. Deployments count their annotations too.
