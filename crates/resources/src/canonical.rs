@@ -135,7 +135,7 @@ fn within(list: &[&str], key: &str) -> bool {
 /// Tidies a whole object of the given kind.
 pub(crate) fn object(value: &mut Value, kind: &str) {
     // A service's selector is a map; elsewhere the word means a structure.
-    if kind == "Service"
+    if matches!(kind, "Service" | "ReplicationController")
         && let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut)
         && let Some(selector) = spec.get_mut("selector")
     {
@@ -151,6 +151,37 @@ pub(crate) fn object(value: &mut Value, kind: &str) {
         return;
     }
     fields(value, "");
+    absent_times(value, kind);
+    // An empty selector is not an absent one, but the types crate has one value for both.
+    if matches!(kind, "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
+        && let Some(selector) = value.pointer_mut("/spec/selector").and_then(Value::as_object_mut)
+        && selector.is_empty()
+    {
+        selector.insert("matchLabels".to_owned(), Value::Object(serde_json::Map::new()));
+    }
+}
+
+/// Times that the types crate requires and that upstream checks itself: absent ones are the beginning of the
+/// clock, which no client means.
+fn absent_times(value: &mut Value, kind: &str) {
+    const EPOCH: &str = "1970-01-01T00:00:00.000000Z";
+    let fill = |value: &mut Value, key: &str| {
+        if let Some(map) = value.as_object_mut()
+            && map.get(key).is_none_or(Value::is_null)
+        {
+            map.insert(key.to_owned(), EPOCH.into());
+        }
+    };
+    match kind {
+        "Event" if value.get("apiVersion").is_some_and(|v| v == "events.k8s.io/v1") => {
+            value.get_mut("series").into_iter().for_each(|series| fill(series, "lastObservedTime"));
+        }
+        "PodDisruptionBudget" => {
+            let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+            conditions.into_iter().flatten().for_each(|c| fill(c, "lastTransitionTime"));
+        }
+        _ => {}
+    }
 }
 
 /// The entries of a map: null is the empty text.

@@ -8,6 +8,8 @@ use def::ResourceDef;
 mod apps;
 mod authentication;
 mod authorization;
+mod autoscaling;
+mod batch;
 mod canonical;
 mod check;
 mod common;
@@ -15,7 +17,10 @@ mod coordination;
 mod core;
 pub mod def;
 mod discovery;
+mod events;
+mod go_dump;
 mod podspec;
+mod policy;
 mod rbac;
 pub mod version;
 
@@ -25,8 +30,12 @@ static GROUPS: &[&[&ResourceDef]] = &[
     apps::KINDS,
     authentication::KINDS,
     authorization::KINDS,
+    autoscaling::KINDS,
+    batch::KINDS,
     coordination::KINDS,
     discovery::KINDS,
+    events::KINDS,
+    policy::KINDS,
     rbac::KINDS,
 ];
 
@@ -63,7 +72,7 @@ mod tests {
                 files.extend(name.strip_suffix(".rs").map(|stem| format!("{folder}/{stem}")));
             }
         }
-        let helpers = ["apps/selector".to_owned()];
+        let helpers = ["apps/rolling", "apps/selector"].map(str::to_owned);
         files.retain(|file| !helpers.contains(file));
         assert_eq!(files.len(), super::all().len(), "{files:?}");
     }

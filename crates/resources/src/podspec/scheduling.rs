@@ -55,7 +55,8 @@ fn weight(weight: i32, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-fn node_selector_term(term: &NodeSelectorTerm, values: bool, path: &Path, errs: &mut ErrorList) {
+/// Checks one term of a node selector.
+pub(crate) fn node_selector_term(term: &NodeSelectorTerm, values: bool, path: &Path, errs: &mut ErrorList) {
     for (i, wanted) in term.match_expressions.iter().flatten().enumerate() {
         node_requirement(wanted, values, &path.child("matchExpressions").index(i), errs);
     }
