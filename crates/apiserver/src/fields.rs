@@ -18,25 +18,28 @@ use serde_json::{Value, json};
 use crate::codec;
 use crate::openapi;
 use crate::registry::Resource;
+use crate::views::OtherVersions;
 
 /// Schemas of all kinds.
 pub(crate) struct Fields {
     schemas: Schemas,
-    /// Definition name by (group, kind).
-    names: HashMap<(&'static str, &'static str), String>,
+    /// Definition name by group, version and kind.
+    names: HashMap<(&'static str, &'static str, &'static str), String>,
 }
 
 impl Fields {
     /// Compiles the schemas of every kind served.
     pub(crate) fn new() -> Self {
         let defs = coracle_resources::all();
-        let names = defs.iter().map(|def| ((def.group, def.kind), openapi::type_name(def))).collect();
+        let gvk = |def: &ResourceDef| (def.group, def.version, def.kind);
+        let names = defs.iter().map(|def| (gvk(def), openapi::type_name(def))).collect();
         let schemas = openapi::builtin_schemas(defs);
         Self { schemas, names }
     }
 
-    fn name(&self, def: &ResourceDef) -> &str {
-        self.names.get(&(def.group, def.kind)).map_or("", String::as_str)
+    /// The name of the kind's schema.
+    pub(crate) fn name(&self, def: &ResourceDef) -> &str {
+        self.names.get(&(def.group, def.version, def.kind)).map_or("", String::as_str)
     }
 
     /// Messages for fields that the kind does not have, and for fields given twice.
@@ -54,16 +57,22 @@ impl Fields {
         let _ = self.schemas.normalize(self.name(def), value);
     }
 
+    /// As [`Fields::complete`], but keeps the empty lists that a client sent: it owns them.
+    pub(crate) fn complete_sent(&self, def: &ResourceDef, value: &mut Value) {
+        let _ = self.schemas.normalize_sent(self.name(def), value);
+    }
+
     /// Encodes an object for the store, in the shape Go would give it. Its resourceVersion is cleared.
     ///
     /// # Errors
     /// 500 when it does not encode.
     pub(crate) fn encode(
         &self,
-        def: &ResourceDef,
+        def: &'static ResourceDef,
         obj: &mut dyn Object,
         size: usize,
     ) -> Result<Bytes, Status> {
+        let def = def.stored();
         if is_plain(obj) {
             return codec::encode(obj, size);
         }
@@ -124,12 +133,15 @@ impl Fields {
                 return;
             }
         }
-        let live: Option<Value> = live.and_then(|text| serde_json::from_slice(text).ok());
-        let mut value = new.to_value();
-        if !is_plain(new) {
-            let _ = self.schemas.normalize_sent(self.name(resource.def), &mut value);
-        }
-        update_managed_fields(&self.schemas, self.name(resource.def), live.as_ref(), &mut value, &manager);
+        let live: Option<Value> = live.and_then(|text| self.text_in(resource, text).ok());
+        let mut value = if is_plain(new) {
+            new.to_value()
+        } else {
+            self.sent_in(resource, new).unwrap_or_default()
+        };
+        let others = OtherVersions { fields: self, resource };
+        let name = self.name(resource.def);
+        update_managed_fields(&self.schemas, name, live.as_ref(), &mut value, &manager, &others);
         new.meta_mut().managed_fields = managed_of(&mut value);
     }
 
@@ -152,7 +164,8 @@ impl Fields {
             subresource: how.subresource,
             now: how.clock.now(),
         };
-        apply::apply(&self.schemas, self.name(resource.def), live, config, &manager, how.force)
+        let others = OtherVersions { fields: self, resource };
+        apply::apply(&self.schemas, self.name(resource.def), live, config, &manager, how.force, &others)
     }
 
     /// managedFields of a TokenRequest's answer.

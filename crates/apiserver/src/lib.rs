@@ -18,6 +18,7 @@ mod server;
 mod services;
 mod transport;
 mod verbs;
+mod views;
 
 pub use config::{Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};
 pub use server::ApiServer;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use coracle_resources::def::{ResourceDef, Scope, Storage};
+use coracle_resources::version::View;
 
 use crate::cache::ResourceCache;
 use crate::codec;
@@ -16,17 +17,25 @@ pub(crate) struct Resource {
     pub(crate) prefix: String,
     /// What every encoding begins with; left out of list items.
     pub(crate) head: String,
-    /// The current objects.
-    pub(crate) cache: ResourceCache,
+    /// The current objects, as stored; shared by all versions of a resource.
+    pub(crate) cache: Arc<ResourceCache>,
     selectable: OnceLock<Vec<&'static str>>,
 }
 
 impl Resource {
-    fn new(def: &'static ResourceDef) -> Self {
-        let group = if def.group.is_empty() { "core" } else { def.group };
-        let prefix = format!("/registry/{group}/{}/", def.plural);
-        let cache = ResourceCache::new(prefix.len());
+    /// `siblings`: resources made before, among them that of the stored version if this is another one.
+    fn new(def: &'static ResourceDef, siblings: &[Arc<Self>]) -> Self {
+        let stored = def.stored();
+        let group = if stored.group.is_empty() { "core" } else { stored.group };
+        let prefix = format!("/registry/{group}/{}/", stored.plural);
+        let sibling = siblings.iter().find(|r| r.prefix == prefix);
+        let cache = sibling.map_or_else(|| Arc::new(ResourceCache::new(prefix.len())), |r| r.cache.clone());
         Self { def, cache, prefix, head: codec::type_head(def), selectable: OnceLock::new() }
+    }
+
+    /// How to show stored objects, if this is not the version that is stored.
+    pub(crate) fn view(&self) -> Option<&'static dyn View> {
+        self.def.strategy.view()
     }
 
     /// Whether objects live in namespaces.
@@ -75,6 +84,8 @@ impl Resource {
 /// All served resources.
 pub(crate) struct Registry {
     all: Vec<Arc<Resource>>,
+    /// Versions that are views of another: beside `all`.
+    views: Vec<Arc<Resource>>,
     by_group: HashMap<&'static str, HashMap<&'static str, Arc<Resource>>>,
     by_prefix: HashMap<String, Arc<Resource>>,
 }
@@ -82,24 +93,39 @@ pub(crate) struct Registry {
 impl Registry {
     /// From the table of definitions.
     pub(crate) fn new(defs: &'static [&'static ResourceDef]) -> Self {
-        let all: Vec<Arc<Resource>> = defs.iter().map(|def| Arc::new(Resource::new(def))).collect();
+        let (views, own): (Vec<_>, Vec<_>) = defs.iter().partition(|def| def.strategy.view().is_some());
+        let all: Vec<Arc<Resource>> = own.into_iter().map(|def| Arc::new(Resource::new(def, &[]))).collect();
+        let views: Vec<_> = views.into_iter().map(|def| Arc::new(Resource::new(def, &all))).collect();
         let mut by_group: HashMap<_, HashMap<_, _>> = HashMap::new();
         let mut by_prefix = HashMap::new();
         for resource in &all {
-            by_group.entry(resource.def.group).or_default().insert(resource.def.plural, resource.clone());
             by_prefix.insert(resource.prefix.clone(), resource.clone());
         }
-        Self { all, by_group, by_prefix }
+        for resource in all.iter().chain(&views) {
+            let group: &mut HashMap<_, _> = by_group.entry(resource.def.group).or_default();
+            group.entry(resource.def.plural).or_insert_with(|| resource.clone());
+        }
+        Self { all, views, by_group, by_prefix }
     }
 
-    /// All, in the order of the table.
+    /// All that have objects or answers of their own, in the order of the table.
     pub(crate) fn all(&self) -> &[Arc<Resource>] {
         &self.all
     }
 
-    /// The resource of that group and plural.
+    /// The resource of that group and plural, in the version that is stored if the group has it.
     pub(crate) fn find(&self, group: &str, resource: &str) -> Option<&Arc<Resource>> {
         self.by_group.get(group)?.get(resource)
+    }
+
+    /// The resource of that group and plural as served in a version.
+    pub(crate) fn served(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
+        let found = self.find(group, resource)?;
+        if found.def.version == version {
+            return Some(found);
+        }
+        let is = |def: &ResourceDef| (def.group, def.version, def.plural) == (group, version, resource);
+        self.views.iter().find(|r| is(r.def))
     }
 
     /// Whether the group is served at all.

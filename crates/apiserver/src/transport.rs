@@ -20,6 +20,7 @@ use crate::verbs::patch::Patch;
 use crate::verbs::scale::ScaleWrite;
 use crate::verbs::watch::{Next, WatchOptions, Watching};
 use crate::verbs::{Caller, Input, Outcome, Part};
+use crate::views::object;
 
 /// Requests of one user.
 pub(crate) struct InProcess {
@@ -34,8 +35,8 @@ impl InProcess {
     }
 
     fn resource(&self, id: ResourceId) -> Result<Arc<Resource>, Status> {
-        let found = self.server.cache.registry.find(id.group, id.resource);
-        let resource = found.filter(|r| r.def.version == id.version).ok_or_else(Status::no_such_path)?;
+        let found = self.server.cache.registry.served(id.group, id.version, id.resource);
+        let resource = found.ok_or_else(Status::no_such_path)?;
         resource.cache.keep_decoded();
         Ok(resource.clone())
     }
@@ -71,19 +72,18 @@ impl InProcess {
         }
     }
 
-    async fn answer(&self, outcome: Outcome) -> Result<ApiResponse, Status> {
+    async fn answer(&self, resource: &Resource, outcome: Outcome) -> Result<ApiResponse, Status> {
         // The cache's own entry has the decoded object already.
         if outcome.entry.revision > self.server.cache.applied() {
             self.server.cache.wait_for(outcome.entry.revision).await;
         }
         if !outcome.entry.is_decoded()
-            && let Some(resource) = self.server.cache.registry.of_key(&outcome.entry.key)
             && let Some(shared) = resource.cache.get(&outcome.entry.key)
             && shared.revision == outcome.entry.revision
         {
-            return Ok(ApiResponse::Object(shared.decoded()?));
+            return Ok(ApiResponse::Object(object(resource, &shared)?));
         }
-        Ok(ApiResponse::Object(outcome.entry.decoded()?))
+        Ok(ApiResponse::Object(object(resource, &outcome.entry)?))
     }
 }
 
@@ -99,8 +99,8 @@ fn agent_of(user: &str) -> &'static str {
     }
 }
 
-fn page_response(page: &Page) -> Result<ApiResponse, Status> {
-    let items = page.entries.iter().map(|e| e.decoded()).collect::<Result<_, _>>()?;
+fn page_response(resource: &Resource, page: &Page) -> Result<ApiResponse, Status> {
+    let items = page.entries.iter().map(|e| object(resource, e)).collect::<Result<_, _>>()?;
     let resource_version = page.revision.to_string();
     Ok(ApiResponse::List { items, resource_version, continue_token: page.continue_token.clone() })
 }
@@ -152,13 +152,22 @@ impl Transport for InProcess {
         let (server, caller) = (&self.server, &self.caller);
         let part = part_of(sub);
         match request.verb {
-            Verb::Get if sub == "scale" => self.answer(server.get_scale(&resource, ns, name).await?).await,
-            Verb::Get => Ok(ApiResponse::Object(server.get(&resource, ns, name).await?.decoded()?)),
-            Verb::List(opts) => page_response(&server.list(&resource, ns, "", &opts).await?),
+            Verb::Get if sub == "scale" => {
+                let scale = server.get_scale(&resource, ns, name).await?;
+                Ok(ApiResponse::Object(scale.entry.decoded()?))
+            }
+            Verb::Get => {
+                let entry = server.get(&resource, ns, name).await?;
+                Ok(ApiResponse::Object(object(&resource, &entry)?))
+            }
+            Verb::List(opts) => page_response(&resource, &server.list(&resource, ns, "", &opts).await?),
             Verb::Create(body, opts) => {
                 let body = input(body);
                 match sub {
-                    "" => self.answer(server.create(caller, &resource, ns, body, &opts).await?).await,
+                    "" => {
+                        let made = server.create(caller, &resource, ns, body, &opts).await?;
+                        self.answer(&resource, made).await
+                    }
                     "binding" => {
                         let bound = server.bind(caller, &resource, ns, name, body, &opts).await?;
                         Ok(ApiResponse::Status(bound))
@@ -182,7 +191,7 @@ impl Transport for InProcess {
             Verb::Update(body, opts) => {
                 let part = part.ok_or_else(Status::no_such_path)?;
                 let outcome = server.update(caller, &resource, ns, name, part, input(body), &opts).await?;
-                self.answer(outcome).await
+                self.answer(&resource, outcome).await
             }
             Verb::Patch(kind, body, opts) if sub == "scale" => {
                 let write = ScaleWrite::Patch(kind, &body);
@@ -193,14 +202,15 @@ impl Transport for InProcess {
                 let part = part.ok_or_else(Status::no_such_path)?;
                 let patch = Patch { kind, body: &body, twice: &[] };
                 let outcome = server.patch(caller, &resource, ns, name, part, patch, &opts).await?;
-                self.answer(outcome).await
+                self.answer(&resource, outcome).await
             }
             Verb::Delete(opts) => match server.delete(caller, &resource, ns, name, &opts).await? {
-                Deleted::Object(outcome) => Ok(ApiResponse::Object(outcome.entry.decoded()?)),
+                Deleted::Object(outcome) => Ok(ApiResponse::Object(object(&resource, &outcome.entry)?)),
                 Deleted::Status(status) => Ok(ApiResponse::Status(status)),
             },
             Verb::DeleteCollection(opts, list) => {
-                page_response(&server.delete_collection(caller, &resource, ns, &opts, &list).await?)
+                let page = server.delete_collection(caller, &resource, ns, &opts, &list).await?;
+                page_response(&resource, &page)
             }
         }
     }
@@ -222,22 +232,22 @@ impl Transport for InProcess {
         let watch =
             WatchOptions { bookmarks: true, send_initial_events: send_initial_events.then_some(true) };
         let watching = self.server.watch(&resource, namespace, "", &opts, watch).await?;
-        let stream = futures::stream::unfold(Some(watching), |watching| async {
-            let mut watching = watching?;
-            let item = next_event(&mut watching).await;
-            let rest = item.is_ok().then_some(watching);
+        let stream = futures::stream::unfold(Some((watching, resource)), |state| async {
+            let (mut watching, resource) = state?;
+            let item = next_event(&resource, &mut watching).await;
+            let rest = item.is_ok().then_some((watching, resource));
             Some((item, rest))
         });
         Ok(stream.boxed())
     }
 }
 
-async fn next_event(watching: &mut Watching) -> Result<WatchEvent, Status> {
+async fn next_event(resource: &Resource, watching: &mut Watching) -> Result<WatchEvent, Status> {
     match watching.next().await {
-        Next::Initial(entry) => Ok(WatchEvent::Added(entry.decoded()?)),
+        Next::Initial(entry) => Ok(WatchEvent::Added(object(resource, &entry)?)),
         Next::Event(kind, event) => {
             let entry = event.entry(kind).ok_or_else(|| Status::internal("event without object"))?;
-            let obj = entry.decoded()?;
+            let obj = object(resource, entry)?;
             Ok(match kind {
                 EventKind::Added => WatchEvent::Added(obj),
                 EventKind::Modified => WatchEvent::Modified(obj),

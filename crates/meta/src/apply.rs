@@ -7,14 +7,18 @@
 mod compare;
 mod fields;
 mod merge;
+mod versions;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::schema::{NodeId, Schemas};
 use crate::status::{Reason, Status};
-use compare::{Comparison, Scope, Walker};
+use compare::{Scope, Walker};
 use fields::Fields;
+use versions::Comparisons;
+
+pub use versions::{OneVersion, Versions};
 
 /// Where kubectl's client-side apply keeps what it applied last.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -223,13 +227,9 @@ fn cap(entries: &mut Vec<Entry>) {
 }
 
 /// Takes the changed fields from all entries and gives them to `own`.
-fn transfer(entries: &mut Vec<Entry>, own: Entry, change: Comparison, now: Timestamp) {
-    if !change.is_empty() {
-        for entry in entries.iter_mut() {
-            fields::subtract(&mut entry.fields, &change.taken);
-            fields::subtract(&mut entry.fields, &change.removed);
-        }
-    }
+fn transfer(entries: &mut Vec<Entry>, own: Entry, mut changes: Comparisons<'_>, now: Timestamp) {
+    changes.take_from(entries);
+    let change = changes.own;
     if !change.taken.is_empty() {
         // Upstream carries entries of Scale over to the parent without their times.
         let time = Some(stamp(now)).filter(|_| own.subresource != "scale");
@@ -244,17 +244,10 @@ fn transfer(entries: &mut Vec<Entry>, own: Entry, change: Comparison, now: Times
     entries.retain(|entry| !entry.fields.is_empty());
 }
 
-fn compare(schemas: &Schemas, root: NodeId, scope: &Scope, live: Option<&Value>, new: &Value) -> Comparison {
-    let walker = Walker { schemas };
-    match live {
-        Some(live) => walker.objects(root, scope, live, new),
-        None => Comparison { taken: walker.created(root, scope, new), removed: Fields::new() },
-    }
-}
-
 /// Records in `new.metadata.managedFields` what a create (`live` is `None`), update or patch changed.
 ///
 /// Fields that change hands leave their former managers; a manager's time moves only when it takes fields.
+/// Managers that wrote through another version are compared in that one, by `versions`.
 /// managedFields that the client sent count, except through a subresource; `[{}]` forgets all managers.
 pub fn update_managed_fields(
     schemas: &Schemas,
@@ -262,6 +255,7 @@ pub fn update_managed_fields(
     live: Option<&Value>,
     new: &mut Value,
     manager: &Manager<'_>,
+    versions: &dyn Versions,
 ) {
     let sent = take_managed(new);
     let (mut entries, reset) =
@@ -273,9 +267,8 @@ pub fn update_managed_fields(
     if entries.is_empty() && live.is_some_and(|live| live.pointer("/metadata/uid").is_some()) {
         return;
     }
-    let root = schemas.find(type_name).unwrap_or(0);
-    let change = compare(schemas, root, &Scope::of(type_name, manager.subresource), live, new);
-    transfer(&mut entries, Entry::of(manager), change, manager.now);
+    let changes = Comparisons::new(schemas, type_name, live, new, manager, versions);
+    transfer(&mut entries, Entry::of(manager), changes, manager.now);
     store(new, entries);
 }
 
@@ -296,6 +289,7 @@ pub fn apply(
     config: &Value,
     manager: &Manager<'_>,
     force: bool,
+    versions: &dyn Versions,
 ) -> Result<Value, Status> {
     let root = schemas.find(type_name).unwrap_or(0);
     check_config(schemas, root, config)?;
@@ -303,9 +297,9 @@ pub fn apply(
     let walker = Walker { schemas };
     let mut entries = decode(live.and_then(managed_of)).0;
     if let (Some(live), true) = (live, entries.is_empty()) {
-        let change = compare(schemas, root, &scope, None, live);
         let before = Manager { name: BEFORE_FIRST_APPLY, operation: Operation::Update, ..*manager };
-        transfer(&mut entries, Entry::of(&before), change, manager.now);
+        let changes = Comparisons::new(schemas, type_name, None, live, &before, versions);
+        transfer(&mut entries, Entry::of(&before), changes, manager.now);
     }
     let mut new = live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
     take_managed(&mut new);
@@ -317,17 +311,16 @@ pub fn apply(
     let last = position.map(|i| entries.swap_remove(i));
     own.time = last.as_ref().and_then(|last| last.time.clone());
     if let Some(last) = &last {
-        let managed: Vec<&Fields> = entries.iter().map(|e| &e.fields).chain([&own.fields]).collect();
-        prune_root(schemas, root, &mut new, &last.fields, &managed);
+        versions::prune(schemas, type_name, &mut new, last, &own, &entries, versions);
     }
     let Some(live) = live else {
         own.time = Some(stamp(manager.now));
         store(&mut new, vec![own]);
         return Ok(new);
     };
-    let change = walker.objects(root, &scope, live, &new);
+    let mut changes = Comparisons::new(schemas, type_name, Some(live), &new, manager, versions);
     if !force {
-        let mut conflicts = conflicts(&entries, &change.taken);
+        let mut conflicts = conflicts(&entries, &mut changes);
         if manager.name == "kubectl" && !conflicts.is_empty() {
             let allowed = last_applied_fields(schemas, root, &scope, live);
             for (_, set) in &mut conflicts {
@@ -339,10 +332,8 @@ pub fn apply(
             return Err(conflict_error(&conflicts));
         }
     }
-    for entry in &mut entries {
-        fields::subtract(&mut entry.fields, &change.taken);
-        fields::subtract(&mut entry.fields, &change.removed);
-    }
+    changes.take_from(&mut entries);
+    let change = changes.own;
     fields::subtract(&mut own.fields, &change.removed);
     if manager.subresource != "scale" && (!change.is_empty() || !same_but_managed(live, &new)) {
         own.time = Some(stamp(manager.now));
@@ -393,8 +384,11 @@ fn prune_root(schemas: &Schemas, root: NodeId, new: &mut Value, last: &Fields, m
 
 type Conflicts = Vec<(String, Fields)>;
 
-fn conflicts(entries: &[Entry], taken: &Fields) -> Conflicts {
-    let found = entries.iter().map(|entry| (entry.show(), fields::intersect(&entry.fields, taken)));
+fn conflicts(entries: &[Entry], changes: &mut Comparisons<'_>) -> Conflicts {
+    let found = entries.iter().filter_map(|entry| {
+        let taken = &changes.of(&entry.api_version)?.taken;
+        Some((entry.show(), fields::intersect(&entry.fields, taken)))
+    });
     found.filter(|(_, set)| !set.is_empty()).collect()
 }
 

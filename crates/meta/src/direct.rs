@@ -64,6 +64,8 @@ enum Place {
     Value,
     /// A map with free keys.
     Map,
+    /// A label selector.
+    Selector,
     Quantity,
     Time,
     MicroTime,
@@ -107,7 +109,9 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Plain<'_, D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        let visitor = Watching { inner: visitor, notes: self.notes, place: Place::Value };
+        // An empty selector selects all, an absent one nothing: the type has one value for both.
+        let place = if name == "LabelSelector" { Place::Selector } else { Place::Value };
+        let visitor = Watching { inner: visitor, notes: self.notes, place };
         self.inner.deserialize_struct(name, fields, visitor)
     }
 
@@ -154,7 +158,7 @@ impl<V> Watching<'_, V> {
         };
         match self.place {
             Place::Name(start) | Place::Key(start) => self.notes.key(start, text),
-            Place::Value | Place::Map => self.notes.odd_if(text.is_empty()),
+            Place::Value | Place::Map | Place::Selector => self.notes.odd_if(text.is_empty()),
             Place::Quantity => {
                 self.notes.odd_if(Quantity::parse(text).map_or(true, |q| q.to_string() != text));
             }
@@ -225,9 +229,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watching<'_, V> {
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
         let start = self.notes.keys.borrow().len();
         let (free, notes) = (self.place == Place::Map, self.notes);
+        let filled = free || self.place == Place::Selector;
         let value = self.inner.visit_map(Entries { inner, notes, start, free })?;
         let mut keys = notes.keys.borrow_mut();
-        notes.odd_if(free && keys.len() == start);
+        notes.odd_if(filled && keys.len() == start);
         keys.truncate(start);
         Ok(value)
     }

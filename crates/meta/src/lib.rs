@@ -2,6 +2,7 @@
 //! apply algorithms, structural schemas. Pure: no I/O, no async, no clock.
 
 pub mod apply;
+pub mod cron;
 pub mod direct;
 pub mod field;
 pub mod go;

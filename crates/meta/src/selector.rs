@@ -416,6 +416,15 @@ impl FieldSelector {
         &self.requirements
     }
 
+    /// Calls fields by the name that `name` gives them, where it gives one.
+    pub fn rename(&mut self, name: impl Fn(&str) -> Option<&'static str>) {
+        for requirement in &mut self.requirements {
+            if let Some(name) = name(&requirement.path) {
+                name.clone_into(&mut requirement.path);
+            }
+        }
+    }
+
     /// Whether it has no term and so selects everything.
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()

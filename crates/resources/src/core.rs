@@ -2,10 +2,16 @@
 
 mod config_map;
 pub(crate) mod endpoints;
-mod event;
+pub(crate) mod event;
+mod limit_range;
 mod namespace;
 mod node;
+mod persistent_volume;
+pub(crate) mod persistent_volume_claim;
 mod pod;
+mod pod_template;
+mod replication_controller;
+mod resource_quota;
 mod secret;
 mod service;
 mod service_account;
@@ -20,9 +26,15 @@ pub(crate) static KINDS: &[&ResourceDef] = &[
     &config_map::DEF,
     &endpoints::DEF,
     &event::DEF,
+    &limit_range::DEF,
     &namespace::DEF,
     &node::DEF,
+    &persistent_volume::DEF,
+    &persistent_volume_claim::DEF,
     &pod::DEF,
+    &pod_template::DEF,
+    &replication_controller::DEF,
+    &resource_quota::DEF,
     &secret::DEF,
     &service::DEF,
     &service_account::DEF,

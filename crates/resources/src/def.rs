@@ -9,6 +9,9 @@ use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Kind, Object, Status, go};
 use serde_json::Value;
 
+use crate::gaps;
+use crate::version::View;
+
 /// Whether objects live in namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -287,6 +290,10 @@ pub trait ErasedStrategy: Send + Sync {
     fn graceful_deletion(&self, obj: &dyn Object, asked: Option<i64>) -> Option<i64>;
     /// The kind's JSON schema with its definitions, from the types crate.
     fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema;
+    /// How to show stored objects, when this is not the version that is stored.
+    fn view(&self) -> Option<&dyn View> {
+        None
+    }
 }
 
 /// Erases a [`Strategy`]: `&Typed::new(PodStrategy)` in a definition.
@@ -305,22 +312,26 @@ fn cast<K: 'static>(obj: &dyn Object) -> Option<&K> {
     any.downcast_ref()
 }
 
+/// See [`ErasedStrategy::decode`].
+pub(crate) fn decode_kind<K: Kind>(mut value: Value) -> Result<K, Status> {
+    let name = go::type_name(K::GROUP, K::VERSION, K::KIND);
+    let refused = |why: String| {
+        let (kind, version) = (K::KIND, K::VERSION);
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
+    };
+    let empty_selector = gaps::has_empty_selector(&value, K::KIND);
+    if !go::canonicalize(&name, &mut value)
+        && let Some(why) = go::type_error(&name, value.to_string().as_bytes())
+    {
+        return Err(refused(why));
+    }
+    gaps::mark(&mut value, K::KIND, empty_selector);
+    serde_json::from_value::<K>(value).map_err(|e| refused(e.to_string()))
+}
+
 impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K, S> {
-    fn decode(&self, mut value: Value) -> Result<Box<dyn Object>, Status> {
-        let name = go::type_name(K::GROUP, K::VERSION, K::KIND);
-        let refused = |why: String| {
-            let (kind, version) = (K::KIND, K::VERSION);
-            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
-        };
-        if !go::canonicalize(&name, &mut value)
-            && let Some(why) = go::type_error(&name, value.to_string().as_bytes())
-        {
-            return Err(refused(why));
-        }
-        match serde_json::from_value::<K>(value) {
-            Ok(obj) => Ok(Box::new(obj)),
-            Err(e) => Err(refused(e.to_string())),
-        }
+    fn decode(&self, value: Value) -> Result<Box<dyn Object>, Status> {
+        Ok(Box::new(decode_kind::<K>(value)?))
     }
     fn decode_plain(&self, json: &[u8]) -> Option<Box<dyn Object>> {
         coracle_meta::direct::decode::<K>(json).map(|obj| Box::new(obj) as Box<dyn Object>)
@@ -512,6 +523,11 @@ impl ResourceDef {
             orphan_by_default: false,
             strategy,
         }
+    }
+
+    /// The definition in which the objects are stored: this one, unless it is another version's view.
+    pub fn stored(&'static self) -> &'static Self {
+        self.strategy.view().map_or(self, View::stored)
     }
 
     /// Whether the resource has the subresource.

@@ -13,6 +13,8 @@ mod apiregistration;
 mod apps;
 mod authentication;
 mod authorization;
+mod autoscaling;
+mod batch;
 mod certificates;
 mod check;
 mod common;
@@ -22,15 +24,20 @@ mod core;
 pub mod def;
 mod diff;
 mod discovery;
+mod events;
 mod flowcontrol;
+mod gaps;
+mod go_dump;
 mod networking;
 mod node;
 mod podspec;
+mod policy;
 mod rbac;
 mod resource;
 mod scheduling;
 mod storage;
 mod url;
+pub mod version;
 
 /// The groups, each with its kinds.
 static GROUPS: &[&[&ResourceDef]] = &[
@@ -40,12 +47,16 @@ static GROUPS: &[&[&ResourceDef]] = &[
     apps::KINDS,
     authentication::KINDS,
     authorization::KINDS,
+    autoscaling::KINDS,
+    batch::KINDS,
     certificates::KINDS,
     coordination::KINDS,
     discovery::KINDS,
+    events::KINDS,
     flowcontrol::KINDS,
     networking::KINDS,
     node::KINDS,
+    policy::KINDS,
     rbac::KINDS,
     resource::KINDS,
     scheduling::KINDS,
@@ -117,6 +128,7 @@ mod tests {
             "admissionregistration/matching",
             "admissionregistration/policy",
             "admissionregistration/webhook",
+            "apps/rolling",
             "apps/selector",
             "certificates/pem",
             "resource/claim_spec",

@@ -56,6 +56,16 @@ impl CacheEntry {
         entry
     }
 
+    /// The same object with other bytes: as a version beside the stored one encodes it. Decoded it stays what
+    /// it is.
+    pub(crate) fn shown(&self, encoded: Bytes) -> Self {
+        let entry = Self::new(self.key.clone(), self.prefix_len, self.revision, encoded, self.def);
+        if let Ok(obj) = self.decoded() {
+            let _ = entry.decoded.set(obj);
+        }
+        entry
+    }
+
     /// Gives the decoded form, known from the write.
     pub(crate) fn set_decoded(&self, mut obj: Box<dyn Object>) {
         self.set_facts(&*obj);

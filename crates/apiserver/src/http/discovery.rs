@@ -184,7 +184,7 @@ fn verbs(def: &ResourceDef) -> Value {
     json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"])
 }
 
-fn resource_value(def: &ResourceDef) -> Value {
+fn resource_value(def: &'static ResourceDef) -> Value {
     let mut value = json!({
         "name": def.plural,
         "singularName": def.singular,
@@ -205,9 +205,10 @@ fn resource_value(def: &ResourceDef) -> Value {
 }
 
 /// Upstream's `discovery.StorageVersionHash`: base64 of the first 8 bytes of SHA-256 over group/version/kind.
-fn storage_hash(def: &ResourceDef) -> String {
+fn storage_hash(def: &'static ResourceDef) -> String {
     use base64::Engine as _;
     use sha2::Digest as _;
+    let def = def.stored();
     let digest = sha2::Sha256::digest(format!("{}/{}/{}", def.group, def.version, def.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }

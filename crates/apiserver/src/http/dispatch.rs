@@ -120,10 +120,7 @@ fn is_streaming(subresource: &str) -> bool {
 
 /// The resource a path names, if the path has a form that the resource has.
 fn find(server: &Server, info: &Info<'_>) -> Option<Arc<Resource>> {
-    let resource = server.cache.registry.find(info.group, info.resource)?;
-    if resource.def.version != info.version {
-        return None;
-    }
+    let resource = server.cache.registry.served(info.group, info.version, info.resource)?;
     let fits = if info.resource == "namespaces" && info.group.is_empty() {
         !info.namespaced_path
     } else if resource.namespaced() {

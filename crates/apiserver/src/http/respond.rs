@@ -111,14 +111,15 @@ impl Answer<'_> {
     /// Answers with one object.
     pub(crate) fn object(&self, resource: &Resource, outcome: &Outcome) -> Result<Response<Body>, Status> {
         let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
+        let entry = self.server.fields.show(resource, &outcome.entry)?;
         let plain = self.wanted.shape == Shape::Object && self.wanted.format == Format::Json;
         let mut response = if plain && !self.wanted.pretty {
-            json_bytes(code, outcome.entry.encoded.clone())
+            json_bytes(code, entry.encoded.clone())
         } else {
             let value = match self.wanted.shape {
-                Shape::Object => serde_json::from_slice(&outcome.entry.encoded).map_err(Status::internal)?,
-                Shape::Table => table::of_object(self, resource, &outcome.entry)?,
-                Shape::Partial => table::partial(&outcome.entry, self.wanted.version)?,
+                Shape::Object => serde_json::from_slice(&entry.encoded).map_err(Status::internal)?,
+                Shape::Table => table::of_object(self, resource, &entry)?,
+                Shape::Partial => table::partial(&entry, self.wanted.version)?,
                 Shape::PartialList => {
                     let kind = resource.def.kind;
                     let why = format!(
@@ -138,6 +139,7 @@ impl Answer<'_> {
 
     /// Answers with a list.
     pub(crate) fn list(&self, resource: &Resource, page: Page) -> Result<Response<Body>, Status> {
+        let page = self.server.fields.show_page(resource, page)?;
         if self.wanted.shape == Shape::Object && self.wanted.format == Format::Json && !self.wanted.pretty {
             return Ok(self.list_bytes(resource, page));
         }

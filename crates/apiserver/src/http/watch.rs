@@ -100,7 +100,8 @@ impl Frames {
 
     /// One frame; `None` when the watch is over.
     fn frame(&mut self, next: Next) -> Option<Bytes> {
-        let plain = self.wanted.shape == Shape::Object;
+        // Frames of the stored version are made once for all watchers.
+        let plain = self.wanted.shape == Shape::Object && self.resource.view().is_none();
         let made = match next {
             Next::Initial(entry) if plain => {
                 return Some(crate::cache::frame(EventKind::Added, &entry.encoded));
@@ -122,7 +123,9 @@ impl Frames {
     }
 
     fn shaped(&mut self, kind: EventKind, entry: &Arc<CacheEntry>) -> Result<Bytes, Status> {
+        let entry = &self.server.fields.show(&self.resource, entry)?;
         let value = match self.wanted.shape {
+            Shape::Object => return Ok(crate::cache::frame(kind, &entry.encoded)),
             Shape::Table => {
                 let answer = Answer {
                     server: &self.server,

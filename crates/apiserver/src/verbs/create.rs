@@ -128,7 +128,8 @@ impl Server {
         if errs.is_empty() {
             return Ok(());
         }
-        Err(Status::invalid(resource.def.group, resource.def.kind, obj.name(), &errs))
+        let stored = resource.def.stored();
+        Err(Status::invalid(stored.group, stored.kind, obj.name(), &errs))
     }
 
     async fn admit_create(

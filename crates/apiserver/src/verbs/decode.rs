@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use coracle_meta::{Object, Status, go, object_meta};
+use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
 use super::Input;
@@ -29,6 +30,8 @@ impl Server {
         validation: &str,
     ) -> Result<Decoded, Status> {
         let value = match input {
+            // Of a version that is not stored: to be converted.
+            Input::Object(obj) if resource.view().is_some() => obj.to_value(),
             Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
             Input::Json(value) => value,
             Input::Text(text) => {
@@ -241,8 +244,8 @@ fn check_type(resource: &Resource, mut value: Value) -> Result<Value, Status> {
     if !api_version.is_empty() && api_version != expected {
         let kind = def.kind;
         let group = api_version.split_once('/').map_or("", |(g, _)| g);
-        let served = coracle_resources::all().iter().any(|d| d.kind == kind && d.group == group);
-        let message = if served && version == def.version {
+        let is = |d: &ResourceDef| (d.group, d.version, d.kind) == (group, version, kind);
+        let message = if coracle_resources::all().iter().any(|d| is(d)) {
             format!(
                 "the API version in the data ({api_version}) does not match the expected API version ({expected})"
             )

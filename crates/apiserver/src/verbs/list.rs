@@ -173,9 +173,12 @@ pub(crate) fn filter(
         out.labels = (!labels.is_empty()).then_some(labels);
     }
     if !opts.field_selector.is_empty() {
-        let fields = FieldSelector::parse(&opts.field_selector).map_err(Status::bad_request)?;
+        let mut fields = FieldSelector::parse(&opts.field_selector).map_err(Status::bad_request)?;
         for requirement in fields.requirements() {
             check_field(resource, &requirement.path)?;
+        }
+        if let Some(view) = resource.view() {
+            fields.rename(|path| view.field_label(path));
         }
         // A list by exact name (and namespace) needs no scan.
         let is = |path: &str| {
@@ -202,14 +205,15 @@ fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {
     if matches!(path, "metadata.name" | "metadata.namespace") {
         return Ok(());
     }
-    let known = resource.selectable();
-    if known.contains(&path) {
+    let known = if resource.view().is_some() { &[] } else { resource.selectable() };
+    if known.contains(&path) || resource.view().is_some_and(|view| view.field_label(path).is_some()) {
         return Ok(());
     }
     let message = match (resource.def.group, resource.def.kind) {
         ("", "Pod" | "Node" | "Event" | "Namespace" | "Secret" | "ReplicationController" | "Service") => {
             format!("field label not supported: {path}")
         }
+        ("events.k8s.io", "Event") => format!("field label not supported: {path}"),
         _ if known.is_empty() => {
             format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
         }

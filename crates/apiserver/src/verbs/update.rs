@@ -352,7 +352,7 @@ fn validate_change(
 ) -> Result<(), Status> {
     let mut errs = ErrorList::new();
     let recheck = match part {
-        Part::Status | Part::Finalize | Part::Scale => Recheck::Change,
+        Part::Status | Part::Finalize | Part::Scale | Part::Approval => Recheck::Change,
         Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
     };
     object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
@@ -366,7 +366,8 @@ fn validate_change(
     if errs.is_empty() {
         return Ok(());
     }
-    Err(Status::invalid(resource.def.group, resource.def.kind, old.name(), &errs))
+    let stored = resource.def.stored();
+    Err(Status::invalid(stored.group, stored.kind, old.name(), &errs))
 }
 
 /// What counts for the generation: all but metadata and status, empty lists like absent ones.

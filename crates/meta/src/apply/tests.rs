@@ -24,7 +24,7 @@ fn entries(object: &Value) -> &Vec<Value> {
 #[test]
 fn creation_owns_everything_but_what_an_empty_object_has() {
     let mut new = pod("i");
-    update_managed_fields(&SCHEMAS, POD, None, &mut new, &manager("me", Operation::Update));
+    update_managed_fields(&SCHEMAS, POD, None, &mut new, &manager("me", Operation::Update), &OneVersion);
     assert_eq!(
         *entries(&new),
         [json!({ "manager": "me", "operation": "Update", "apiVersion": "v1", "time": "2023-11-14T22:13:20Z",
@@ -40,13 +40,13 @@ fn creation_owns_everything_but_what_an_empty_object_has() {
 #[test]
 fn update_moves_changed_fields_and_keeps_other_times() {
     let mut live = pod("i");
-    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("a", Operation::Update));
+    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("a", Operation::Update), &OneVersion);
     let mut new = live.clone();
     new["spec"]["containers"][0]["image"] = "j".into();
     new["metadata"]["labels"]["x"] = "y".into();
     let later = Timestamp::from_second(1_700_000_100).expect("time");
     let b = Manager { now: later, ..manager("b", Operation::Update) };
-    update_managed_fields(&SCHEMAS, POD, Some(&live), &mut new, &b);
+    update_managed_fields(&SCHEMAS, POD, Some(&live), &mut new, &b, &OneVersion);
     let [first, second] = entries(&new).as_slice() else { panic!("two entries") };
     assert_eq!(first["time"], "2023-11-14T22:13:20Z");
     let container = &first["fieldsV1"]["f:spec"]["f:containers"]["k:{\"name\":\"c\"}"];
@@ -57,24 +57,24 @@ fn update_moves_changed_fields_and_keeps_other_times() {
             "f:spec": { "f:containers": { "k:{\"name\":\"c\"}": { "f:image": {} } } } })
     );
     let same = new.clone();
-    update_managed_fields(&SCHEMAS, POD, Some(&same), &mut new, &manager("c", Operation::Update));
+    update_managed_fields(&SCHEMAS, POD, Some(&same), &mut new, &manager("c", Operation::Update), &OneVersion);
     assert_eq!(new, same);
 }
 
 #[test]
 fn apply_reports_conflicts_and_takes_over_by_force() {
     let mut live = pod("i");
-    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("kubectl-run", Operation::Update));
+    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("kubectl-run", Operation::Update), &OneVersion);
     let config = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
         "spec": { "containers": [{ "name": "c", "image": "other" }] } });
     let me = manager("me", Operation::Apply);
-    let status = apply(&SCHEMAS, POD, Some(&live), &config, &me, false).expect_err("conflict");
+    let status = apply(&SCHEMAS, POD, Some(&live), &config, &me, false, &OneVersion).expect_err("conflict");
     assert_eq!(
         status.message(),
         "Apply failed with 1 conflict: conflict with \"kubectl-run\" using v1: \
             .spec.containers[name=\"c\"].image"
     );
-    let forced = apply(&SCHEMAS, POD, Some(&live), &config, &me, true).expect("forced");
+    let forced = apply(&SCHEMAS, POD, Some(&live), &config, &me, true, &OneVersion).expect("forced");
     assert_eq!(forced["spec"]["containers"][0]["image"], "other");
     assert_eq!(
         entries(&forced)[0]["fieldsV1"],
@@ -91,12 +91,12 @@ fn fields_no_longer_applied_are_removed_unless_owned_by_others() {
     };
     let (a, b) = (manager("a", Operation::Apply), manager("b", Operation::Apply));
     let one =
-        apply(&SCHEMAS, DEPLOYMENT, None, &config(json!({ "x": "1", "y": "2" })), &a, false).expect("new");
+        apply(&SCHEMAS, DEPLOYMENT, None, &config(json!({ "x": "1", "y": "2" })), &a, false, &OneVersion).expect("new");
     let two =
-        apply(&SCHEMAS, DEPLOYMENT, Some(&one), &config(json!({ "y": "2" })), &b, false).expect("shared");
-    let three = apply(&SCHEMAS, DEPLOYMENT, Some(&two), &config(json!({})), &a, false).expect("removed");
+        apply(&SCHEMAS, DEPLOYMENT, Some(&one), &config(json!({ "y": "2" })), &b, false, &OneVersion).expect("shared");
+    let three = apply(&SCHEMAS, DEPLOYMENT, Some(&two), &config(json!({})), &a, false, &OneVersion).expect("removed");
     assert_eq!(three["metadata"]["labels"], json!({ "y": "2" }));
-    let four = apply(&SCHEMAS, DEPLOYMENT, Some(&three), &config(Value::Null), &b, false).expect("removed");
+    let four = apply(&SCHEMAS, DEPLOYMENT, Some(&three), &config(Value::Null), &b, false, &OneVersion).expect("removed");
     assert!(four["metadata"].get("labels").is_none_or(|l| l == &json!({}) || l.is_null()));
 }
 
@@ -112,13 +112,13 @@ fn kubectl_takes_over_what_it_applied_on_the_client_side() {
         None,
         &mut live,
         &manager("kubectl-client-side-apply", Operation::Update),
-    );
+    , &OneVersion);
     let mut config = applied;
     config["spec"]["containers"][0]["image"] = "j".into();
     let foreign = manager("other", Operation::Apply);
-    assert!(apply(&SCHEMAS, POD, Some(&live), &config, &foreign, false).is_err());
+    assert!(apply(&SCHEMAS, POD, Some(&live), &config, &foreign, false, &OneVersion).is_err());
     let kubectl = manager("kubectl", Operation::Apply);
-    let new = apply(&SCHEMAS, POD, Some(&live), &config, &kubectl, false).expect("taken over");
+    let new = apply(&SCHEMAS, POD, Some(&live), &config, &kubectl, false, &OneVersion).expect("taken over");
     let text = new["metadata"]["annotations"][LAST_APPLIED].as_str().expect("annotation");
     assert!(text.contains("\"image\":\"j\""));
 }
@@ -127,7 +127,7 @@ fn kubectl_takes_over_what_it_applied_on_the_client_side() {
 fn configurations_that_do_not_fit_the_type_are_refused() {
     let me = manager("me", Operation::Apply);
     let check = |config: Value, expected: &str| {
-        let status = apply(&SCHEMAS, POD, None, &config, &me, false).expect_err("misfit");
+        let status = apply(&SCHEMAS, POD, None, &config, &me, false, &OneVersion).expect_err("misfit");
         assert_eq!((status.code(), status.message()), (500, expected));
     };
     let head =

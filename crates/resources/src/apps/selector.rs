@@ -1,6 +1,6 @@
 //! Checks of the selector and template that workloads have in common.
 
-use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
+use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::selector::LabelSelector;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as Selector;
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::check::{has_selector, label_selector};
 use crate::common::text;
+use crate::go_dump;
 use crate::podspec::validation;
 
 /// Checks selector and template of a workload that keeps its pods running.
@@ -22,7 +23,7 @@ pub(super) fn check(selector: &Selector, template: Option<&PodTemplateSpec>, err
             about(selector, "invalid label selector", &at, errs);
             return;
         }
-    } else if selector.match_labels.is_some() || selector.match_expressions.is_some() {
+    } else if !is_absent(selector) {
         errs.invalid(&at, json!({}), "empty selector is invalid for deployment");
         compiled = Some(LabelSelector::everything());
     } else {
@@ -51,17 +52,13 @@ pub(super) fn check(selector: &Selector, template: Option<&PodTemplateSpec>, err
 
 /// An error about the whole selector, printed in Go's field order.
 fn about(selector: &Selector, why: &str, path: &Path, errs: &mut ErrorList) {
-    let mut fields = Vec::new();
-    if let Some(labels) = selector.match_labels.as_ref().filter(|l| !l.is_empty()) {
-        fields.push(format!("\"matchLabels\":{}", json!(labels)));
-    }
-    if let Some(terms) = selector.match_expressions.as_ref().filter(|t| !t.is_empty()) {
-        fields.push(format!("\"matchExpressions\":{}", json!(terms)));
-    }
-    let absent = *selector == Selector::default();
-    let value = if absent { "null".to_owned() } else { format!("{{{}}}", fields.join(",")) };
-    let kind = ErrorKind::Invalid;
-    errs.push(Error { kind, path: path.to_string(), value: Some(value), detail: why.to_owned() });
+    let shown = (!is_absent(selector)).then_some(selector);
+    go_dump::invalid(errs, path, "metav1.LabelSelector", shown, why);
+}
+
+/// Whether no selector was given. (An empty one has an empty `matchLabels`, see `gaps`.)
+pub(crate) fn is_absent(selector: &Selector) -> bool {
+    selector.match_labels.is_none() && selector.match_expressions.is_none()
 }
 
 /// The selector of a workload cannot change.

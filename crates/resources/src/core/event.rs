@@ -10,7 +10,7 @@ use crate::check::named;
 use crate::common::{age_micro, column, text, wide_column};
 use crate::def::{Column, ResourceDef, Strategy, Typed, age};
 
-const COLUMNS: &[Column] = &[
+pub(crate) const COLUMNS: &[Column] = &[
     column(
         "Last Seen",
         "string",
@@ -69,7 +69,7 @@ const COLUMNS: &[Column] = &[
     ),
 ];
 
-pub(super) static DEF: ResourceDef = ResourceDef {
+pub(crate) static DEF: ResourceDef = ResourceDef {
     short_names: &["ev"],
     columns: COLUMNS,
     create_on_update: true,
@@ -90,20 +90,7 @@ impl Strategy<Event> for Events {
     }
 
     fn validate(&self, obj: &Event, errs: &mut ErrorList) {
-        let own = text(obj.metadata.namespace.as_ref());
-        let target = text(obj.involved_object.namespace.as_ref());
-        let fits = match (target, obj.event_time.is_some()) {
-            ("", false) => matches!(own, "" | "default"),
-            ("", true) => matches!(own, "default" | "kube-system"),
-            _ => own == target,
-        };
-        if !fits {
-            let path = Path::new("involvedObject").child("namespace");
-            errs.invalid(path, target, "does not match event.namespace");
-        }
-        if obj.event_time.is_some() {
-            new_style(obj, errs);
-        }
+        validate(obj, "reportingComponent", errs);
     }
 
     fn row(&self, obj: &Event, now: Timestamp) -> Vec<Value> {
@@ -174,15 +161,33 @@ fn source(obj: &Event) -> String {
     if instance.is_empty() { component } else { format!("{component}, {instance}") }
 }
 
+/// Checks an event. `controller` is the field that names the reporting controller in the version of the request.
+pub(crate) fn validate(obj: &Event, controller: &str, errs: &mut ErrorList) {
+    let own = text(obj.metadata.namespace.as_ref());
+    let target = text(obj.involved_object.namespace.as_ref());
+    let fits = match (target, obj.event_time.is_some()) {
+        ("", false) => matches!(own, "" | "default"),
+        ("", true) => matches!(own, "default" | "kube-system"),
+        _ => own == target,
+    };
+    if !fits {
+        let path = Path::new("involvedObject").child("namespace");
+        errs.invalid(path, target, "does not match event.namespace");
+    }
+    if obj.event_time.is_some() {
+        new_style(obj, controller, errs);
+    }
+}
+
 /// What events with an `eventTime` must say.
-fn new_style(obj: &Event, errs: &mut ErrorList) {
+fn new_style(obj: &Event, field: &str, errs: &mut ErrorList) {
     const SHORT: usize = 128;
     const LONG: usize = 1024;
     let controller = text(obj.reporting_component.as_ref());
     if controller.is_empty() {
-        errs.required("reportingController", "");
+        errs.required(field, "");
     }
-    named(errs, &Path::new("reportingController"), controller, names::qualified_name);
+    named(errs, &Path::new(field), controller, names::qualified_name);
     for (field, value) in
         [("reportingInstance", &obj.reporting_instance), ("action", &obj.action), ("reason", &obj.reason)]
     {

@@ -292,7 +292,8 @@ fn volume(volume: &mut Volume) {
     network_volume(volume);
 }
 
-fn network_volume(volume: &mut Volume) {
+/// Defaults of network storage.
+pub(crate) fn network_volume(volume: &mut Volume) {
     if let Some(iscsi) = &mut volume.iscsi {
         string(&mut iscsi.iscsi_interface, "default");
     }

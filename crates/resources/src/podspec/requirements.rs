@@ -29,7 +29,8 @@ fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-fn is_overcommit_allowed(name: &str) -> bool {
+/// Whether more of a resource may be promised than there is.
+pub(crate) fn is_overcommit_allowed(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
@@ -81,7 +82,7 @@ fn is_integer(name: &str) -> bool {
 }
 
 /// Checks the name of a resource of a container; the path is the one of the whole entry.
-fn container_resource_name(name: &str, path: &Path, errs: &mut ErrorList) {
+pub(crate) fn container_resource_name(name: &str, path: &Path, errs: &mut ErrorList) {
     resource_name(name, path, errs);
     if !name.contains('/') {
         if !is_standard_container(name) {

@@ -60,7 +60,8 @@ pub(crate) fn node_selector(selector: &NodeSelector, path: &Path, errs: &mut Err
     }
 }
 
-fn node_selector_term(term: &NodeSelectorTerm, values: bool, path: &Path, errs: &mut ErrorList) {
+/// Checks one term of a node selector.
+pub(crate) fn node_selector_term(term: &NodeSelectorTerm, values: bool, path: &Path, errs: &mut ErrorList) {
     for (i, wanted) in term.match_expressions.iter().flatten().enumerate() {
         node_requirement(wanted, values, &path.child("matchExpressions").index(i), errs);
     }

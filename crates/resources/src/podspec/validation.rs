@@ -22,15 +22,7 @@ pub(crate) enum Place {
 
 /// Checks a pod template: its metadata and its spec.
 pub(crate) fn template(template: &PodTemplateSpec, path: &Path, errs: &mut ErrorList) {
-    if let Some(metadata) = &template.metadata {
-        if let Some(labels) = &metadata.labels {
-            validate_labels(labels, &path.child("labels"), errs);
-        }
-        if let Some(annotations) = &metadata.annotations {
-            validate_annotations(annotations, &path.child("annotations"), errs);
-        }
-        super::annotations::check(metadata, template.spec.as_ref(), &path.child("annotations"), errs);
-    }
+    template_metadata(template, path, errs);
     if let Some(spec) = &template.spec {
         self::spec(spec, Place::Template, &path.child("spec"), errs);
         if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
@@ -38,6 +30,18 @@ pub(crate) fn template(template: &PodTemplateSpec, path: &Path, errs: &mut Error
             errs.forbidden(at, "ephemeral containers not allowed in pod template");
         }
     }
+}
+
+/// Checks the metadata of a pod template alone.
+pub(crate) fn template_metadata(template: &PodTemplateSpec, path: &Path, errs: &mut ErrorList) {
+    let Some(metadata) = &template.metadata else { return };
+    if let Some(labels) = &metadata.labels {
+        validate_labels(labels, &path.child("labels"), errs);
+    }
+    if let Some(annotations) = &metadata.annotations {
+        validate_annotations(annotations, &path.child("annotations"), errs);
+    }
+    super::annotations::check(metadata, template.spec.as_ref(), &path.child("annotations"), errs);
 }
 
 /// Checks a pod spec below `path`.

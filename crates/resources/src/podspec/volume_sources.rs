@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::volumes::OnlyOne;
-use crate::check::{local_path, named, one_of};
+use crate::check::{each, local_path, named, no_backsteps, one_of};
 use crate::common::text;
 
-fn required(value: &str, path: &Path, field: &str, errs: &mut ErrorList) {
+/// A text that must not be empty.
+pub(crate) fn required(value: &str, path: &Path, field: &str, errs: &mut ErrorList) {
     if value.is_empty() {
         errs.required(path.child(field), "");
     }
@@ -27,6 +28,20 @@ fn partition(value: Option<i32>, path: &Path, errs: &mut ErrorList) {
     if let Some(value) = value.filter(|v| !(0..=255).contains(v)) {
         errs.invalid(path.child("partition"), value, names::in_range(1, 255));
     }
+}
+
+const HOST_PATH_TYPES: &[&str] =
+    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+
+/// A path of the machine.
+pub(crate) fn host_path(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
+    let Some(host_path) = &volume.host_path else { return };
+    let Some(at) = only.first(true, "hostPath", errs) else { return };
+    if host_path.path.is_empty() {
+        return errs.required(at.child("path"), "");
+    }
+    no_backsteps(errs, &at.child("path"), &host_path.path);
+    one_of(errs, &at.child("type"), text(host_path.type_.as_ref()), HOST_PATH_TYPES);
 }
 
 /// Git repositories and cloud disks.
@@ -143,15 +158,20 @@ fn is_iqn(text: &str) -> bool {
     dated && rest.split_once(':').is_some_and(|(domain, id)| !domain.is_empty() && !id.is_empty())
 }
 
-/// Checks an iSCSI qualified name.
-fn qualified_initiator(name: &str, path: &Path, errs: &mut ErrorList) {
+/// Whether a name is an iSCSI qualified one.
+pub(crate) fn is_initiator(name: &str) -> bool {
     let plain = |prefix: &str, length: usize| {
         name.strip_prefix(prefix)
             .is_some_and(|rest| rest.len() == length && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
     };
+    is_iqn(name) || plain("eui.", 16) || plain("naa.", 32)
+}
+
+/// Checks an iSCSI qualified name.
+fn qualified_initiator(name: &str, path: &Path, errs: &mut ErrorList) {
     if !["iqn", "eui", "naa"].iter().any(|prefix| name.starts_with(prefix)) {
         errs.invalid(path, name, "must be valid format starting with iqn, eui, or naa");
-    } else if !(is_iqn(name) || plain("eui.", 16) || plain("naa.", 32)) {
+    } else if !is_initiator(name) {
         errs.invalid(path, name, "must be valid format");
     }
 }
@@ -281,16 +301,20 @@ pub(crate) fn others(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorLi
     if let Some(csi) = &volume.csi
         && let Some(at) = only.first(true, "csi", errs)
     {
-        if csi.driver.is_empty() {
-            errs.required(at.child("driver"), "");
-        } else {
-            if csi.driver.len() > 63 {
-                errs.too_long(at.child("driver"), 63);
-            }
-            named(errs, &at.child("driver"), &csi.driver.to_lowercase(), names::dns1123_subdomain);
-        }
+        csi_driver(&csi.driver, &at.child("driver"), errs);
         if let Some(secret) = &csi.node_publish_secret_ref {
             required(&secret.name, &at.child("nodePublishSecretRef"), "name", errs);
         }
     }
+}
+
+/// Checks the name of a CSI driver.
+pub(crate) fn csi_driver(name: &str, path: &Path, errs: &mut ErrorList) {
+    if name.is_empty() {
+        return errs.required(path, "");
+    }
+    if name.len() > 63 {
+        errs.too_long(path, 63);
+    }
+    each(errs, path, name, names::dns1123_subdomain(&name.to_lowercase()));
 }

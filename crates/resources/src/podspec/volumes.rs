@@ -7,13 +7,14 @@ use coracle_meta::names;
 use coracle_meta::object_meta::{validate_annotations, validate_labels};
 use coracle_meta::quantity::Quantity as Number;
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, EphemeralVolumeSource, KeyToPath, PersistentVolumeClaimSpec, PodSpec,
-    ProjectedVolumeSource, Volume, VolumeProjection,
+    DownwardAPIVolumeFile, EphemeralVolumeSource, KeyToPath, PodSpec, ProjectedVolumeSource, Volume,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{env, volume_sources};
-use crate::check::{NOT_POSITIVE, local_file, named, no_backsteps, one_of};
+use crate::core::persistent_volume_claim;
+use crate::check::{local_file, one_of};
 use crate::common::text;
 
 /// What a bad file mode is told.
@@ -54,7 +55,23 @@ pub(crate) struct OnlyOne<'a> {
     path: &'a Path,
 }
 
-impl OnlyOne<'_> {
+impl<'a> OnlyOne<'a> {
+    /// No source yet of the volume at `path`.
+    pub(crate) fn new(path: &'a Path) -> Self {
+        Self { count: 0, path }
+    }
+
+    /// How many sources there were.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The path of a source that may be a second one.
+    pub(crate) fn another(&mut self, name: &str) -> Path {
+        self.count += 1;
+        self.path.child(name)
+    }
+
     /// The path of the volume.
     pub(crate) fn path(&self) -> &Path {
         self.path
@@ -76,24 +93,14 @@ impl OnlyOne<'_> {
 }
 
 fn source(volume: &Volume, path: &Path, errs: &mut ErrorList) {
-    let mut only = OnlyOne { count: 0, path };
+    let mut only = OnlyOne::new(path);
     if let Some(empty_dir) = &volume.empty_dir
         && let Some(at) = only.first(true, "emptyDir", errs)
         && empty_dir.size_limit.as_ref().is_some_and(|limit| Number::from_api(limit).sign() < 0)
     {
         errs.forbidden(at.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
     }
-    if let Some(host_path) = &volume.host_path
-        && let Some(at) = only.first(true, "hostPath", errs)
-    {
-        if host_path.path.is_empty() {
-            errs.required(at.child("path"), "");
-        } else {
-            no_backsteps(errs, &at.child("path"), &host_path.path);
-            let kind = text(host_path.type_.as_ref());
-            one_of(errs, &at.child("type"), kind, HOST_PATH_TYPES);
-        }
-    }
+    volume_sources::host_path(volume, &mut only, errs);
     volume_sources::disks(volume, &mut only, errs);
     if let Some(secret) = &volume.secret
         && let Some(at) = only.first(true, "secret", errs)
@@ -154,9 +161,6 @@ fn source(volume: &Volume, path: &Path, errs: &mut ErrorList) {
         errs.required(path, "must specify a volume type");
     }
 }
-
-const HOST_PATH_TYPES: &[&str] =
-    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
 
 fn mode(mode: Option<i32>, path: &Path, errs: &mut ErrorList) {
     if let Some(mode) = mode.filter(|m| !(0..=0o777).contains(m)) {
@@ -350,41 +354,5 @@ fn ephemeral(source: &EphemeralVolumeSource, path: &Path, errs: &mut ErrorList) 
             errs.forbidden(at.child(name), "cannot be set");
         }
     }
-    claim_spec(&template.spec, &path.child("spec"), errs);
-}
-
-fn claim_spec(spec: &PersistentVolumeClaimSpec, path: &Path, errs: &mut ErrorList) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let modes = spec.access_modes.as_deref().unwrap_or_default();
-    if modes.is_empty() {
-        errs.required(path.child("accessModes"), "at least 1 access mode is required");
-    }
-    crate::check::label_selector(spec.selector.as_ref(), &path.child("selector"), errs);
-    for mode in modes {
-        one_of(errs, &path.child("accessModes"), mode, MODES);
-    }
-    if modes.iter().any(|m| m == "ReadWriteOncePod") && modes.len() > 1 {
-        let why = "may not use ReadWriteOncePod with other access modes";
-        errs.forbidden(path.child("accessModes"), why);
-    }
-    match spec.resources.as_ref().and_then(|r| r.requests.as_ref()).and_then(|r| r.get("storage")) {
-        None => errs.required(path.child("resources").key("storage"), ""),
-        Some(size) => {
-            let at = path.child("resources").key("storage");
-            if Number::from_api(size).sign() <= 0 {
-                errs.invalid(&at, size.0.as_str(), NOT_POSITIVE);
-            }
-        }
-    }
-    for (field, value) in [
-        ("storageClassName", &spec.storage_class_name),
-        ("volumeAttributesClassName", &spec.volume_attributes_class_name),
-    ] {
-        if let Some(value) = value.as_deref().filter(|v| !v.is_empty()) {
-            named(errs, &path.child(field), value, names::dns1123_subdomain);
-        }
-    }
-    if let Some(mode) = spec.volume_mode.as_deref() {
-        one_of(errs, &path.child("volumeMode"), mode, &["Block", "Filesystem"]);
-    }
+    persistent_volume_claim::validate_spec(Some(&template.spec), false, &path.child("spec"), errs);
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::field::Path;
 use coracle_meta::quantity::Quantity as Number;
-use k8s_openapi::api::core::v1::{Container, PodSpec, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{Container, NodeSelectorTerm, PodSpec, Volume, VolumeProjection};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::common::text;
@@ -60,6 +60,18 @@ pub(crate) fn of(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path) -> Vec<
     annotations(meta, path, &mut out);
     containers(spec, path, &mut out);
     out
+}
+
+/// Warnings for old label names in the terms of a node selector.
+pub(crate) fn node_selector_terms(terms: &[NodeSelectorTerm], path: &Path, out: &mut Vec<String>) {
+    for (i, term) in terms.iter().enumerate() {
+        for (j, wanted) in term.match_expressions.iter().flatten().enumerate() {
+            if let Some((label, why)) = DEPRECATED_LABELS.iter().find(|(label, _)| *label == wanted.key) {
+                let at = path.index(i).child("matchExpressions").index(j).child("key");
+                out.push(format!("{at}: {label} is {why}"));
+            }
+        }
+    }
 }
 
 fn host_aliases(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
