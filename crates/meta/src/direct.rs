@@ -64,7 +64,7 @@ enum Place {
     Value,
     /// A map with free keys.
     Map,
-    /// A label selector.
+    /// A label selector: an empty one may not be taken for an absent one.
     Selector,
     Quantity,
     Time,
@@ -109,7 +109,6 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Plain<'_, D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        // An empty selector selects all, an absent one nothing: the type has one value for both.
         let place = if name == "LabelSelector" { Place::Selector } else { Place::Value };
         let visitor = Watching { inner: visitor, notes: self.notes, place };
         self.inner.deserialize_struct(name, fields, visitor)
@@ -229,10 +228,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watching<'_, V> {
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
         let start = self.notes.keys.borrow().len();
         let (free, notes) = (self.place == Place::Map, self.notes);
-        let filled = free || self.place == Place::Selector;
+        let some = free || self.place == Place::Selector;
         let value = self.inner.visit_map(Entries { inner, notes, start, free })?;
         let mut keys = notes.keys.borrow_mut();
-        notes.odd_if(filled && keys.len() == start);
+        notes.odd_if(some && keys.len() == start);
         keys.truncate(start);
         Ok(value)
     }
@@ -326,6 +325,11 @@ mod tests {
             (r#""image":"i""#, r#""image":"i","tty":false"#),
             (r#""image":"i""#, r#""image":7"#),
             (r#"{"a":"b"}"#, "{}"),
+            (
+                r#""containers":"#,
+                r#""topologySpreadConstraints":[{"maxSkew":1,"topologyKey":"a","whenUnsatisfiable":"b",
+                "labelSelector":{}}],"containers":"#,
+            ),
             ("80", "0"),
             ("80", "80.0"),
             (r#""100m""#, r#""0.1""#),

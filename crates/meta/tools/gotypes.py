@@ -59,6 +59,8 @@ def read(path, package):
             enums.setdefault(f"{package}.{name}", set())
     for name, value in re.findall(r'^\s*(?:const )?\w+\s+(\w+)\s*=\s*"([^"]*)"', text, re.M):
         constants.setdefault(f"{package}.{name}", set()).add(value)
+    for name, value in re.findall(r'^\s*(?:const )?\w+\s*=\s*(\w+)\("([^"]*)"\)', text, re.M):
+        constants.setdefault(f"{package}.{name}", set()).add(value)
     for name, body in re.findall(r"^type (\w+) struct \{\n(.*?)^\}", text, re.M | re.S):
         fields = []
         for line in body.splitlines():
