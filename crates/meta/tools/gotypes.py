@@ -27,7 +27,7 @@ OPAQUE = {"resource.Quantity", "intstr.IntOrString", "meta/v1.Time", "meta/v1.Mi
           "meta/v1.FieldsV1", "runtime.RawExtension", "apiextensions/v1.JSON", "apiextensions/v1.JSONSchemaPropsOrBool",
           "apiextensions/v1.JSONSchemaPropsOrArray", "apiextensions/v1.JSONSchemaPropsOrStringArray", "meta/v1.Verbs"}
 BASIC = {"string", "bool", "int", "int32", "int64", "uint64", "uint32", "uint16", "float64", "byte", "any", "interface{}"}
-types, structs, enums, constants = {}, {}, {}, {}
+types, structs, enums, constants, by_name = {}, {}, {}, {}, {}
 
 
 def expand(expr, package, imports):
@@ -57,8 +57,9 @@ def read(path, package):
         types[f"{package}.{name}"] = expand(definition.split("//")[0], package, imports)
         if re.search(r"^// ?\+enum", comment, re.M):
             enums.setdefault(f"{package}.{name}", set())
-    for name, value in re.findall(r'^\s*(?:const )?\w+\s+(\w+)\s*=\s*"([^"]*)"', text, re.M):
+    for constant, name, value in re.findall(r'^\s*(?:const )?(\w+)\s+(\w+)\s*=\s*"([^"]*)"', text, re.M):
         constants.setdefault(f"{package}.{name}", set()).add(value)
+        by_name[constant] = value
     for name, value in re.findall(r'^\s*(?:const )?\w+\s*=\s*(\w+)\("([^"]*)"\)', text, re.M):
         constants.setdefault(f"{package}.{name}", set()).add(value)
     for name, body in re.findall(r"^type (\w+) struct \{\n(.*?)^\}", text, re.M | re.S):
@@ -115,7 +116,7 @@ for name in sorted(done):
     if name in OPAQUE:
         print(name, "!")
     elif name in types:
-        values = sorted(constants.get(name, ())) if name in enums else []
+        values = sorted(by_name.get(v, v) for v in constants.get(name, ())) if name in enums else []
         print(name, local(types[name], package) + ("=" + ",".join(values) if values else ""))
     elif name in structs:
         parts = [f"{field}{via}:{'?' if omit else ''}{local(go, package)}" for field, via, go, omit in fields_of(name)]
