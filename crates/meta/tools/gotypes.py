@@ -27,7 +27,7 @@ OPAQUE = {"resource.Quantity", "intstr.IntOrString", "meta/v1.Time", "meta/v1.Mi
           "meta/v1.FieldsV1", "runtime.RawExtension", "apiextensions/v1.JSON", "apiextensions/v1.JSONSchemaPropsOrBool",
           "apiextensions/v1.JSONSchemaPropsOrArray", "apiextensions/v1.JSONSchemaPropsOrStringArray", "meta/v1.Verbs"}
 BASIC = {"string", "bool", "int", "int32", "int64", "uint64", "uint32", "uint16", "float64", "byte", "any", "interface{}"}
-types, structs, enums, constants, by_name = {}, {}, {}, {}, {}
+types, structs, enums, constants, others, by_name = {}, {}, {}, {}, {}, {}
 
 
 def expand(expr, package, imports):
@@ -62,6 +62,8 @@ def read(path, package):
         by_name[constant] = value
     for name, value in re.findall(r'^\s*(?:const )?\w+\s*=\s*(\w+)\("([^"]*)"\)', text, re.M):
         constants.setdefault(f"{package}.{name}", set()).add(value)
+    for name, constant in re.findall(r'^\s*(?:const )?\w+\s*=\s*(\w+)\((?:\w+\.)?(\w+)\)', text, re.M):
+        others.setdefault(f"{package}.{name}", set()).add(constant)
     for name, body in re.findall(r"^type (\w+) struct \{\n(.*?)^\}", text, re.M | re.S):
         fields = []
         for line in body.splitlines():
@@ -116,7 +118,8 @@ for name in sorted(done):
     if name in OPAQUE:
         print(name, "!")
     elif name in types:
-        values = sorted(by_name.get(v, v) for v in constants.get(name, ())) if name in enums else []
+        values = set(constants.get(name, ())) | {by_name[c] for c in others.get(name, ()) if c in by_name}
+        values = sorted(values) if name in enums else []
         print(name, local(types[name], package) + ("=" + ",".join(values) if values else ""))
     elif name in structs:
         parts = [f"{field}{via}:{'?' if omit else ''}{local(go, package)}" for field, via, go, omit in fields_of(name)]
