@@ -3,8 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// A failure to print and exit with. Each has one sentence for what happened and one for what to do.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Failure {
     what: String,
     hint: String,
@@ -27,11 +29,31 @@ impl Failure {
     pub fn usage(what: impl fmt::Display) -> Self {
         Self { status: 2, ..Self::new(what, "see `coracle --help`") }
     }
+    /// Ctrl-C or SIGTERM came before the work was done.
+    pub fn interrupted(hint: &str) -> Self {
+        Self { status: 130, ..Self::new("interrupted", hint) }
+    }
+    /// The same, with a hint unless it has one.
+    #[must_use]
+    pub fn or_hint(self, hint: &str) -> Self {
+        if self.hint.is_empty() { Self { hint: hint.into(), ..self } } else { self }
+    }
+    /// The same about a thing, with a hint unless it has one: then it is not about the thing.
+    #[must_use]
+    pub fn about(self, thing: &str, hint: &str) -> Self {
+        if !self.hint.is_empty() {
+            return self;
+        }
+        Self { what: format!("cannot import {thing}: {}", self.what), ..self }.or_hint(hint)
+    }
     /// A file operation failed.
     pub fn file(doing: &str, path: &Path, why: &std::io::Error) -> Self {
         let hint = match why.kind() {
             std::io::ErrorKind::StorageFull => "free some disk space and try again",
-            std::io::ErrorKind::PermissionDenied => "run as root, or choose another --data-dir",
+            std::io::ErrorKind::PermissionDenied => "run it with sudo, or name a path that you may use",
+            std::io::ErrorKind::ReadOnlyFilesystem => {
+                "the file system is read-only: choose another --data-dir"
+            }
             _ => "check the path",
         };
         Self::new(format!("cannot {doing} {}: {why}", path.display()), hint)

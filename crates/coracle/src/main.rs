@@ -4,13 +4,17 @@ mod apiserver;
 mod cli;
 mod cluster;
 mod control;
+mod data_dir;
 mod demo;
+mod detach;
 mod down;
 mod error;
 mod image;
 mod kubeconfig;
 mod node;
 mod pki;
+mod ports;
+mod process;
 mod progress;
 mod up;
 

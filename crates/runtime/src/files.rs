@@ -11,10 +11,15 @@ use serde::de::DeserializeOwned;
 /// Writes a file so that a reader sees the old or the new content, also after a crash.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     let temp = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = fs::File::create(&temp)?;
-    file.write_all(content)?;
-    file.sync_data()?;
-    fs::rename(&temp, path)
+    let write = || {
+        let mut file = fs::File::create(&temp)?;
+        file.write_all(content)?;
+        file.sync_data()?;
+        fs::rename(&temp, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
 }
 
 /// Writes a value as JSON, atomically.

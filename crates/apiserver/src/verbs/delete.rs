@@ -278,7 +278,10 @@ fn begin_grace(resource: &Resource, obj: &mut dyn Object, asked: Option<i64>, no
     let Some(period) = resource.def.strategy.graceful_deletion(obj, asked) else { return Grace::None };
     let meta = obj.meta_mut();
     if let Some(Time(at)) = &meta.deletion_timestamp {
-        let Some(granted) = meta.deletion_grace_period_seconds else { return Grace::None };
+        // Granted nothing and still here: a write came between the mark and the removal, so remove it now.
+        let Some(granted) = meta.deletion_grace_period_seconds.filter(|g| *g > 0) else {
+            return Grace::None;
+        };
         return match asked {
             Some(asked) if asked < granted => {
                 let shorter = jiff::SignedDuration::from_secs(granted - asked);

@@ -77,7 +77,7 @@ pub(crate) fn unpack(input: impl Read, dest: &Path) -> io::Result<String> {
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, &mut stream));
         let mut target = Target::open(dest)?;
         for entry in archive.entries()? {
-            let mut entry = entry?;
+            let mut entry = entry.map_err(|e| not_tar(&e))?;
             let name = entry.path()?.into_owned();
             target
                 .extract(&mut entry, &name)
@@ -86,6 +86,17 @@ pub(crate) fn unpack(input: impl Read, dest: &Path) -> io::Result<String> {
         target.finish()?;
     }
     stream.finish()
+}
+
+/// What the tar reader says about something that is no tar, without the content it quotes.
+pub(crate) fn not_tar(why: &io::Error) -> io::Error {
+    if why.kind() == io::ErrorKind::StorageFull {
+        return io::Error::new(why.kind(), why.to_string());
+    }
+    let text = why.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let quoted = first.find(" when getting").or_else(|| first.find(':')).unwrap_or(first.len());
+    invalid(&format!("not a tar archive, or damaged ({})", &first[..quoted]))
 }
 
 struct Target {

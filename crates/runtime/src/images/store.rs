@@ -177,9 +177,13 @@ impl ImageStore {
         let path = self.root.join("blobs/sha256").join(&name);
         if !path.exists() {
             let temporary = self.temporary();
-            fs::write(&temporary, content)?;
-            fs::File::open(&temporary)?.sync_data()?;
-            fs::rename(temporary, path)?;
+            let written = fs::write(&temporary, content)
+                .and_then(|()| fs::File::open(&temporary)?.sync_data())
+                .and_then(|()| fs::rename(&temporary, path));
+            if written.is_err() {
+                crate::files::remove_file(&temporary)?;
+            }
+            written?;
         }
         Ok(name)
     }
