@@ -4,7 +4,7 @@ use std::path::Path;
 
 use coracle_testkit::{Census, Machine, coracle, run};
 
-use crate::{Background, MAIN, nothing_left, plain, refused, up};
+use crate::{Background, MAIN, UP, nothing_left, plain, refused, up};
 
 #[test]
 fn wrong_arguments_are_named_with_status_2_and_help_is_everywhere() {
@@ -28,8 +28,11 @@ fn wrong_arguments_are_named_with_status_2_and_help_is_everywhere() {
         (&["--node-ip", "::1"][..], &["--node-ip", "IPv4"][..]),
         (&["--node-name", "Big_Node"], &["--node-name \"Big_Node\"", "DNS name"]),
         (&["--cluster-cidr", "10.1.2.3"], &["--cluster-cidr \"10.1.2.3\"", "range such as"]),
-        (&["--cluster-cidr", "10.96.3.0/24"], &["overlap", "10.96.0.0/16"]),
-        (&["--kubelet-port", "6443"], &["--api-port and --kubelet-port are both 6443"]),
+        (
+            &["--cluster-cidr", "10.96.3.0/24", "--service-cluster-ip-range", "10.96.0.0/16"],
+            &["overlap", "10.96.0.0/16"],
+        ),
+        (&["--api-port", "6443", "--kubelet-port", "6443"], &["--api-port and --kubelet-port are both 6443"]),
         (&["--log", "a=b=c"], &["--log \"a=b=c\""]),
     ] {
         refused(machine.coracle(MAIN, &[&["up", "--detach"], args].concat()), 2, words);
@@ -80,8 +83,8 @@ fn commands_without_a_cluster_say_so_and_what_makes_one() {
     for args in [&["down"][..], &["down", "--purge"]] {
         assert!(machine.coracle(MAIN, args).ok().contains("no cluster in"), "nothing to do is no error");
     }
-    let url = refused(plain(&machine, &["demo", "get", "http://127.0.0.1:9/"]), 1, &["refused"]);
-    assert!(url.contains("http://127.0.0.1:9/"), "{url}");
+    let said = plain(&machine, &["demo", "get", "http://127.0.0.1:9/"]).fails();
+    assert!(said.contains("http://127.0.0.1:9/: Connection refused"), "{said}");
     nothing_left(&machine, &before);
 }
 
@@ -110,7 +113,7 @@ fn taken_port_is_named_with_the_program_that_has_it() {
         });
         let before = Census::own(&machine);
         let in_use = format!("port {port} is in use by ");
-        let said = refused(machine.coracle(MAIN, &["up", "--detach"]), 1, &[&in_use, "(pid ", option]);
+        let said = refused(machine.coracle(MAIN, UP), 1, &[&in_use, "(pid ", option]);
         let pid = said.split("(pid ").nth(1).and_then(|t| t.split(')').next()).expect("a pid");
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("it lives");
         assert!(line.contains("serve"), "{line:?}");
@@ -172,7 +175,7 @@ pub fn while_it_runs(machine: &Machine) {
 fn two_starts_at_the_same_moment_make_one_cluster() {
     let machine = Machine::new("twice");
     let before = Census::own(&machine);
-    let start = || machine.coracle(MAIN, &["up", "--detach", "--node-name", "node"]);
+    let start = || machine.coracle(MAIN, UP);
     let (one, two) = std::thread::scope(|scope| {
         let one = scope.spawn(start);
         (start(), one.join().expect("no panic"))

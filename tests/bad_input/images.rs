@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_testkit::{Machine, Output, retry, run};
+use coracle_testkit::{Machine, Output, retry};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

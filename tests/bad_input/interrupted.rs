@@ -12,7 +12,11 @@ use crate::{MAIN, nothing_left, up};
 /// Starts `up`, sends the signal when a line with `at` appears; status and what was said.
 fn interrupt(machine: &Machine, args: &[&str], at: &str, signal: Signal) -> (i32, String) {
     let mut command = machine.command(&coracle());
-    command.arg("up").args(args).args(["--node-name", "node", "--data-dir"]).arg(machine.data(MAIN));
+    command
+        .arg("up")
+        .args(args)
+        .args(["--node-name", "node", "--api-port", "6443", "--data-dir"])
+        .arg(machine.data(MAIN));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();

@@ -22,10 +22,14 @@ fn plain(machine: &Machine, args: &[&str]) -> Output {
     run(machine.command(&coracle()).args(args))
 }
 
+/// Starts a cluster in the background. Ports are given: the default ones depend on what else runs.
+const UP: &[&str] =
+    &["up", "--detach", "--node-name", "node", "--api-port", "6443", "--kubelet-port", "10250"];
+
 /// Starts the machine's cluster in the background.
 #[track_caller]
 fn up(machine: &Machine) -> String {
-    machine.coracle(MAIN, &["up", "--detach", "--node-name", "node"]).ok()
+    machine.coracle(MAIN, UP).ok()
 }
 
 /// Checks that a command failed with one error message: with all the words, and a line that says what to do.

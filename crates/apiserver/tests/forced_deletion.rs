@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use coracle_store::{
-    Entry, MemoryStore, Op, Range, RangeResult, Revision, Store, StoreError, Txn, Watch,
-};
+use coracle_store::{Entry, MemoryStore, Op, Range, RangeResult, Revision, Store, StoreError, Txn, Watch};
 use http::{Method, StatusCode};
 use serde_json::json;
 use support::Cluster;

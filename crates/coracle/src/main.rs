@@ -52,7 +52,7 @@ fn run() -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Up(args) => up::up(args).await,
             Command::Down(args) => down::down(args).await,
@@ -61,5 +61,8 @@ fn run() -> Result<(), Failure> {
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }
-    })
+    });
+    // Nothing waits for what still runs on threads (an import, a hash): every write survives an abrupt end.
+    runtime.shutdown_background();
+    result
 }

@@ -15,7 +15,8 @@ pub fn running(paths: &Paths) -> Option<Pid> {
     (start_time(pid)? == started).then(|| Pid::from_raw(pid))
 }
 
-/// Start time of a live (not zombie) process in clock ticks since boot: with the pid it names a process for good.
+/// Start time of a live (not zombie) process in clock ticks since boot: with the pid it names a process for
+/// good.
 pub fn start_time(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name is in parentheses and may hold anything; fields after it are plain.

@@ -160,7 +160,9 @@ impl ImageStore {
             return Ok(());
         }
         let temporary = self.temporary();
-        let made = fs::create_dir_all(temporary.join("fs"))
+        // Not `create_dir_all`: a store that was removed meanwhile must not come back.
+        let made = fs::create_dir(&temporary)
+            .and_then(|()| fs::create_dir(temporary.join("fs")))
             .and_then(|()| fill(&temporary.join("fs")))
             .and_then(|()| match fs::rename(&temporary, &place) {
                 // Someone else was faster; theirs is as good.

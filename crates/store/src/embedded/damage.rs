@@ -76,7 +76,8 @@ fn culprit(dir: &Path) -> Option<PathBuf> {
     None
 }
 
-fn journals(dir: &Path) -> String {
+/// The journals there are, as alternatives.
+pub(super) fn journals(dir: &Path) -> String {
     let mut names: Vec<String> = fs::read_dir(dir.join("data"))
         .into_iter()
         .flatten()
@@ -86,5 +87,5 @@ fn journals(dir: &Path) -> String {
         .map(|name| format!("data/{name}"))
         .collect();
     names.sort();
-    names.join(" or ")
+    if names.is_empty() { "data/0.jnl".to_owned() } else { names.join(" or ") }
 }

@@ -125,8 +125,9 @@ impl Disk {
             && acknowledged > newest
         {
             return Err(self.corrupted(format!(
-                "revision {acknowledged} was acknowledged, but the data end at revision {newest}; \
-                 restore a backup of the directory"
+                "revision {acknowledged} was acknowledged, but the data end at revision {newest}: {} is \
+                 damaged, cut off or gone",
+                damage::journals(&self.path)
             )));
         }
         Ok(Recovered { index, revision: newest, compacted })
@@ -140,9 +141,10 @@ impl Disk {
             let revision = key.get(..8).and_then(number).ok_or_else(|| self.damaged("a log key"))?;
             if revision > logged + 1 {
                 return Err(self.corrupted(format!(
-                    "revisions {} to {} are missing; restore a backup of the directory",
+                    "revisions {} to {} are missing: {} is damaged",
                     logged + 1,
-                    revision - 1
+                    revision - 1,
+                    damage::journals(&self.path)
                 )));
             }
             logged = revision;
