@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::layer::{Hashing, hex};
+use super::layer::hex;
 use super::reference::Reference;
 use super::store::{ImageRecord, ImageStore, parse_config};
 
@@ -31,9 +31,8 @@ pub(crate) fn ensure(store: &ImageStore, name: &str, exe: &Path) -> io::Result<(
     {
         return Ok(());
     }
-    // Not the digest of a tar, which nobody will ever see, but as unique.
-    let content = Hashing::new(fs::File::open(exe)?).finish()?;
-    let layer = hex(&Sha256::digest(format!("coracle self image 1 {content}")));
+    // Not the digest of a tar, which nobody will ever see, but as unique on this machine; and nothing to read.
+    let layer = hex(&Sha256::digest(format!("coracle self image 1 {stamp}")));
     let config = serde_json::to_vec(&json!({
         "architecture": super::archive::machine(),
         "os": "linux",
