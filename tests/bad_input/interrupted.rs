@@ -41,13 +41,22 @@ fn first_start_that_is_interrupted_leaves_nothing() {
     let before = Census::own(&machine);
     for (args, at, signal) in [
         (&["--detach"][..], "certificates", Signal::SIGINT),
-        (&["--detach"], "network", Signal::SIGTERM),
+        (&["--detach"], "API server", Signal::SIGTERM),
         (&[], "machine", Signal::SIGINT),
-        (&[], "runtime", Signal::SIGINT),
+        (&[], "network", Signal::SIGINT),
     ] {
-        let (status, said) = interrupt(&machine, args, at, signal);
-        assert_eq!(status, 130, "{args:?} {at}: {said}");
-        assert!(said.contains("error: interrupted") && said.contains("nothing of it is left"), "{said}");
+        let interrupted = (0..5).any(|_| {
+            let (status, said) = interrupt(&machine, args, at, signal);
+            if said.contains("is Ready") {
+                // The start was faster than this test.
+                machine.coracle(MAIN, &["down", "--purge"]).ok();
+                return false;
+            }
+            assert_eq!(status, 130, "{args:?} {at}: {said}");
+            assert!(said.contains("error: interrupted") && said.contains("nothing of it is left"), "{said}");
+            true
+        });
+        assert!(interrupted, "{args:?} {at}: never in time");
         nothing_left(&machine, &before);
     }
 }

@@ -95,8 +95,7 @@ impl Owner {
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    let mut text = String::new();
-                    let _ = file.read_to_string(&mut text);
+                    let text = patiently_read(&mut file);
                     let pid = text.split_whitespace().next().unwrap_or("unknown");
                     return Err(Failure::new(
                         format!("another coracle (pid {pid}) is at work on {}", paths.data.display()),
@@ -116,6 +115,19 @@ impl Owner {
             return Ok(Self { path, file });
         }
     }
+}
+
+/// Who has just taken the lock needs a moment to write who it is.
+fn patiently_read(file: &mut File) -> String {
+    let mut text = String::new();
+    for _ in 0..10 {
+        let _ = file.read_to_string(&mut text);
+        if !text.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    text
 }
 
 impl Drop for Owner {

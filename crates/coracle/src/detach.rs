@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use crate::cluster::{Paths, make_dir};
-use crate::data_dir;
+use crate::data_dir::{self, Owner};
 use crate::error::Failure;
 use crate::process::Signals;
 
@@ -71,7 +71,11 @@ pub async fn start(paths: &Paths) -> Result<(), Failure> {
         let what = format!("the cluster did not start ({status})");
         return Err(Failure::new(what, format!("see {}", log_path.display())));
     };
-    if made && data_dir::is_new(&paths.data) {
+    // Only what this process made, and only if no other start has taken it over.
+    if made
+        && let Ok(_owner) = Owner::take(paths)
+        && data_dir::is_new(&paths.data)
+    {
         data_dir::remove(&paths.data)?;
     }
     Err(failure)

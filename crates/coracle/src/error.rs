@@ -5,18 +5,22 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::up::Undo;
+
 /// A failure to print and exit with. Each has one sentence for what happened and one for what to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Failure {
     what: String,
     hint: String,
     status: i32,
+    #[serde(skip)]
+    undo: Option<Undo>,
 }
 
 impl Failure {
     /// `what` happened; `hint` says what to do (may be empty).
     pub fn new(what: impl fmt::Display, hint: impl Into<String>) -> Self {
-        Self { what: what.to_string(), hint: hint.into(), status: 1 }
+        Self { what: what.to_string(), hint: hint.into(), status: 1, undo: None }
     }
     /// The configuration file cannot be used.
     pub fn config(path: &Path, why: impl fmt::Display) -> Self {
@@ -57,6 +61,15 @@ impl Failure {
             _ => "check the path",
         };
         Self::new(format!("cannot {doing} {}: {why}", path.display()), hint)
+    }
+    /// The same, with what is to be taken back when everything has ended.
+    #[must_use]
+    pub fn undoing(self, undo: Undo) -> Self {
+        Self { undo: Some(undo), ..self }
+    }
+    /// What is to be taken back.
+    pub fn take_undo(&mut self) -> Option<Undo> {
+        self.undo.take()
     }
     /// The process's exit status.
     pub fn status(&self) -> i32 {

@@ -18,6 +18,8 @@ mod process;
 mod progress;
 mod up;
 
+use std::time::Duration;
+
 use cli::Command;
 use error::Failure;
 
@@ -62,7 +64,20 @@ fn run() -> Result<(), Failure> {
             Command::Demo(_) => Ok(()),
         }
     });
-    // Nothing waits for what still runs on threads (an import, a hash): every write survives an abrupt end.
-    runtime.shutdown_background();
-    result
+    let Err(mut failure) = result else {
+        // Nothing waits for what still runs on threads (an import): every write survives an abrupt end.
+        runtime.shutdown_background();
+        return Ok(());
+    };
+    if let Some(undo) = failure.take_undo() {
+        // What runs on threads must not make again what is removed.
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if let Ok(runtime) = runtime {
+            runtime.block_on(undo.run());
+        }
+    } else {
+        runtime.shutdown_background();
+    }
+    Err(failure)
 }

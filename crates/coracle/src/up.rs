@@ -145,12 +145,8 @@ async fn foreground(args: &UpArgs, paths: &Paths, mut signals: Signals) -> Resul
     };
     let node = match started {
         Ok(node) => node,
-        Err(failure) => {
-            if first {
-                undo(paths).await;
-            }
-            return Err(failure);
-        }
+        Err(failure) if first => return Err(failure.undoing(Undo { paths: paths.clone(), _owner: owner })),
+        Err(failure) => return Err(failure),
     };
     if args.daemon {
         progress.line(detach::READY);
@@ -164,15 +160,25 @@ async fn foreground(args: &UpArgs, paths: &Paths, mut signals: Signals) -> Resul
     Ok(())
 }
 
-/// Takes back a first start. What cannot be removed now is left to `down --purge`.
-async fn undo(paths: &Paths) {
-    let cluster = Cluster::load(paths).ok().flatten().unwrap_or_else(|| Cluster::nameless(paths));
-    let done = match dismantle(paths, &cluster, &|_| {}).await {
-        Ok(()) => data_dir::remove(&paths.data).map(drop),
-        Err(e) => Err(e),
-    };
-    if let Err(e) = done {
-        tracing::warn!("not all was taken back: {e}");
+/// A first start to be taken back, once all that it set in motion has ended.
+#[derive(Debug)]
+pub struct Undo {
+    paths: Paths,
+    _owner: Owner,
+}
+
+impl Undo {
+    /// Removes what the start made. What cannot be removed now is left to `down --purge`.
+    pub async fn run(self) {
+        let Self { paths, _owner } = self;
+        let cluster = Cluster::load(&paths).ok().flatten().unwrap_or_else(|| Cluster::nameless(&paths));
+        let done = match dismantle(&paths, &cluster, &|_| {}).await {
+            Ok(()) => data_dir::remove(&paths.data).map(drop),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = done {
+            tracing::warn!("not all was taken back: {e}");
+        }
     }
 }
 

@@ -94,6 +94,9 @@ pub(crate) fn not_tar(why: &io::Error) -> io::Error {
         return io::Error::new(why.kind(), why.to_string());
     }
     let text = why.to_string();
+    if why.kind() == io::ErrorKind::UnexpectedEof || text.starts_with("failed to read entire block") {
+        return invalid("the archive is cut off");
+    }
     let first = text.lines().next().unwrap_or_default();
     let quoted = first.find(" when getting").or_else(|| first.find(':')).unwrap_or(first.len());
     invalid(&format!("not a tar archive, or damaged ({})", &first[..quoted]))
@@ -260,7 +263,17 @@ fn mtime(header: &Header) -> i64 {
 
 fn ids(header: &Header) -> io::Result<(Uid, Gid)> {
     let id = |v: u64| u32::try_from(v).map_err(|_| invalid("owner out of range"));
-    Ok((Uid::from_raw(id(header.uid()?)?), Gid::from_raw(id(header.gid()?)?)))
+    let old = header.as_old();
+    let (uid, gid) = (or_blank(header.uid(), &old.uid)?, or_blank(header.gid(), &old.gid)?);
+    Ok((Uid::from_raw(id(uid)?), Gid::from_raw(id(gid)?)))
+}
+
+/// A field that was left blank means 0, as other readers take it.
+fn or_blank(value: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+    match value {
+        Err(_) if field.iter().all(|b| matches!(b, 0 | b' ')) => Ok(0),
+        other => other,
+    }
 }
 
 fn owner_at(parent: &OwnedFd, name: &OsStr, header: &Header) -> io::Result<()> {
