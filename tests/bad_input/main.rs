@@ -40,7 +40,8 @@ fn refused(output: Output, status: i32, words: &[&str]) -> String {
     for word in words {
         assert!(stderr.contains(word), "{word:?} is not in: {stderr}");
     }
-    assert_eq!(stderr.matches("error: ").count(), 1, "one message: {stderr}");
+    let messages = stderr.lines().filter(|l| l.starts_with("error: ")).count();
+    assert_eq!(messages, 1, "one message: {stderr}");
     assert!(stderr.contains("\n  → ") || stderr.contains("try '--help'"), "says what to do: {stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
     stderr

@@ -17,6 +17,8 @@ const PODS: &str = "/api/v1/namespaces/default/pods";
 struct Contended {
     inner: Arc<MemoryStore>,
     lost: AtomicUsize,
+    /// The other write is a deletion.
+    deletes: bool,
 }
 
 #[async_trait]
@@ -37,6 +39,9 @@ impl Store for Contended {
         if let [Op::Delete { key }] = &txn.ops[..] {
             let lose = |n: usize| n.checked_sub(1);
             if self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_ok() {
+                if self.deletes {
+                    self.inner.commit(Txn { conditions: Vec::new(), ops: txn.ops.clone() }).await?;
+                }
                 let current = self.inner.get(key).await?;
                 return Err(StoreError::ConditionFailed { key: key.clone(), current });
             }
@@ -51,8 +56,8 @@ impl Store for Contended {
     }
 }
 
-async fn with_pod(lost: usize) -> (Cluster, Arc<Contended>) {
-    let store = Arc::new(Contended { inner: MemoryStore::new(), lost: AtomicUsize::new(lost) });
+async fn with_pod(lost: usize, deletes: bool) -> (Cluster, Arc<Contended>) {
+    let store = Arc::new(Contended { inner: MemoryStore::new(), lost: AtomicUsize::new(lost), deletes });
     let cluster = Cluster::over(store.clone()).await;
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
@@ -71,7 +76,7 @@ async fn force_delete(cluster: &Cluster) -> support::Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pod_that_changes_between_mark_and_removal_is_removed_all_the_same() {
-    let (cluster, _store) = with_pod(1).await;
+    let (cluster, _store) = with_pod(1, false).await;
     assert_eq!(force_delete(&cluster).await.code, StatusCode::OK);
     assert_eq!(cluster.get(&format!("{PODS}/p")).await.code, StatusCode::NOT_FOUND);
 }
@@ -79,7 +84,7 @@ async fn pod_that_changes_between_mark_and_removal_is_removed_all_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pod_left_without_grace_goes_with_the_next_write_or_deletion() {
     for write in [true, false] {
-        let (cluster, store) = with_pod(usize::MAX).await;
+        let (cluster, store) = with_pod(usize::MAX, false).await;
         assert_eq!(force_delete(&cluster).await.code, StatusCode::CONFLICT);
         let left = cluster.get(&format!("{PODS}/p")).await.json();
         assert_eq!(left["metadata"]["deletionGracePeriodSeconds"], 0);
@@ -93,4 +98,12 @@ async fn pod_left_without_grace_goes_with_the_next_write_or_deletion() {
         }
         assert_eq!(cluster.get(&format!("{PODS}/p")).await.code, StatusCode::NOT_FOUND);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pod_that_someone_else_removes_first_counts_as_deleted() {
+    let (cluster, _store) = with_pod(1, true).await;
+    let answer = force_delete(&cluster).await;
+    assert_eq!((answer.code, &answer.json()["metadata"]["name"]), (StatusCode::OK, &json!("p")));
+    assert_eq!(cluster.get(&format!("{PODS}/p")).await.code, StatusCode::NOT_FOUND);
 }

@@ -114,9 +114,21 @@ impl Server {
                     return Ok(answer(resource, entry, &*old));
                 }
                 let entry = self.mark(resource, entry, obj).await?;
-                self.remove_and_answer(resource, &entry, &*old, false).await
+                match self.remove_and_answer(resource, &entry, &*old, false).await {
+                    // Who saw the mark, such as the kubelet, was faster: that is what was wanted.
+                    Err(None) if !self.exists(resource, namespace, &*old).await => {
+                        Ok(answer(resource, entry, &*old))
+                    }
+                    other => other,
+                }
             }
         }
+    }
+
+    /// Whether this very object, not only one of its name, is still there.
+    async fn exists(&self, resource: &Resource, namespace: &str, obj: &dyn Object) -> bool {
+        let present = self.get(resource, namespace, obj.name()).await.and_then(|entry| entry.decoded());
+        present.is_ok_and(|present| present.meta().uid == obj.meta().uid)
     }
 
     async fn mark(
