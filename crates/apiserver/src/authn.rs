@@ -44,13 +44,20 @@ impl TokenCache {
 pub(crate) struct Connection {
     /// DER, if one was shown and chains to the client CA.
     pub(crate) client_cert: Option<Vec<u8>>,
+    /// What is wrong with the one that was shown instead.
+    refused: Option<String>,
     known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
 }
 
 impl Connection {
     /// A connection with this client certificate.
     pub(crate) fn new(client_cert: Option<Vec<u8>>) -> Self {
-        Self { client_cert, known: Mutex::new(None) }
+        Self { client_cert, refused: None, known: Mutex::new(None) }
+    }
+
+    /// A connection whose client certificate is not to be believed.
+    pub(crate) fn refused(why: String) -> Self {
+        Self { client_cert: None, refused: Some(why), known: Mutex::new(None) }
     }
 }
 
@@ -62,6 +69,10 @@ impl Server {
         bearer: Option<&str>,
     ) -> Option<Arc<UserInfo>> {
         if connection.client_cert.is_none() && bearer.is_none() {
+            if let Some(why) = &connection.refused {
+                tracing::warn!(%why, "client certificate refused");
+                return None;
+            }
             return Some(Arc::new(UserInfo::anonymous()));
         }
         if connection.client_cert.is_some() {
@@ -86,6 +97,7 @@ impl Server {
                 }
                 Some(user)
             }
+            Ok(None) if connection.refused.is_some() => None,
             Ok(None) => Some(Arc::new(UserInfo::anonymous())),
             Err(e) => {
                 tracing::debug!(error = %e, "authentication failed");

@@ -170,6 +170,13 @@ pub fn generate_key() -> Result<String, PkiError> {
     Ok(KeyPair::generate()?.serialize_pem())
 }
 
+/// Whether both are readable and the key is that of the (first) certificate.
+pub fn belong_together(cert_pem: &str, key_pem: &str) -> bool {
+    let (Ok(key), Ok(der)) = (KeyPair::from_pem(key_pem), first_der(cert_pem)) else { return false };
+    x509_parser::parse_x509_certificate(&der)
+        .is_ok_and(|(_, c)| c.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+}
+
 /// When the first certificate of a PEM text expires.
 ///
 /// # Errors

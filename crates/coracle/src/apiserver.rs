@@ -10,7 +10,6 @@ use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::static_token::StaticTokens;
 use coracle_stdx::Clock;
 use coracle_store::{EmbeddedConfig, EmbeddedStore};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ApiserverArgs;
@@ -18,6 +17,7 @@ use crate::cluster::{make_dir, node_ip};
 use crate::error::Failure;
 use crate::node::{ServerParts, server_config, store_failure};
 use crate::pki;
+use crate::up::bind;
 
 fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))
@@ -29,32 +29,31 @@ fn read(path: &Path) -> Result<String, Failure> {
 /// A flag, file or port that cannot be used.
 pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let clock = Clock::system();
-    make_dir(&args.data_dir, 0o700)?;
+    // What others gave comes first, so that nothing is made when it cannot be used.
     let advertise = args.advertise_address.or_else(node_ip).unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let tls = serving(&args, advertise, &clock)?;
     let tokens = args.token_auth_file.as_deref().map(tokens).transpose()?;
-    let key = match &args.service_account_signing_key_file {
-        Some(path) => read(path)?,
-        None => pki::signing_key(&args.data_dir)?,
-    };
+    let client_ca = args.client_ca_file.as_deref().map(read).transpose()?;
+    let node_ports = port_range(&args.service_node_port_range)?;
+    let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
+    let address = SocketAddr::new(args.bind_address, args.secure_port);
+    let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
+    make_dir(&args.data_dir, 0o700)?;
+    let store = EmbeddedStore::open(EmbeddedConfig { dir: args.data_dir.join("store") })
+        .map_err(|e| store_failure(&e))?;
+    let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer =
         TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
             .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
-    let address = SocketAddr::new(args.bind_address, args.secure_port);
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        Failure::new(format!("cannot listen on {address}: {e}"), "choose another --secure-port")
-    })?;
-    let store = EmbeddedStore::open(EmbeddedConfig { dir: args.data_dir.join("store") })
-        .map_err(|e| store_failure(&e))?;
     let config = server_config(ServerParts {
         store,
         clock,
         tls,
-        client_ca: args.client_ca_file.as_deref().map(read).transpose()?,
+        client_ca,
         tokens,
         issuer,
         service_cidr: &args.service_cluster_ip_range,
-        node_ports: port_range(&args.service_node_port_range)?,
+        node_ports,
         advertise: SocketAddr::new(advertise, args.secure_port),
         kubelet_client: None,
         bootstrap: coracle_auth::bootstrap::objects(),

@@ -8,15 +8,20 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::Failure;
 
-/// Kubernetes 1.36 in one binary.
+/// Options of all commands stand below a command's own in its help.
+const LAST: usize = 1000;
+/// What `--version` prints after the name.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (Kubernetes v1.36.2+coracle)");
+
+/// Kubernetes 1.36 in one binary: `coracle up` turns this machine into a cluster.
 #[derive(Debug, Parser)]
-#[command(name = "coracle", version, about, disable_help_subcommand = true)]
+#[command(name = "coracle", version = VERSION)]
 pub struct Cli {
     /// YAML file with options: keys are flag names, e.g. `api-port: 6443`.
-    #[arg(long, global = true, env = "CORACLE_CONFIG")]
+    #[arg(long, global = true, env = "CORACLE_CONFIG", value_name = "FILE", display_order = LAST)]
     pub config: Option<PathBuf>,
     /// Log filter, e.g. `info` or `coracle_kubelet=debug`.
-    #[arg(long, global = true, env = "CORACLE_LOG", default_value = "info")]
+    #[arg(long, global = true, env = "CORACLE_LOG", default_value = "info", display_order = LAST)]
     pub log: String,
     /// What to do.
     #[command(subcommand)]
@@ -45,7 +50,13 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct DataDir {
     /// Directory of the cluster's data; each directory is a cluster of its own.
-    #[arg(long, global = true, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
+    #[arg(
+        long,
+        global = true,
+        env = "CORACLE_DATA_DIR",
+        default_value = "/var/lib/coracle",
+        display_order = LAST
+    )]
     pub data_dir: PathBuf,
 }
 
@@ -56,10 +67,10 @@ pub struct UpArgs {
     #[command(flatten)]
     pub data: DataDir,
     /// Port of the API server; default 6443, or the first free slot's for a further cluster.
-    #[arg(long, env = "CORACLE_API_PORT")]
+    #[arg(long, env = "CORACLE_API_PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub api_port: Option<u16>,
     /// Port of the kubelet; default 10250, or the slot's.
-    #[arg(long, env = "CORACLE_KUBELET_PORT")]
+    #[arg(long, env = "CORACLE_KUBELET_PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub kubelet_port: Option<u16>,
     /// Address on which the API server listens.
     #[arg(long, env = "CORACLE_BIND_ADDRESS", default_value = "0.0.0.0")]
@@ -238,8 +249,14 @@ pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
             });
         }
     }
+    command = without_values(command);
     let matches = command.try_get_matches_from(argv).unwrap_or_else(|e| e.exit());
     Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))
+}
+
+/// Help names the environment variables without what they hold.
+fn without_values(command: clap::Command) -> clap::Command {
+    command.mut_args(|a| a.hide_env_values(true)).mut_subcommands(without_values)
 }
 
 fn config_path(argv: &[String]) -> Option<PathBuf> {
@@ -280,6 +297,12 @@ mod tests {
         );
         assert_eq!(up(&["--config", config]).api_port, Some(7000));
         assert_eq!(up(&[]).cluster_domain, "cluster.local");
+    }
+
+    #[test]
+    fn command_line_is_consistent_and_names_the_version_of_the_api() {
+        Cli::command().debug_assert();
+        assert!(VERSION.contains(crate::GIT_VERSION));
     }
 
     #[test]

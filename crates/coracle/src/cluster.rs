@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,12 +15,17 @@ use crate::error::Failure;
 
 /// Registry of the clusters of this machine: one file per slot.
 const SLOTS: &str = "/run/coracle/clusters";
+/// The layout of data directories that this program knows.
+const FORMAT: u32 = 1;
 /// Slots there are: service ranges 10.96 … 10.111.
 const MAX_SLOTS: u8 = 16;
 
 /// What is decided once for a cluster and kept in `D/cluster.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
+    /// Version of the directory's layout.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// Eight hex digits derived from the data directory.
     pub id: String,
     /// Index among the clusters of this machine.
@@ -52,10 +57,10 @@ impl Paths {
     /// Paths of the cluster in `data_dir`, which need not exist yet.
     ///
     /// # Errors
-    /// When the working directory is gone.
+    /// An empty name, or the working directory is gone.
     pub fn new(data_dir: &Path) -> Result<Self, Failure> {
         let data = std::path::absolute(data_dir).map_err(|e| Failure::file("resolve", data_dir, &e))?;
-        let data = fs::canonicalize(&data).unwrap_or(data);
+        let data = real(&data);
         let run = Path::new("/run/coracle").join(cluster_id(&data));
         Ok(Self { data, run })
     }
@@ -74,6 +79,17 @@ impl Paths {
     /// The daemon's control socket.
     pub fn socket(&self) -> PathBuf {
         self.run.join("control.sock")
+    }
+}
+
+/// The path without symbolic links, also while its last parts do not exist: the cluster's id follows from it.
+fn real(path: &Path) -> PathBuf {
+    if let Ok(real) = fs::canonicalize(path) {
+        return real;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => real(parent).join(name),
+        _ => path.to_owned(),
     }
 }
 
@@ -119,19 +135,37 @@ impl Cluster {
     /// Reads `D/cluster.json`; `None` when there is no cluster in this directory.
     ///
     /// # Errors
-    /// A file that is there but cannot be understood.
+    /// A file that is there but cannot be understood, or was written by a later version.
     pub fn load(paths: &Paths) -> Result<Option<Self>, Failure> {
-        let path = paths.file("cluster.json");
-        match fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Failure::file("read", &path, &e)),
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                Failure::new(
-                    format!("{} is damaged: {e}", path.display()),
-                    "restore it, or remove the cluster with `coracle down --purge`",
-                )
-            }),
+        #[derive(Deserialize)]
+        struct Format {
+            #[serde(default = "first_format")]
+            format: u32,
         }
+        let path = paths.file("cluster.json");
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Failure::file("read", &path, &e)),
+            Ok(bytes) => bytes,
+        };
+        let damaged = |e: serde_json::Error| {
+            Failure::new(
+                format!("{} is damaged: {e}", path.display()),
+                "restore it from a backup, or remove the cluster with `coracle down --purge`",
+            )
+        };
+        let Format { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if format > FORMAT {
+            let dir = paths.data.display();
+            return Err(Failure::new(
+                format!("{dir} has format {format}; this version of coracle knows up to format {FORMAT}"),
+                "use the later version of coracle that made it, or another --data-dir",
+            ));
+        }
+        let mut cluster: Self = serde_json::from_slice(&bytes).map_err(damaged)?;
+        // A directory that was moved or copied is a cluster of its own.
+        cluster.id = cluster_id(&paths.data);
+        Ok(Some(cluster))
     }
 
     /// The cluster of this directory: loaded, or made in the first free slot. Options given now override
@@ -140,9 +174,8 @@ impl Cluster {
     /// # Errors
     /// No free slot, a damaged file, or an attempt to change the service range.
     pub fn establish(paths: &Paths, args: &UpArgs) -> Result<Self, Failure> {
-        make_dir(&paths.data, 0o700)?;
-        make_dir(Path::new(SLOTS), 0o755)?;
         let old = Self::load(paths)?;
+        let _slots = lock_slots()?;
         let slot = take_slot(paths, old.as_ref().map(|c| c.slot))?;
         let mut new = old.clone().unwrap_or_else(|| Self::for_slot(&paths.data, slot, &args.cluster_domain));
         if let (Some(old), Some(asked)) = (&old, &args.service_cluster_ip_range)
@@ -165,8 +198,7 @@ impl Cluster {
         if let Some(name) = &args.node_name {
             new.node_name = name.clone();
         }
-        check_cidr("cluster-cidr", &new.pod_cidr)?;
-        check_cidr("service-cluster-ip-range", &new.service_cidr)?;
+        new.check()?;
         if old.as_ref() != Some(&new) {
             let text = serde_json::to_vec_pretty(&new).unwrap_or_default();
             write_file(&paths.file("cluster.json"), &text, 0o600)?;
@@ -176,6 +208,7 @@ impl Cluster {
 
     fn for_slot(data: &Path, slot: u8, domain: &str) -> Self {
         Self {
+            format: FORMAT,
             id: cluster_id(data),
             slot,
             api_port: 6443 + u16::from(slot),
@@ -199,14 +232,101 @@ impl Cluster {
     }
 }
 
-fn check_cidr(option: &str, cidr: &str) -> Result<(), Failure> {
-    let good = cidr.split_once('/').is_some_and(|(a, n)| {
-        a.parse::<Ipv4Addr>().is_ok() && n.parse::<u8>().is_ok_and(|n| (8..=24).contains(&n))
+fn first_format() -> u32 {
+    1
+}
+
+/// First and last address of an IPv4 range.
+fn range(option: &str, cidr: &str) -> Result<(u32, u32), Failure> {
+    let parsed = cidr.split_once('/').and_then(|(a, n)| {
+        let address = u32::from(a.parse::<Ipv4Addr>().ok()?);
+        let length = n.parse::<u32>().ok().filter(|n| (8..=24).contains(n))?;
+        let mask = u32::MAX << (32 - length);
+        Some((address & mask, address | !mask))
     });
-    if good {
-        return Ok(());
+    parsed.ok_or_else(|| {
+        Failure::usage(format!("--{option} {cidr:?} is not an IPv4 range such as 10.96.0.0/16 (/8 to /24)"))
+    })
+}
+
+/// Whether a text is a DNS name of one or more labels, as Kubernetes wants names of nodes.
+fn is_dns_name(name: &str) -> bool {
+    let label = |l: &str| {
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        l.len() <= 63
+            && edge(l.as_bytes().first())
+            && edge(l.as_bytes().last())
+            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+/// Checks the options that need nothing but themselves, before anything is made.
+///
+/// # Errors
+/// The first option that makes no sense.
+pub fn check_args(args: &UpArgs) -> Result<(), Failure> {
+    let name = |option: &str, name: Option<&str>| match name {
+        Some(name) if !is_dns_name(name) => Err(Failure::usage(format!(
+            "--{option} {name:?} is not a DNS name: lower-case letters, digits, '-' and '.', at most 253"
+        ))),
+        _ => Ok(()),
+    };
+    name("node-name", args.node_name.as_deref())?;
+    name("cluster-domain", Some(&args.cluster_domain))?;
+    for (option, cidr) in
+        [("cluster-cidr", &args.cluster_cidr), ("service-cluster-ip-range", &args.service_cluster_ip_range)]
+    {
+        if let Some(cidr) = cidr {
+            range(option, cidr)?;
+        }
     }
-    Err(Failure::usage(format!("--{option} {cidr:?} is not an IPv4 range such as 10.96.0.0/16 (/8 to /24)")))
+    if args.node_ip.is_some_and(|ip| ip.is_ipv6() || ip.is_unspecified() || ip.is_loopback()) {
+        return Err(Failure::usage("--node-ip must be an IPv4 address of this machine, not of its loopback"));
+    }
+    Ok(())
+}
+
+impl Cluster {
+    /// Whether the parts go together.
+    fn check(&self) -> Result<(), Failure> {
+        let pods = range("cluster-cidr", &self.pod_cidr)?;
+        let services = range("service-cluster-ip-range", &self.service_cidr)?;
+        if pods.0 <= services.1 && services.0 <= pods.1 {
+            return Err(Failure::usage(format!(
+                "the ranges of pods ({}) and of services ({}) overlap",
+                self.pod_cidr, self.service_cidr
+            )));
+        }
+        if self.api_port == self.kubelet_port {
+            let port = self.api_port;
+            return Err(Failure::usage(format!("--api-port and --kubelet-port are both {port}")));
+        }
+        Ok(())
+    }
+}
+
+/// Whether an open file or directory is (still) the one at a path.
+pub fn is_at(file: &fs::File, path: &Path) -> bool {
+    let inode = |m: fs::Metadata| (m.dev(), m.ino());
+    let now = fs::metadata(path).map(inode);
+    file.metadata().is_ok_and(|m| now.is_ok_and(|now| now == inode(m)))
+}
+
+/// Makes the registry of slots if need be, and keeps others out of it until the value is dropped.
+fn lock_slots() -> Result<fs::File, Failure> {
+    let dir = Path::new(SLOTS);
+    loop {
+        make_dir(dir, 0o755)?;
+        let locked = fs::File::open(dir).and_then(|file| file.lock().map(|()| file));
+        match locked {
+            // The last cluster may have removed the directory before we had the lock.
+            Ok(file) if !is_at(&file, dir) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Ok(file) => return Ok(file),
+            Err(e) => return Err(Failure::file("lock", dir, &e)),
+        }
+    }
 }
 
 /// Takes the cluster's old slot if it is free (or ours), else the first free one.
@@ -232,6 +352,7 @@ fn take_slot(paths: &Paths, old: Option<u8>) -> Result<u8, Failure> {
 
 /// Gives the slot of a cluster back.
 pub fn release_slot(paths: &Paths) {
+    let Ok(_slots) = lock_slots() else { return };
     let mine = paths.data.to_string_lossy().into_owned();
     for slot in 0..MAX_SLOTS {
         let path = Path::new(SLOTS).join(slot.to_string());
@@ -241,7 +362,9 @@ pub fn release_slot(paths: &Paths) {
     }
     // Empty directories go too; others' clusters keep them.
     let _ = fs::remove_dir(SLOTS);
-    let _ = fs::remove_dir("/run/coracle");
+    if let Some(parent) = Path::new(SLOTS).parent() {
+        let _ = fs::remove_dir(parent);
+    }
 }
 
 /// The machine's host name, made fit for a node name.
@@ -295,5 +418,33 @@ mod tests {
         let paths = Paths::new(dir.path()).unwrap();
         std::fs::write(paths.file("cluster.json"), "{").unwrap();
         assert!(Cluster::load(&paths).unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn later_format_is_refused_whatever_else_the_file_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path()).unwrap();
+        std::fs::write(paths.file("cluster.json"), r#"{"format": 2, "nodes": []}"#).unwrap();
+        assert!(Cluster::load(&paths).unwrap_err().to_string().contains("has format 2"));
+    }
+
+    #[test]
+    fn ranges_that_overlap_and_equal_ports_are_refused() {
+        let good = Cluster::for_slot(Path::new("/x"), 0, "cluster.local");
+        good.check().unwrap();
+        let overlapping = Cluster { service_cidr: "10.244.0.128/24".into(), ..good.clone() };
+        assert!(overlapping.check().unwrap_err().to_string().contains("overlap"));
+        let same = Cluster { kubelet_port: good.api_port, ..good };
+        assert!(same.check().is_err());
+    }
+
+    #[test]
+    fn id_is_the_same_before_and_after_the_directory_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let before = Paths::new(&link.join("a/b")).unwrap().run;
+        std::fs::create_dir_all(link.join("a/b")).unwrap();
+        assert_eq!(Paths::new(&link.join("a/b")).unwrap().run, before);
     }
 }

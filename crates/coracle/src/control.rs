@@ -110,9 +110,10 @@ async fn answer(runtime: &Arc<Runtime>, mut about: Value, request: Request) -> R
 /// # Errors
 /// No daemon listens, or it refused.
 pub async fn ask(socket: &Path, request: &Request) -> Result<Value, Failure> {
-    let mut stream = UnixStream::connect(socket)
-        .await
-        .map_err(|_| Failure::new("the cluster is not running", "start it with `coracle up`"))?;
+    let mut stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure::file("reach the daemon at", socket, &e),
+        _ => Failure::new("the cluster is not running", "start it with `coracle up`"),
+    })?;
     let line = serde_json::to_string(request).unwrap_or_default();
     let broken =
         |e: std::io::Error| Failure::new(format!("the daemon did not answer: {e}"), "see D/coracle.log");

@@ -11,25 +11,8 @@ use crate::cli::{DataDir, DownArgs};
 use crate::cluster::{Cluster, Paths, release_slot};
 use crate::control::{self, Request};
 use crate::error::Failure;
-use crate::kubeconfig;
-
-/// The daemon's pid, if it lives: the pid file's process, and it is a coracle.
-pub fn running(paths: &Paths) -> Option<Pid> {
-    let text = std::fs::read_to_string(paths.pid()).ok()?;
-    let mut words = text.split_whitespace();
-    let pid: i32 = words.next()?.parse().ok()?;
-    let started = words.next().unwrap_or("");
-    (start_time(pid)? == started).then(|| Pid::from_raw(pid))
-}
-
-/// Start time of a live (not zombie) process in clock ticks since boot: with the pid it names a process for good.
-pub fn start_time(pid: i32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name is in parentheses and may hold anything; fields after it are plain.
-    let rest = stat.rsplit_once(") ")?.1;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    (fields.first() != Some(&"Z")).then(|| fields.get(19).map(|s| (*s).to_owned())).flatten()
-}
+use crate::process::{running, start_time};
+use crate::{data_dir, kubeconfig};
 
 /// Stops the daemon and everything it made.
 ///
@@ -40,11 +23,13 @@ pub async fn down(args: DownArgs) -> Result<(), Failure> {
     let paths = Paths::new(&args.data.data_dir)?;
     let cluster = match Cluster::load(&paths) {
         Ok(Some(cluster)) => cluster,
+        // A first start, under way or killed, has no cluster file yet: the id follows from the directory.
+        Ok(None) if paths.pid().exists() => Cluster::nameless(&paths),
         Ok(None) => {
             println!("no cluster in {}", paths.data.display());
             return Ok(());
         }
-        // A damaged file must not make the rest unremovable: the id follows from the directory.
+        // A damaged file must not make the rest unremovable.
         Err(_) if args.purge => Cluster::nameless(&paths),
         Err(e) => return Err(e),
     };
@@ -52,31 +37,42 @@ pub async fn down(args: DownArgs) -> Result<(), Failure> {
         end(pid).await?;
         println!("  ✓ daemon        ended (pid {pid})");
     }
-    coracle_runtime::purge(&crate::up::runtime_config(&paths, &cluster))
-        .map_err(|e| Failure::new(format!("removing the pods: {e}"), "run `coracle down` again"))?;
-    println!("  ✓ pods          stopped");
+    dismantle(&paths, &cluster, &|line| println!("  ✓ {line}")).await?;
+    if !args.purge {
+        println!("objects and images stay in {}; `coracle up` continues from them", paths.data.display());
+        return Ok(());
+    }
+    let left = data_dir::remove(&paths.data)?;
+    if left.is_empty() {
+        println!("  ✓ data          {} removed", paths.data.display());
+    } else {
+        println!("  ✓ data          removed from {}", paths.data.display());
+        println!("left there, since it is not of the cluster: {}", left.join(", "));
+    }
+    Ok(())
+}
+
+/// Removes all that a cluster without a daemon has on the machine, except its data directory.
+///
+/// # Errors
+/// Something could not be removed; another try may.
+pub async fn dismantle(paths: &Paths, cluster: &Cluster, say: &dyn Fn(&str)) -> Result<(), Failure> {
+    let again = "run `coracle down` again";
+    coracle_runtime::purge(&crate::up::runtime_config(paths, cluster))
+        .map_err(|e| Failure::new(format!("removing the pods: {e}"), again))?;
+    say("pods          stopped");
     let node_ip = [127, 0, 0, 1].into();
-    coracle_network::purge(&crate::up::network_config(&paths, &cluster, node_ip))
+    coracle_network::purge(&crate::up::network_config(paths, cluster, node_ip))
         .await
-        .map_err(|e| Failure::new(format!("removing the network: {e}"), "run `coracle down` again"))?;
-    println!("  ✓ network       removed");
+        .map_err(|e| Failure::new(format!("removing the network: {e}"), again))?;
+    say("network       removed");
     if let Some(user) = kubeconfig::user_path() {
-        kubeconfig::remove_from(&user, &context_name(&cluster));
+        kubeconfig::remove_from(&user, &context_name(cluster));
     }
     let _ = std::fs::remove_file(paths.pid());
     unmount_below(&paths.data);
     let _ = std::fs::remove_dir_all(&paths.run);
-    release_slot(&paths);
-    if args.purge {
-        match std::fs::remove_dir_all(&paths.data) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Failure::file("remove", &paths.data, &e));
-            }
-            _ => println!("  ✓ data          {} removed", paths.data.display()),
-        }
-    } else {
-        println!("objects and images stay in {}; `coracle up` continues from them", paths.data.display());
-    }
+    release_slot(paths);
     Ok(())
 }
 
@@ -124,10 +120,13 @@ pub async fn status(args: DataDir) -> Result<(), Failure> {
         let what = format!("no cluster in {}", paths.data.display());
         return Err(Failure::new(what, "make one with `coracle up`"));
     };
-    if running(&paths).is_none() {
+    let Some(pid) = running(&paths) else {
         println!("cluster    {} (stopped)", cluster.id);
         println!("data       {}", paths.data.display());
         return Err(Failure::new("the cluster is not running", "start it with `coracle up`"));
+    };
+    if !paths.socket().exists() {
+        return Err(Failure::new(format!("the cluster is starting (pid {pid})"), "ask again in a moment"));
     }
     let about = control::ask(&paths.socket(), &Request::Status).await?;
     let text = |key: &str| match &about[key] {

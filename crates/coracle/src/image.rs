@@ -17,16 +17,18 @@ pub async fn run(args: ImageArgs) -> Result<(), Failure> {
         ImageCommand::Import { paths } => {
             for path in paths {
                 let path = std::fs::canonicalize(&path).map_err(|e| Failure::file("read", &path, &e))?;
-                let names = ask(&socket, &Request::Import { path: path.clone() }).await.map_err(|e| {
-                    Failure::new(format!("{}: {e}", path.display()), "nothing of this archive was kept")
-                })?;
+                let names = ask(&socket, &Request::Import { path: path.clone() })
+                    .await
+                    .map_err(|e| e.about(&path.display().to_string(), "nothing of this archive was kept"))?;
                 for name in names.as_array().into_iter().flatten().filter_map(|n| n.as_str()) {
                     println!("imported {name}");
                 }
             }
         }
         ImageCommand::Pull { image } => {
-            let id = ask(&socket, &Request::Pull { image: image.clone() }).await?;
+            let hint = "check the name and the network, or load an archive with `coracle image import`";
+            let id =
+                ask(&socket, &Request::Pull { image: image.clone() }).await.map_err(|e| e.or_hint(hint))?;
             println!("pulled {image} ({})", id.as_str().unwrap_or(""));
         }
         ImageCommand::Ls => {
@@ -44,7 +46,9 @@ pub async fn run(args: ImageArgs) -> Result<(), Failure> {
             }
         }
         ImageCommand::Rm { image } => {
-            ask(&socket, &Request::RemoveImage { image: image.clone() }).await?;
+            ask(&socket, &Request::RemoveImage { image: image.clone() })
+                .await
+                .map_err(|e| e.or_hint("`coracle image ls` lists what is there"))?;
             println!("removed {image}");
         }
     }

@@ -4,15 +4,21 @@ mod apiserver;
 mod cli;
 mod cluster;
 mod control;
+mod data_dir;
 mod demo;
+mod detach;
 mod down;
 mod error;
 mod image;
 mod kubeconfig;
 mod node;
 mod pki;
+mod ports;
+mod process;
 mod progress;
 mod up;
+
+use std::time::Duration;
 
 use cli::Command;
 use error::Failure;
@@ -48,7 +54,7 @@ fn run() -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Up(args) => up::up(args).await,
             Command::Down(args) => down::down(args).await,
@@ -57,5 +63,21 @@ fn run() -> Result<(), Failure> {
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }
-    })
+    });
+    let Err(mut failure) = result else {
+        // Nothing waits for what still runs on threads (an import): every write survives an abrupt end.
+        runtime.shutdown_background();
+        return Ok(());
+    };
+    if let Some(undo) = failure.take_undo() {
+        // What runs on threads must not make again what is removed.
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if let Ok(runtime) = runtime {
+            runtime.block_on(undo.run());
+        }
+    } else {
+        runtime.shutdown_background();
+    }
+    Err(failure)
 }

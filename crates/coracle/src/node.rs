@@ -257,10 +257,12 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
 
 /// What to do about a store that does not open.
 pub fn store_failure(why: &coracle_store::StoreError) -> Failure {
-    use coracle_store::StoreError::{Corrupted, DiskFull};
+    use coracle_store::StoreError::{Corrupted, DiskFull, Format, InUse};
     let hint = match why {
         DiskFull { .. } => "free some disk space and start again; nothing acknowledged is lost",
         Corrupted { .. } => "restore the directory from a backup, or start anew with `coracle down --purge`",
+        Format { .. } => "use the version of coracle that made it, or another --data-dir",
+        InUse { .. } => "stop the other one first, or choose another --data-dir",
         _ => "check the data directory",
     };
     Failure::new(why, hint)

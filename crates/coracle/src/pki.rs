@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use coracle_auth::pki::{CertificateAuthority, Issue, Pem, not_after};
+use coracle_auth::pki::{CertificateAuthority, Issue, Pem, belong_together, not_after};
 use coracle_stdx::Clock;
 
 use crate::cluster::{Cluster, make_dir, write_file};
@@ -33,11 +33,19 @@ pub struct Pki {
     pub renewed: Vec<&'static str>,
 }
 
+/// What to do about a CA that cannot be used.
+const NEW_CA: &str = "restore ca.crt and ca.key from a backup, or remove both: the next start makes a new CA and \
+                      new certificates (kubeconfigs copied elsewhere must be copied again)";
+
 fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
     Failure::new(
-        format!("certificate {what}: {why}"),
-        "see D/pki; remove the damaged file to have it made anew",
+        format!("cannot make the certificate {what}: {why}"),
+        "try again; if it stays, tell the makers",
     )
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display, hint: &str) -> Failure {
+    Failure::new(format!("{} cannot be used: {why}", path.display()), hint)
 }
 
 /// Loads or makes the certificates.
@@ -46,8 +54,8 @@ fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
 /// Files that cannot be read, written or understood, and an expired CA, which cannot be renewed in place.
 pub fn establish(dir: &Path, cluster: &Cluster, node_ip: IpAddr, clock: &Clock) -> Result<Pki, Failure> {
     make_dir(dir, 0o700)?;
-    let ca = authority(dir, clock)?;
-    let mut keeper = Keeper { dir, ca: &ca, clock, renewed: Vec::new() };
+    let (ca, new) = authority(dir, clock)?;
+    let mut keeper = Keeper { dir, ca: &ca, clock, renewed: if new { vec!["ca"] } else { Vec::new() } };
     let names = |extra: &[&str]| extra.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     let domain = format!("kubernetes.default.svc.{}", cluster.cluster_domain);
     let local: IpAddr = [127, 0, 0, 1].into();
@@ -110,30 +118,36 @@ fn client(name: &str, groups: &[&str]) -> Issue {
     }
 }
 
+/// A file's text; what is not text comes out as something that no certificate or key is.
 fn read(path: &Path) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Failure::file("read", path, &e)),
     }
 }
 
-fn authority(dir: &Path, clock: &Clock) -> Result<CertificateAuthority, Failure> {
+/// The cluster's CA; `true` when it was made now.
+fn authority(dir: &Path, clock: &Clock) -> Result<(CertificateAuthority, bool), Failure> {
     let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-    if let (Some(cert), Some(key)) = (read(&cert_path)?, read(&key_path)?) {
-        let expires = not_after(&cert).map_err(|e| failed("ca.crt", e))?;
-        if expires <= clock.now() {
-            return Err(Failure::new(
-                format!("the cluster's CA certificate {} expired at {expires}", cert_path.display()),
-                "check the machine's clock; if it is right, replace ca.crt and ca.key and remove the rest of D/pki",
-            ));
+    let (cert, key) = match (read(&cert_path)?, read(&key_path)?) {
+        (Some(cert), Some(key)) => (cert, key),
+        (None, Some(_)) => return Err(unusable(&key_path, "ca.crt is missing beside it", NEW_CA)),
+        (Some(_), None) => return Err(unusable(&cert_path, "ca.key is missing beside it", NEW_CA)),
+        (None, None) => {
+            let ca = CertificateAuthority::create("coracle-ca", clock).map_err(|e| failed("ca.crt", e))?;
+            write_file(&key_path, ca.key_pem().as_bytes(), 0o600)?;
+            write_file(&cert_path, ca.cert_pem().as_bytes(), 0o644)?;
+            return Ok((ca, true));
         }
-        return CertificateAuthority::load(&cert, &key).map_err(|e| failed("ca.crt", e));
+    };
+    let ca = CertificateAuthority::load(&cert, &key).map_err(|e| unusable(&cert_path, e, NEW_CA))?;
+    let expires = not_after(&cert).map_err(|e| unusable(&cert_path, e, NEW_CA))?;
+    if expires <= clock.now() {
+        let what = format!("the cluster's CA certificate {} expired at {expires}", cert_path.display());
+        return Err(Failure::new(what, format!("check the machine's clock; if it is right, {NEW_CA}")));
     }
-    let ca = CertificateAuthority::create("coracle-ca", clock).map_err(|e| failed("ca.crt", e))?;
-    write_file(&key_path, ca.key_pem().as_bytes(), 0o600)?;
-    write_file(&cert_path, ca.cert_pem().as_bytes(), 0o644)?;
-    Ok(ca)
+    Ok((ca, false))
 }
 
 struct Keeper<'a> {
@@ -153,8 +167,8 @@ impl Keeper<'_> {
         let (cert, key, made_for) = (self.path(name, "crt"), self.path(name, "key"), self.path(name, "for"));
         let wanted = format!("{issue:?} by {}", self.ca.cert_pem());
         if let (Some(c), Some(k), Some(f)) = (read(&cert)?, read(&key)?, read(&made_for)?) {
-            let left = not_after(&c).map(|t| t.as_second() - self.clock.now().as_second()).unwrap_or(0);
-            if f == wanted && left > LEAF_DAYS * 86_400 / 3 {
+            let left = not_after(&c).map_or(0, |t| t.as_second() - self.clock.now().as_second());
+            if f == wanted && belong_together(&c, &k) && left > LEAF_DAYS * 86_400 / 3 {
                 return Ok(Pem { cert: c, key: k });
             }
         }
@@ -170,11 +184,19 @@ impl Keeper<'_> {
 /// The key for service-account tokens: made once, kept for ever.
 ///
 /// # Errors
-/// Files that cannot be read or written.
+/// Files that cannot be read or written, or a damaged key.
 pub fn signing_key(dir: &Path) -> Result<String, Failure> {
     let path = dir.join("sa.key");
     if let Some(key) = read(&path)? {
-        return Ok(key);
+        return match rcgen::KeyPair::from_pem(&key) {
+            Ok(_) => Ok(key),
+            Err(e) => Err(unusable(
+                &path,
+                format!("it is no private key ({e})"),
+                "restore it from a backup, or remove it: a new one is made, and tokens of service accounts \
+                 given out so far are no longer accepted",
+            )),
+        };
     }
     let key = rcgen::KeyPair::generate().map_err(|e| failed("sa.key", e))?.serialize_pem();
     write_file(&path, key.as_bytes(), 0o600)?;
@@ -200,12 +222,36 @@ mod tests {
             Clock::from_fn(move || t)
         };
         let first = establish(dir.path(), &cluster, ip, &at(0)).unwrap();
-        assert_eq!(first.renewed.len(), 4);
+        assert_eq!(first.renewed.len(), 5);
         let second = establish(dir.path(), &cluster, ip, &at(200)).unwrap();
         assert_eq!((second.renewed.len(), &second.admin.cert), (0, &first.admin.cert));
         let moved = establish(dir.path(), &cluster, [192, 0, 2, 2].into(), &at(0)).unwrap();
         assert_eq!(moved.renewed, ["apiserver", "kubelet"]);
         assert_eq!(establish(dir.path(), &cluster, ip, &at(300)).unwrap().renewed.len(), 4);
         assert_eq!(first.service_account_key, second.service_account_key);
+    }
+
+    #[test]
+    fn damaged_leaf_is_made_anew_and_damaged_ca_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster: Cluster = serde_json::from_value(serde_json::json!({
+            "id": "0", "slot": 0, "api_port": 1, "kubelet_port": 2, "node_name": "n",
+            "pod_cidr": "10.1.0.0/16", "service_cidr": "10.2.0.0/16", "cluster_domain": "cluster.local"
+        }))
+        .unwrap();
+        let clock = Clock::system();
+        let again = || establish(dir.path(), &cluster, [192, 0, 2, 1].into(), &clock);
+        again().unwrap();
+        fs::write(dir.path().join("apiserver.key"), b"\xff\xfe").unwrap();
+        fs::copy(dir.path().join("kubelet.key"), dir.path().join("admin.key")).unwrap();
+        assert_eq!(again().unwrap().renewed, ["apiserver", "admin"]);
+        fs::write(dir.path().join("sa.key"), "nonsense").unwrap();
+        assert!(again().unwrap_err().to_string().contains("sa.key"));
+        fs::remove_file(dir.path().join("sa.key")).unwrap();
+        fs::remove_file(dir.path().join("ca.key")).unwrap();
+        let error = again().unwrap_err().to_string();
+        assert!(error.contains("ca.crt") && error.contains("ca.key is missing"), "{error}");
+        fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        assert_eq!(again().unwrap().renewed[0], "ca");
     }
 }

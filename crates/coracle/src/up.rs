@@ -1,28 +1,23 @@
 //! `coracle up`: turns this machine into a cluster, step by step, and keeps it until it is told to end.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use coracle_network::NetworkConfig;
 use coracle_runtime::RuntimeConfig;
 use coracle_stdx::Clock;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::UpArgs;
-use crate::cluster::{Cluster, Paths, make_dir, node_ip, write_file};
-use crate::down::{context_name, running, start_time};
+use crate::cluster::{Cluster, Paths, check_args, make_dir, node_ip};
+use crate::data_dir::{self, Owner};
+use crate::down::{context_name, dismantle};
 use crate::error::Failure;
 use crate::kubeconfig::{self, Access};
 use crate::node::{Node, Parts};
-use crate::pki;
+use crate::process::{Signals, running};
 use crate::progress::Progress;
-
-/// The last line that a detached daemon's parent waits for.
-const READY: &str = "\u{4}ready";
+use crate::{detach, pki, ports};
 
 /// Everything but reading needs root.
 ///
@@ -63,66 +58,37 @@ pub fn network_config(paths: &Paths, cluster: &Cluster, node_ip: IpAddr) -> Netw
 /// Starts the cluster; in the foreground it returns after SIGTERM or Ctrl-C, with `--detach` when Ready.
 ///
 /// # Errors
-/// Anything that keeps the cluster from running, said in one message.
+/// Anything that keeps the cluster from running, said in one message. A first start that fails or is
+/// interrupted leaves nothing; a later one leaves the cluster as it was.
 pub async fn up(args: UpArgs) -> Result<(), Failure> {
+    let result = start(&args).await;
+    if let (true, Err(failure)) = (args.daemon, &result) {
+        // The parent says it; here it goes to the log as well.
+        let text = serde_json::to_string(failure).unwrap_or_default();
+        println!("{}{text}", detach::FAILED);
+    }
+    result
+}
+
+async fn start(args: &UpArgs) -> Result<(), Failure> {
     require_root()?;
+    check_args(args)?;
     let paths = Paths::new(&args.data.data_dir)?;
     if let Some(pid) = running(&paths) {
         println!("already running (pid {pid})");
         println!("kubeconfig: {}", paths.kubeconfig().display());
         return Ok(());
     }
+    data_dir::check(&paths.data)?;
     if args.detach && !args.daemon {
-        return detach(&paths);
+        return detach::start(&paths).await;
     }
+    let signals = Signals::listen()?;
     if args.daemon {
         // Its own session: a closing terminal does not end the cluster.
         let _ = nix::unistd::setsid();
     }
-    let progress = Progress::start();
-    let result = foreground(&args, &paths, &progress).await;
-    if result.is_err() {
-        let _ = std::fs::remove_file(paths.pid());
-    }
-    result
-}
-
-/// Starts this program again in the background and relays its progress until it is ready.
-fn detach(paths: &Paths) -> Result<(), Failure> {
-    make_dir(&paths.data, 0o700)?;
-    let log_path = paths.file("coracle.log");
-    let log = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&log_path)
-        .map_err(|e| Failure::file("open", &log_path, &e))?;
-    let mut argv = std::env::args();
-    let name = argv.next().unwrap_or_default();
-    let mut child = Command::new("/proc/self/exe")
-        .arg0(name)
-        .args(argv)
-        .arg("--daemon")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .current_dir("/")
-        .spawn()
-        .map_err(|e| Failure::new(format!("cannot start in the background: {e}"), ""))?;
-    let lines = child.stdout.take().map(BufReader::new);
-    for line in lines.into_iter().flat_map(|l| l.lines()).map_while(Result::ok) {
-        if line == READY {
-            return Ok(());
-        }
-        println!("{line}");
-    }
-    let status = child.wait().ok().and_then(|s| s.code()).unwrap_or(1);
-    let said = std::fs::read_to_string(&log_path).unwrap_or_default();
-    let said = said.rsplit_once("error: ").map_or("", |(_, last)| last).trim();
-    if said.is_empty() {
-        let what = format!("the cluster did not start (status {status})");
-        return Err(Failure::new(what, format!("see {}", log_path.display())));
-    }
-    Err(Failure::new(said, ""))
+    foreground(args, &paths, signals).await
 }
 
 fn preflight() -> Result<(), Failure> {
@@ -137,19 +103,87 @@ fn preflight() -> Result<(), Failure> {
     ))
 }
 
-async fn bind(address: IpAddr, port: u16, option: &str) -> Result<TcpListener, Failure> {
+/// Listens on a port.
+///
+/// # Errors
+/// The port is taken, and by whom; or the address is not this machine's.
+pub async fn bind(address: IpAddr, port: u16, option: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(SocketAddr::new(address, port)).await.map_err(|e| match e.kind() {
-        std::io::ErrorKind::AddrInUse => Failure::new(
-            format!("port {port} is in use by another program"),
-            format!("choose another with --{option} PORT, or end that program"),
+        std::io::ErrorKind::AddrInUse => {
+            let by = ports::holder(port).unwrap_or_else(|| "another program".into());
+            let hint = format!("choose another with --{option} PORT, or end that program");
+            Failure::new(format!("port {port} is in use by {by}"), hint)
+        }
+        std::io::ErrorKind::AddrNotAvailable => Failure::new(
+            format!("{address} is not an address of this machine"),
+            "give one that is with --bind-address",
         ),
         _ => Failure::new(format!("cannot listen on {address}:{port}: {e}"), format!("check --{option}")),
     })
 }
 
-async fn foreground(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<(), Failure> {
+/// Owns the directory, starts the cluster and keeps it until a signal comes. What a first start made is
+/// taken back when it fails or is interrupted.
+async fn foreground(args: &UpArgs, paths: &Paths, mut signals: Signals) -> Result<(), Failure> {
+    let progress = Progress::start();
     progress.line(&format!("coracle {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), crate::GIT_VERSION));
     preflight()?;
+    let first = data_dir::is_new(&paths.data);
+    let made = !paths.data.exists();
+    make_dir(&paths.data, 0o700)?;
+    let owner = match Owner::take(paths) {
+        Err(e) if made => {
+            let _ = std::fs::remove_dir(&paths.data);
+            return Err(e);
+        }
+        other => other?,
+    };
+    let hint = if first { "nothing of it is left" } else { "the cluster is as it was; pods go on" };
+    let started = tokio::select! {
+        started = bring_up(args, paths, &progress) => started,
+        () = signals.recv() => Err(Failure::interrupted(hint)),
+    };
+    let node = match started {
+        Ok(node) => node,
+        Err(failure) if first => return Err(failure.undoing(Undo { paths: paths.clone(), _owner: owner })),
+        Err(failure) => return Err(failure),
+    };
+    if args.daemon {
+        progress.line(detach::READY);
+        release_stdout();
+        progress.end();
+    }
+    signals.recv().await;
+    tracing::info!("ending; pods go on and are adopted by the next start");
+    drop(node);
+    drop(owner);
+    Ok(())
+}
+
+/// A first start to be taken back, once all that it set in motion has ended.
+#[derive(Debug)]
+pub struct Undo {
+    paths: Paths,
+    _owner: Owner,
+}
+
+impl Undo {
+    /// Removes what the start made. What cannot be removed now is left to `down --purge`.
+    pub async fn run(self) {
+        let Self { paths, _owner } = self;
+        let cluster = Cluster::load(&paths).ok().flatten().unwrap_or_else(|| Cluster::nameless(&paths));
+        let done = match dismantle(&paths, &cluster, &|_| {}).await {
+            Ok(()) => data_dir::remove(&paths.data).map(drop),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = done {
+            tracing::warn!("not all was taken back: {e}");
+        }
+    }
+}
+
+/// Starts everything and waits until the node is Ready.
+async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<Node, Failure> {
     let clock = Clock::system();
     let cluster = Cluster::establish(paths, args)?;
     let ip = args.node_ip.or_else(node_ip).ok_or_else(|| {
@@ -160,9 +194,6 @@ async fn foreground(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result
 
     let api = bind(args.bind_address, cluster.api_port, "api-port").await?;
     drop(bind(args.bind_address, cluster.kubelet_port, "kubelet-port").await?);
-    let me = std::process::id();
-    let started = start_time(me as i32).unwrap_or_default();
-    write_file(&paths.pid(), format!("{me} {started}\n").as_bytes(), 0o644)?;
 
     let pki = pki::establish(&paths.file("pki"), &cluster, ip, &clock)?;
     let renewed =
@@ -184,14 +215,7 @@ async fn foreground(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result
     progress.line("");
     progress.line(&format!("kubeconfig: {}", paths.kubeconfig().display()));
     progress.line(&format!("next:       {command}"));
-    if args.daemon {
-        progress.line(READY);
-        release_stdout();
-        progress.end();
-    }
-    wait_for_end(node).await;
-    let _ = std::fs::remove_file(paths.pid());
-    Ok(())
+    Ok(node)
 }
 
 /// Adds the context to the user's kubeconfig; what to type next follows from whether that worked.
@@ -228,18 +252,4 @@ fn release_stdout() {
         use std::os::fd::AsRawFd as _;
         let _ = nix::unistd::dup2(null.as_raw_fd(), 1);
     }
-}
-
-async fn wait_for_end(node: Node) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        std::future::pending::<()>().await;
-        return;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    tracing::info!("ending; pods go on and are adopted by the next start");
-    drop(node);
 }

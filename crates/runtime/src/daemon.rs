@@ -150,8 +150,11 @@ impl Runtime {
     pub async fn import_image(&self, path: &Path) -> Result<Vec<String>, CriError> {
         let (images, path) = (self.images.clone(), path.to_owned());
         tokio::task::spawn_blocking(move || {
-            images::import(&images, &path).map_err(|e| {
-                CriError::InvalidArgument(format!("cannot import image {}: {e}", path.display()))
+            images::import(&images, &path).map_err(|e| match e.kind() {
+                io::ErrorKind::StorageFull => {
+                    CriError::Internal(format!("no space left for the image: {e}; free some disk space"))
+                }
+                _ => CriError::InvalidArgument(e.to_string()),
             })
         })
         .await

@@ -11,12 +11,17 @@ use serde::de::DeserializeOwned;
 /// Writes a file so that a reader sees the old or the new content; with `flush`, also after the machine fails.
 fn write_atomic(path: &Path, content: &[u8], flush: bool) -> io::Result<()> {
     let temp = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = fs::File::create(&temp)?;
-    file.write_all(content)?;
-    if flush {
-        file.sync_data()?;
-    }
-    fs::rename(&temp, path)
+    let write = || {
+        let mut file = fs::File::create(&temp)?;
+        file.write_all(content)?;
+        if flush {
+            file.sync_data()?;
+        }
+        fs::rename(&temp, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
 }
 
 /// Writes a value as JSON, atomically and durably.

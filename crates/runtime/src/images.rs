@@ -13,6 +13,14 @@ mod self_image;
 mod store;
 
 pub(crate) use archive::import;
+
+/// Whether a name of an image is one.
+///
+/// # Errors
+/// The text is the kubelet's cause of `InvalidImageName`.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    reference::Reference::parse(name).map(drop)
+}
 pub(crate) use pull::pull;
 pub(crate) use self_image::ensure as ensure_self_image;
 pub(crate) use store::{ImageConfig, ImageStore, Pin};

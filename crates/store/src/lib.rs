@@ -135,7 +135,7 @@ pub enum StoreError {
         newest: Revision,
     },
     /// The disk has no room; nothing was written.
-    #[error("no space left for the store at {path}")]
+    #[error("no space left for the store at {path}: free some disk space, then try again")]
     DiskFull {
         /// The store's directory.
         path: String,
@@ -148,9 +148,19 @@ pub enum StoreError {
         /// What was found.
         detail: String,
     },
+    /// A later version of this program made the store.
+    #[error("the store at {path} has format {found}; this version of coracle knows format {known}")]
+    Format {
+        /// The store's directory.
+        path: String,
+        /// The format found.
+        found: u64,
+        /// The format that this program reads and writes.
+        known: u64,
+    },
     /// Another process has the store open.
     #[error(
-        "the store at {path} is in use by {}; stop it first or choose another data directory",
+        "the store at {path} is in use by {}",
         holder(*.pid)
     )]
     InUse {

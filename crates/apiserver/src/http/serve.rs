@@ -20,8 +20,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Accepts connections until dropped.
 pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
-    let config = match tls::server_config(&api.tls, api.client_ca.as_deref()) {
-        Ok(config) => Arc::new(config),
+    let client_ca = api.client_ca.as_deref().map(tls::ClientCa::new).transpose();
+    let made = client_ca.and_then(|ca| Ok((Arc::new(tls::server_config(&api.tls, ca.as_ref())?), ca)));
+    let (config, client_ca) = match made {
+        Ok(made) => made,
         Err(e) => {
             error!(error = %e, "cannot serve");
             return;
@@ -37,9 +39,9 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
                 continue;
             }
         };
-        let (acceptor, server) = (acceptor.clone(), api.server.clone());
+        let (acceptor, client_ca, server) = (acceptor.clone(), client_ca.clone(), api.server.clone());
         tokio::spawn(async move {
-            if let Err(e) = connection(acceptor, server, stream).await {
+            if let Err(e) = connection(acceptor, client_ca, server, stream).await {
                 debug!(%peer, error = %e, "connection ended");
             }
         });
@@ -48,13 +50,19 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
 
 async fn connection(
     acceptor: TlsAcceptor,
+    client_ca: Option<tls::ClientCa>,
     server: Arc<Server>,
     stream: TcpStream,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-    let cert = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).map(|c| c.to_vec());
-    let connection = Arc::new(Connection::new(cert));
+    let connection = Arc::new(match (stream.get_ref().1.peer_certificates(), client_ca) {
+        (Some(chain @ [own, ..]), Some(ca)) => match ca.accepts(chain) {
+            Ok(()) => Connection::new(Some(own.to_vec())),
+            Err(e) => Connection::refused(e.to_string()),
+        },
+        _ => Connection::new(None),
+    });
     let service = service_fn(move |request| {
         let (server, connection) = (server.clone(), connection.clone());
         async move { Ok::<_, Infallible>(pipeline::handle(server, connection, request).await) }

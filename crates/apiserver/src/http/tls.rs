@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::config::{StartError, Tls};
 
@@ -37,22 +39,16 @@ pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The serving configuration; client certificates are asked for when a CA is given, not required.
-pub(crate) fn server_config(tls: &Tls, client_ca: Option<&str>) -> Result<ServerConfig, StartError> {
+/// The serving configuration; client certificates are asked for when a CA is given, not required. Whether
+/// one is believed is found afterwards with [`ClientCa::accepts`], so that a bad one is answered with 401.
+pub(crate) fn server_config(tls: &Tls, client_ca: Option<&ClientCa>) -> Result<ServerConfig, StartError> {
     let fail = |what: &'static str| move |e: rustls::Error| StartError::Tls { what, why: e.to_string() };
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(fail("TLS versions"))?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
-        Some(pem) => {
-            let roots = Arc::new(roots(pem, "client CA")?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-                .allow_unauthenticated()
-                .build()
-                .map_err(|e| StartError::Tls { what: "client CA", why: e.to_string() })?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(ca) => builder.with_client_cert_verifier(Arc::new(Deferred(ca.0.clone()))),
     };
     let chain = certs(&tls.cert_pem, "serving certificate")?;
     let key = key(&tls.key_pem, "serving key")?;
@@ -61,10 +57,81 @@ pub(crate) fn server_config(tls: &Tls, client_ca: Option<&str>) -> Result<Server
     Ok(config)
 }
 
+/// The CA of client certificates.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientCa(Arc<dyn ClientCertVerifier>);
+
+impl ClientCa {
+    /// A CA of PEM text.
+    ///
+    /// # Errors
+    /// [`StartError::Tls`] when it is not readable.
+    pub(crate) fn new(pem: &str) -> Result<Self, StartError> {
+        let roots = Arc::new(roots(pem, "client CA")?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| StartError::Tls { what: "client CA", why: e.to_string() })?;
+        Ok(Self(verifier))
+    }
+
+    /// Whether the chain that a client showed leads to this CA and is valid now.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn accepts(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let Some((own, others)) = chain.split_first() else {
+            return Err(rustls::Error::NoCertificatesPresented);
+        };
+        self.0.verify_client_cert(own, others, UnixTime::now()).map(drop)
+    }
+}
+
+/// Lets every certificate through the handshake, which still proves that the client has its key.
+#[derive(Debug)]
+struct Deferred(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Deferred {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, signature)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, signature)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
 /// Checks that certificates and keys can be used, before anything else is started.
 ///
 /// # Errors
 /// [`StartError::Tls`].
 pub(crate) fn check(tls: &Tls, client_ca: Option<&str>) -> Result<(), StartError> {
-    server_config(tls, client_ca).map(drop)
+    let client_ca = client_ca.map(ClientCa::new).transpose()?;
+    server_config(tls, client_ca.as_ref()).map(drop)
 }

@@ -98,9 +98,21 @@ impl Server {
                     return Ok(answer(resource, entry, &*old));
                 }
                 let entry = self.mark(resource, entry, obj).await?;
-                self.remove_and_answer(resource, &entry, &*old, false).await
+                match self.remove_and_answer(resource, &entry, &*old, false).await {
+                    // Who saw the mark, such as the kubelet, was faster: that is what was wanted.
+                    Err(None) if !self.exists(resource, namespace, &*old).await => {
+                        Ok(answer(resource, entry, &*old))
+                    }
+                    other => other,
+                }
             }
         }
+    }
+
+    /// Whether this very object, not only one of its name, is still there.
+    async fn exists(&self, resource: &Resource, namespace: &str, obj: &dyn Object) -> bool {
+        let present = self.get(resource, namespace, obj.name()).await.and_then(|entry| entry.decoded());
+        present.is_ok_and(|present| present.meta().uid == obj.meta().uid)
     }
 
     async fn mark(
@@ -262,7 +274,10 @@ fn begin_grace(resource: &Resource, obj: &mut dyn Object, asked: Option<i64>, no
     let Some(period) = resource.def.strategy.graceful_deletion(obj, asked) else { return Grace::None };
     let meta = obj.meta_mut();
     if let Some(Time(at)) = &meta.deletion_timestamp {
-        let Some(granted) = meta.deletion_grace_period_seconds else { return Grace::None };
+        // Granted nothing and still here: a write came between the mark and the removal, so remove it now.
+        let Some(granted) = meta.deletion_grace_period_seconds.filter(|g| *g > 0) else {
+            return Grace::None;
+        };
         return match asked {
             Some(asked) if asked < granted => {
                 let shorter = jiff::SignedDuration::from_secs(granted - asked);

@@ -381,16 +381,15 @@ fn essence(obj: &dyn Object) -> Value {
     value
 }
 
-/// Whether the last finalizer of an object under deletion is gone, so that it goes now.
+/// Whether nothing holds an object under deletion any more, so that this update is its last: no finalizer is
+/// left, and it was granted no grace (or none is left to wait for).
 fn is_gone(new: &dyn Object, old: &dyn Object) -> bool {
-    let meta = new.meta();
     let empty = |f: &Option<Vec<String>>| f.as_ref().is_none_or(Vec::is_empty);
     let namespace_done = new
         .downcast::<k8s_openapi::api::core::v1::Namespace>()
         .is_none_or(|ns| ns.spec.as_ref().is_none_or(|s| s.finalizers.as_ref().is_none_or(Vec::is_empty)));
-    meta.deletion_timestamp.is_some()
-        && empty(&meta.finalizers)
+    empty(&new.meta().finalizers)
         && namespace_done
-        && meta.deletion_grace_period_seconds.unwrap_or(0) == 0
-        && (!empty(&old.meta().finalizers) || old.gvk().kind == "Namespace")
+        && old.meta().deletion_timestamp.is_some()
+        && old.meta().deletion_grace_period_seconds.unwrap_or(0) == 0
 }

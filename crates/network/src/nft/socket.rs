@@ -33,6 +33,13 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// What the kernel said.
+    pub fn cause(&self) -> Errno {
+        match self {
+            Self::Open(cause) | Self::Io(cause) | Self::Refused { cause, .. } => *cause,
+        }
+    }
+
     /// Whether the named thing does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Refused { cause: Errno::ENOENT, .. })

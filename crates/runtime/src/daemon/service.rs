@@ -201,6 +201,7 @@ impl ImageService for Runtime {
         Ok(self.images.list().iter().map(|i| i.to_cri()).collect())
     }
     async fn image_status(&self, image: &ImageSpec) -> Result<Option<Image>, CriError> {
+        crate::images::check_name(&image.image).map_err(CriError::InvalidArgument)?;
         Ok(self.images.find(&image.image).map(|i| i.to_cri()))
     }
     async fn pull_image(&self, image: &ImageSpec, auth: Option<AuthConfig>) -> Result<String, CriError> {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::layer::{decompress, hex};
+use super::layer::{decompress, hex, not_tar};
 use super::reference::Reference;
 use super::store::{ImageRecord, ImageStore, parse_config};
 
@@ -144,7 +144,7 @@ fn unpack_image(
                 .map(|(diff_id, name)| {
                     scope.spawn(move || {
                         store
-                            .add_layer(diff_id, || source.open_file(name))
+                            .add_layer(diff_id, || source.open_blob(name))
                             .map_err(|e| io::Error::new(e.kind(), format!("layer {name}: {e}")))
                     })
                 })
@@ -203,9 +203,11 @@ impl Source {
         let length = file.metadata()?.len();
         let (mut files, mut links) = (HashMap::new(), HashMap::new());
         let mut archive = tar::Archive::new(&file);
-        let not_tar = |e: io::Error| invalid(format!("not a tar archive, or damaged: {e}"));
-        for entry in archive.entries_with_seek().map_err(not_tar)? {
-            let entry = entry.map_err(not_tar)?;
+        if length == 0 {
+            return Err(invalid("the file is empty"));
+        }
+        for entry in archive.entries_with_seek()? {
+            let entry = entry.map_err(|e| not_tar(&e))?;
             let name = normal(&entry.path()?.to_string_lossy());
             if entry.header().entry_type().is_file() {
                 let (at, size) = (entry.raw_file_position(), entry.size());
@@ -240,6 +242,15 @@ impl Source {
                 Ok(Box::new(Slice { file: file.clone(), at: *at, end: at + size }))
             }
         }
+    }
+
+    /// A layer; of those that are named by their digest, reading to the end tells whether they have it.
+    fn open_blob(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        let file = self.open_file(name)?;
+        Ok(match name.strip_prefix("blobs/sha256/") {
+            Some(wanted) => Box::new(Checked { inner: file, hash: Sha256::new(), wanted: wanted.to_owned() }),
+            None => file,
+        })
     }
 
     fn size(&self, name: &str) -> u64 {
@@ -278,7 +289,9 @@ impl Source {
             }
         }
         if found.is_empty() {
-            return Err(invalid("neither index.json nor manifest.json: not an image archive"));
+            return Err(invalid(
+                "no image in it: neither index.json (OCI) nor manifest.json (docker save) names one",
+            ));
         }
         Ok(found)
     }
@@ -383,6 +396,25 @@ impl Read for Slice {
     }
 }
 
+/// Reads a blob and compares its digest at the end.
+struct Checked {
+    inner: Box<dyn Read>,
+    hash: Sha256,
+    wanted: String,
+}
+
+impl Read for Checked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        if n > 0 || buffer.is_empty() {
+            self.hash.update(&buffer[..n]);
+            return Ok(n);
+        }
+        let found = hex(&self.hash.clone().finalize());
+        if found == self.wanted { Ok(0) } else { Err(invalid(format!("the blob has digest sha256:{found}"))) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,6 +422,15 @@ mod tests {
     #[test]
     fn normal_path_cannot_leave_its_root() {
         assert_eq!(normal("./a//b/../../../c"), "c");
+    }
+
+    #[test]
+    fn blob_with_other_content_than_its_name_says_is_refused_at_its_end() {
+        let blob = |wanted: String| Checked { inner: Box::new(&b"abc"[..]), hash: Sha256::new(), wanted };
+        let right = hex(&Sha256::digest(b"abc"));
+        assert_eq!(io::read_to_string(blob(right)).unwrap(), "abc");
+        let error = io::read_to_string(blob("0".repeat(64))).unwrap_err().to_string();
+        assert!(error.contains("has digest sha256:ba7816bf"), "{error}");
     }
 
     #[test]

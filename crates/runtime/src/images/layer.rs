@@ -77,7 +77,7 @@ pub(crate) fn unpack(input: impl Read, dest: &Path) -> io::Result<String> {
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, &mut stream));
         let mut target = Target::open(dest)?;
         for entry in archive.entries()? {
-            let mut entry = entry?;
+            let mut entry = entry.map_err(|e| not_tar(&e))?;
             let name = entry.path()?.into_owned();
             target
                 .extract(&mut entry, &name)
@@ -86,6 +86,20 @@ pub(crate) fn unpack(input: impl Read, dest: &Path) -> io::Result<String> {
         target.finish()?;
     }
     stream.finish()
+}
+
+/// What the tar reader says about something that is no tar, without the content it quotes.
+pub(crate) fn not_tar(why: &io::Error) -> io::Error {
+    if why.kind() == io::ErrorKind::StorageFull {
+        return io::Error::new(why.kind(), why.to_string());
+    }
+    let text = why.to_string();
+    if why.kind() == io::ErrorKind::UnexpectedEof || text.starts_with("failed to read entire block") {
+        return invalid("the archive is cut off");
+    }
+    let first = text.lines().next().unwrap_or_default();
+    let quoted = first.find(" when getting").or_else(|| first.find(':')).unwrap_or(first.len());
+    invalid(&format!("not a tar archive, or damaged ({})", &first[..quoted]))
 }
 
 struct Target {
@@ -249,7 +263,17 @@ fn mtime(header: &Header) -> i64 {
 
 fn ids(header: &Header) -> io::Result<(Uid, Gid)> {
     let id = |v: u64| u32::try_from(v).map_err(|_| invalid("owner out of range"));
-    Ok((Uid::from_raw(id(header.uid()?)?), Gid::from_raw(id(header.gid()?)?)))
+    let old = header.as_old();
+    let (uid, gid) = (or_blank(header.uid(), &old.uid)?, or_blank(header.gid(), &old.gid)?);
+    Ok((Uid::from_raw(id(uid)?), Gid::from_raw(id(gid)?)))
+}
+
+/// A field that was left blank means 0, as other readers take it.
+fn or_blank(value: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+    match value {
+        Err(_) if field.iter().all(|b| matches!(b, 0 | b' ')) => Ok(0),
+        other => other,
+    }
 }
 
 fn owner_at(parent: &OwnedFd, name: &OsStr, header: &Header) -> io::Result<()> {

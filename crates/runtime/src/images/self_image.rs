@@ -8,11 +8,13 @@ use std::path::Path;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::layer::{Hashing, hex};
+use super::layer::hex;
 use super::reference::Reference;
 use super::store::{ImageRecord, ImageStore, parse_config};
 
 const PROGRAM: &str = "coracle";
+/// Free bytes that a copy of the program must leave.
+const SPARE: u64 = 128 << 20;
 
 /// Makes sure that `name` is an image whose entrypoint is `/coracle`, the program at `exe`. Cheap if
 /// unchanged.
@@ -29,9 +31,8 @@ pub(crate) fn ensure(store: &ImageStore, name: &str, exe: &Path) -> io::Result<(
     {
         return Ok(());
     }
-    // Not the digest of a tar, which nobody will ever see, but as unique.
-    let content = Hashing::new(fs::File::open(exe)?).finish()?;
-    let layer = hex(&Sha256::digest(format!("coracle self image 1 {content}")));
+    // Not the digest of a tar, which nobody will ever see, but as unique on this machine; and nothing to read.
+    let layer = hex(&Sha256::digest(format!("coracle self image 1 {stamp}")));
     let config = serde_json::to_vec(&json!({
         "architecture": super::archive::machine(),
         "os": "linux",
@@ -68,6 +69,12 @@ fn fill(dir: &Path, exe: &Path) -> io::Result<()> {
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     let program = dir.join(PROGRAM);
     if fs::hard_link(exe, &program).is_err() {
+        // A convenience must not take the last of the disk away from the store.
+        let disk = rustix::fs::statvfs(dir)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < fs::metadata(exe)?.len() + SPARE {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "not enough free space for a copy"));
+        }
         fs::copy(exe, &program)?;
         mode(&program, 0o755)?;
     }

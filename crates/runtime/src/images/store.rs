@@ -160,7 +160,9 @@ impl ImageStore {
             return Ok(());
         }
         let temporary = self.temporary();
-        let made = fs::create_dir_all(temporary.join("fs"))
+        // Not `create_dir_all`: a store that was removed meanwhile must not come back.
+        let made = fs::create_dir(&temporary)
+            .and_then(|()| fs::create_dir(temporary.join("fs")))
             .and_then(|()| fill(&temporary.join("fs")))
             .and_then(|()| match fs::rename(&temporary, &place) {
                 // Someone else was faster; theirs is as good.
@@ -177,9 +179,13 @@ impl ImageStore {
         let path = self.root.join("blobs/sha256").join(&name);
         if !path.exists() {
             let temporary = self.temporary();
-            fs::write(&temporary, content)?;
-            fs::File::open(&temporary)?.sync_data()?;
-            fs::rename(temporary, path)?;
+            let written = fs::write(&temporary, content)
+                .and_then(|()| fs::File::open(&temporary)?.sync_data())
+                .and_then(|()| fs::rename(&temporary, path));
+            if written.is_err() {
+                crate::files::remove_file(&temporary)?;
+            }
+            written?;
         }
         Ok(name)
     }

@@ -11,6 +11,7 @@ use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable, Snapshot,
 };
 
+use super::damage;
 use super::layout::{Kind, Record, Slot, log_key, number, parse_version_key, version_key};
 use crate::{Revision, StoreError};
 
@@ -49,15 +50,16 @@ pub(super) struct Batch(fjall::OwnedWriteBatch);
 impl Disk {
     /// Opens or creates the engine and rebuilds the index.
     pub(super) fn open(dir: &Path) -> Result<(Self, Recovered), StoreError> {
-        let failed = |e| translate(dir, e);
-        let database = Database::builder(dir.join("data"))
+        let failed = |e| damage::translate(dir, e);
+        let builder = Database::builder(dir.join("data"))
             .cache_size(BLOCK_CACHE)
             .worker_threads(1)
             .max_cached_files(Some(64))
             .max_journaling_size(64 << 20)
-            .manual_journal_persist(true)
-            .open()
-            .map_err(failed)?;
+            .manual_journal_persist(true);
+        // The engine panics at some kinds of damage.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.open()));
+        let database = opened.map_err(|why| damage::panicked(dir, &*why))?.map_err(failed)?;
         let plain = |memtable| KeyspaceCreateOptions::default().max_memtable_size(memtable);
         let blobs = KvSeparationOptions::default().file_target_size(16 << 20);
         let versions = || plain(VERSIONS_MEMTABLE).with_kv_separation(Some(blobs));
@@ -70,7 +72,7 @@ impl Disk {
             .create(true)
             .truncate(false)
             .open(dir.join("acknowledged"))
-            .map_err(|e| translate(dir, e.into()))?;
+            .map_err(|e| damage::translate(dir, e.into()))?;
         let disk = Self { path: dir.to_owned(), database, versions, log, meta, acknowledged };
         disk.check_format()?;
         let recovered = disk.recover()?;
@@ -84,10 +86,9 @@ impl Disk {
                 self.meta.insert("format", FORMAT.to_be_bytes()).map_err(|e| self.failed(e))?;
                 self.database.persist(PersistMode::SyncAll).map_err(|e| self.failed(e))
             }
-            Some(other) => Err(StoreError::Engine(format!(
-                "{} has layout {other}, this program knows layout {FORMAT}: use a matching version",
-                self.path.display()
-            ))),
+            Some(found) => {
+                Err(StoreError::Format { path: self.path.display().to_string(), found, known: FORMAT })
+            }
         }
     }
 
@@ -115,13 +116,7 @@ impl Disk {
         if let Some((key, slot, Kind::Put)) = last {
             index.insert(key, slot);
         }
-        let logged = match self.log.last_key_value() {
-            None => compacted,
-            Some(guard) => {
-                let key = guard.key().map_err(|e| self.failed(e))?;
-                key.get(..8).and_then(number).ok_or_else(|| self.damaged("a log key"))?
-            }
-        };
+        let logged = self.check_log(compacted)?;
         if logged < newest && newest > compacted {
             return Err(self.corrupted(format!("revision {newest} is stored, the log ends at {logged}")));
         }
@@ -130,11 +125,31 @@ impl Disk {
             && acknowledged > newest
         {
             return Err(self.corrupted(format!(
-                "revision {acknowledged} was acknowledged, but the data end at revision {newest}; \
-                 restore a backup of the directory"
+                "revision {acknowledged} was acknowledged, but the data end at revision {newest}: {} is \
+                 damaged, cut off or gone",
+                damage::journals(&self.path)
             )));
         }
         Ok(Recovered { index, revision: newest, compacted })
+    }
+
+    /// The newest revision in the log, which has every revision since the last compaction.
+    fn check_log(&self, compacted: Revision) -> Result<Revision, StoreError> {
+        let mut logged = compacted;
+        for guard in self.log.range(log_key(compacted.saturating_add(1), 0)..) {
+            let key = guard.key().map_err(|e| self.failed(e))?;
+            let revision = key.get(..8).and_then(number).ok_or_else(|| self.damaged("a log key"))?;
+            if revision > logged + 1 {
+                return Err(self.corrupted(format!(
+                    "revisions {} to {} are missing: {} is damaged",
+                    logged + 1,
+                    revision - 1,
+                    damage::journals(&self.path)
+                )));
+            }
+            logged = revision;
+        }
+        Ok(logged)
     }
 
     fn read_acknowledged(&self) -> Option<Revision> {
@@ -280,35 +295,6 @@ impl Disk {
     }
 
     fn failed(&self, error: fjall::Error) -> StoreError {
-        translate(&self.path, error)
-    }
-}
-
-/// The engine's errors in the store's words.
-fn translate(path: &Path, error: fjall::Error) -> StoreError {
-    let path = path.display().to_string();
-    match error {
-        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => match e.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { path }
-            }
-            std::io::ErrorKind::NotFound
-            | std::io::ErrorKind::UnexpectedEof
-            | std::io::ErrorKind::InvalidData => {
-                StoreError::Corrupted { path, detail: format!("a data file is missing or cut off: {e}") }
-            }
-            _ => StoreError::Engine(format!("{path}: {e}")),
-        },
-        fjall::Error::Poisoned => StoreError::Engine(format!(
-            "an earlier write to {path} failed, nothing more is accepted; make room or replace the disk, \
-             then restart"
-        )),
-        fjall::Error::Locked => StoreError::InUse { path, pid: None },
-        fjall::Error::InvalidVersion(_) => {
-            StoreError::Corrupted { path, detail: "the data files are of another version or damaged".into() }
-        }
-        other => {
-            StoreError::Corrupted { path, detail: format!("checksum or structure is wrong ({other:?})") }
-        }
+        damage::translate(&self.path, error)
     }
 }

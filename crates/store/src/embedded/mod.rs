@@ -3,6 +3,7 @@
 //! Values are on the disk only; in memory lives, per current key, its create and mod revision. A group of
 //! transactions costs one flush. Format: `layout`; why fjall: docs/adr/0001-store-engine.md.
 
+mod damage;
 mod disk;
 mod layout;
 mod lock;
@@ -72,8 +73,12 @@ impl EmbeddedStore {
     /// [`StoreError::InUse`], [`StoreError::Corrupted`], [`StoreError::DiskFull`], engine failures.
     pub fn open(config: EmbeddedConfig) -> Result<Arc<Self>, StoreError> {
         let dir = config.dir;
-        std::fs::create_dir_all(&dir)
-            .map_err(|e| StoreError::Engine(format!("cannot make {}: {e}", dir.display())))?;
+        std::fs::create_dir_all(&dir).map_err(|e| match e.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                StoreError::DiskFull { path: dir.display().to_string() }
+            }
+            _ => StoreError::Engine(format!("cannot make {}: {e}", dir.display())),
+        })?;
         let lock = DirectoryLock::acquire(&dir)?;
         let (disk, found) = Disk::open(&dir)?;
         let shared = Arc::new(Shared {
