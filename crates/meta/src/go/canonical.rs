@@ -20,10 +20,10 @@ fn tidy(table: &Table, id: Id, value: &mut Value) -> bool {
         (Shape::Any, _) | (_, Value::Null) => true,
         (Shape::Struct(_), Value::Object(map)) => fields(table, id, map),
         (Shape::List(element), Value::Array(items)) => {
-            items.iter_mut().fold(true, |fits, item| element_of(table, *element, item) && fits)
+            items.iter_mut().all(|item| element_of(table, *element, item))
         }
         (Shape::Map(element), Value::Object(map)) => {
-            map.values_mut().fold(true, |fits, item| element_of(table, *element, item) && fits)
+            map.values_mut().all(|item| element_of(table, *element, item))
         }
         (
             Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::IntOrString,
