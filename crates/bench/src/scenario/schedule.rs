@@ -8,7 +8,7 @@ use parking::Stamps;
 
 use super::{Namespace, Outcome, resource_version};
 use crate::cost::Meter;
-use crate::http::{Call, Connection, NUMBER};
+use crate::http::{Call, Connection, Lines, NUMBER};
 use crate::load::all;
 use crate::objects::{node, node_status, now, onto_run, pod, run_id};
 use crate::stats::{Samples, Summary};
@@ -130,13 +130,13 @@ async fn measure(
     namespace: &Namespace,
 ) -> Result<Summary, Failure> {
     let path = namespace.path("pods");
-    let version = resource_version(&mut Connection::open(target).await?, &path).await?;
-    let watch = Connection::open(target).await?;
-    let mut watch = watch.watch(&format!("{path}?watch=true&resourceVersion={version}")).await?;
+    let mut version = resource_version(&mut Connection::open(target).await?, &path).await?;
+    let mut watch = follow(target, &path, &version).await?;
+    let mut watch_restarts = 0;
     let stamps = Stamps::new(args.pods);
     let mut body = pod(&format!("p-{NUMBER}"), "registry.k8s.io/pause:3.10", &[]);
     onto_run(&mut body, run, args.anti_affinity);
-    let call = Call::post(path, body.to_string());
+    let call = Call::post(path.clone(), body.to_string());
     let sending = stamps.clone();
     let (start, meter) = (Instant::now(), Meter::start(&target.pids));
     let creating = all(target, args.connections, args.pods, &call, move |i| sending.set(i));
@@ -153,7 +153,16 @@ async fn measure(
                 created = Some(start.elapsed());
             }
             line = tokio::time::timeout(patience, watch.next()) => {
-                let Ok(Some(line)) = line else { break };
+                let Ok(line) = line else { break };
+                let Some(line) = line else {
+                    // Upstream cuts off a watcher that does not get the processor for a moment.
+                    watch = follow(target, &path, &version).await?;
+                    watch_restarts += 1;
+                    continue;
+                };
+                if let Some(newer) = text_after(line, b"\"resourceVersion\":\"") {
+                    newer.clone_into(&mut version);
+                }
                 let Some((i, node)) = binding(line) else { continue };
                 if bound.insert(i, node).is_none() {
                     last = Instant::now();
@@ -162,8 +171,8 @@ async fn measure(
             }
         }
     }
-    for _ in bound.len() as u64..args.pods {
-        samples.error("pod was not scheduled");
+    if (bound.len() as u64) < args.pods {
+        return Err(format!("only {} of {} pods were scheduled", bound.len(), args.pods));
     }
     let elapsed = last.duration_since(start);
     let name = if args.anti_affinity { "schedule-anti-affinity" } else { "schedule" };
@@ -177,6 +186,7 @@ async fn measure(
         // A rate of wrong decisions is no rate.
         return Err(format!("required anti-affinity is not honoured: {most} such pods are on one node"));
     }
+    summary.extra.insert("watch_restarts".into(), f64::from(watch_restarts));
     summary.extra.insert("nodes".into(), args.nodes as f64);
     summary.extra.insert("nodes_used".into(), per_node.len() as f64);
     summary.extra.insert("most_pods_on_a_node".into(), most as f64);
@@ -186,14 +196,21 @@ async fn measure(
     Ok(summary)
 }
 
-/// Pod number and node of an event that shows a bound pod, found without decoding it.
+async fn follow(target: &Arc<Target>, path: &str, version: &str) -> Result<Lines, Failure> {
+    let connection = Connection::open(target).await?;
+    connection.watch(&format!("{path}?watch=true&resourceVersion={version}")).await
+}
+
+/// The text between a mark and the next quotation mark, found without decoding the event.
+fn text_after<'a>(line: &'a [u8], mark: &[u8]) -> Option<&'a str> {
+    let from = &line[find(line, mark)? + mark.len()..];
+    std::str::from_utf8(&from[..from.iter().position(|b| *b == b'"')?]).ok()
+}
+
+/// Pod number and node of an event that shows a bound pod.
 fn binding(line: &[u8]) -> Option<(u64, String)> {
-    let text = |mark: &[u8]| {
-        let from = &line[find(line, mark)? + mark.len()..];
-        std::str::from_utf8(&from[..from.iter().position(|b| *b == b'"')?]).ok()
-    };
-    let node = text(b"\"nodeName\":\"").filter(|n| !n.is_empty())?;
-    Some((text(b"\"name\":\"p-")?.parse().ok()?, node.to_owned()))
+    let node = text_after(line, b"\"nodeName\":\"").filter(|n| !n.is_empty())?;
+    Some((text_after(line, b"\"name\":\"p-")?.parse().ok()?, node.to_owned()))
 }
 
 #[cfg(test)]
