@@ -1,5 +1,6 @@
 //! The plugins, one file each; the table's order is the order of the chain.
 
+mod certificate_subject_restriction;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
@@ -30,6 +31,7 @@ static ORDERED: &[Make] = &[
     || Box::new(default_storage_class::DefaultStorageClass),
     || Box::new(storage_object_in_use_protection::StorageObjectInUseProtection),
     || Box::new(runtime_class::RuntimeClass),
+    || Box::new(certificate_subject_restriction::CertificateSubjectRestriction),
     || Box::new(default_ingress_class::DefaultIngressClass),
 ];
 

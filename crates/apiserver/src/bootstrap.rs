@@ -51,6 +51,7 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
         builtin(server, want).await.map_err(|s| failed(&what, &s))?;
     }
     publish_once(server).await.map_err(|s| failed("Service default/kubernetes", &s))?;
+    crate::upkeep::once(server).await.map_err(|s| failed("status of what the server keeps", &s))?;
     info!(revision = server.store.revision(), "API server ready");
     Ok(())
 }

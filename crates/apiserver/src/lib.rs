@@ -17,6 +17,7 @@ mod registry;
 mod server;
 mod services;
 mod transport;
+mod upkeep;
 mod verbs;
 mod views;
 

@@ -140,6 +140,10 @@ impl ApiServer {
         });
         let publisher = server.clone();
         tasks.supervise("kubernetes-service", move || crate::bootstrap::publish(publisher.clone()));
+        let keeper = server.clone();
+        tasks.supervise("flow-schemas", move || crate::upkeep::flow_schemas(keeper.clone()));
+        let keeper = server.clone();
+        tasks.supervise("service-addresses", move || crate::upkeep::addresses(keeper.clone()));
         let (tls, client_ca) = (config.tls, config.client_ca_pem);
         Ok(Arc::new(Self { server, tls, client_ca, _tasks: Mutex::new(tasks) }))
     }

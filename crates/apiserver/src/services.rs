@@ -94,6 +94,11 @@ impl Services {
         Some(Self { first, size, cidr: cidr.into(), ports, taken })
     }
 
+    /// The range.
+    pub(crate) fn cidr(&self) -> &str {
+        &self.cidr
+    }
+
     /// The n-th address of the range.
     pub(crate) fn address(&self, n: u32) -> Ipv4Addr {
         Ipv4Addr::from(self.first + n)

@@ -11,6 +11,7 @@ pub(crate) mod patch;
 pub(crate) mod read;
 pub(crate) mod review;
 pub(crate) mod scale;
+mod signing;
 pub(crate) mod token;
 pub(crate) mod update;
 pub(crate) mod watch;

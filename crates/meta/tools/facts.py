@@ -37,6 +37,7 @@ SCALAR = {  # optional scalars that Go writes even when empty
 }
 OMIT = {  # required, but left out when empty
     "admissionregistration.v1.ValidatingAdmissionPolicyBindingSpec": "validationActions policyName",
+    "networking.v1.IPAddressSpec": "parentRef",
 }
 NULL = {  # times and lists encoded as null when unset
     "discovery.v1.EndpointSlice": "ports", "rbac.v1.Role": "rules", "rbac.v1.ClusterRole": "rules",

@@ -11,6 +11,14 @@ use crate::def::ResourceDef;
 /// One row per kind.
 pub(crate) static KINDS: &[&ResourceDef] = &[&certificate_signing_request::DEF];
 
+/// The organizations (groups) that a PEM certificate request asks for.
+///
+/// # Errors
+/// Why it is no such request.
+pub fn requested_organizations(pem: &[u8]) -> Result<Vec<String>, String> {
+    pem::organizations(pem)
+}
+
 /// Bytes of a signer's domain, and of each label of its path.
 const MAX_DOMAIN: usize = 253;
 /// Bytes of a signer's path: a label, a dot, a subdomain.

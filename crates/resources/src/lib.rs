@@ -81,6 +81,8 @@ pub fn validate_cluster_ips(service: &Service, errs: &mut ErrorList) {
     core::validate_cluster_ips(service, errs);
 }
 
+pub use certificates::requested_organizations;
+
 /// What every cluster has of these kinds: priority classes of the system, priority levels and flow schemas,
 /// and the registrations of what is served here. In the order in which they are to be made.
 pub fn bootstrap() -> Vec<serde_json::Value> {

@@ -159,6 +159,7 @@ impl Server {
         let more = self.admit_update(caller, resource, namespace, part, &mut obj, old, dry_run).await;
         warnings.extend(more.map_err(Refused::Failed)?);
         self.forbid_escalation(caller, resource, &*obj, Some(old)).map_err(Refused::Failed)?;
+        self.forbid_signing(caller, resource, part, &*obj, old).map_err(Refused::Failed)?;
         keep_system_fields(&mut *obj, old);
         let allocation = if part == Part::Main {
             self.services.allocate(&mut *obj, Some(old), dry_run).map_err(Refused::Failed)?

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition as Condition,
@@ -113,6 +114,10 @@ impl Strategy<CertificateSigningRequest> for Requests {
         obj.status.get_or_insert_default();
     }
 
+    fn validate_name(&self, name: &str, _: bool) -> Vec<String> {
+        names::path_segment(name)
+    }
+
     fn prepare_create(&self, cx: Context<'_>, obj: &mut CertificateSigningRequest) {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         obj.spec.username = some(cx.user);
@@ -188,10 +193,6 @@ impl Strategy<CertificateSigningRequest> for Requests {
         errs: &mut ErrorList,
     ) {
         change(new, old, Door::Approval, errs);
-    }
-
-    fn validate_name(&self, _: &str, _: bool) -> Vec<String> {
-        Vec::new()
     }
 
     fn selectable(&self, obj: &CertificateSigningRequest) -> Vec<(&'static str, String)> {

@@ -30,6 +30,21 @@ pub(super) fn request(text: &[u8]) -> Result<(), String> {
     })
 }
 
+/// The organizations (groups) that a signing request asks for.
+///
+/// # Errors
+/// Why it is none.
+pub(super) fn organizations(text: &[u8]) -> Result<Vec<String>, String> {
+    let first = Pem::iter_from_buffer(text).next().and_then(Result::ok);
+    let Some(block) = first.filter(|block| block.label == "CERTIFICATE REQUEST") else {
+        return Err("PEM block type must be CERTIFICATE REQUEST".to_owned());
+    };
+    let (_, parsed) = X509CertificationRequest::from_der(&block.contents)
+        .map_err(|e| format!("x509: malformed certificate request: {e}"))?;
+    let named = parsed.certification_request_info.subject.iter_organization();
+    Ok(named.filter_map(|o| o.as_str().ok()).map(str::to_owned).collect())
+}
+
 /// Checks the chain that a signer has issued; an empty one is fine.
 ///
 /// # Errors

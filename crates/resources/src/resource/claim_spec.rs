@@ -43,14 +43,21 @@ pub(super) fn default(spec: &mut ResourceClaimSpec) {
         let requests = capacity.iter_mut().flat_map(|c| c.requests.iter_mut().flatten());
         requests.for_each(|(_, amount)| defaults::canonical(amount));
     };
+    let operators = |tolerations: &mut Option<Vec<DeviceToleration>>| {
+        for one in tolerations.iter_mut().flatten() {
+            defaults::string(&mut one.operator, "Equal");
+        }
+    };
     for request in spec.devices.get_or_insert_default().requests.iter_mut().flatten() {
         if let Some(exact) = &mut request.exactly {
             mode(&mut exact.allocation_mode, &mut exact.count);
             amounts(&mut exact.capacity);
+            operators(&mut exact.tolerations);
         }
         for one in request.first_available.iter_mut().flatten() {
             mode(&mut one.allocation_mode, &mut one.count);
             amounts(&mut one.capacity);
+            operators(&mut one.tolerations);
         }
     }
 }

@@ -4,7 +4,7 @@ use coracle_meta::field::{ErrorList, Path};
 use k8s_openapi::api::resource::v1::DeviceClass;
 
 use super::{MAX_LIST, claim_spec, configuration, items};
-use crate::def::{ResourceDef, Scope, Strategy, Typed};
+use crate::def::{ResourceDef, Scope, Strategy, Typed, dns1123_subdomain};
 use crate::podspec::requirements::is_extended;
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -17,6 +17,12 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct DeviceClasses;
 
 impl Strategy<DeviceClass> for DeviceClasses {
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        // The limit is in the words of the declarative rules, which upstream checks names of this kind by.
+        let messages = dns1123_subdomain(name, prefix).into_iter();
+        messages.map(|m| m.replace("no more than 253 characters", "no more than 253 bytes")).collect()
+    }
+
     fn validate(&self, obj: &DeviceClass, errs: &mut ErrorList) {
         let path = Path::new("spec");
         let spec = &obj.spec;

@@ -5,10 +5,10 @@ use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::{CounterSet, Device, ResourceSlice, ResourceSliceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{device, pool_name, set};
-use crate::check::named;
+use super::{device, pool_name, set, shown};
+use crate::check::{about_text, named};
 use crate::common::{column, text};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Typed, age};
 use crate::podspec::scheduling;
@@ -201,12 +201,9 @@ fn placement(spec: &ResourceSliceSpec, path: &Path, errs: &mut ErrorList) {
         let at = path.child("nodeSelector");
         scheduling::node_selector(selector, &at, errs);
         if selector.node_selector_terms.len() != 1 {
-            let shown = if selector.node_selector_terms.is_empty() {
-                Value::Null
-            } else {
-                json!(selector.node_selector_terms)
-            };
-            errs.invalid(at.child("nodeSelectorTerms"), shown, "must have exactly one node selector term");
+            let (at, shown) = (at.child("nodeSelectorTerms"), shown::node_selector_terms(selector));
+            let why = "must have exactly one node selector term";
+            about_text(errs, ErrorKind::Invalid, &at, shown, why);
         }
     }
     for (field, shown, flag) in [

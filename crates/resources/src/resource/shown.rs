@@ -1,5 +1,6 @@
 //! Claims as Go prints them in messages: the fields of its internal types, in their order.
 
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::api::resource::v1::{
     DeviceClaimConfiguration, DeviceConstraint, DeviceRequest, DeviceSelector, DeviceSubRequest,
     DeviceToleration, ExactDeviceRequest, OpaqueDeviceConfiguration, ResourceClaimSpec,
@@ -56,6 +57,26 @@ fn tolerations(tolerations: Option<&Vec<DeviceToleration>>) -> String {
             ("TolerationSeconds", word(json!(t.toleration_seconds))),
         ])
     })
+}
+
+/// The terms of a node selector; their list is never null.
+pub(super) fn node_selector_terms(selector: &NodeSelector) -> String {
+    let requirements = |list: Option<&Vec<NodeSelectorRequirement>>| {
+        self::list(list, |r| {
+            object(&[
+                ("Key", word(r.key.as_str())),
+                ("Operator", word(r.operator.as_str())),
+                ("Values", word(json!(r.values))),
+            ])
+        })
+    };
+    let term = |t: &NodeSelectorTerm| {
+        object(&[
+            ("MatchExpressions", requirements(t.match_expressions.as_ref())),
+            ("MatchFields", requirements(t.match_fields.as_ref())),
+        ])
+    };
+    format!("[{}]", selector.node_selector_terms.iter().map(term).collect::<Vec<_>>().join(","))
 }
 
 fn exactly(request: &ExactDeviceRequest) -> String {
