@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use coracle_meta::{Object, Status};
 use coracle_resources::def::ResourceDef;
+use parking_lot::Mutex;
 
 use crate::codec;
 
@@ -16,6 +17,18 @@ pub(crate) struct Facts {
     pub(crate) labels: BTreeMap<String, String>,
     /// Selectable fields beside name and namespace.
     pub(crate) fields: Vec<(&'static str, String)>,
+}
+
+/// The decoded form of an entry.
+#[derive(Default)]
+enum Decoded {
+    /// Nobody asked for it.
+    #[default]
+    Never,
+    /// Shared with who asks.
+    Kept(Arc<dyn Object>),
+    /// Not kept any more.
+    Past,
 }
 
 /// An object at a revision. Immutable; shared by everyone who reads.
@@ -30,7 +43,7 @@ pub(crate) struct CacheEntry {
     pub(crate) encoded: Bytes,
     /// The kind.
     pub(crate) def: &'static ResourceDef,
-    decoded: OnceLock<Arc<dyn Object>>,
+    decoded: Mutex<Decoded>,
     facts: OnceLock<Box<Facts>>,
 }
 
@@ -43,7 +56,7 @@ impl CacheEntry {
         encoded: Bytes,
         def: &'static ResourceDef,
     ) -> Self {
-        let (decoded, facts) = (OnceLock::new(), OnceLock::new());
+        let (decoded, facts) = (Mutex::default(), OnceLock::new());
         Self { key, prefix_len, revision, encoded, def, decoded, facts }
     }
 
@@ -52,7 +65,7 @@ impl CacheEntry {
         let mut out = Vec::with_capacity(512);
         obj.write_json(&mut out);
         let entry = Self::new(Arc::from(""), 0, 0, Bytes::from(out), def);
-        let _ = entry.decoded.set(obj);
+        entry.keep(obj);
         entry
     }
 
@@ -61,7 +74,7 @@ impl CacheEntry {
     pub(crate) fn shown(&self, encoded: Bytes) -> Self {
         let entry = Self::new(self.key.clone(), self.prefix_len, self.revision, encoded, self.def);
         if let Ok(obj) = self.decoded() {
-            let _ = entry.decoded.set(obj);
+            entry.keep(obj);
         }
         entry
     }
@@ -72,7 +85,7 @@ impl CacheEntry {
         let meta = obj.meta_mut();
         meta.resource_version = Some(self.revision.to_string());
         meta.managed_fields = None;
-        let _ = self.decoded.set(Arc::from(obj));
+        self.keep(Arc::from(obj));
     }
 
     /// Notes what selectors look at without keeping the decoded form.
@@ -85,18 +98,35 @@ impl CacheEntry {
     /// # Errors
     /// 500 when the stored bytes do not decode.
     pub(crate) fn decoded(&self) -> Result<Arc<dyn Object>, Status> {
-        if let Some(obj) = self.decoded.get() {
+        if let Decoded::Kept(obj) = &*self.decoded.lock() {
             return Ok(obj.clone());
         }
         let mut obj = self.decode_full()?;
         obj.meta_mut().managed_fields = None;
         let obj: Arc<dyn Object> = Arc::from(obj);
-        Ok(self.decoded.get_or_init(|| obj).clone())
+        self.keep(obj.clone());
+        Ok(obj)
+    }
+
+    fn keep(&self, obj: Arc<dyn Object>) {
+        let mut decoded = self.decoded.lock();
+        if !matches!(*decoded, Decoded::Past) {
+            *decoded = Decoded::Kept(obj);
+        }
+    }
+
+    /// The object was replaced: who still asks for it decoded gets it, but it is no longer kept. The windows of
+    /// recent changes hold thousands of such entries.
+    pub(super) fn let_go(&self) {
+        if self.is_decoded() {
+            self.facts();
+        }
+        *self.decoded.lock() = Decoded::Past;
     }
 
     /// Whether the decoded form is present.
     pub(crate) fn is_decoded(&self) -> bool {
-        self.decoded.get().is_some()
+        matches!(*self.decoded.lock(), Decoded::Kept(_))
     }
 
     /// A fresh decoded copy with everything in it.
@@ -110,9 +140,9 @@ impl CacheEntry {
     /// Labels and selectable fields.
     pub(crate) fn facts(&self) -> &Facts {
         self.facts.get_or_init(|| {
-            let facts = match self.decoded.get() {
-                Some(obj) => facts_of(self.def, &**obj),
-                None => self.decode_full().map(|obj| facts_of(self.def, &*obj)).unwrap_or_default(),
+            let facts = match &*self.decoded.lock() {
+                Decoded::Kept(obj) => facts_of(self.def, &**obj),
+                _ => self.decode_full().map(|obj| facts_of(self.def, &*obj)).unwrap_or_default(),
             };
             Box::new(facts)
         })
@@ -133,8 +163,12 @@ impl CacheEntry {
     pub(crate) fn at_revision(&self, revision: u64) -> Self {
         let encoded = codec::resplice(&self.encoded, revision);
         let entry = Self::new(self.key.clone(), self.prefix_len, revision, encoded, self.def);
-        if let Some(obj) = self.decoded.get() {
-            entry.set_decoded(obj.clone_object());
+        let obj = match &*self.decoded.lock() {
+            Decoded::Kept(obj) => Some(obj.clone_object()),
+            _ => None,
+        };
+        if let Some(obj) = obj {
+            entry.set_decoded(obj);
         }
         entry
     }

@@ -130,6 +130,9 @@ impl ResourceCache {
         if new.is_none() && old.is_none() {
             return;
         }
+        if let (Some(_), Some(old)) = (&new, &old) {
+            old.let_go();
+        }
         let event = Arc::new(Event::new(revision, new, old));
         state.watchers.retain(|w| w.offer(&event));
         state.trim(event.seen);

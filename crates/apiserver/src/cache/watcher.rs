@@ -61,7 +61,11 @@ impl Event {
             EventKind::Added | EventKind::Modified => self.new.as_ref(),
             EventKind::Deleted => {
                 let old = self.old.as_ref()?;
-                Some(self.gone.get_or_init(|| Arc::new(old.at_revision(self.revision))))
+                Some(self.gone.get_or_init(|| {
+                    let gone = Arc::new(old.at_revision(self.revision));
+                    old.let_go();
+                    gone
+                }))
             }
         }
     }
