@@ -42,14 +42,6 @@ impl Failure {
     pub fn or_hint(self, hint: &str) -> Self {
         if self.hint.is_empty() { Self { hint: hint.into(), ..self } } else { self }
     }
-    /// The same about a thing, with a hint unless it has one: then it is not about the thing.
-    #[must_use]
-    pub fn about(self, thing: &str, hint: &str) -> Self {
-        if !self.hint.is_empty() {
-            return self;
-        }
-        Self { what: format!("cannot import {thing}: {}", self.what), ..self }.or_hint(hint)
-    }
     /// A file operation failed.
     pub fn file(doing: &str, path: &Path, why: &std::io::Error) -> Self {
         let hint = match why.kind() {
