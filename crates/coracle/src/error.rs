@@ -14,7 +14,7 @@ pub struct Failure {
     hint: String,
     status: i32,
     #[serde(skip)]
-    undo: Option<Undo>,
+    undo: Option<Box<Undo>>,
 }
 
 impl Failure {
@@ -57,11 +57,11 @@ impl Failure {
     /// The same, with what is to be taken back when everything has ended.
     #[must_use]
     pub fn undoing(self, undo: Undo) -> Self {
-        Self { undo: Some(undo), ..self }
+        Self { undo: Some(Box::new(undo)), ..self }
     }
     /// What is to be taken back.
     pub fn take_undo(&mut self) -> Option<Undo> {
-        self.undo.take()
+        self.undo.take().map(|undo| *undo)
     }
     /// The process's exit status.
     pub fn status(&self) -> i32 {
