@@ -1,5 +1,6 @@
 //! Forced deletion of an object that someone else writes to at the same moment.
 
+#[expect(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use std::sync::Arc;

@@ -14,7 +14,7 @@ pub struct Failure {
     hint: String,
     status: i32,
     #[serde(skip)]
-    undo: Option<Undo>,
+    undo: Option<Box<Undo>>,
 }
 
 impl Failure {
@@ -42,14 +42,6 @@ impl Failure {
     pub fn or_hint(self, hint: &str) -> Self {
         if self.hint.is_empty() { Self { hint: hint.into(), ..self } } else { self }
     }
-    /// The same about a thing, with a hint unless it has one: then it is not about the thing.
-    #[must_use]
-    pub fn about(self, thing: &str, hint: &str) -> Self {
-        if !self.hint.is_empty() {
-            return self;
-        }
-        Self { what: format!("cannot import {thing}: {}", self.what), ..self }.or_hint(hint)
-    }
     /// A file operation failed.
     pub fn file(doing: &str, path: &Path, why: &std::io::Error) -> Self {
         let hint = match why.kind() {
@@ -65,11 +57,11 @@ impl Failure {
     /// The same, with what is to be taken back when everything has ended.
     #[must_use]
     pub fn undoing(self, undo: Undo) -> Self {
-        Self { undo: Some(undo), ..self }
+        Self { undo: Some(Box::new(undo)), ..self }
     }
     /// What is to be taken back.
     pub fn take_undo(&mut self) -> Option<Undo> {
-        self.undo.take()
+        self.undo.take().map(|undo| *undo)
     }
     /// The process's exit status.
     pub fn status(&self) -> i32 {

@@ -17,9 +17,9 @@ pub async fn run(args: ImageArgs) -> Result<(), Failure> {
         ImageCommand::Import { paths } => {
             for path in paths {
                 let path = std::fs::canonicalize(&path).map_err(|e| Failure::file("read", &path, &e))?;
-                let names = ask(&socket, &Request::Import { path: path.clone() })
+                let names = ask(&socket, &Request::Import { path })
                     .await
-                    .map_err(|e| e.about(&path.display().to_string(), "nothing of this archive was kept"))?;
+                    .map_err(|e| e.or_hint("nothing of this archive was kept"))?;
                 for name in names.as_array().into_iter().flatten().filter_map(|n| n.as_str()) {
                     println!("imported {name}");
                 }

@@ -150,11 +150,15 @@ impl Runtime {
     pub async fn import_image(&self, path: &Path) -> Result<Vec<String>, CriError> {
         let (images, path) = (self.images.clone(), path.to_owned());
         tokio::task::spawn_blocking(move || {
-            images::import(&images, &path).map_err(|e| match e.kind() {
-                io::ErrorKind::StorageFull => {
-                    CriError::Internal(format!("no space left for the image: {e}; free some disk space"))
+            images::import(&images, &path).map_err(|e| {
+                let path = path.display();
+                if e.kind() == io::ErrorKind::StorageFull {
+                    let hint = "free some disk space";
+                    return CriError::Internal(format!(
+                        "cannot import image {path}: no space left ({e}); {hint}"
+                    ));
                 }
-                _ => CriError::InvalidArgument(e.to_string()),
+                CriError::InvalidArgument(format!("cannot import image {path}: {e}"))
             })
         })
         .await

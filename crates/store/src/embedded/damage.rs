@@ -16,8 +16,11 @@ pub(super) fn translate(dir: &Path, error: fjall::Error) -> StoreError {
     match error {
         fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => match e.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::DiskFull { path },
-            ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData => {
-                corrupted(dir, &format!("it is missing or cut off: {e}"), "a data file")
+            ErrorKind::NotFound
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::InvalidData
+            | ErrorKind::InvalidInput => {
+                corrupted(dir, &format!("missing, cut off or damaged ({e})"), "a data file")
             }
             _ => StoreError::Engine(format!("{path}: {e}")),
         },
