@@ -134,11 +134,8 @@ impl Fields {
             }
         }
         let live: Option<Value> = live.and_then(|text| self.text_in(resource, text).ok());
-        let mut value = if is_plain(new) {
-            new.to_value()
-        } else {
-            self.sent_in(resource, new).unwrap_or_default()
-        };
+        let mut value =
+            if is_plain(new) { new.to_value() } else { self.sent_in(resource, new).unwrap_or_default() };
         let others = OtherVersions { fields: self, resource };
         let name = self.name(resource.def);
         update_managed_fields(&self.schemas, name, live.as_ref(), &mut value, &manager, &others);
