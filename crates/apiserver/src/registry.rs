@@ -43,9 +43,14 @@ impl Resource {
         self.def.scope == Scope::Namespaced
     }
 
-    /// Whether objects are stored (else the kind is virtual).
+    /// Whether objects are stored (else the kind is virtual or computed).
     pub(crate) fn stored(&self) -> bool {
         self.def.storage == Storage::Stored
+    }
+
+    /// Whether objects are made up at each request.
+    pub(crate) fn computed(&self) -> bool {
+        self.def.storage == Storage::Computed
     }
 
     /// The key of an object.

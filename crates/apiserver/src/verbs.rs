@@ -2,6 +2,7 @@
 
 pub(crate) mod binding;
 mod commit;
+mod components;
 pub(crate) mod create;
 pub(crate) mod decode;
 pub(crate) mod delete;

@@ -84,7 +84,7 @@ impl Fields {
 /// The typed object of the resource's version as JSON.
 fn bare(resource: &Resource, obj: &dyn Object) -> Result<Value, Status> {
     Ok(match resource.view() {
-        Some(view) => view.from_stored(obj)?.to_value(),
+        Some(view) => view.to_served(obj)?.to_value(),
         None => obj.to_value(),
     })
 }
@@ -95,7 +95,7 @@ fn bare(resource: &Resource, obj: &dyn Object) -> Result<Value, Status> {
 /// 500 when the stored bytes do not decode.
 pub(crate) fn object(resource: &Resource, entry: &CacheEntry) -> Result<Arc<dyn Object>, Status> {
     match resource.view() {
-        Some(view) => Ok(Arc::from(view.from_stored(&*entry.decoded()?)?)),
+        Some(view) => Ok(Arc::from(view.to_served(&*entry.decoded()?)?)),
         None => entry.decoded(),
     }
 }
@@ -127,7 +127,7 @@ impl Versions for OtherVersions<'_> {
         let to = self.definition(api_version)?;
         let stored = from.strategy.decode(object.clone()).ok()?;
         let mut value = match to.strategy.view() {
-            Some(view) => view.from_stored(&*stored).ok()?.to_value(),
+            Some(view) => view.to_served(&*stored).ok()?.to_value(),
             None => stored.to_value(),
         };
         self.fields.complete(to, &mut value);

@@ -1,5 +1,7 @@
 //! The core group, `v1`.
 
+mod binding;
+mod component_status;
 mod config_map;
 pub(crate) mod endpoints;
 pub(crate) mod event;
@@ -23,6 +25,8 @@ use crate::def::ResourceDef;
 
 /// One row per kind.
 pub(crate) static KINDS: &[&ResourceDef] = &[
+    &binding::DEF,
+    &component_status::DEF,
     &config_map::DEF,
     &endpoints::DEF,
     &event::DEF,

@@ -28,6 +28,8 @@ pub enum Storage {
     Stored,
     /// Create-only and answered by the server itself (reviews); never stored.
     Virtual,
+    /// Read-only and made up by the server at each request; never stored.
+    Computed,
 }
 
 /// What a subresource does. The generic verbs implement each once.
@@ -319,13 +321,13 @@ pub(crate) fn decode_kind<K: Kind>(mut value: Value) -> Result<K, Status> {
         let (kind, version) = (K::KIND, K::VERSION);
         Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
     };
-    let empty_selector = gaps::has_empty_selector(&value, K::KIND);
+    let empty = gaps::Empty::of(&value, K::KIND);
     if !go::canonicalize(&name, &mut value)
         && let Some(why) = go::type_error(&name, value.to_string().as_bytes())
     {
         return Err(refused(why));
     }
-    gaps::mark(&mut value, K::KIND, empty_selector);
+    gaps::mark(&mut value, K::KIND, empty);
     serde_json::from_value::<K>(value).map_err(|e| refused(e.to_string()))
 }
 
@@ -489,6 +491,8 @@ pub struct ResourceDef {
     pub returns_deleted: bool,
     /// Deletion orphans dependents unless asked otherwise (upstream's default policy is background).
     pub orphan_by_default: bool,
+    /// Annotations that metadata-only encodings leave out, because upstream keeps what they say elsewhere.
+    pub hidden_annotations: &'static [&'static str],
     pub strategy: &'static dyn ErasedStrategy,
 }
 
@@ -521,6 +525,7 @@ impl ResourceDef {
             recheck: Recheck::Both,
             returns_deleted: false,
             orphan_by_default: false,
+            hidden_annotations: &[],
             strategy,
         }
     }

@@ -2,22 +2,50 @@
 
 use serde_json::{Map, Value};
 
+/// Where the policies of an autoscaler's scaling rules are.
+const POLICIES: [&str; 2] = ["/spec/behavior/scaleUp", "/spec/behavior/scaleDown"];
+
+/// What is there but empty, which is not the same as absent. Asked before Go's rules are applied.
+#[derive(Clone, Copy)]
+pub(crate) struct Empty {
+    /// A workload's selector.
+    selector: bool,
+    /// An autoscaler's policies, as [`POLICIES`] has them.
+    policies: [bool; 2],
+}
+
+impl Empty {
+    pub(crate) fn of(value: &Value, kind: &str) -> Self {
+        let selector = matches!(kind, "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
+            && value.pointer("/spec/selector").and_then(Value::as_object).is_some_and(Map::is_empty);
+        let no_policies = |rules: &str| {
+            let policies = value.pointer(rules).and_then(|rules| rules.get("policies"));
+            policies.and_then(Value::as_array).is_some_and(Vec::is_empty)
+        };
+        Self {
+            selector,
+            policies: POLICIES.map(|rules| kind == "HorizontalPodAutoscaler" && no_policies(rules)),
+        }
+    }
+}
+
 /// Marks, in a body that Go's rules have been applied to, what the typed object would lose.
-pub(crate) fn mark(value: &mut Value, kind: &str, empty_selector: bool) {
+pub(crate) fn mark(value: &mut Value, kind: &str, empty: Empty) {
     absent_times(value, kind);
-    if empty_selector && let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut) {
+    if empty.selector
+        && let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut)
+    {
         // An empty selector is not an absent one, but the types crate has one value for both.
         let selector = spec.entry("selector").or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(selector) = selector {
             selector.insert("matchLabels".to_owned(), Value::Object(Map::new()));
         }
     }
-}
-
-/// Whether a workload has a selector that selects everything. Asked before empty values are taken out.
-pub(crate) fn has_empty_selector(value: &Value, kind: &str) -> bool {
-    matches!(kind, "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
-        && value.pointer("/spec/selector").and_then(Value::as_object).is_some_and(Map::is_empty)
+    for (rules, empty) in POLICIES.iter().zip(empty.policies) {
+        if empty && let Some(Value::Object(rules)) = value.pointer_mut(rules) {
+            rules.insert("policies".to_owned(), Value::Array(Vec::new()));
+        }
+    }
 }
 
 /// Times that the types crate requires and that upstream checks itself: absent ones are the beginning of the

@@ -80,13 +80,44 @@ pub(crate) fn immutable<T: Serialize + PartialEq>(
     }
 }
 
+/// What changed between two values, as the lines of a unified diff.
+pub(crate) fn diff<T: Serialize>(old: &T, new: &T) -> String {
+    const CONTEXT: usize = 3;
+    let lines = |value: &T| -> Vec<String> {
+        let text = serde_json::to_string_pretty(value).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    };
+    let (old, new) = (lines(old), lines(new));
+    let same = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
+    let rest = old.len().min(new.len()) - same;
+    let tail = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
+    let from = same.saturating_sub(CONTEXT);
+    let until = |all: &[String]| (all.len() - tail + CONTEXT).min(all.len());
+    let (old_end, new_end) = (until(&old), until(&new));
+    let (old_count, new_count) = (old_end - from, new_end - from);
+    let mut out = format!("@@ -{0},{old_count} +{0},{new_count} @@\n", from + 1);
+    let mut add = |mark: char, lines: &[String]| {
+        for line in lines {
+            out.push(mark);
+            out.push_str(line);
+            out.push('\n');
+        }
+    };
+    add(' ', &old[from..same]);
+    add('-', &old[same..old.len() - tail]);
+    add('+', &new[same..new.len() - tail]);
+    add(' ', &old[old.len() - tail..old_end]);
+    out
+}
+
 fn put(code: &'static str, value: &Value, out: &mut String) {
     if let Some(inner) = code.strip_prefix('*') {
         return if value.is_null() { out.push_str("null") } else { put(inner, value, out) };
     }
     if let Some(inner) = code.strip_prefix("[]") {
         return match value {
-            Value::Array(items) => list(inner, items, out),
+            // The types crate has no absent lists where they are required: those are null in Go.
+            Value::Array(items) if !items.is_empty() => list(inner, items, out),
             _ => out.push_str("null"),
         };
     }
@@ -224,13 +255,26 @@ mod tests {
     }
 
     #[test]
+    fn diffs_show_the_changed_lines_with_three_around_them() {
+        let old = json!({ "a": 1, "b": 2, "c": 3, "d": 4, "e": 5 });
+        let mut new = old.clone();
+        new["e"] = 6.into();
+        let expected =
+            "@@ -3,5 +3,5 @@\n   \"b\": 2,\n   \"c\": 3,\n   \"d\": 4,\n-  \"e\": 5\n+  \"e\": 6\n }\n";
+        assert_eq!(super::diff(&old, &new), expected);
+    }
+
+    #[test]
     fn metadata_is_inlined_and_host_namespaces_stand_in_the_security_context() {
         let template: PodTemplateSpec = serde_json::from_value(json!({
             "metadata": { "labels": { "b": "2", "a": "1" } },
             "spec": { "hostNetwork": true, "securityContext": {}, "containers": [] } }))
         .expect("a template");
         let shown = super::show("core.PodTemplateSpec", Some(&template));
-        assert!(shown.starts_with("{\"labels\":{\"a\":\"1\",\"b\":\"2\"},\"Spec\":{\"Volumes\":null,"), "{shown}");
+        assert!(
+            shown.starts_with("{\"labels\":{\"a\":\"1\",\"b\":\"2\"},\"Spec\":{\"Volumes\":null,"),
+            "{shown}"
+        );
         assert!(shown.contains("\"SecurityContext\":{\"HostNetwork\":true,\"HostPID\":false,"), "{shown}");
     }
 }

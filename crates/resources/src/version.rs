@@ -27,7 +27,7 @@ pub trait Conversion: Send + Sync + 'static {
     /// From the served version to the stored one.
     fn to_stored(&self, obj: Self::Served) -> Self::Stored;
     /// From the stored version to the served one.
-    fn from_stored(&self, obj: &Self::Stored) -> Self::Served;
+    fn to_served(&self, obj: &Self::Stored) -> Self::Served;
     /// Checks a new object; by default as the stored version does.
     fn validate(&self, obj: &Self::Stored, errs: &mut ErrorList) {
         self.stored().strategy.validate(obj, errs);
@@ -51,7 +51,7 @@ pub trait View: Send + Sync {
     ///
     /// # Errors
     /// 500 for an object of another kind.
-    fn from_stored(&self, obj: &dyn Object) -> Result<Box<dyn Object>, Status>;
+    fn to_served(&self, obj: &dyn Object) -> Result<Box<dyn Object>, Status>;
     /// The stored name of a selectable field; `None` when this version has no such field.
     fn field_label(&self, label: &str) -> Option<&'static str>;
 }
@@ -81,9 +81,9 @@ impl<C: Conversion> View for ServedVersion<C> {
     fn stored(&self) -> &'static ResourceDef {
         self.0.stored()
     }
-    fn from_stored(&self, obj: &dyn Object) -> Result<Box<dyn Object>, Status> {
+    fn to_served(&self, obj: &dyn Object) -> Result<Box<dyn Object>, Status> {
         let stored = obj.downcast::<C::Stored>().ok_or_else(other_kind)?;
-        Ok(Box::new(self.0.from_stored(stored)))
+        Ok(Box::new(self.0.to_served(stored)))
     }
     fn field_label(&self, label: &str) -> Option<&'static str> {
         self.0.field_labels().iter().find(|(served, _)| *served == label).map(|(_, stored)| *stored)

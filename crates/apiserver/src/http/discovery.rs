@@ -178,6 +178,9 @@ fn verbs(def: &ResourceDef) -> Value {
     if def.storage == Storage::Virtual {
         return json!(["create"]);
     }
+    if def.storage == Storage::Computed {
+        return json!(["get", "list"]);
+    }
     if def.group.is_empty() && def.plural == "namespaces" {
         return json!(["create", "delete", "get", "list", "patch", "update", "watch"]);
     }

@@ -83,14 +83,23 @@ pub(crate) async fn resource(
     };
     let mut response = answer.unwrap_or_else(|status| respond::status(&status));
     respond::warn(&mut response, &warned.lock());
-    if info.group.is_empty()
-        && info.resource == "endpoints"
+    if let Some(text) = deprecation(info)
         && response.status() != StatusCode::METHOD_NOT_ALLOWED
     {
-        let text = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
         respond::warn(&mut response, &[text.to_owned()]);
     }
     response
+}
+
+/// What users of an old resource are told.
+fn deprecation(info: &Info<'_>) -> Option<&'static str> {
+    match (info.group, info.resource) {
+        ("", "endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
+    }
 }
 
 /// The old way to bind a pod: `POST …/bindings`.
@@ -130,7 +139,7 @@ fn find(server: &Server, info: &Info<'_>) -> Option<Arc<Resource>> {
     };
     let subresource =
         info.subresource.is_empty() || resource.def.subresources.iter().any(|s| s.path() == info.subresource);
-    let virtual_ok = resource.stored() || info.name.is_empty();
+    let virtual_ok = resource.stored() || resource.computed() || info.name.is_empty();
     let long_ok = !info.overlong || info.subresource == Subresource::Proxy.path();
     (fits && subresource && virtual_ok && long_ok).then(|| resource.clone())
 }
@@ -178,6 +187,9 @@ impl Call<'_> {
         if info.watch_path && self.method != Method::GET {
             return Err(method_not_allowed());
         }
+        if self.resource.computed() {
+            return self.computed().await;
+        }
         if !self.resource.stored() && self.method != Method::POST {
             return Err(method_not_allowed());
         }
@@ -196,6 +208,19 @@ impl Call<'_> {
             }
             _ => Err(method_not_allowed()),
         }
+    }
+
+    /// Reads of what the server makes up.
+    async fn computed(self) -> Result<Response<Body>, Status> {
+        if self.method != Method::GET || self.info.verb == "watch" {
+            return Err(method_not_allowed());
+        }
+        if self.info.name.is_empty() {
+            let page = self.server.list_components(&self.resource, &self.query.list_options()?).await?;
+            return self.answer(true)?.list(&self.resource, page);
+        }
+        let outcome = self.server.get_component(&self.resource, self.info.name).await?;
+        self.answer(false)?.object(&self.resource, &outcome)
     }
 
     fn namespace(&self) -> &str {

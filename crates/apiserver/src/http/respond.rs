@@ -215,7 +215,10 @@ impl Answer<'_> {
 
 /// `metadata` of a list.
 pub(crate) fn list_meta(page: &Page) -> Value {
-    let mut meta = json!({ "resourceVersion": page.revision.to_string() });
+    let mut meta = json!({});
+    if page.revision != 0 {
+        meta["resourceVersion"] = page.revision.to_string().into();
+    }
     if !page.continue_token.is_empty() {
         meta["continue"] = page.continue_token.clone().into();
         if let Some(remaining) = page.remaining {

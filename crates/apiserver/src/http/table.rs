@@ -146,12 +146,23 @@ pub(crate) fn partial(entry: &CacheEntry, version: &str) -> Result<Value, Status
     struct Head {
         metadata: Value,
     }
-    let head: Head = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut head: Head = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    hide(&mut head.metadata, entry.def.hidden_annotations);
     Ok(json!({
         "kind": "PartialObjectMetadata",
         "apiVersion": format!("meta.k8s.io/{version}"),
         "metadata": head.metadata,
     }))
+}
+
+/// Takes annotations out.
+fn hide(metadata: &mut Value, annotations: &[&str]) {
+    let Some(map) = metadata.as_object_mut().filter(|_| !annotations.is_empty()) else { return };
+    let Some(held) = map.get_mut("annotations").and_then(Value::as_object_mut) else { return };
+    held.retain(|key, _| !annotations.contains(&key.as_str()));
+    if held.is_empty() {
+        map.remove("annotations");
+    }
 }
 
 /// The metadata of all objects of a list.

@@ -170,6 +170,13 @@ impl Builder {
             paths.insert(collection, item);
             return;
         }
+        if def.storage == Storage::Computed {
+            let item = PathItem { params: shared(&[]), operations: verbs(&[Verb::List]) };
+            paths.insert(collection.clone(), item);
+            let item = PathItem { params: shared(&[params::NAME]), operations: verbs(&[Verb::Get]) };
+            paths.insert(format!("{collection}/{{name}}"), item);
+            return;
+        }
         if namespaced {
             let everywhere = format!("{}ForAllNamespaces", def.kind);
             let list = self.operation(def, Verb::List, &everywhere);

@@ -150,7 +150,7 @@ pub(super) fn published(
     let gvk =
         |group: &str, version: &str, kind: &str| json!({ "group": group, "version": version, "kind": kind });
     for def in defs {
-        if def.storage == Storage::Stored {
+        if def.storage != Storage::Virtual {
             let mut list = list(def, flavour);
             mark(&mut list, vec![gvk(def.group, def.version, &format!("{}List", def.kind))]);
             out.insert(list_name(def), list);

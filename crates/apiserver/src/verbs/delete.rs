@@ -54,6 +54,7 @@ impl Server {
         opts: &DeleteOptions,
     ) -> Result<Deleted, Status> {
         check_delete_options(opts)?;
+        warn_of_orphans(caller, resource, opts);
         for _ in 0..CONFLICT_TRIES {
             let entry = self.get(resource, namespace, name).await?;
             match self.delete_once(caller, resource, namespace, &entry, opts).await {
@@ -245,6 +246,7 @@ impl Server {
         list: &ListOptions,
     ) -> Result<Page, Status> {
         check_delete_options(opts)?;
+        warn_of_orphans(caller, resource, opts);
         let page = self.list(resource, namespace, "", list).await?;
         let mut gone = Vec::with_capacity(page.entries.len());
         for entry in &page.entries {
@@ -308,6 +310,16 @@ fn mark_deleting(obj: &mut dyn Object, now: jiff::Timestamp) {
         meta.deletion_timestamp = Some(Time(now));
     }
     meta.deletion_grace_period_seconds = Some(0);
+}
+
+/// Jobs leave their pods behind unless asked otherwise, which few expect.
+fn warn_of_orphans(caller: &Caller, resource: &Resource, opts: &DeleteOptions) {
+    if (resource.def.group, resource.def.kind) != ("batch", "Job") || opts.propagation_policy.is_some() {
+        return;
+    }
+    let text = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to \
+                remove them or set propagationPolicy=Orphan to suppress this warning";
+    caller.warn(&[text.to_owned()]);
 }
 
 /// The finalizers with those of the garbage collector set as the propagation policy says.

@@ -8,6 +8,7 @@ use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Object, Status, object_meta};
+use coracle_resources::def::ResourceDef;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
@@ -316,10 +317,18 @@ fn check_name(obj: &dyn Object, name: &str) -> Result<(), Status> {
     Ok(())
 }
 
+/// The folder that upstream keeps a resource in, where it is not named like the resource.
+fn upstream_folder(def: &ResourceDef) -> &'static str {
+    match (def.group, def.plural) {
+        ("", "replicationcontrollers") => "controllers",
+        (_, plural) => plural,
+    }
+}
+
 /// 409 for a uid that is another object's.
 pub(crate) fn uid_conflict(resource: &Resource, entry: &CacheEntry, asked: &str, present: &str) -> Status {
     let (_, name) = entry.namespace_name();
-    let key = format!("/registry/{}/{}", resource.def.plural, entry.tail());
+    let key = format!("/registry/{}/{}", upstream_folder(resource.def), entry.tail());
     let why = format!(
         "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
          Precondition failed: UID in precondition: {asked}, UID in object meta: {present}"

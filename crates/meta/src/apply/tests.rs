@@ -57,14 +57,28 @@ fn update_moves_changed_fields_and_keeps_other_times() {
             "f:spec": { "f:containers": { "k:{\"name\":\"c\"}": { "f:image": {} } } } })
     );
     let same = new.clone();
-    update_managed_fields(&SCHEMAS, POD, Some(&same), &mut new, &manager("c", Operation::Update), &OneVersion);
+    update_managed_fields(
+        &SCHEMAS,
+        POD,
+        Some(&same),
+        &mut new,
+        &manager("c", Operation::Update),
+        &OneVersion,
+    );
     assert_eq!(new, same);
 }
 
 #[test]
 fn apply_reports_conflicts_and_takes_over_by_force() {
     let mut live = pod("i");
-    update_managed_fields(&SCHEMAS, POD, None, &mut live, &manager("kubectl-run", Operation::Update), &OneVersion);
+    update_managed_fields(
+        &SCHEMAS,
+        POD,
+        None,
+        &mut live,
+        &manager("kubectl-run", Operation::Update),
+        &OneVersion,
+    );
     let config = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
         "spec": { "containers": [{ "name": "c", "image": "other" }] } });
     let me = manager("me", Operation::Apply);
@@ -91,12 +105,15 @@ fn fields_no_longer_applied_are_removed_unless_owned_by_others() {
     };
     let (a, b) = (manager("a", Operation::Apply), manager("b", Operation::Apply));
     let one =
-        apply(&SCHEMAS, DEPLOYMENT, None, &config(json!({ "x": "1", "y": "2" })), &a, false, &OneVersion).expect("new");
-    let two =
-        apply(&SCHEMAS, DEPLOYMENT, Some(&one), &config(json!({ "y": "2" })), &b, false, &OneVersion).expect("shared");
-    let three = apply(&SCHEMAS, DEPLOYMENT, Some(&two), &config(json!({})), &a, false, &OneVersion).expect("removed");
+        apply(&SCHEMAS, DEPLOYMENT, None, &config(json!({ "x": "1", "y": "2" })), &a, false, &OneVersion)
+            .expect("new");
+    let two = apply(&SCHEMAS, DEPLOYMENT, Some(&one), &config(json!({ "y": "2" })), &b, false, &OneVersion)
+        .expect("shared");
+    let three =
+        apply(&SCHEMAS, DEPLOYMENT, Some(&two), &config(json!({})), &a, false, &OneVersion).expect("removed");
     assert_eq!(three["metadata"]["labels"], json!({ "y": "2" }));
-    let four = apply(&SCHEMAS, DEPLOYMENT, Some(&three), &config(Value::Null), &b, false, &OneVersion).expect("removed");
+    let four = apply(&SCHEMAS, DEPLOYMENT, Some(&three), &config(Value::Null), &b, false, &OneVersion)
+        .expect("removed");
     assert!(four["metadata"].get("labels").is_none_or(|l| l == &json!({}) || l.is_null()));
 }
 
@@ -112,7 +129,8 @@ fn kubectl_takes_over_what_it_applied_on_the_client_side() {
         None,
         &mut live,
         &manager("kubectl-client-side-apply", Operation::Update),
-    , &OneVersion);
+        &OneVersion,
+    );
     let mut config = applied;
     config["spec"]["containers"][0]["image"] = "j".into();
     let foreign = manager("other", Operation::Apply);
@@ -148,4 +166,51 @@ fn configurations_that_do_not_fit_the_type_are_refused() {
 fn user_agent_names_the_manager() {
     assert_eq!(manager_name(None, "kubectl/v1.36 (linux)"), "kubectl");
     assert_eq!(manager_name(Some("m"), "kubectl/v1.36"), "m");
+}
+
+/// Two versions of a kind without schema: `v1` says `cpu`, `v2` says `metrics`.
+struct TwoVersions;
+
+impl Versions for TwoVersions {
+    fn type_name(&self, api_version: &str) -> Option<&str> {
+        matches!(api_version, "v1" | "v2").then_some("none")
+    }
+    fn convert(&self, object: &Value, api_version: &str) -> Option<Value> {
+        let mut out = object.clone();
+        out["apiVersion"] = api_version.into();
+        let (from, to) = if api_version == "v1" { ("metrics", "cpu") } else { ("cpu", "metrics") };
+        if let Some(spec) = out.get_mut("spec").and_then(Value::as_object_mut)
+            && let Some(value) = spec.remove(from)
+        {
+            spec.insert(to.to_owned(), value);
+        }
+        Some(out)
+    }
+}
+
+#[test]
+fn managers_of_other_versions_lose_what_changes_in_theirs() {
+    let of = |name, api_version| Manager { api_version, ..manager(name, Operation::Update) };
+    let mut live = json!({ "apiVersion": "v1", "kind": "X", "spec": { "cpu": 1, "max": 5 } });
+    update_managed_fields(&SCHEMAS, "none", None, &mut live, &of("a", "v1"), &TwoVersions);
+    let live = TwoVersions.convert(&live, "v2").expect("v2");
+    let mut new = live.clone();
+    new["spec"]["metrics"] = 2.into();
+    update_managed_fields(&SCHEMAS, "none", Some(&live), &mut new, &of("b", "v2"), &TwoVersions);
+    let [first, second] = entries(&new).as_slice() else { panic!("two entries") };
+    assert_eq!(first["fieldsV1"], json!({ "f:spec": { ".": {}, "f:max": {} } }));
+    assert_eq!(second["fieldsV1"], json!({ "f:spec": { "f:metrics": {} } }));
+}
+
+#[test]
+fn what_an_applier_dropped_is_pruned_in_the_version_it_used() {
+    let of = |api_version| Manager { api_version, ..manager("a", Operation::Apply) };
+    let config = json!({ "apiVersion": "v2", "kind": "X", "spec": { "metrics": 1, "max": 5 } });
+    let live = apply(&SCHEMAS, "none", None, &config, &of("v2"), false, &TwoVersions).expect("new");
+    let live = TwoVersions.convert(&live, "v1").expect("v1");
+    let config = json!({ "apiVersion": "v1", "kind": "X", "spec": { "cpu": 2 } });
+    let new = apply(&SCHEMAS, "none", Some(&live), &config, &of("v1"), false, &TwoVersions).expect("applied");
+    assert_eq!(new["spec"], json!({ "cpu": 2 }));
+    let [only] = entries(&new).as_slice() else { panic!("one entry") };
+    assert_eq!(only["apiVersion"], "v1");
 }

@@ -45,7 +45,7 @@ impl Strategy<ControllerRevision> for ControllerRevisions {
 
     fn row(&self, obj: &ControllerRevision, now: Timestamp) -> Vec<Value> {
         let owners = obj.metadata.owner_references.iter().flatten();
-        let controller = owners.filter(|owner| owner.controller == Some(true)).map(|owner| {
+        let mut controller = owners.filter(|owner| owner.controller == Some(true)).map(|owner| {
             let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
             let kind = owner.kind.to_lowercase();
             let kind = if group.is_empty() { kind } else { format!("{kind}.{group}") };
@@ -53,7 +53,7 @@ impl Strategy<ControllerRevision> for ControllerRevisions {
         });
         vec![
             obj.metadata.name.clone().into(),
-            controller.last().unwrap_or_else(|| "<none>".to_owned()).into(),
+            controller.next_back().unwrap_or_else(|| "<none>".to_owned()).into(),
             obj.revision.into(),
             age(obj.metadata.creation_timestamp.as_ref(), now),
         ]

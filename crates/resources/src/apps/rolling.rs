@@ -8,7 +8,9 @@ pub(super) fn amount(value: Option<&IntOrString>) -> i64 {
     match value {
         None => 0,
         Some(IntOrString::Int(number)) => i64::from(*number),
-        Some(IntOrString::String(text)) => coracle_meta::int_or_string::percent(text).unwrap_or(0),
+        Some(IntOrString::String(text)) => {
+            coracle_meta::int_or_string::percent(text).or_else(|| text.parse().ok()).unwrap_or(0)
+        }
     }
 }
 

@@ -76,6 +76,8 @@ impl Strategy<StatefulSet> for StatefulSets {
         defaults::string(&mut retention.when_deleted, "Retain");
         defaults::string(&mut retention.when_scaled, "Retain");
         spec.replicas.get_or_insert(1);
+        // Go encodes the empty name, too.
+        spec.service_name.get_or_insert_default();
         spec.revision_history_limit.get_or_insert(10);
         spec.volume_claim_templates.iter_mut().flatten().for_each(claim::defaults);
         defaults::template(&mut spec.template);
@@ -152,7 +154,9 @@ impl Strategy<StatefulSet> for StatefulSets {
             let at = path.child("volumeClaimTemplates").index(i);
             // Upstream names the field so on updates.
             let at = if old.is_some() { at.child("Spec") } else { at };
-            out.extend(template.spec.as_ref().map(|spec| claim::spec_warnings(spec, &at)).unwrap_or_default());
+            out.extend(
+                template.spec.as_ref().map(|spec| claim::spec_warnings(spec, &at)).unwrap_or_default(),
+            );
         }
         if spec.revision_history_limit.is_some_and(|limit| limit < 0) {
             let why = "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value \

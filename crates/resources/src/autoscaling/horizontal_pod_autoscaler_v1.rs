@@ -60,7 +60,7 @@ impl Conversion for Autoscalers {
         v2::HorizontalPodAutoscaler { metadata, spec, status: Some(status) }
     }
 
-    fn from_stored(&self, obj: &v2::HorizontalPodAutoscaler) -> v1::HorizontalPodAutoscaler {
+    fn to_served(&self, obj: &v2::HorizontalPodAutoscaler) -> v1::HorizontalPodAutoscaler {
         let (spec, target) = (&obj.spec, &obj.spec.scale_target_ref);
         let mut metadata = obj.metadata.clone();
         drop_annotations(&mut metadata);
@@ -126,7 +126,12 @@ fn status_from_stored(status: &v2::HorizontalPodAutoscalerStatus) -> v1::Horizon
         resource.current.average_utilization
     };
     v1::HorizontalPodAutoscalerStatus {
-        current_cpu_utilization_percentage: status.current_metrics.iter().flatten().filter_map(cpu).next_back(),
+        current_cpu_utilization_percentage: status
+            .current_metrics
+            .iter()
+            .flatten()
+            .filter_map(cpu)
+            .next_back(),
         current_replicas: status.current_replicas.unwrap_or(0),
         desired_replicas: status.desired_replicas,
         last_scale_time: status.last_scale_time.clone(),
@@ -161,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_v1_cannot_say_survives_in_annotations() {
-        let served = Autoscalers.from_stored(&stored());
+        let served = Autoscalers.to_served(&stored());
         assert_eq!(served.spec.target_cpu_utilization_percentage, Some(60));
         let annotations = served.metadata.annotations.clone().expect("annotations");
         assert_eq!(

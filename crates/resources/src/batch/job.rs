@@ -23,16 +23,26 @@ use crate::go_dump;
 const COLUMNS: &[Column] = &[
     NAME,
     column("Status", "string", "", "Status of the job."),
-    column("Completions", "string", "", "The number of pods which reached phase Succeeded. The value increases monotonically for \
+    column(
+        "Completions",
+        "string",
+        "",
+        "The number of pods which reached phase Succeeded. The value increases monotonically for \
          a given spec. However, it may decrease in reaction to scale down of elastic indexed \
-         jobs."),
+         jobs.",
+    ),
     column("Duration", "string", "", "Time required to complete the job."),
     AGE,
     wide_column("Containers", "string", "", "Names of each container in the template."),
     wide_column("Images", "string", "", "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", "A label query over pods that should match the pod count. Normally, the system sets this \
+    wide_column(
+        "Selector",
+        "string",
+        "",
+        "A label query over pods that should match the pod count. Normally, the system sets this \
          field for you. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -55,13 +65,8 @@ const TEMPLATE: &str = "core.PodTemplateSpec";
 
 impl Strategy<Job> for Jobs {
     fn default(&self, obj: &mut Job) {
+        default_labels(obj);
         let spec = obj.spec.get_or_insert_default();
-        let labels = spec.template.metadata.as_ref().and_then(|m| m.labels.clone());
-        if let Some(labels) = labels.filter(|labels| !labels.is_empty())
-            && obj.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty)
-        {
-            obj.metadata.labels = Some(labels);
-        }
         if spec.completions.is_none() && spec.parallelism.is_none() {
             spec.completions = Some(1);
         }
@@ -90,6 +95,7 @@ impl Strategy<Job> for Jobs {
 
     fn prepare_status_update(&self, _: Context<'_>, new: &mut Job, old: &Job) {
         new.spec.clone_from(&old.spec);
+        default_labels(new);
     }
 
     fn validate(&self, obj: &Job, errs: &mut ErrorList) {
@@ -155,6 +161,16 @@ impl Strategy<Job> for Jobs {
     }
 }
 
+/// A job without labels of its own has those of its template.
+fn default_labels(obj: &mut Job) {
+    let labels = obj.spec.as_ref().and_then(|s| s.template.metadata.as_ref()?.labels.clone());
+    if let Some(labels) = labels.filter(|labels| !labels.is_empty())
+        && obj.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty)
+    {
+        obj.metadata.labels = Some(labels);
+    }
+}
+
 fn status_cell(obj: &Job, status: &JobStatus) -> &'static str {
     let is = |kind: &str| status::first_is_true(status, kind);
     if is("Complete") {
@@ -192,10 +208,16 @@ fn generate_selector(obj: &mut Job) {
     let uid = text(obj.metadata.uid.as_ref()).to_owned();
     let spec = obj.spec.get_or_insert_default();
     let labels = spec.template.metadata.get_or_insert_default().labels.get_or_insert_default();
+    // A job without labels of its own has those of its template, also the generated ones.
+    let shared = obj.metadata.labels.as_ref().is_none_or(|own| own.is_empty() || own == labels);
     for (key, value) in
         [(LEGACY_NAME_LABEL, &name), (NAME_LABEL, &name), (LEGACY_UID_LABEL, &uid), (UID_LABEL, &uid)]
     {
         labels.entry(key.to_owned()).or_insert_with(|| value.clone());
+    }
+    // A name too long for a label is reported at the template alone.
+    if shared && names::label_value(&name).is_empty() {
+        obj.metadata.labels = Some(labels.clone());
     }
     let selector = spec.selector.get_or_insert_default().match_labels.get_or_insert_default();
     selector.entry(UID_LABEL.to_owned()).or_insert(uid);
@@ -220,7 +242,9 @@ fn validate(obj: &Job, prefixed_labels: bool, errs: &mut ErrorList) {
 
 /// Checks what [`generate_selector`] made, or what a client sent in its place.
 fn generated_selector(obj: &Job, spec: &JobSpec, prefixed_labels: bool, errs: &mut ErrorList) {
-    let Some(selector) = spec.selector.as_ref().filter(|_| spec.manual_selector != Some(true)) else { return };
+    let Some(selector) = spec.selector.as_ref().filter(|_| spec.manual_selector != Some(true)) else {
+        return;
+    };
     let (name, uid) = (text(obj.metadata.name.as_ref()), text(obj.metadata.uid.as_ref()));
     if uid.is_empty() {
         errs.required("metadata.uid", "");

@@ -12,17 +12,22 @@ use serde_json::Value;
 
 use crate::check::each;
 use crate::common::{column, date};
-use crate::def::{Column, NAME, ResourceDef, Strategy, Typed};
+use crate::def::{Column, Context, NAME, ResourceDef, Strategy, Typed};
 use crate::podspec::defaults::canonical_list;
 use crate::podspec::requirements::{container_resource_name, is_overcommit_allowed, resource_name};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Created At", "date", "", "CreationTimestamp is a timestamp representing the server time when this object was \
+    column(
+        "Created At",
+        "date",
+        "",
+        "CreationTimestamp is a timestamp representing the server time when this object was \
          created. It is not guaranteed to be set in happens-before order across separate \
          operations. Clients may not set this value. It is represented in RFC3339 form and is in \
          UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: \
-         https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"),
+         https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -50,6 +55,12 @@ impl Strategy<LimitRange> for LimitRanges {
         }
     }
 
+    fn prepare_create(&self, _: Context<'_>, obj: &mut LimitRange) {
+        if obj.metadata.name.as_ref().is_none_or(String::is_empty) {
+            obj.metadata.name = Some(random_name());
+        }
+    }
+
     fn validate(&self, obj: &LimitRange, errs: &mut ErrorList) {
         let path = Path::new("spec").child("limits");
         let mut seen = BTreeSet::new();
@@ -66,6 +77,16 @@ impl Strategy<LimitRange> for LimitRanges {
     fn row(&self, obj: &LimitRange, _: Timestamp) -> Vec<Value> {
         vec![obj.metadata.name.clone().into(), date(obj.metadata.creation_timestamp.as_ref())]
     }
+}
+
+/// A version 4 UUID: the name of a limit range that its creator did not name.
+fn random_name() -> String {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    format!("{a}-{b}-{c}-{d}-{e}")
 }
 
 /// What is not given of a container's limit follows from what is.

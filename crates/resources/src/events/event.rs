@@ -54,7 +54,7 @@ impl Conversion for Events {
         }
     }
 
-    fn from_stored(&self, obj: &core::Event) -> events::Event {
+    fn to_served(&self, obj: &core::Event) -> events::Event {
         let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let target = &obj.involved_object;
         events::Event {
@@ -73,7 +73,10 @@ impl Conversion for Events {
             reporting_instance: some(&obj.reporting_instance),
             series: obj.series.as_ref().map(|series| events::EventSeries {
                 count: series.count.unwrap_or(0),
-                last_observed_time: series.last_observed_time.clone().unwrap_or(MicroTime(Timestamp::UNIX_EPOCH)),
+                last_observed_time: series
+                    .last_observed_time
+                    .clone()
+                    .unwrap_or(MicroTime(Timestamp::UNIX_EPOCH)),
             }),
             type_: obj.type_.clone(),
         }
@@ -81,12 +84,10 @@ impl Conversion for Events {
 
     fn validate(&self, obj: &core::Event, errs: &mut ErrorList) {
         stored::validate(obj, "reportingController", errs);
-        crate::check::named(
-            errs,
-            &Path::new("metadata").child("name"),
-            text(obj.metadata.name.as_ref()),
-            names::dns1123_subdomain,
-        );
+        let name = text(obj.metadata.name.as_ref());
+        if !name.is_empty() {
+            crate::check::named(errs, &Path::new("metadata").child("name"), name, names::dns1123_subdomain);
+        }
         series(obj, errs);
         if obj.event_time.is_none() {
             errs.required("eventTime", "");
@@ -95,9 +96,10 @@ impl Conversion for Events {
         if !matches!(kind, "Normal" | "Warning") {
             errs.invalid("type", "", format!("has invalid value: {kind}"));
         }
-        let source = obj.source.as_ref().is_some_and(|s| {
-            !text(s.component.as_ref()).is_empty() || !text(s.host.as_ref()).is_empty()
-        });
+        let source = obj
+            .source
+            .as_ref()
+            .is_some_and(|s| !text(s.component.as_ref()).is_empty() || !text(s.host.as_ref()).is_empty());
         for (field, set) in [
             ("firstTimestamp", obj.first_timestamp.is_some()),
             ("lastTimestamp", obj.last_timestamp.is_some()),

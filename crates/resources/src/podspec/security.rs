@@ -258,7 +258,8 @@ fn host_network_ports(containers: &[Container], path: &Path, errs: &mut ErrorLis
     for (i, container) in containers.iter().enumerate() {
         for (j, port) in container.ports.iter().flatten().enumerate() {
             let host_port = port.host_port.unwrap_or(0);
-            if host_port != port.container_port {
+            // Templates need not name it: only pods get it by default.
+            if host_port != 0 && host_port != port.container_port {
                 let at = path.index(i).child("ports").index(j).child("hostPort");
                 errs.invalid(at, host_port, "must match `containerPort` when `hostNetwork` is true");
             }

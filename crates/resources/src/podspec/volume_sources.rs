@@ -283,7 +283,7 @@ fn azure_disk(source: &AzureDiskVolumeSource, path: &Path, errs: &mut ErrorList)
         let form =
             "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
         errs.not_supported(at, source.disk_uri.as_str(), &[form]);
-    } else if kind != "Managed" && !source.disk_uri.starts_with("https://") && !source.disk_uri.is_empty() {
+    } else if kind != "Managed" && !source.disk_uri.starts_with("https://") {
         let form = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
         errs.not_supported(at, source.disk_uri.as_str(), &[form]);
     }
