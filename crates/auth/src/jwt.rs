@@ -37,7 +37,7 @@ pub(crate) fn install() {
 }
 
 enum Private {
-    Ec(EcdsaKeyPair),
+    Ec(Box<EcdsaKeyPair>),
     Rsa(Box<RsaKeyPair>, &'static dyn RsaEncoding),
 }
 
@@ -52,7 +52,7 @@ fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>
         Ok::<_, Error>(Private::Rsa(Box::new(pair), encoding))
     };
     let private = match algorithm {
-        Algorithm::ES256 | Algorithm::ES384 => Private::Ec(ec_pair(key.as_bytes(), *algorithm)?.0),
+        Algorithm::ES256 | Algorithm::ES384 => Private::Ec(Box::new(ec_pair(key.as_bytes(), *algorithm)?.0)),
         Algorithm::RS256 => rsa(&keys::RSA_PKCS1_SHA256)?,
         Algorithm::RS384 => rsa(&keys::RSA_PKCS1_SHA384)?,
         Algorithm::RS512 => rsa(&keys::RSA_PKCS1_SHA512)?,
