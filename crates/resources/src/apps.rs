@@ -11,10 +11,5 @@ mod stateful_set;
 use crate::def::ResourceDef;
 
 /// One row per kind.
-pub(crate) static KINDS: &[&ResourceDef] = &[
-    &controller_revision::DEF,
-    &daemon_set::DEF,
-    &deployment::DEF,
-    &replica_set::DEF,
-    &stateful_set::DEF,
-];
+pub(crate) static KINDS: &[&ResourceDef] =
+    &[&controller_revision::DEF, &daemon_set::DEF, &deployment::DEF, &replica_set::DEF, &stateful_set::DEF];

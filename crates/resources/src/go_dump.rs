@@ -230,7 +230,10 @@ mod tests {
             "spec": { "hostNetwork": true, "securityContext": {}, "containers": [] } }))
         .expect("a template");
         let shown = super::show("core.PodTemplateSpec", Some(&template));
-        assert!(shown.starts_with("{\"labels\":{\"a\":\"1\",\"b\":\"2\"},\"Spec\":{\"Volumes\":null,"), "{shown}");
+        assert!(
+            shown.starts_with("{\"labels\":{\"a\":\"1\",\"b\":\"2\"},\"Spec\":{\"Volumes\":null,"),
+            "{shown}"
+        );
         assert!(shown.contains("\"SecurityContext\":{\"HostNetwork\":true,\"HostPID\":false,"), "{shown}");
     }
 }

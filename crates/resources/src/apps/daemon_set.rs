@@ -18,26 +18,56 @@ use crate::podspec::{defaults, validation, warnings};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Desired", "integer", "", "The total number of nodes that should be running the daemon pod (including nodes \
+    column(
+        "Desired",
+        "integer",
+        "",
+        "The total number of nodes that should be running the daemon pod (including nodes \
          correctly running the daemon pod). More info: \
-         https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/"),
-    column("Current", "integer", "", "The number of nodes that are running at least 1 daemon pod and are supposed to run the \
+         https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/",
+    ),
+    column(
+        "Current",
+        "integer",
+        "",
+        "The number of nodes that are running at least 1 daemon pod and are supposed to run the \
          daemon pod. More info: \
-         https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/"),
-    column("Ready", "integer", "", "numberReady is the number of nodes that should be running the daemon pod and have one \
-         or more of the daemon pod running with a Ready Condition."),
+         https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/",
+    ),
+    column(
+        "Ready",
+        "integer",
+        "",
+        "numberReady is the number of nodes that should be running the daemon pod and have one \
+         or more of the daemon pod running with a Ready Condition.",
+    ),
     column("Up-to-date", "integer", "", "The total number of nodes that are running updated daemon pod"),
-    column("Available", "integer", "", "The number of nodes that should be running the daemon pod and have one or more of the \
-         daemon pod running and available (ready for at least spec.minReadySeconds)"),
-    column("Node Selector", "string", "", "NodeSelector is a selector which must be true for the pod to fit on a node. Selector \
+    column(
+        "Available",
+        "integer",
+        "",
+        "The number of nodes that should be running the daemon pod and have one or more of the \
+         daemon pod running and available (ready for at least spec.minReadySeconds)",
+    ),
+    column(
+        "Node Selector",
+        "string",
+        "",
+        "NodeSelector is a selector which must be true for the pod to fit on a node. Selector \
          which must match a node's labels for the pod to be scheduled on that node. More info: \
-         https://kubernetes.io/docs/concepts/configuration/assign-pod-node/"),
+         https://kubernetes.io/docs/concepts/configuration/assign-pod-node/",
+    ),
     AGE,
     wide_column("Containers", "string", "", "Names of each container in the template."),
     wide_column("Images", "string", "", "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", "A label query over pods that are managed by the daemon set. Must match in order to be \
+    wide_column(
+        "Selector",
+        "string",
+        "",
+        "A label query over pods that are managed by the daemon set. Must match in order to be \
          controlled. It must match the pod template's labels. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {

@@ -152,7 +152,9 @@ impl Strategy<StatefulSet> for StatefulSets {
             let at = path.child("volumeClaimTemplates").index(i);
             // Upstream names the field so on updates.
             let at = if old.is_some() { at.child("Spec") } else { at };
-            out.extend(template.spec.as_ref().map(|spec| claim::spec_warnings(spec, &at)).unwrap_or_default());
+            out.extend(
+                template.spec.as_ref().map(|spec| claim::spec_warnings(spec, &at)).unwrap_or_default(),
+            );
         }
         if spec.revision_history_limit.is_some_and(|limit| limit < 0) {
             let why = "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value \

@@ -126,7 +126,12 @@ fn status_from_stored(status: &v2::HorizontalPodAutoscalerStatus) -> v1::Horizon
         resource.current.average_utilization
     };
     v1::HorizontalPodAutoscalerStatus {
-        current_cpu_utilization_percentage: status.current_metrics.iter().flatten().filter_map(cpu).next_back(),
+        current_cpu_utilization_percentage: status
+            .current_metrics
+            .iter()
+            .flatten()
+            .filter_map(cpu)
+            .next_back(),
         current_replicas: status.current_replicas.unwrap_or(0),
         desired_replicas: status.desired_replicas,
         last_scale_time: status.last_scale_time.clone(),

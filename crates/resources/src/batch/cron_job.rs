@@ -16,7 +16,11 @@ use crate::podspec::defaults;
 const COLUMNS: &[Column] = &[
     NAME,
     column("Schedule", "string", "", "The schedule in Cron format, see https://en.wikipedia.org/wiki/Cron."),
-    column("Timezone", "string", "", "The time zone name for the given schedule, see \
+    column(
+        "Timezone",
+        "string",
+        "",
+        "The time zone name for the given schedule, see \
          https://en.wikipedia.org/wiki/List_of_tz_database_time_zones. If not specified, this \
          will default to the time zone of the kube-controller-manager process. The set of valid \
          time zone names and the time zone offset is loaded from the system-wide time zone \
@@ -26,17 +30,33 @@ const COLUMNS: &[Column] = &[
          a CronJob or due to a change in host configuration, the controller will stop creating \
          new new Jobs and will create a system event with the reason UnknownTimeZone. More \
          information can be found in \
-         https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones"),
-    column("Suspend", "boolean", "", "This flag tells the controller to suspend subsequent executions, it does not apply to \
-         already started executions.  Defaults to false."),
+         https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones",
+    ),
+    column(
+        "Suspend",
+        "boolean",
+        "",
+        "This flag tells the controller to suspend subsequent executions, it does not apply to \
+         already started executions.  Defaults to false.",
+    ),
     column("Active", "integer", "", "A list of pointers to currently running jobs."),
-    column("Last Schedule", "string", "", "Information when was the last time the job was successfully scheduled."),
+    column(
+        "Last Schedule",
+        "string",
+        "",
+        "Information when was the last time the job was successfully scheduled.",
+    ),
     AGE,
     wide_column("Containers", "string", "", "Names of each container in the template."),
     wide_column("Images", "string", "", "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", "A label query over pods that should match the pod count. Normally, the system sets this \
+    wide_column(
+        "Selector",
+        "string",
+        "",
+        "A label query over pods that should match the pod count. Normally, the system sets this \
          field for you. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -146,7 +166,9 @@ fn validate_spec(spec: &CronJobSpec, old: Option<&CronJobSpec>, errs: &mut Error
     if let Some(seconds) = spec.starting_deadline_seconds {
         non_negative(errs, &path.child("startingDeadlineSeconds"), seconds);
     }
-    if let Some(zone) = spec.time_zone.as_deref().filter(|_| old.is_none_or(|o| o.time_zone != spec.time_zone)) {
+    if let Some(zone) =
+        spec.time_zone.as_deref().filter(|_| old.is_none_or(|o| o.time_zone != spec.time_zone))
+    {
         validate_zone(zone, &path.child("timeZone"), errs);
     }
     let at = path.child("concurrencyPolicy");
@@ -185,7 +207,10 @@ fn validate_zone(zone: &str, path: &Path, errs: &mut ErrorList) {
     }
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+');
     let bad = |part: &str| {
-        matches!(part, "" | "." | "..") || part.starts_with('-') || part.len() > 14 || !part.chars().all(legal)
+        matches!(part, "" | "." | "..")
+            || part.starts_with('-')
+            || part.len() > 14
+            || !part.chars().all(legal)
     };
     let unknown = format!("unknown time zone {zone}");
     if zone.split('/').any(bad) {

@@ -23,16 +23,26 @@ use crate::go_dump;
 const COLUMNS: &[Column] = &[
     NAME,
     column("Status", "string", "", "Status of the job."),
-    column("Completions", "string", "", "The number of pods which reached phase Succeeded. The value increases monotonically for \
+    column(
+        "Completions",
+        "string",
+        "",
+        "The number of pods which reached phase Succeeded. The value increases monotonically for \
          a given spec. However, it may decrease in reaction to scale down of elastic indexed \
-         jobs."),
+         jobs.",
+    ),
     column("Duration", "string", "", "Time required to complete the job."),
     AGE,
     wide_column("Containers", "string", "", "Names of each container in the template."),
     wide_column("Images", "string", "", "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", "A label query over pods that should match the pod count. Normally, the system sets this \
+    wide_column(
+        "Selector",
+        "string",
+        "",
+        "A label query over pods that should match the pod count. Normally, the system sets this \
          field for you. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -220,7 +230,9 @@ fn validate(obj: &Job, prefixed_labels: bool, errs: &mut ErrorList) {
 
 /// Checks what [`generate_selector`] made, or what a client sent in its place.
 fn generated_selector(obj: &Job, spec: &JobSpec, prefixed_labels: bool, errs: &mut ErrorList) {
-    let Some(selector) = spec.selector.as_ref().filter(|_| spec.manual_selector != Some(true)) else { return };
+    let Some(selector) = spec.selector.as_ref().filter(|_| spec.manual_selector != Some(true)) else {
+        return;
+    };
     let (name, uid) = (text(obj.metadata.name.as_ref()), text(obj.metadata.uid.as_ref()));
     if uid.is_empty() {
         errs.required("metadata.uid", "");

@@ -18,11 +18,16 @@ use crate::podspec::requirements::{container_resource_name, is_overcommit_allowe
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Created At", "date", "", "CreationTimestamp is a timestamp representing the server time when this object was \
+    column(
+        "Created At",
+        "date",
+        "",
+        "CreationTimestamp is a timestamp representing the server time when this object was \
          created. It is not guaranteed to be set in happens-before order across separate \
          operations. Clients may not set this value. It is represented in RFC3339 form and is in \
          UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: \
-         https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"),
+         https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {

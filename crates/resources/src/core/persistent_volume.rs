@@ -18,9 +18,7 @@ use serde_json::{Value, json};
 use super::persistent_volume_claim::{CLASS_ANNOTATION, VOLUME_MODES, access_modes, storage, validate_modes};
 use crate::check::{NOT_POSITIVE, named, one_of};
 use crate::common::{column, text, wide_column};
-use crate::def::{
-    AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age,
-};
+use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
 use crate::go_dump;
 use crate::podspec::defaults::{canonical_list, string};
 use crate::podspec::scheduling::node_selector_term;
@@ -28,29 +26,64 @@ use crate::podspec::warnings::node_selector_terms;
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Capacity", "string", "", "capacity is the description of the persistent volume's resources and capacity. More \
-         info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#capacity"),
-    column("Access Modes", "string", "", "accessModes contains all ways the volume can be mounted. More info: \
-         https://kubernetes.io/docs/concepts/storage/persistent-volumes#access-modes"),
-    column("Reclaim Policy", "string", "", "persistentVolumeReclaimPolicy defines what happens to a persistent volume when released \
+    column(
+        "Capacity",
+        "string",
+        "",
+        "capacity is the description of the persistent volume's resources and capacity. More \
+         info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#capacity",
+    ),
+    column(
+        "Access Modes",
+        "string",
+        "",
+        "accessModes contains all ways the volume can be mounted. More info: \
+         https://kubernetes.io/docs/concepts/storage/persistent-volumes#access-modes",
+    ),
+    column(
+        "Reclaim Policy",
+        "string",
+        "",
+        "persistentVolumeReclaimPolicy defines what happens to a persistent volume when released \
          from its claim. Valid options are Retain (default for manually created \
          PersistentVolumes), Delete (default for dynamically provisioned PersistentVolumes), and \
          Recycle (deprecated). Recycle must be supported by the volume plugin underlying this \
          PersistentVolume. More info: \
-         https://kubernetes.io/docs/concepts/storage/persistent-volumes#reclaiming"),
-    column("Status", "string", "", "phase indicates if a volume is available, bound to a claim, or released by a claim. \
-         More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#phase"),
-    column("Claim", "string", "", "claimRef is part of a bi-directional binding between PersistentVolume and \
+         https://kubernetes.io/docs/concepts/storage/persistent-volumes#reclaiming",
+    ),
+    column(
+        "Status",
+        "string",
+        "",
+        "phase indicates if a volume is available, bound to a claim, or released by a claim. \
+         More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#phase",
+    ),
+    column(
+        "Claim",
+        "string",
+        "",
+        "claimRef is part of a bi-directional binding between PersistentVolume and \
          PersistentVolumeClaim. Expected to be non-nil when bound. claim.VolumeName is the \
          authoritative bind between PV and PVC. More info: \
-         https://kubernetes.io/docs/concepts/storage/persistent-volumes#binding"),
+         https://kubernetes.io/docs/concepts/storage/persistent-volumes#binding",
+    ),
     column("StorageClass", "string", "", "StorageClass of the pv"),
     column("VolumeAttributesClass", "string", "", "VolumeAttributesClass of the pv"),
-    column("Reason", "string", "", "reason is a brief CamelCase string that describes any failure and is meant for machine \
-         parsing and tidy display in the CLI."),
+    column(
+        "Reason",
+        "string",
+        "",
+        "reason is a brief CamelCase string that describes any failure and is meant for machine \
+         parsing and tidy display in the CLI.",
+    ),
     AGE,
-    wide_column("VolumeMode", "string", "", "volumeMode defines if a volume is intended to be used with a formatted filesystem or to \
-         remain in raw block state. Value of Filesystem is implied when not included in spec."),
+    wide_column(
+        "VolumeMode",
+        "string",
+        "",
+        "volumeMode defines if a volume is intended to be used with a formatted filesystem or to \
+         remain in raw block state. Value of Filesystem is implied when not included in spec.",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -58,10 +91,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
     columns: COLUMNS,
-    ..ResourceDef::new::<PersistentVolume>(
-        "persistentvolume",
-        &Typed::<PersistentVolume, _>::new(Volumes),
-    )
+    ..ResourceDef::new::<PersistentVolume>("persistentvolume", &Typed::<PersistentVolume, _>::new(Volumes))
 };
 
 struct Volumes;

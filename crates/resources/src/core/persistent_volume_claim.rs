@@ -22,15 +22,30 @@ use crate::podspec::requirements::is_native;
 const COLUMNS: &[Column] = &[
     NAME,
     column("Status", "string", "", "phase represents the current phase of PersistentVolumeClaim."),
-    column("Volume", "string", "", "volumeName is the binding reference to the PersistentVolume backing this claim."),
+    column(
+        "Volume",
+        "string",
+        "",
+        "volumeName is the binding reference to the PersistentVolume backing this claim.",
+    ),
     column("Capacity", "string", "", "capacity represents the actual resources of the underlying volume."),
-    column("Access Modes", "string", "", "accessModes contains the actual access modes the volume backing the PVC has. More info: \
-         https://kubernetes.io/docs/concepts/storage/persistent-volumes#access-modes-1"),
+    column(
+        "Access Modes",
+        "string",
+        "",
+        "accessModes contains the actual access modes the volume backing the PVC has. More info: \
+         https://kubernetes.io/docs/concepts/storage/persistent-volumes#access-modes-1",
+    ),
     column("StorageClass", "string", "", "StorageClass of the pvc"),
     column("VolumeAttributesClass", "string", "", "VolumeAttributesClass of the pvc"),
     AGE,
-    wide_column("VolumeMode", "string", "", "volumeMode defines what type of volume is required by the claim. Value of Filesystem is \
-         implied when not included in claim spec."),
+    wide_column(
+        "VolumeMode",
+        "string",
+        "",
+        "volumeMode defines what type of volume is required by the claim. Value of Filesystem is \
+         implied when not included in claim spec.",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
@@ -354,7 +369,8 @@ fn validate_change(new: &PersistentVolumeClaim, old: &PersistentVolumeClaim, err
     }
     validate_class(new, old, (&mut is, &was), errs);
     let bound = new.status.as_ref().is_some_and(|s| text(s.phase.as_ref()) == "Bound");
-    let size = |spec: &PersistentVolumeClaimSpec| storage(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let size =
+        |spec: &PersistentVolumeClaimSpec| storage(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
     if bound {
         let old_size = was.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")).cloned();
         if let Some(requests) = is.resources.as_mut().and_then(|r| r.requests.as_mut()) {
@@ -413,19 +429,20 @@ fn validate_class(
 
 fn validate_status(status: &PersistentVolumeClaimStatus, errs: &mut ErrorList) {
     let path = Path::new("status");
-    let amounts = |field: &str, list: &Option<BTreeMap<String, Quantity>>, keys: bool, errs: &mut ErrorList| {
-        for (name, amount) in list.iter().flatten() {
-            let before = errs.len();
-            if keys {
-                resource_key(name, &path.child(field), errs);
+    let amounts =
+        |field: &str, list: &Option<BTreeMap<String, Quantity>>, keys: bool, errs: &mut ErrorList| {
+            for (name, amount) in list.iter().flatten() {
+                let before = errs.len();
+                if keys {
+                    resource_key(name, &path.child(field), errs);
+                }
+                let value = Number::from_api(amount).value();
+                if value < 0 && errs.len() == before {
+                    let at = path.child(field).key(name);
+                    errs.invalid(at, value, "must be a valid resource quantity");
+                }
             }
-            let value = Number::from_api(amount).value();
-            if value < 0 && errs.len() == before {
-                let at = path.child(field).key(name);
-                errs.invalid(at, value, "must be a valid resource quantity");
-            }
-        }
-    };
+        };
     amounts("capacity", &status.capacity, false, errs);
     let at = path.child("allocatedResourceStatuses");
     for (name, state) in status.allocated_resource_statuses.iter().flatten() {

@@ -18,20 +18,35 @@ use crate::podspec::{defaults, validation, warnings};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Desired", "integer", "", "Replicas is the number of desired replicas. This is a pointer to distinguish between \
+    column(
+        "Desired",
+        "integer",
+        "",
+        "Replicas is the number of desired replicas. This is a pointer to distinguish between \
          explicit zero and unspecified. Defaults to 1. More info: \
-         https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller#what-is-a-replicationcontroller"),
-    column("Current", "integer", "", "Replicas is the most recently observed number of replicas. More info: \
-         https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller#what-is-a-replicationcontroller"),
+         https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller#what-is-a-replicationcontroller",
+    ),
+    column(
+        "Current",
+        "integer",
+        "",
+        "Replicas is the most recently observed number of replicas. More info: \
+         https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller#what-is-a-replicationcontroller",
+    ),
     column("Ready", "integer", "", "The number of ready replicas for this replication controller."),
     AGE,
     wide_column("Containers", "string", "", "Names of each container in the template."),
     wide_column("Images", "string", "", "Images referenced by each container in the template."),
-    wide_column("Selector", "string", "", "Selector is a label query over pods that should match the Replicas count. If Selector \
+    wide_column(
+        "Selector",
+        "string",
+        "",
+        "Selector is a label query over pods that should match the Replicas count. If Selector \
          is empty, it is defaulted to the labels present on the Pod template. Label keys and \
          values that must match in order to be controlled by this replication controller, if \
          empty defaulted to labels on Pod template. More info: \
-         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors"),
+         https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+    ),
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {

@@ -18,9 +18,19 @@ use crate::podspec::requirements::{quantity, resource_name};
 
 const COLUMNS: &[Column] = &[
     NAME,
-    column("Request", "string", "", "Request represents a minimum amount of cpu/memory that a container may consume."),
-    column("Limit", "string", "", "Limits control the maximum amount of cpu/memory that a container may use independent of \
-         contention on the node."),
+    column(
+        "Request",
+        "string",
+        "",
+        "Request represents a minimum amount of cpu/memory that a container may consume.",
+    ),
+    column(
+        "Limit",
+        "string",
+        "",
+        "Limits control the maximum amount of cpu/memory that a container may use independent of \
+         contention on the node.",
+    ),
     AGE,
 ];
 

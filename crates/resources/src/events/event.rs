@@ -73,7 +73,10 @@ impl Conversion for Events {
             reporting_instance: some(&obj.reporting_instance),
             series: obj.series.as_ref().map(|series| events::EventSeries {
                 count: series.count.unwrap_or(0),
-                last_observed_time: series.last_observed_time.clone().unwrap_or(MicroTime(Timestamp::UNIX_EPOCH)),
+                last_observed_time: series
+                    .last_observed_time
+                    .clone()
+                    .unwrap_or(MicroTime(Timestamp::UNIX_EPOCH)),
             }),
             type_: obj.type_.clone(),
         }
@@ -95,9 +98,10 @@ impl Conversion for Events {
         if !matches!(kind, "Normal" | "Warning") {
             errs.invalid("type", "", format!("has invalid value: {kind}"));
         }
-        let source = obj.source.as_ref().is_some_and(|s| {
-            !text(s.component.as_ref()).is_empty() || !text(s.host.as_ref()).is_empty()
-        });
+        let source = obj
+            .source
+            .as_ref()
+            .is_some_and(|s| !text(s.component.as_ref()).is_empty() || !text(s.host.as_ref()).is_empty());
         for (field, set) in [
             ("firstTimestamp", obj.first_timestamp.is_some()),
             ("lastTimestamp", obj.last_timestamp.is_some()),

@@ -13,9 +13,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{env, volume_sources};
-use crate::core::persistent_volume_claim;
 use crate::check::{local_file, one_of};
 use crate::common::text;
+use crate::core::persistent_volume_claim;
 
 /// What a bad file mode is told.
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";

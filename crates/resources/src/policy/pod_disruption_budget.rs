@@ -6,9 +6,7 @@ use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::int_or_string::{percent, to_text};
 use coracle_meta::names;
 use jiff::Timestamp;
-use k8s_openapi::api::policy::v1::{
-    PodDisruptionBudget, PodDisruptionBudgetSpec, PodDisruptionBudgetStatus,
-};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
@@ -22,7 +20,12 @@ const COLUMNS: &[Column] = &[
     NAME,
     column("Min Available", "string", "", "The minimum number of pods that must be available."),
     column("Max Unavailable", "string", "", "The maximum number of pods that may be unavailable."),
-    column("Allowed Disruptions", "integer", "", "Calculated number of pods that may be disrupted at this time."),
+    column(
+        "Allowed Disruptions",
+        "integer",
+        "",
+        "Calculated number of pods that may be disrupted at this time.",
+    ),
     AGE,
 ];
 

@@ -198,9 +198,10 @@ fn one(spec: &MetricSpec, status: Option<&MetricStatus>) -> String {
         format!("{name}: {current}/{}", percent(target.average_utilization, "<auto>"))
     };
     match spec.type_.as_str() {
-        "External" => spec.external.as_ref().map(|s| {
-            amounts(&s.target, status.and_then(|s| s.external.as_ref()).map(|s| &s.current))
-        }),
+        "External" => spec
+            .external
+            .as_ref()
+            .map(|s| amounts(&s.target, status.and_then(|s| s.external.as_ref()).map(|s| &s.current))),
         "Object" => spec
             .object
             .as_ref()
@@ -209,9 +210,10 @@ fn one(spec: &MetricSpec, status: Option<&MetricStatus>) -> String {
             let current = status.and_then(|s| s.pods.as_ref()?.current.average_value.as_ref());
             format!("{}/{}", shown(current), shown(s.target.average_value.as_ref()))
         }),
-        "Resource" => spec.resource.as_ref().map(|s| {
-            uses(&s.name, &s.target, status.and_then(|s| s.resource.as_ref()).map(|s| &s.current))
-        }),
+        "Resource" => spec
+            .resource
+            .as_ref()
+            .map(|s| uses(&s.name, &s.target, status.and_then(|s| s.resource.as_ref()).map(|s| &s.current))),
         "ContainerResource" => spec.container_resource.as_ref().map(|s| {
             let current = status.and_then(|s| s.container_resource.as_ref()).map(|s| &s.current);
             uses(&s.name, &s.target, current)

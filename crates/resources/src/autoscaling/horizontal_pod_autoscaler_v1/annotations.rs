@@ -217,12 +217,7 @@ fn target(
     average: Option<Quantity>,
     use_: Option<i32>,
 ) -> v2::MetricTarget {
-    v2::MetricTarget {
-        type_: kind.to_owned(),
-        value,
-        average_value: average,
-        average_utilization: use_,
-    }
+    v2::MetricTarget { type_: kind.to_owned(), value, average_value: average, average_utilization: use_ }
 }
 
 fn identifier(name: Option<String>, selector: Option<LabelSelector>) -> v2::MetricIdentifier {
@@ -250,10 +245,9 @@ fn metric_of(from: Metric) -> v2::MetricSpec {
             metric: identifier(s.metric_name, s.selector),
             target: target("AverageValue", None, s.target_average_value, None),
         }),
-        resource: from.resource.map(|s| v2::ResourceMetricSource {
-            target: use_target(&s),
-            name: s.name.unwrap_or_default(),
-        }),
+        resource: from
+            .resource
+            .map(|s| v2::ResourceMetricSource { target: use_target(&s), name: s.name.unwrap_or_default() }),
         container_resource: from.container_resource.map(|s| v2::ContainerResourceMetricSource {
             target: use_target(&s),
             name: s.name.unwrap_or_default(),

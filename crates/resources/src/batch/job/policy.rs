@@ -78,7 +78,9 @@ fn failure_rule(spec: &JobSpec, rule: &PodFailurePolicyRule, path: &Path, errs: 
     }
     pod_conditions(conditions, &path.child("onPodConditions"), errs);
     match (rule.on_exit_codes.is_some(), conditions.is_empty()) {
-        (true, false) => about(path, "specifying both OnExitCodes and OnPodConditions is not supported", errs),
+        (true, false) => {
+            about(path, "specifying both OnExitCodes and OnPodConditions is not supported", errs)
+        }
         (false, true) => about(path, "specifying one of OnExitCodes and OnPodConditions is required", errs),
         _ => {}
     }
@@ -110,7 +112,8 @@ fn exit_codes(
     }
     if let Some(name) = &wanted.container_name {
         let pod = spec.template.spec.as_ref();
-        let containers = pod.iter().flat_map(|p| p.containers.iter().chain(p.init_containers.iter().flatten()));
+        let containers =
+            pod.iter().flat_map(|p| p.containers.iter().chain(p.init_containers.iter().flatten()));
         if !containers.into_iter().any(|container| container.name == *name) {
             let why = "must be one of the container or initContainer names in the pod template";
             errs.invalid(path.child("containerName"), name.as_str(), why);
@@ -170,7 +173,8 @@ fn success_rule(rule: &SuccessPolicyRule, completions: i32, path: &Path, errs: &
     let at = path.child("succeededCount");
     non_negative(errs, &at, i64::from(count));
     if count > completions {
-        let why = format!("must be less than or equal to {completions} (the number of specified completions)");
+        let why =
+            format!("must be less than or equal to {completions} (the number of specified completions)");
         errs.invalid(&at, count, why);
     }
     if rule.succeeded_indexes.is_some() && i64::from(count) > total {

@@ -28,7 +28,8 @@ pub(crate) fn defaults(spec: &mut JobSpec) {
 /// Warnings about a job's spec below `path`.
 pub(crate) fn warnings(spec: &JobSpec, path: &Path) -> Vec<String> {
     let mut out = Vec::new();
-    let many = spec.completions.unwrap_or(0) > MANY_COMPLETIONS && spec.parallelism.unwrap_or(0) > MAX_OF_MANY;
+    let many =
+        spec.completions.unwrap_or(0) > MANY_COMPLETIONS && spec.parallelism.unwrap_or(0) > MAX_OF_MANY;
     if many && spec.completion_mode.as_deref() == Some("Indexed") {
         out.push(format!(
             "{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than \

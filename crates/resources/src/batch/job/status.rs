@@ -91,7 +91,8 @@ fn counters(change: &Change<'_>, errs: &mut ErrorList) {
             }
         }
         let some = pods.succeeded.iter().chain(&pods.failed).any(|list| !list.is_empty());
-        let touched = change.turns_finished() || new.uncounted_terminated_pods != old.uncounted_terminated_pods;
+        let touched =
+            change.turns_finished() || new.uncounted_terminated_pods != old.uncounted_terminated_pods;
         if touched && change.finished() && some {
             let name = "batch.UncountedTerminatedPods";
             go_dump::invalid(errs, at, name, Some(pods), "must be empty for finished job");
@@ -127,7 +128,8 @@ fn conditions(change: &Change<'_>, errs: &mut ErrorList) {
         let why = "cannot set Failed=True condition without the FailureTarget=true condition";
         change.conditions(why, errs);
     }
-    if (turns_complete || change.turns("SuccessCriteriaMet")) && complete && !change.is("SuccessCriteriaMet") {
+    if (turns_complete || change.turns("SuccessCriteriaMet")) && complete && !change.is("SuccessCriteriaMet")
+    {
         let why = "cannot set Complete=True condition without the SuccessCriteriaMet=true condition";
         change.conditions(why, errs);
     }
@@ -192,7 +194,8 @@ fn indexes(change: &Change<'_>, errs: &mut ErrorList) {
         errs.invalid(&failed_at, failed.as_str(), why);
     }
     let Some(completions) = spec.completions else { return };
-    if failed_touched && spec.backoff_limit_per_index.is_some()
+    if failed_touched
+        && spec.backoff_limit_per_index.is_some()
         && let Err(why) = policy::intervals(failed, completions)
     {
         errs.invalid(&failed_at, failed.as_str(), format!("error parsing failedIndexes: {why}"));
