@@ -9,10 +9,13 @@ use super::{claim_spec, shown};
 use crate::check::about_text;
 use crate::def::{ResourceDef, Strategy, Typed};
 
-pub(super) static DEF: ResourceDef = ResourceDef::new::<ResourceClaimTemplate>(
-    "resourceclaimtemplate",
-    &Typed::<ResourceClaimTemplate, _>::new(Templates),
-);
+pub(super) static DEF: ResourceDef = ResourceDef {
+    returns_deleted: true,
+    ..ResourceDef::new::<ResourceClaimTemplate>(
+        "resourceclaimtemplate",
+        &Typed::<ResourceClaimTemplate, _>::new(Templates),
+    )
+};
 
 struct Templates;
 
@@ -45,7 +48,7 @@ impl Strategy<ResourceClaimTemplate> for Templates {
         old: &ResourceClaimTemplate,
         errs: &mut ErrorList,
     ) {
-        // What cannot change need not be checked again.
+        claim_spec::check(&new.spec.spec, &Path::new("spec").child("spec"), errs);
         if new.spec != old.spec {
             let shown = shown::template_spec(&new.spec);
             about_text(errs, ErrorKind::Invalid, &Path::new("spec"), shown, "field is immutable");

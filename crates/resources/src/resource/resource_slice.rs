@@ -48,6 +48,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    returns_deleted: true,
     scope: Scope::Cluster,
     columns: COLUMNS,
     has_generation: true,

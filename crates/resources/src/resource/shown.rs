@@ -59,10 +59,10 @@ fn tolerations(tolerations: Option<&Vec<DeviceToleration>>) -> String {
     })
 }
 
-/// The terms of a node selector; their list is never null.
+/// The terms of a node selector.
 pub(super) fn node_selector_terms(selector: &NodeSelector) -> String {
-    let requirements = |list: Option<&Vec<NodeSelectorRequirement>>| {
-        self::list(list, |r| {
+    let requirements = |rows: Option<&Vec<NodeSelectorRequirement>>| {
+        list(rows, |r| {
             object(&[
                 ("Key", word(r.key.as_str())),
                 ("Operator", word(r.operator.as_str())),
@@ -76,7 +76,7 @@ pub(super) fn node_selector_terms(selector: &NodeSelector) -> String {
             ("MatchFields", requirements(t.match_fields.as_ref())),
         ])
     };
-    format!("[{}]", selector.node_selector_terms.iter().map(term).collect::<Vec<_>>().join(","))
+    list(Some(&selector.node_selector_terms), term)
 }
 
 fn exactly(request: &ExactDeviceRequest) -> String {
