@@ -1,5 +1,6 @@
 //! The verbs over HTTPS, on a store in memory.
 
+#[allow(dead_code, reason = "shared by test programs, of which none uses all of it")]
 mod support;
 
 use http::{Method, StatusCode};

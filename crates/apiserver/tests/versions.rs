@@ -1,5 +1,6 @@
 //! Resources in several versions: written through one, read through another.
 
+#[allow(dead_code, reason = "shared by test programs, of which none uses all of it")]
 mod support;
 
 use http::{Method, StatusCode};
