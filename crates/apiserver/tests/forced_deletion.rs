@@ -1,6 +1,5 @@
 //! Forced deletion of an object that someone else writes to at the same moment.
 
-#[expect(dead_code, reason = "other tests use the rest")]
 #[allow(dead_code, reason = "shared by test programs, of which none uses all of it")]
 mod support;
 
