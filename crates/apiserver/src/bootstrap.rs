@@ -86,8 +86,8 @@ async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
     let text = |pointer: &str| want.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
     let (api_version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    let all = server.cache.registry.all().iter();
-    let Some(resource) = all.cloned().find(|r| r.def.group == group && r.def.kind == kind) else {
+    let mut all = server.cache.registry.all().iter();
+    let Some(resource) = all.find(|r| r.def.group == group && r.def.kind == kind).cloned() else {
         return Ok(());
     };
     let Some(entry) = resource.cache.get(&resource.key("", &name)) else {

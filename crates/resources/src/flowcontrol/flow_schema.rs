@@ -87,7 +87,7 @@ impl Strategy<FlowSchema> for FlowSchemas {
         let Some(spec) = &obj.spec else { return };
         let name = text(obj.metadata.name.as_ref());
         check(name, spec, errs);
-        if MANDATORY.contains(&name) && !fixed(name).is_some_and(|fixed| shown(&fixed) == shown(spec)) {
+        if MANDATORY.contains(&name) && fixed(name).is_none_or(|fixed| shown(&fixed) != shown(spec)) {
             errs.push(Error {
                 kind: ErrorKind::Invalid,
                 path: "spec".to_owned(),
