@@ -165,7 +165,7 @@ impl ResourceCache {
                 (entries, revision)
             }
         };
-        let (watcher, live) = Watcher::new(filter);
+        let (watcher, live) = Watcher::new(filter, from);
         let start = state.window.partition_point(|e| e.revision <= from);
         let backlog =
             state.window.range(start..).filter_map(|e| Some((watcher.wants(e)?, e.clone()))).collect();
@@ -192,5 +192,27 @@ impl State {
             self.floor = self.floor.max(first.revision);
             self.window.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_watch_from_a_revision_that_is_not_applied_yet_does_not_see_it_again() {
+        let def = coracle_resources::find("", "configmaps").expect("a kind");
+        let cache = ResourceCache::new(1);
+        let mut watch = cache.subscribe(Filter::default(), Some(5), 4).expect("in the window");
+        let key: Arc<str> = "/ns/a".into();
+        for revision in [5, 6] {
+            let text = Bytes::from_static(b"{\"metadata\":{\"name\":\"a\"}}");
+            let entry = CacheEntry::new(key.clone(), 1, revision, text, def);
+            cache.apply(&key, Some(Arc::new(entry)), revision);
+        }
+        assert_eq!(watch.live.try_recv().expect("the later change").1.revision, 6);
+        assert!(watch.live.try_recv().is_err());
     }
 }

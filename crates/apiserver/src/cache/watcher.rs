@@ -152,25 +152,27 @@ fn field(entry: &CacheEntry, path: &str) -> Option<String> {
 /// A registered watcher, on the cache's side.
 pub(super) struct Watcher {
     filter: Filter,
+    /// The reader knows everything up to here, also what the cache has yet to apply.
+    after: u64,
     tx: mpsc::Sender<(EventKind, Arc<Event>)>,
 }
 
 impl Watcher {
-    pub(super) fn new(filter: Filter) -> (Self, mpsc::Receiver<(EventKind, Arc<Event>)>) {
+    pub(super) fn new(filter: Filter, after: u64) -> (Self, mpsc::Receiver<(EventKind, Arc<Event>)>) {
         let (tx, rx) = mpsc::channel(BUFFER);
-        (Self { filter, tx }, rx)
+        (Self { filter, after, tx }, rx)
     }
 
     /// Offers an event; false when the watcher is gone or too slow and must be removed.
     pub(super) fn offer(&self, event: &Arc<Event>) -> bool {
-        match event.kind_for(&self.filter) {
+        match self.wants(event) {
             Some(kind) => self.tx.try_send((kind, event.clone())).is_ok(),
             None => !self.tx.is_closed(),
         }
     }
 
     pub(super) fn wants(&self, event: &Event) -> Option<EventKind> {
-        event.kind_for(&self.filter)
+        if event.revision <= self.after { None } else { event.kind_for(&self.filter) }
     }
 }
 
