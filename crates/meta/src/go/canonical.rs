@@ -35,7 +35,14 @@ fn tidy(table: &Table, id: Id, value: &mut Value) -> bool {
         (Shape::Int(_) | Shape::IntOrString, Value::Number(number)) => {
             number.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
         }
-        (Shape::Quantity, Value::String(text)) => Quantity::parse(text.trim()).is_ok(),
+        (Shape::Quantity, Value::String(text)) => {
+            let amount = text.trim();
+            let fits = Quantity::parse(amount).is_ok();
+            if amount.len() != text.len() {
+                *text = amount.to_owned();
+            }
+            fits
+        }
         (Shape::Quantity, Value::Number(number)) => {
             *value = Value::String(number.to_string());
             true

@@ -91,6 +91,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
     columns: COLUMNS,
+    returns_deleted: true,
     ..ResourceDef::new::<PersistentVolume>("persistentvolume", &Typed::<PersistentVolume, _>::new(Volumes))
 };
 
@@ -284,7 +285,7 @@ fn validate_capacity(spec: &PersistentVolumeSpec, path: &Path, errs: &mut ErrorL
         errs.required(path, "");
     }
     if !capacity.contains_key("storage") || capacity.len() > 1 {
-        errs.not_supported(path, json!(capacity), &["storage"]);
+        errs.not_supported(path, json!(spec.capacity), &["storage"]);
     }
     for (name, amount) in capacity {
         let (at, number) = (path.key(name), Number::from_api(amount));

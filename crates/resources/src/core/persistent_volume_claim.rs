@@ -53,6 +53,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["pvc"],
     subresources: &[Subresource::Status],
     columns: COLUMNS,
+    returns_deleted: true,
     ..ResourceDef::new::<PersistentVolumeClaim>(
         "persistentvolumeclaim",
         &Typed::<PersistentVolumeClaim, _>::new(Claims),

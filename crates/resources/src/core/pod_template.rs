@@ -18,6 +18,7 @@ const COLUMNS: &[Column] = &[
 
 pub(super) static DEF: ResourceDef = ResourceDef {
     columns: COLUMNS,
+    returns_deleted: true,
     has_generation: true,
     ..ResourceDef::new::<PodTemplate>("podtemplate", &Typed::<PodTemplate, _>::new(Templates))
 };

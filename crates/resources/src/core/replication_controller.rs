@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::check::{non_negative, one_of};
 use crate::common::{column, containers_and_images, format_labels, text, wide_column};
-use crate::def::{AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age};
+use crate::def::{
+    AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age, dns1123_subdomain,
+};
 use crate::podspec::{defaults, validation, warnings};
 
 const COLUMNS: &[Column] = &[
@@ -102,6 +104,12 @@ impl Strategy<ReplicationController> for Controllers {
         old: &ReplicationController,
     ) {
         new.spec.clone_from(&old.spec);
+    }
+
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        // The limit is in the words of the declarative rules, which upstream checks names of this kind by.
+        let messages = dns1123_subdomain(name, prefix).into_iter();
+        messages.map(|m| m.replace("no more than 253 characters", "no more than 253 bytes")).collect()
     }
 
     fn validate(&self, obj: &ReplicationController, errs: &mut ErrorList) {

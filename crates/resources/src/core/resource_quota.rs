@@ -38,6 +38,7 @@ pub(super) static DEF: ResourceDef = ResourceDef {
     short_names: &["quota"],
     subresources: &[Subresource::Status],
     columns: COLUMNS,
+    returns_deleted: true,
     ..ResourceDef::new::<ResourceQuota>("resourcequota", &Typed::<ResourceQuota, _>::new(Quotas))
 };
 

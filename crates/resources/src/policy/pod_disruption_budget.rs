@@ -73,6 +73,11 @@ impl Strategy<PodDisruptionBudget> for Budgets {
         new.spec.clone_from(&old.spec);
     }
 
+    fn validate_name(&self, name: &str, _: bool) -> Vec<String> {
+        // Upstream's rules for this kind leave the name to those for all kinds.
+        names::path_segment(name)
+    }
+
     fn validate(&self, obj: &PodDisruptionBudget, errs: &mut ErrorList) {
         if let Some(spec) = &obj.spec {
             validate_spec(spec, errs);
