@@ -213,7 +213,12 @@ fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {
         ("", "Pod" | "Node" | "Event" | "Namespace" | "Secret" | "ReplicationController" | "Service") => {
             format!("field label not supported: {path}")
         }
-        ("events.k8s.io", "Event") => format!("field label not supported: {path}"),
+        ("events.k8s.io", "Event") | ("certificates.k8s.io", "CertificateSigningRequest") => {
+            format!("field label not supported: {path}")
+        }
+        (group @ "resource.k8s.io", kind) if !known.is_empty() => {
+            format!("field label not supported for {group}/{}, Kind={kind}: {path}", resource.def.version)
+        }
         _ if known.is_empty() => {
             format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
         }

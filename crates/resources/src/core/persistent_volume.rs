@@ -218,10 +218,6 @@ impl Strategy<PersistentVolume> for Volumes {
             spec.and_then(|s| s.volume_mode.clone()).unwrap_or(unset).into(),
         ]
     }
-
-    fn selectable(&self, obj: &PersistentVolume) -> Vec<(&'static str, String)> {
-        vec![("name", text(obj.metadata.name.as_ref()).to_owned())]
-    }
 }
 
 fn validate_spec(spec: &PersistentVolumeSpec, name: &str, errs: &mut ErrorList) {

@@ -186,10 +186,6 @@ impl Strategy<PersistentVolumeClaim> for Claims {
             spec.and_then(|s| s.volume_mode.clone()).unwrap_or(unset).into(),
         ]
     }
-
-    fn selectable(&self, obj: &PersistentVolumeClaim) -> Vec<(&'static str, String)> {
-        vec![("name", text(obj.metadata.name.as_ref()).to_owned())]
-    }
 }
 
 /// The amount of storage in a list; zero when there is none.
