@@ -23,10 +23,6 @@ use std::time::Duration;
 use cli::Command;
 use error::Failure;
 
-/// Requests are many short-lived objects: see docs/adr/0007-allocator.md.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// What the API reports as its version.
 pub const GIT_VERSION: &str = "v1.36.2+coracle";
 

@@ -18,6 +18,26 @@ use crate::quantity::Quantity;
 /// Keys of one object that are compared with each other; larger objects are left to the other decoder.
 const MAX_KEYS: usize = 64;
 
+/// Fields that are pointers in every Go type that has them: `false` and 0 in them are values like others.
+const POINTERS: &[&str] = &[
+    "allowPrivilegeEscalation",
+    "automountServiceAccountToken",
+    "backoffLimit",
+    "blockOwnerDeletion",
+    "controller",
+    "enableServiceLinks",
+    "fsGroup",
+    "immutable",
+    "optional",
+    "readOnlyRootFilesystem",
+    "revisionHistoryLimit",
+    "runAsGroup",
+    "runAsNonRoot",
+    "runAsUser",
+    "terminationGracePeriodSeconds",
+    "tolerationSeconds",
+];
+
 /// The object that `json` spells, if it is spelled plainly.
 pub fn decode<K: DeserializeOwned>(json: &[u8]) -> Option<K> {
     let notes = Notes::default();
@@ -33,6 +53,8 @@ pub fn decode<K: DeserializeOwned>(json: &[u8]) -> Option<K> {
 struct Notes {
     /// Something asks for the other decoder.
     odd: Cell<bool>,
+    /// The field named last is one of [`POINTERS`].
+    pointer: Cell<bool>,
     /// Hashes of the keys of the objects that are open, innermost last.
     keys: RefCell<Vec<u64>>,
 }
@@ -156,7 +178,14 @@ impl<V> Watching<'_, V> {
             text.len() == pattern.len() && text.bytes().zip(pattern.bytes()).all(digit)
         };
         match self.place {
-            Place::Name(start) | Place::Key(start) => self.notes.key(start, text),
+            Place::Name(start) => {
+                self.notes.pointer.set(POINTERS.binary_search(&text).is_ok());
+                self.notes.key(start, text);
+            }
+            Place::Key(start) => {
+                self.notes.pointer.set(false);
+                self.notes.key(start, text);
+            }
             Place::Value | Place::Map | Place::Selector => self.notes.odd_if(text.is_empty()),
             Place::Quantity => {
                 self.notes.odd_if(Quantity::parse(text).map_or(true, |q| q.to_string() != text));
@@ -167,7 +196,7 @@ impl<V> Watching<'_, V> {
     }
 
     fn zero(&self, zero: bool) {
-        self.notes.odd_if(zero || self.place == Place::Quantity);
+        self.notes.odd_if((zero && !self.notes.pointer.get()) || self.place == Place::Quantity);
     }
 }
 
@@ -191,7 +220,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watching<'_, V> {
     }
     fn visit_f64<E: Error>(self, value: f64) -> Result<V::Value, E> {
         // How Go reads and writes fractions is the other decoder's matter.
-        self.zero(true);
+        self.notes.odd.set(true);
         self.inner.visit_f64(value)
     }
     fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
@@ -299,7 +328,7 @@ mod tests {
     use k8s_openapi::api::coordination::v1::Lease;
     use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 
-    use super::decode;
+    use super::{POINTERS, decode};
 
     const POD: &str = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","labels":{"a":"b"},
         "creationTimestamp":null},"spec":{"containers":[{"name":"c","image":"i","resources":{"limits":
@@ -309,6 +338,9 @@ mod tests {
     fn a_plain_body_is_decoded_as_the_type_itself_decodes_it() {
         let direct: Pod = decode(POD.as_bytes()).expect("plain");
         assert_eq!(direct, serde_json::from_str::<Pod>(POD).expect("a pod"));
+        assert!(POINTERS.is_sorted());
+        let pointer = POD.replace("\"containers\"", "\"automountServiceAccountToken\":false,\"containers\"");
+        assert!(decode::<Pod>(pointer.as_bytes()).is_some());
         let lease = br#"{"spec":{"renewTime":"2026-01-02T03:04:05.000006Z"}}"#;
         assert!(decode::<Lease>(lease).is_some());
     }
