@@ -2,14 +2,18 @@
 
 mod claim;
 mod cluster_role_aggregation;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod garbage_collector;
+mod hashing;
 mod namespace;
 mod node_lifecycle;
 mod own_writes;
 mod pod_gc;
+mod pods;
 mod replicaset;
+mod revisions;
 mod root_ca;
 pub mod runtime;
 mod service_account;
@@ -71,6 +75,8 @@ type Start = fn(&Context) -> BoxFuture<'static, ()>;
 const ALL: &[(&str, Start)] = &[
     (deployment::DESCRIPTOR.name, deployment::run),
     (replicaset::DESCRIPTOR.name, replicaset::run),
+    (replicaset::REPLICATION.name, replicaset::run_replication),
+    (daemonset::DESCRIPTOR.name, daemonset::run),
     (endpoints::slices::DESCRIPTOR.name, endpoints::slices::run),
     (endpoints::DESCRIPTOR.name, endpoints::run),
     (namespace::DESCRIPTOR.name, namespace::run),

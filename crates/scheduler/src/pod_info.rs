@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coracle_meta::placement::NodeTerm as Term;
 use coracle_meta::pod;
 use coracle_meta::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, NodeSelector, NodeSelectorTerm, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Container, NodeSelector, Pod, PodSpec, Toleration};
 use serde_json::json;
-
-use coracle_meta::selector::{Operator, Requirement};
 
 /// What a container without requests counts for in scores: CPU in thousandths.
 const DEFAULT_CPU: i64 = 100;
@@ -78,42 +77,6 @@ impl HostPort {
         self.port == other.port
             && self.protocol == other.protocol
             && (self.address == other.address || everywhere(self) || everywhere(other))
-    }
-}
-
-/// A node selector term, compiled.
-#[derive(Clone, Debug, Default)]
-pub struct Term {
-    labels: Vec<Requirement>,
-    /// `metadata.name` requirements.
-    names: Vec<Requirement>,
-}
-
-impl Term {
-    fn new(term: &NodeSelectorTerm) -> Self {
-        let compile = |list: &Option<Vec<k8s_openapi::api::core::v1::NodeSelectorRequirement>>| {
-            let one = |r: &k8s_openapi::api::core::v1::NodeSelectorRequirement| Requirement {
-                key: r.key.clone(),
-                operator: match r.operator.as_str() {
-                    "In" => Operator::In,
-                    "NotIn" => Operator::NotIn,
-                    "Exists" => Operator::Exists,
-                    "DoesNotExist" => Operator::DoesNotExist,
-                    "Gt" => Operator::GreaterThan,
-                    _ => Operator::LessThan,
-                },
-                values: r.values.clone().unwrap_or_default(),
-            };
-            list.iter().flatten().map(one).collect()
-        };
-        Self { labels: compile(&term.match_expressions), names: compile(&term.match_fields) }
-    }
-
-    /// An empty term matches nothing.
-    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        (!self.labels.is_empty() || !self.names.is_empty())
-            && self.labels.iter().all(|r| r.matches(labels))
-            && self.names.iter().all(|r| r.key == "metadata.name" && r.matches_value(Some(name)))
     }
 }
 

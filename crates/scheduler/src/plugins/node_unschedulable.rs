@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Taint;
 
-use super::taint_toleration::tolerates;
+use coracle_meta::placement::tolerates;
 use crate::cache::NodeInfo;
 use crate::framework::{ClusterEvent, CycleState, Filter, PluginDef, Verdict, events};
 
