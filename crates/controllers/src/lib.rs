@@ -2,11 +2,14 @@
 
 mod claim;
 mod cluster_role_aggregation;
+mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod garbage_collector;
 mod hashing;
+mod job;
 mod namespace;
 mod node_lifecycle;
 mod own_writes;
@@ -17,8 +20,10 @@ mod revisions;
 mod root_ca;
 pub mod runtime;
 mod service_account;
+mod statefulset;
 #[cfg(test)]
 mod testing;
+mod ttl_after_finished;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +82,13 @@ const ALL: &[(&str, Start)] = &[
     (replicaset::DESCRIPTOR.name, replicaset::run),
     (replicaset::REPLICATION.name, replicaset::run_replication),
     (daemonset::DESCRIPTOR.name, daemonset::run),
+    (statefulset::DESCRIPTOR.name, statefulset::run),
+    (job::DESCRIPTOR.name, job::run),
+    ("job-controller-orphans", job::run_orphans),
+    (cronjob::DESCRIPTOR.name, cronjob::run),
+    (disruption::DESCRIPTOR.name, disruption::run),
+    ("disruption-controller-stale", disruption::run_stale),
+    (ttl_after_finished::DESCRIPTOR.name, ttl_after_finished::run),
     (endpoints::slices::DESCRIPTOR.name, endpoints::slices::run),
     (endpoints::DESCRIPTOR.name, endpoints::run),
     (namespace::DESCRIPTOR.name, namespace::run),

@@ -9,6 +9,8 @@ use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, NodeSelector, Pod, PodSpec, Toleration};
 use serde_json::json;
 
+use crate::pod_terms::{Labels, PodWishes};
+
 /// What a container without requests counts for in scores: CPU in thousandths.
 const DEFAULT_CPU: i64 = 100;
 /// What a container without requests counts for in scores: bytes of memory.
@@ -136,6 +138,12 @@ pub struct PodInfo {
     pub wishes: NodeWishes,
     /// `spec.tolerations`.
     pub tolerations: Vec<Toleration>,
+    /// Labels.
+    pub labels: Labels,
+    /// Whether it is being deleted.
+    pub leaving: bool,
+    /// What it wants of other pods.
+    pub peers: PodWishes,
     /// Names of `spec.schedulingGates`.
     pub gates: Vec<String>,
     /// Pods with equal shapes get equal verdicts and scores on every node.
@@ -178,6 +186,11 @@ fn score_requests(spec: &PodSpec) -> (i64, i64) {
 }
 
 impl PodInfo {
+    /// Whether it has wishes about other pods that matter to those that come after it.
+    pub fn is_affine(&self) -> bool {
+        !self.peers.near.is_empty() || !self.peers.apart.is_empty() || !self.peers.preferred.is_empty()
+    }
+
     /// Works out what plugins ask.
     pub fn new(pod: Arc<Pod>) -> Self {
         let empty = PodSpec::default();
@@ -208,6 +221,9 @@ impl PodInfo {
             node_name: spec.node_name.clone().unwrap_or_default(),
             wishes: NodeWishes::new(spec),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            leaving: meta.deletion_timestamp.is_some(),
+            peers: PodWishes::new(&pod, spec),
             gates: spec.scheduling_gates.iter().flatten().map(|g| g.name.clone()).collect(),
             shape: shape.to_string().into(),
             requests,

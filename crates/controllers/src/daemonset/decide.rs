@@ -46,6 +46,9 @@ impl Plan {
 /// Whether a failed pod on a node may be replaced now; else how long to wait.
 pub(super) type MayReplace<'a> = &'a mut dyn FnMut(&str) -> Option<Duration>;
 
+/// The new and the old pod of a node.
+type Pair<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 fn oldest_first(pods: &mut [Arc<Pod>]) {
     let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     pods.sort_by(|a, b| {
@@ -108,7 +111,7 @@ impl<'a> View<'a> {
     }
 
     /// The one new and the one old pod of a node that live; `None` when there are more.
-    fn pair(&self, pods: &'a [Arc<Pod>]) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
+    fn pair(&self, pods: &'a [Arc<Pod>]) -> Option<Pair<'a>> {
         let (mut new, mut old) = (None, None);
         for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
             let slot = if is_updated(self.set, pod, self.hash) { &mut new } else { &mut old };
