@@ -99,9 +99,7 @@ enum Form {
     /// An object with the message's fields.
     Plain,
     /// A time in seconds, or microseconds.
-    Time {
-        micro: bool,
-    },
+    Time { micro: bool },
     /// A text such as `1h0m0s`.
     Duration,
     /// JSON as it is, carried as bytes.

@@ -54,7 +54,15 @@ pub(crate) struct Event {
 impl Event {
     pub(super) fn new(revision: u64, new: Option<Arc<CacheEntry>>, old: Option<Arc<CacheEntry>>) -> Self {
         let seen = tokio::time::Instant::now();
-        Self { revision, new, old, gone: OnceLock::new(), frames: Default::default(), binary: OnceLock::new(), seen }
+        Self {
+            revision,
+            new,
+            old,
+            gone: OnceLock::new(),
+            frames: Default::default(),
+            binary: OnceLock::new(),
+            seen,
+        }
     }
 
     /// The object that an event of this kind carries.

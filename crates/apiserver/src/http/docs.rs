@@ -71,12 +71,7 @@ impl Encoding {
 pub(crate) struct Docs(Mutex<HashMap<String, Arc<Doc>>>);
 
 impl Docs {
-    fn get(
-        &self,
-        path: &str,
-        encoding: Encoding,
-        make: impl FnOnce() -> Option<Value>,
-    ) -> Option<Arc<Doc>> {
+    fn get(&self, path: &str, encoding: Encoding, make: impl FnOnce() -> Option<Value>) -> Option<Arc<Doc>> {
         let key = format!("{path} {}", encoding.mime());
         if let Some(doc) = self.0.lock().get(&key) {
             return Some(doc.clone());

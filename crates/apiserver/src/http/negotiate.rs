@@ -198,8 +198,16 @@ mod tests {
     #[test]
     fn first_clause_that_can_be_served_decides() {
         let table = "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io";
-        check("application/vnd.kubernetes.protobuf,application/json", true, Some((Format::Protobuf, Shape::Object)));
-        check("application/vnd.kubernetes.protobuf,application/json", false, Some((Format::Json, Shape::Object)));
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            true,
+            Some((Format::Protobuf, Shape::Object)),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            false,
+            Some((Format::Json, Shape::Object)),
+        );
         check("application/vnd.kubernetes.protobuf", false, None);
         check(table, true, None);
         check(&format!("{table},application/json"), true, Some((Format::Json, Shape::Object)));
