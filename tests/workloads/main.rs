@@ -99,7 +99,10 @@ fn stateful_set(story: &Story) {
     let image = |pod: &Value| pod["spec"]["containers"][0]["image"].clone();
     assert!(story.pods("app=db").iter().all(|pod| image(pod) == "test.example/busybox:2"));
     let history = story.kubectl("rollout history sts/db");
-    assert!(history.lines().any(|l| l.starts_with("1 ")) && history.lines().any(|l| l.starts_with("2 ")), "{history}");
+    assert!(
+        history.lines().any(|l| l.starts_with("1 ")) && history.lines().any(|l| l.starts_with("2 ")),
+        "{history}"
+    );
     story.kubectl("rollout undo sts/db");
     story.kubectl("rollout status sts/db --timeout=120s");
     assert!(story.pods("app=db").iter().all(|pod| image(pod) == IMAGE), "undo brings the first image back");
@@ -234,8 +237,12 @@ spec:
 }
 
 fn cron_job(story: &Story) {
-    story.machine
-        .kubectl(MAIN, &["create", "cronjob", "tick", "--image", IMAGE, "--schedule", "* * * * *", "--", "date"])
+    story
+        .machine
+        .kubectl(
+            MAIN,
+            &["create", "cronjob", "tick", "--image", IMAGE, "--schedule", "* * * * *", "--", "date"],
+        )
         .ok();
     // At the longest until the next minute begins; by hand it goes at once.
     story.kubectl("create job now --from=cronjob/tick");
@@ -287,7 +294,10 @@ spec:
 }
 
 fn disruption_budget(story: &Story) {
-    story.machine.kubectl(MAIN, &["create", "pdb", "old", "--selector", "app=old", "--min-available", "1"]).ok();
+    story
+        .machine
+        .kubectl(MAIN, &["create", "pdb", "old", "--selector", "app=old", "--min-available", "1"])
+        .ok();
     retry("the budget's status", 30, || {
         let status = story.json("get pdb old")["status"].clone();
         let numbers = (status["currentHealthy"].as_i64(), status["disruptionsAllowed"].as_i64());

@@ -37,11 +37,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         clock: cx.clock.clone(),
         own: OwnWrites::default(),
     });
-    Controller::new(DESCRIPTOR)
-        .watch_primary(&crons)
-        .watch_owned(&jobs, "CronJob")
-        .run(reconciler)
-        .boxed()
+    Controller::new(DESCRIPTOR).watch_primary(&crons).watch_owned(&jobs, "CronJob").run(reconciler).boxed()
 }
 
 struct Crons {

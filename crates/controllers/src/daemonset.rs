@@ -35,7 +35,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "daemon-set-control
 const COMPONENT: &str = "daemonset-controller";
 
 /// First wait before a failed pod is replaced on the same node, and the longest one.
-const BACKOFF: (SignedDuration, SignedDuration) = (SignedDuration::from_secs(1), SignedDuration::from_secs(900));
+const BACKOFF: (SignedDuration, SignedDuration) =
+    (SignedDuration::from_secs(1), SignedDuration::from_secs(900));
 
 /// Starts the controller.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
@@ -137,8 +138,7 @@ impl Reconciler for Daemons {
         let sees_own_writes = self.control.sees_own_writes(uid_of(&*set));
         let candidates = self.control.candidates(uid_of(&*set), &key.namespace);
         let claimed = claim(&Claimant { owner: &set.metadata, selector: &selector }, candidates);
-        let owned =
-            carry_out(claimed, &*set, controller_ref(&*set), &self.api, &self.control.api).await?;
+        let owned = carry_out(claimed, &*set, controller_ref(&*set), &self.api, &self.control.api).await?;
         let nodes = self.nodes.list();
         let view = View::new(&set, &nodes, &owned, &hash, self.clock.now());
         let (mut failure, mut again) = (None, None);
@@ -150,7 +150,8 @@ impl Reconciler for Daemons {
             let used: BTreeSet<&String> = hashes.collect();
             let is_live = |r: &Arc<ControllerRevision>| {
                 let hash = r.metadata.labels.as_ref().and_then(|labels| labels.get(REVISION_HASH));
-                hash.is_some_and(|hash| used.contains(hash)) || r.metadata.name == history.update.metadata.name
+                hash.is_some_and(|hash| used.contains(hash))
+                    || r.metadata.name == history.update.metadata.name
             };
             let live = history.all.iter().filter(|r| is_live(r)).map(|r| name_of(&**r).to_owned()).collect();
             self.revisions.truncate(&key.namespace, &history, &live, spec.revision_history_limit).await?;
@@ -171,9 +172,8 @@ impl Daemons {
         let generation = view.set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0);
         let uid = uid_of(&**view.set).to_owned();
         let mut backoffs = self.backoff.lock();
-        let mut may_replace = |node: &str| {
-            may_replace(&mut backoffs, (uid.clone(), generation, node.to_owned()), view.now)
-        };
+        let mut may_replace =
+            |node: &str| may_replace(&mut backoffs, (uid.clone(), generation, node.to_owned()), view.now);
         let plan = decide::manage(view, &mut may_replace);
         let strategy = view.set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
         let rolls = strategy.and_then(|s| s.type_.as_deref()) != Some("OnDelete");
@@ -210,11 +210,7 @@ impl Daemons {
 }
 
 /// Counts the replacement of a failed pod; how long to wait if the last one was too short ago.
-fn may_replace(
-    backoffs: &mut Backoffs,
-    key: (String, i64, String),
-    now: Timestamp,
-) -> Option<Duration> {
+fn may_replace(backoffs: &mut Backoffs, key: (String, i64, String), now: Timestamp) -> Option<Duration> {
     let (first, longest) = BACKOFF;
     let next = match backoffs.get(&key) {
         None => first,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, ApiRequest, ApiResponse, Change, Client, EventRecorder, EventType, Informer, PatchKind, Verb};
+use coracle_client::{
+    Api, ApiRequest, ApiResponse, Change, Client, EventRecorder, EventType, Informer, PatchKind, Verb,
+};
 use coracle_meta::owner::controller_of;
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Reason, Status, int_or_percent, pod as podutil};
@@ -90,7 +92,8 @@ fn wake_budgets(budgets: &Informer<PodDisruptionBudget>, change: &Change<Pod>, e
     };
     for budget in budgets.list_namespace(pod.metadata.namespace.as_deref().unwrap_or("")) {
         let selector = selector_of(&budget);
-        let selects = |pod: &Pod| selector.as_ref().is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref()));
+        let selects =
+            |pod: &Pod| selector.as_ref().is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref()));
         if selects(pod) || old.is_some_and(|old| selects(old)) {
             enqueue(ObjectKey::of(&budget.metadata));
         }
@@ -127,7 +130,9 @@ impl Owners {
                         deployment.metadata.uid.clone().unwrap_or_default(),
                         deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
                     ),
-                    None => (owner.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)),
+                    None => {
+                        (owner.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
+                    }
                 }))
             }
             ("apps", "StatefulSet") => {
@@ -218,12 +223,19 @@ fn needs_scale(budget: &PodDisruptionBudget) -> bool {
     })
 }
 
-fn set_condition(status: &mut PodDisruptionBudgetStatus, ok: bool, reason: &str, message: &str, now: Timestamp) {
+fn set_condition(
+    status: &mut PodDisruptionBudgetStatus,
+    ok: bool,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
     let value = if ok { "True" } else { "False" };
     let observed = status.observed_generation.unwrap_or(0);
     let all = status.conditions.get_or_insert_default();
     let known = all.iter().position(|c| c.type_ == "DisruptionAllowed");
-    let since = known.map(|at| &all[at]).filter(|c| c.status == value).map(|c| c.last_transition_time.clone());
+    let since =
+        known.map(|at| &all[at]).filter(|c| c.status == value).map(|c| c.last_transition_time.clone());
     let new = Condition {
         type_: "DisruptionAllowed".to_owned(),
         status: value.to_owned(),
@@ -282,7 +294,9 @@ fn decide(
 #[async_trait]
 impl Reconciler for Budgets {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
-        let Some(budget) = self.budgets.get(&key.namespace, &key.name) else { return Ok(Action::AwaitChange) };
+        let Some(budget) = self.budgets.get(&key.namespace, &key.name) else {
+            return Ok(Action::AwaitChange);
+        };
         let selector = selector_of(&budget).map_err(Status::bad_request)?;
         let mut pods = self.pods.list_namespace(&key.namespace);
         pods.retain(|pod| selector.matches_option(pod.metadata.labels.as_ref()));
@@ -308,7 +322,8 @@ impl Reconciler for Budgets {
         let (status, late, again) = decide(&budget, &pods, &expected, now);
         for pod in late {
             let namespace = &key.namespace;
-            let message = format!("Pod was expected by PDB {namespace}/{namespace} to be deleted but it wasn't");
+            let message =
+                format!("Pod was expected by PDB {namespace}/{namespace} to be deleted but it wasn't");
             self.events.event(&*pod, EventType::Warning, "NotDeleted", message);
         }
         self.store(&budget, status).await?;
@@ -332,7 +347,10 @@ impl Budgets {
                 }
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
                 let Some((uid, size)) = self.owners.scale(namespace, owner).await? else {
-                    return Err(Status::internal(format!("found no controllers for pod {:?}", name_of(&**pod))));
+                    return Err(Status::internal(format!(
+                        "found no controllers for pod {:?}",
+                        name_of(&**pod)
+                    )));
                 };
                 scales.insert(uid, size);
             }
@@ -358,7 +376,11 @@ impl Budgets {
         self.events.event(budget, EventType::Warning, "UnmanagedPods", message);
     }
 
-    async fn store(&self, budget: &Arc<PodDisruptionBudget>, status: PodDisruptionBudgetStatus) -> Result<Action, Status> {
+    async fn store(
+        &self,
+        budget: &Arc<PodDisruptionBudget>,
+        status: PodDisruptionBudgetStatus,
+    ) -> Result<Action, Status> {
         if budget.status.as_ref() != Some(&status) {
             let namespace = budget.metadata.namespace.as_deref().unwrap_or("");
             let changed = PodDisruptionBudget { status: Some(status), ..(**budget).clone() };
@@ -402,7 +424,8 @@ impl Reconciler for Stale {
         let at = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
         let condition = json!({ "type": "DisruptionTarget", "status": "False", "reason": null, "message": null,
             "lastTransitionTime": at });
-        let patch = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
+        let patch =
+            json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
         match self.api.patch_status(&key.namespace, &key.name, PatchKind::Strategic, patch).await {
             Err(status) if !matches!(status.reason(), Reason::NotFound | Reason::Conflict) => Err(status),
             _ => Ok(Action::AwaitChange),

@@ -133,13 +133,13 @@ impl Jobs {
     /// Whether the informers show all of our own writes for the Job. Nothing is counted before.
     fn is_current(&self, key: &ObjectKey, job: &Job) -> bool {
         let uid = uid_of(job);
-        let mut current =
-            self.own.visible(key, self.jobs.revision()) && self.control.sees_own_writes(uid);
+        let mut current = self.own.visible(key, self.jobs.revision()) && self.control.sees_own_writes(uid);
         if let Some(memory) = self.memory.lock().get_mut(uid)
             && !memory.released.is_empty()
         {
             let pods = self.control.controlled(uid);
-            let holds = |uid: &String| pods.iter().any(|p| p.metadata.uid.as_ref() == Some(uid) && is_tracked(p));
+            let holds =
+                |uid: &String| pods.iter().any(|p| p.metadata.uid.as_ref() == Some(uid) && is_tracked(p));
             memory.released.retain(holds);
             current &= memory.released.is_empty();
         }

@@ -192,7 +192,11 @@ impl Revisions {
                 Err(status) if status.reason() == Reason::AlreadyExists => {
                     let taken = self.api.get(namespace, &name).await?;
                     let same = taken.data.as_ref().is_some_and(|known| known.0 == data);
-                    if same && coracle_meta::owner::is_controlled_by(&taken.metadata, meta.uid.as_deref().unwrap_or(""))
+                    if same
+                        && coracle_meta::owner::is_controlled_by(
+                            &taken.metadata,
+                            meta.uid.as_deref().unwrap_or(""),
+                        )
                     {
                         return Ok(taken);
                     }
@@ -213,8 +217,7 @@ impl Revisions {
     ) -> Result<(), Status> {
         let limit = usize::try_from(limit.unwrap_or(10)).unwrap_or(usize::MAX);
         for revision in surplus(&history.all, live, limit) {
-            let options =
-                DeleteOptions { uid: revision.metadata.uid.clone(), ..DeleteOptions::default() };
+            let options = DeleteOptions { uid: revision.metadata.uid.clone(), ..DeleteOptions::default() };
             ignore_not_found(self.api.delete(namespace, name_of(&**revision), options).await)?;
         }
         Ok(())

@@ -85,8 +85,7 @@ impl Reconciler for Sets {
         let mut candidates = self.control.candidates(uid_of(&*set), &key.namespace);
         candidates.retain(|pod| identity::ordinal(&set, pod).is_some());
         let claimed = claim(&Claimant { owner: &set.metadata, selector: &selector }, candidates);
-        let owned =
-            carry_out(claimed, &*set, controller_ref(&*set), &self.api, &self.control.api).await?;
+        let owned = carry_out(claimed, &*set, controller_ref(&*set), &self.api, &self.control.api).await?;
         let collisions = set.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
         let subject = Subject::with_hash(&set, &selector, &spec.template, collisions);
         let history = self.revisions.sync(&subject, &self.api).await?;
@@ -206,7 +205,8 @@ impl Sets {
             let (set_name, pod_name) = (name_of(&**set), name_of(pod));
             let (kind, reason, message) = match &error {
                 None => {
-                    let text = format!("Create Claim {name} Pod {pod_name} in StatefulSet {set_name} success");
+                    let text =
+                        format!("Create Claim {name} Pod {pod_name} in StatefulSet {set_name} success");
                     (EventType::Normal, "SuccessfulCreate", text)
                 }
                 Some(status) => {

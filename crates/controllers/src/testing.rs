@@ -77,8 +77,7 @@ pub(crate) async fn play_kubelet(client: &coracle_client::Client) {
         let (namespace, name) = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
         if pod.metadata.deletion_timestamp.is_some() {
-            let now =
-                coracle_client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+            let now = coracle_client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
             let _ = api.delete(&namespace, &name, now).await;
         } else if !coracle_meta::pod::is_ready(&pod) && !coracle_meta::pod::is_terminal(&pod) {
             let ready = serde_json::json!({ "status": { "phase": "Running", "conditions": [{

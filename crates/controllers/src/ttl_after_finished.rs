@@ -68,7 +68,9 @@ impl Reconciler for Expire {
         }
         // The time to live may have been prolonged since: only the API's word counts before a deletion.
         let fresh = match self.api.get(&key.namespace, &key.name).await {
-            Err(status) if status.reason() == coracle_meta::Reason::NotFound => return Ok(Action::AwaitChange),
+            Err(status) if status.reason() == coracle_meta::Reason::NotFound => {
+                return Ok(Action::AwaitChange);
+            }
             outcome => outcome?,
         };
         match decide(&fresh, self.clock.now()) {

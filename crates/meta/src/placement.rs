@@ -61,8 +61,7 @@ impl NodeTerm {
             },
             values: r.values.clone().unwrap_or_default(),
         };
-        let compile =
-            |list: &Option<Vec<NodeSelectorRequirement>>| list.iter().flatten().map(one).collect();
+        let compile = |list: &Option<Vec<NodeSelectorRequirement>>| list.iter().flatten().map(one).collect();
         Self { labels: compile(&term.match_expressions), names: compile(&term.match_fields) }
     }
 

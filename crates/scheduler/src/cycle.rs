@@ -253,7 +253,8 @@ impl Wide {
     }
 
     fn duplicate(&self) -> Self {
-        let copy = |(plugin, counted): &(&'static PluginDef, Box<dyn Prepared>)| (*plugin, counted.duplicate());
+        let copy =
+            |(plugin, counted): &(&'static PluginDef, Box<dyn Prepared>)| (*plugin, counted.duplicate());
         Self { prepared: self.prepared.iter().map(copy).collect(), rejected: BTreeMap::new() }
     }
 
@@ -375,8 +376,7 @@ impl Cycle {
             {
                 wide.rejected.insert(slot, rejected);
             }
-            let hopeless =
-                matches!(evaluation.rejection(slot, &wide), Some((_, Verdict::Unresolvable(_))));
+            let hopeless = matches!(evaluation.rejection(slot, &wide), Some((_, Verdict::Unresolvable(_))));
             let trial = (!hopeless).then(|| {
                 let (node, wide) = (node.clone(), wide.duplicate());
                 Trial { evaluation, cache, pod, node, wide }

@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::selector::LabelSelector;
-use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, TopologySpreadConstraint, WeightedPodAffinityTerm};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelector, LabelSelectorRequirement};
+use k8s_openapi::api::core::v1::{
+    Pod, PodAffinityTerm, PodSpec, TopologySpreadConstraint, WeightedPodAffinityTerm,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector as ApiSelector, LabelSelectorRequirement,
+};
 
 /// Labels of a pod, node or namespace.
 pub type Labels = BTreeMap<String, String>;
@@ -139,7 +143,9 @@ impl PodWishes {
         let constraints = spec.topology_spread_constraints.iter().flatten();
         Self {
             near: compile(near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
-            apart: compile(apart.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
+            apart: compile(
+                apart.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
             preferred,
             spread: constraints.map(|constraint| Spread::new(constraint, &labels)).collect(),
         }

@@ -67,10 +67,13 @@ pub fn ineligible(pod: &PodInfo, cache: &Cache) -> Option<&'static str> {
     if policy == Some("Never") {
         return Some("not eligible due to preemptionPolicy=Never");
     }
-    let node = cache.nomination(&pod.uid).and_then(|node| cache.find(node)).and_then(|slot| cache.node(slot))?;
+    let node =
+        cache.nomination(&pod.uid).and_then(|node| cache.find(node)).and_then(|slot| cache.node(slot))?;
     let gives_way = |other: &Arc<PodInfo>| {
         let said = coracle_meta::pod::condition(&other.pod, "DisruptionTarget");
-        other.leaving && other.priority < pod.priority && said.is_some_and(|c| c.reason.as_deref() == Some(REASON))
+        other.leaving
+            && other.priority < pod.priority
+            && said.is_some_and(|c| c.reason.as_deref() == Some(REASON))
     };
     node.placed.iter().any(gives_way).then_some("not eligible due to a terminating pod on the nominated node")
 }
@@ -125,7 +128,9 @@ fn victims(mut trial: Trial<'_>, pod: &PodInfo, budgets: &[Budget]) -> Result<Ca
     let (violating, others) = by_budgets(lower, budgets);
     let mut gone: Vec<Arc<PodInfo>> = Vec::new();
     let mut violations = 0;
-    for (other, violates) in violating.into_iter().map(|p| (p, true)).chain(others.into_iter().map(|p| (p, false))) {
+    for (other, violates) in
+        violating.into_iter().map(|p| (p, true)).chain(others.into_iter().map(|p| (p, false)))
+    {
         trial.change(&other, 1);
         if trial.judge() != Verdict::Success {
             trial.change(&other, -1);
@@ -176,7 +181,11 @@ mod tests {
         cache
     }
 
-    fn look(cache: &Cache, wanted: &PodInfo, budgets: &[Budget]) -> Result<(String, Vec<String>), BTreeMap<String, usize>> {
+    fn look(
+        cache: &Cache,
+        wanted: &PodInfo,
+        budgets: &[Budget],
+    ) -> Result<(String, Vec<String>), BTreeMap<String, usize>> {
         let mut cycle = Cycle::new(plugins::ALL, Box::new(|_| 0));
         cycle.schedule(wanted, cache).expect_err("no room");
         let names = |c: Candidate| (c.node, c.victims.iter().map(|v| v.name.clone()).collect());
@@ -242,11 +251,16 @@ mod tests {
                 "labels": {"app": "web"}}, "spec": spec});
             Arc::new(PodInfo::new(Arc::new(serde_json::from_value(object).expect("pod"))))
         };
-        let term = |key: &str| json!([{"topologyKey": key, "labelSelector": {"matchLabels": {"app": "web"}}}]);
-        let near = |key: &str| json!({"affinity": {"podAffinity":
-            {"requiredDuringSchedulingIgnoredDuringExecution": term(key)}}});
-        let apart = |key: &str| json!({"affinity": {"podAntiAffinity":
-            {"requiredDuringSchedulingIgnoredDuringExecution": term(key)}}});
+        let term =
+            |key: &str| json!([{"topologyKey": key, "labelSelector": {"matchLabels": {"app": "web"}}}]);
+        let near = |key: &str| {
+            json!({"affinity": {"podAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": term(key)}}})
+        };
+        let apart = |key: &str| {
+            json!({"affinity": {"podAntiAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": term(key)}}})
+        };
         let mut cycle = Cycle::new(plugins::ALL, Box::new(|_| 0));
         let mut place = |cache: &mut Cache, pod: Arc<PodInfo>| -> Result<String, String> {
             let slot = cycle.schedule(&pod, cache).map_err(|e| e.to_string())?;

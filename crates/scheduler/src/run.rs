@@ -106,11 +106,8 @@ impl Scheduler {
         nodes.wait_synced().await;
         pods.wait_synced().await;
         namespaces.wait_synced().await;
-        let mut ears = Ears {
-            nodes: nodes.subscribe(),
-            pods: pods.subscribe(),
-            namespaces: namespaces.subscribe(),
-        };
+        let mut ears =
+            Ears { nodes: nodes.subscribe(), pods: pods.subscribe(), namespaces: namespaces.subscribe() };
         let queue = Queue::new(plugins::ALL, plugins::queue_sort());
         let mut running = Running {
             recorder: EventRecorder::new(self.client.clone(), "default-scheduler", self.clock.clone()),

@@ -196,8 +196,7 @@ fn follow(jobs: &[Arc<Job>], gone: &BTreeSet<String>, decision: &mut Decision) {
 
 /// One look at a CronJob and its Jobs.
 pub(super) fn decide(cron: &CronJob, jobs: &[Arc<Job>], gone: &BTreeSet<String>, now: Timestamp) -> Decision {
-    let mut decision =
-        Decision { status: cron.status.clone().unwrap_or_default(), ..Decision::default() };
+    let mut decision = Decision { status: cron.status.clone().unwrap_or_default(), ..Decision::default() };
     let spec = &cron.spec;
     let ended = |kind: &str| -> Vec<Arc<Job>> {
         let is = |job: &&Arc<Job>| {

@@ -25,8 +25,7 @@ fn cron(extra: &Value, status: &Value) -> CronJob {
 }
 
 fn job(name: &str, end: Option<&str>) -> Arc<Job> {
-    let conditions: Vec<Value> =
-        end.iter().map(|kind| json!({ "type": kind, "status": "True" })).collect();
+    let conditions: Vec<Value> = end.iter().map(|kind| json!({ "type": kind, "status": "True" })).collect();
     let completion = (end == Some("Complete")).then_some("2024-03-10T01:00:00Z");
     Arc::new(
         serde_json::from_value(json!({
@@ -150,7 +149,11 @@ async fn jobs_are_started_on_time_and_cleaned_up() {
             tokio::time::sleep(std::time::Duration::from_secs(20)).await;
         }
         let running = || async {
-            list().await.into_iter().filter(|job| job.status.as_ref().and_then(crate::job::finished).is_none()).collect::<Vec<_>>()
+            list()
+                .await
+                .into_iter()
+                .filter(|job| job.status.as_ref().and_then(crate::job::finished).is_none())
+                .collect::<Vec<_>>()
         };
         eventually(|| async { running().await.len() == 1 }).await;
         let name = name_of(&*running().await[0]).to_owned();

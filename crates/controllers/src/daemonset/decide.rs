@@ -71,7 +71,8 @@ impl<'a> View<'a> {
         let nodes = nodes.iter().map(|node| (node.clone(), wish(set, node))).collect();
         let mut by_node: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
         // Finished pods that are being deleted wait for others; there is nothing left to do about them.
-        let counts = |pod: &&Arc<Pod>| !podutil::is_terminal(pod) || pod.metadata.deletion_timestamp.is_none();
+        let counts =
+            |pod: &&Arc<Pod>| !podutil::is_terminal(pod) || pod.metadata.deletion_timestamp.is_none();
         for pod in pods.iter().filter(counts) {
             if let Some(node) = target(pod) {
                 by_node.entry(node).or_default().push(pod.clone());
@@ -174,7 +175,8 @@ fn discard_finished(
             "Failed" => match may_replace(node) {
                 Some(wait) => plan.again = Some(plan.again.map_or(wait, |again| again.min(wait))),
                 None => {
-                    let message = format!("Found failed daemon pod {} on node {node}, will try to kill it", name());
+                    let message =
+                        format!("Found failed daemon pod {} on node {node}, will try to kill it", name());
                     plan.happenings.push((EventType::Warning, "FailedDaemonPod", message));
                     plan.delete.push(pod.clone());
                 }
@@ -296,7 +298,9 @@ pub(super) fn status(
             status.number_ready += 1;
             available += i32::from(view.available(oldest));
         }
-        for at in pods.iter().filter_map(|pod| available_at(pod, view.min_ready())).filter(|at| *at > view.now) {
+        for at in
+            pods.iter().filter_map(|pod| available_at(pod, view.min_ready())).filter(|at| *at > view.now)
+        {
             let wait = Duration::try_from(at.duration_since(view.now)).unwrap_or_default();
             next = Some(next.map_or(wait, |next| next.min(wait)));
         }

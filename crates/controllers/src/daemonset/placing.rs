@@ -94,10 +94,11 @@ pub(super) fn target(pod: &Pod) -> Option<String> {
     }
     let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
     let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
-    let mut names = required.node_selector_terms.iter().filter_map(|term| match NodeTerm::new(term).names() {
-        Some([name]) => Some(name.clone()),
-        _ => None,
-    });
+    let mut names =
+        required.node_selector_terms.iter().filter_map(|term| match NodeTerm::new(term).names() {
+            Some([name]) => Some(name.clone()),
+            _ => None,
+        });
     names.next()
 }
 
@@ -125,7 +126,10 @@ pub(super) fn new_pod(set: &Arc<DaemonSet>, node: &str, hash: &str) -> Pod {
         values: Some(vec![node.to_owned()]),
     };
     affinity.required_during_scheduling_ignored_during_execution = Some(NodeSelector {
-        node_selector_terms: vec![NodeSelectorTerm { match_fields: Some(vec![pin]), match_expressions: None }],
+        node_selector_terms: vec![NodeSelectorTerm {
+            match_fields: Some(vec![pin]),
+            match_expressions: None,
+        }],
     });
     pod
 }

@@ -67,7 +67,8 @@ fn a_daemon_pod_is_pinned_to_its_node_by_name() {
     assert_eq!(placing::target(&pod).as_deref(), Some("n1"));
     assert_eq!(pod.metadata.generate_name.as_deref(), Some("d-"));
     assert_eq!(pod.metadata.labels.expect("labels")[REVISION_HASH], "hash");
-    let keys: Vec<String> = pod.spec.expect("spec").tolerations.into_iter().flatten().filter_map(|t| t.key).collect();
+    let keys: Vec<String> =
+        pod.spec.expect("spec").tolerations.into_iter().flatten().filter_map(|t| t.key).collect();
     assert_eq!(keys.len(), 6, "{keys:?}");
 }
 
@@ -85,7 +86,10 @@ fn a_failed_daemon_pod_is_replaced_with_growing_patience() {
     }
     assert_eq!(waits, [1, 2, 4, 8]);
     assert_eq!(may_replace(&mut backoffs, key(), now + SignedDuration::from_secs(1801)), None);
-    assert_eq!(may_replace(&mut backoffs, key(), now + SignedDuration::from_secs(1801)).map(|w| w.as_secs()), Some(1));
+    assert_eq!(
+        may_replace(&mut backoffs, key(), now + SignedDuration::from_secs(1801)).map(|w| w.as_secs()),
+        Some(1)
+    );
 }
 
 /// A cluster of the tests' own.
@@ -111,9 +115,8 @@ impl World {
     /// Nodes that want a pod and have an available one that is not being deleted.
     fn served(&self) -> usize {
         let wants = |n: &&Arc<Node>| wish(&self.set, n) == Wish::Run;
-        let has = |n: &&Arc<Node>| {
-            self.live_on(name_of(&***n)).iter().any(|p| is_available(p, 0, at(self.now)))
-        };
+        let has =
+            |n: &&Arc<Node>| self.live_on(name_of(&***n)).iter().any(|p| is_available(p, 0, at(self.now)));
         self.nodes.iter().filter(wants).filter(has).count()
     }
 
@@ -268,7 +271,8 @@ async fn nodes_get_and_lose_their_pod_and_a_new_template_rolls_and_goes_back() {
     eventually(|| settled("b", 2)).await;
     sets.patch("ns", "d", PatchKind::Merge, template("a")).await.expect("patched");
     eventually(|| settled("a", 2)).await;
-    let revisions = client.api::<ControllerRevision>().list("ns", ListOptions::default()).await.expect("listed");
+    let revisions =
+        client.api::<ControllerRevision>().list("ns", ListOptions::default()).await.expect("listed");
     let mut numbers: Vec<i64> = revisions.iter().map(|r| r.revision).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [2, 3], "the first template's revision is the third now");

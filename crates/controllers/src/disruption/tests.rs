@@ -1,7 +1,7 @@
 //! Tests of the budgets' arithmetic, and of the controller over the in-memory API.
 
-use coracle_client::testing::FakeTransport;
 use coracle_client::ListOptions;
+use coracle_client::testing::FakeTransport;
 use serde_json::Value;
 
 use super::*;
@@ -41,8 +41,11 @@ fn a_budget_demands_numbers_or_shares_of_what_the_owners_want() {
 #[test]
 fn what_is_healthy_beyond_the_demand_may_be_disrupted() {
     let check = |ready, unready, healthy, disrupted: Value| {
-        let budget = budget(&json!({ "minAvailable": healthy }), &json!({ "disruptedPods": disrupted,
-            "currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0 }));
+        let budget = budget(
+            &json!({ "minAvailable": healthy }),
+            &json!({ "disruptedPods": disrupted,
+            "currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0 }),
+        );
         let expected = Expected { pods: ready + unready, healthy, unmanaged: false };
         let all = pods(usize::try_from(ready).expect("small"), usize::try_from(unready).expect("small"));
         let (status, late, again) = decide(&budget, &all, &expected, at(100));
@@ -66,13 +69,18 @@ async fn the_status_follows_the_pods_of_a_replica_set() {
     let set = json!({ "metadata": { "name": "web", "namespace": "ns" }, "spec": { "replicas": 3,
         "selector": { "matchLabels": { "app": "web" } },
         "template": { "metadata": { "labels": { "app": "web" } }, "spec": { "containers": [] } } } });
-    client.api::<ReplicaSet>().create("ns", serde_json::from_value(set).expect("valid")).await.expect("created");
+    client
+        .api::<ReplicaSet>()
+        .create("ns", serde_json::from_value(set).expect("valid"))
+        .await
+        .expect("created");
     let budgets = client.api::<PodDisruptionBudget>();
     budgets.create("ns", budget(&json!({ "maxUnavailable": 1 }), &Value::Null)).await.expect("created");
     eventually(|| async {
         play_kubelet(&client).await;
         let status = budgets.get("ns", "b").await.expect("there").status.clone().unwrap_or_default();
-        (status.expected_pods, status.current_healthy, status.disruptions_allowed) == (Some(3), Some(3), Some(1))
+        (status.expected_pods, status.current_healthy, status.disruptions_allowed)
+            == (Some(3), Some(3), Some(1))
     })
     .await;
     // A pod that nobody manages leaves the number unknown only in shares.

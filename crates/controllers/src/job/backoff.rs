@@ -53,7 +53,8 @@ fn wait_after(failures: u32, last: Timestamp, now: Timestamp) -> Option<Duration
 impl Backoff {
     /// With newly finished pods counted in.
     pub(super) fn after(self, succeeded: &[Arc<Pod>], failed: &[Arc<Pod>]) -> Self {
-        let times = |pods: &[Arc<Pod>]| -> Vec<Timestamp> { pods.iter().map(|pod| finished_at(pod)).collect() };
+        let times =
+            |pods: &[Arc<Pod>]| -> Vec<Timestamp> { pods.iter().map(|pod| finished_at(pod)).collect() };
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let failed = times(failed);
         match times(succeeded).into_iter().max() {

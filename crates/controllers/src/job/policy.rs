@@ -59,7 +59,9 @@ fn matched<'a>(rule: &'a PodFailurePolicyRule, pod: &'a Pod) -> Option<Why<'a>> 
     let status = pod.status.as_ref()?;
     if let Some(codes) = &rule.on_exit_codes {
         let find = |list: Option<&'a Vec<ContainerStatus>>| {
-            list.into_iter().flatten().find_map(|container| exit_code(codes, container).map(|c| (container, c)))
+            list.into_iter()
+                .flatten()
+                .find_map(|container| exit_code(codes, container).map(|c| (container, c)))
         };
         let found = find(status.container_statuses.as_ref());
         let (container, code) = found.or_else(|| find(status.init_container_statuses.as_ref()))?;
@@ -71,7 +73,9 @@ fn matched<'a>(rule: &'a PodFailurePolicyRule, pod: &'a Pod) -> Option<Why<'a>> 
         }));
     }
     let patterns = rule.on_pod_conditions.as_ref()?;
-    let wanted = |type_: &str, status: &str| patterns.iter().any(|p| p.type_ == type_ && p.status.as_deref().unwrap_or("True") == status);
+    let wanted = |type_: &str, status: &str| {
+        patterns.iter().any(|p| p.type_ == type_ && p.status.as_deref().unwrap_or("True") == status)
+    };
     let found = status.conditions.iter().flatten().find(|c| wanted(&c.type_, &c.status))?;
     Some(Box::new(move |pod, action, index| {
         format!("Pod {pod} has condition {} matching {action} rule at index {index}", found.type_)
@@ -155,10 +159,8 @@ mod tests {
     #[test]
     fn a_success_policy_is_met_by_indexes_or_their_number() {
         let check = |rules: Value, succeeded: &str| {
-            let job = Job {
-                spec: Some(spec(&json!({ "successPolicy": { "rules": rules } }))),
-                ..Job::default()
-            };
+            let job =
+                Job { spec: Some(spec(&json!({ "successPolicy": { "rules": rules } }))), ..Job::default() };
             success(&job, &Indexes::parse(succeeded, 10))
         };
         let first = json!([{ "succeededIndexes": "0,2" }, { "succeededCount": 4 }]);

@@ -179,10 +179,7 @@ impl<'a> Tally<'a> {
     fn newly(&self, known: Option<&Vec<String>>, ended: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
         let known: BTreeSet<&String> = known.into_iter().flatten().collect();
         let new = |pod: &&Arc<Pod>| {
-            is_tracked(pod)
-                && !known.contains(&uid_of(&***pod).to_owned())
-                && self.counts(pod)
-                && ended(pod)
+            is_tracked(pod) && !known.contains(&uid_of(&***pod).to_owned()) && self.counts(pod) && ended(pod)
         };
         self.pods.iter().filter(new).cloned().collect()
     }

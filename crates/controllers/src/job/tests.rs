@@ -65,7 +65,10 @@ impl World {
     }
 
     fn remove(&mut self, uid: &str) {
-        let gone = self.pods.get(uid).is_some_and(|pod| !is_tracked(pod) && pod.metadata.deletion_timestamp.is_some());
+        let gone = self
+            .pods
+            .get(uid)
+            .is_some_and(|pod| !is_tracked(pod) && pod.metadata.deletion_timestamp.is_some());
         if gone {
             self.pods.remove(uid);
         }
@@ -207,8 +210,12 @@ impl World {
         if self.job.spec.as_ref().and_then(|s| s.completion_mode.as_deref()) == Some("Indexed") {
             let done = Indexes::parse(status.completed_indexes.as_deref().unwrap_or(""), i32::MAX);
             assert_eq!(status.succeeded.unwrap_or(0), done.total());
-            let truly: Indexes =
-                self.ended.values().filter(|(succeeds, _)| *succeeds).filter_map(|(_, index)| *index).collect();
+            let truly: Indexes = self
+                .ended
+                .values()
+                .filter(|(succeeds, _)| *succeeds)
+                .filter_map(|(_, index)| *index)
+                .collect();
             assert_eq!(done.overlap(&truly), done.total(), "seed {seed}: an index that did not succeed");
         }
     }
@@ -252,7 +259,8 @@ fn a_job_counts_every_pod_once_whatever_is_interrupted_and_completes() {
 #[test]
 fn an_indexed_job_completes_every_index_once() {
     for seed in 0..40 {
-        let extra = json!({ "completions": 6, "parallelism": 3, "completionMode": "Indexed", "backoffLimit": 1000 });
+        let extra =
+            json!({ "completions": 6, "parallelism": 3, "completionMode": "Indexed", "backoffLimit": 1000 });
         let world = history(seed, &extra, 0.3);
         assert_eq!(end(&world).0, "Complete");
         assert_eq!(world.status().completed_indexes.as_deref(), Some("0-5"), "seed {seed}");
@@ -293,7 +301,8 @@ fn with_a_limit_per_index_each_index_fails_by_itself() {
 #[test]
 fn success_failure_and_deadline_policies_end_a_job_early() {
     let rules = json!({ "rules": [{ "succeededCount": 2 }] });
-    let extra = json!({ "completions": 20, "parallelism": 2, "completionMode": "Indexed", "successPolicy": rules });
+    let extra =
+        json!({ "completions": 20, "parallelism": 2, "completionMode": "Indexed", "successPolicy": rules });
     let world = history(3, &extra, 0.0);
     assert_eq!(end(&world), ("Complete".into(), Some("SuccessPolicy".into())));
     let rules = json!({ "rules": [{ "action": "FailJob",
@@ -302,10 +311,8 @@ fn success_failure_and_deadline_policies_end_a_job_early() {
     assert_eq!(end(&world), ("Failed".into(), Some("PodFailurePolicy".into())));
     let late = job(&json!({ "activeDeadlineSeconds": 60 }));
     let spec = late.spec.clone().expect("spec");
-    let started = Job {
-        status: Some(JobStatus { start_time: Some(Time(at(0))), ..JobStatus::default() }),
-        ..late
-    };
+    let started =
+        Job { status: Some(JobStatus { start_time: Some(Time(at(0))), ..JobStatus::default() }), ..late };
     let tally = |now| Tally::new(&started, &spec, &[], Backoff::default(), at(now));
     assert_eq!(tally(20).again.map(|wait| wait.as_secs()), Some(40));
     assert_eq!(tally(60).end.and_then(|end| end.reason).as_deref(), Some("DeadlineExceeded"));
@@ -381,8 +388,18 @@ async fn a_job_runs_to_completion_and_its_pods_are_free_to_go() {
     let all = pods.list("ns", ListOptions::default()).await.expect("listed");
     assert!(all.iter().all(|pod| !is_tracked(pod) && controller_of(&pod.metadata).is_some()));
     // The pods of a job that goes away are released too.
-    jobs.create("ns", Job { metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
-        name: Some("gone".into()), ..Default::default() }, ..job(&json!({})) }).await.expect("created");
+    jobs.create(
+        "ns",
+        Job {
+            metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                name: Some("gone".into()),
+                ..Default::default()
+            },
+            ..job(&json!({}))
+        },
+    )
+    .await
+    .expect("created");
     eventually(|| async { pods.list("ns", ListOptions::default()).await.expect("listed").len() == 6 }).await;
     jobs.delete("ns", "gone", DeleteOptions::default()).await.expect("deleted");
     eventually(|| async {

@@ -184,7 +184,8 @@ fn write_down(tally: &Tally<'_>, end: Option<&JobCondition>, status: &mut JobSta
 }
 
 fn may_release(tally: &Tally<'_>, end: Option<&JobCondition>, pod: &Arc<Pod>, is_failure: bool) -> bool {
-    if tally.job.metadata.deletion_timestamp.is_some() || end.is_some() || podutil::phase(pod) == "Succeeded" {
+    if tally.job.metadata.deletion_timestamp.is_some() || end.is_some() || podutil::phase(pod) == "Succeeded"
+    {
         return true;
     }
     // One failed pod per index stays until its replacement knows how often the index failed.

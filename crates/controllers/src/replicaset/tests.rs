@@ -1,7 +1,7 @@
 //! Tests of the ReplicaSet's decisions, and of the whole controller over the in-memory transport.
 
-use coracle_client::testing::FakeTransport;
 use coracle_client::DeleteOptions;
+use coracle_client::testing::FakeTransport;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -147,9 +147,14 @@ fn history(seed: u64, extra: &Value, check: impl Fn(&World, &[Act])) {
             world.update = format!("v{}", rng.random_range(0..4));
         }
         world.kubelet(&mut rng, false);
-        let before =
-            World { set: world.set.clone(), current: world.current.clone(), update: world.update.clone(),
-                pods: world.pods.clone(), made: 0, now: world.now };
+        let before = World {
+            set: world.set.clone(),
+            current: world.current.clone(),
+            update: world.update.clone(),
+            pods: world.pods.clone(),
+            made: 0,
+            now: world.now,
+        };
         let acts = world.pass();
         check(&before, &acts);
     }
@@ -191,8 +196,11 @@ fn in_order_a_pod_is_made_after_those_before_it_and_removed_before_them() {
                             assert_ne!(revision(pod), world.update, "seed {seed}: for the update only");
                             assert_eq!(unhealthy(world), 0, "seed {seed}: one pod at a time");
                         } else {
-                            let highest = world.numbers().into_iter()
-                                .filter(|n| !identity::in_range(&world.set, *n)).max();
+                            let highest = world
+                                .numbers()
+                                .into_iter()
+                                .filter(|n| !identity::in_range(&world.set, *n))
+                                .max();
                             assert_eq!(Some(number), highest, "seed {seed}: from the top");
                         }
                     }
@@ -249,10 +257,13 @@ fn pods_below_the_partition_keep_the_old_revision() {
 #[test]
 fn claims_go_by_the_retention_policy() {
     let policy = |deleted: &str, scaled: &str| {
-        set(1, &json!({
-            "volumeClaimTemplates": [{ "metadata": { "name": "data" }, "spec": {} }],
-            "persistentVolumeClaimRetentionPolicy": { "whenDeleted": deleted, "whenScaled": scaled },
-        }))
+        set(
+            1,
+            &json!({
+                "volumeClaimTemplates": [{ "metadata": { "name": "data" }, "spec": {} }],
+                "persistentVolumeClaimRetentionPolicy": { "whenDeleted": deleted, "whenScaled": scaled },
+            }),
+        )
     };
     let check = |set: &Arc<StatefulSet>, ordinal: i32, have: Vec<&str>| {
         let mut pod = identity::new_pod(set, &template("a"), "r", ordinal);
@@ -265,9 +276,7 @@ fn claims_go_by_the_retention_policy() {
         claim.metadata.owner_references = Some(have.iter().map(owner).collect());
         match owners(set, &claim, &pod) {
             Owners::Right => have.join(","),
-            Owners::Become(owners) => {
-                owners.into_iter().map(|o| o.kind).collect::<Vec<String>>().join(",")
-            }
+            Owners::Become(owners) => owners.into_iter().map(|o| o.kind).collect::<Vec<String>>().join(","),
         }
     };
     assert_eq!(check(&policy("Retain", "Retain"), 0, vec!["StatefulSet"]), "");
@@ -321,8 +330,14 @@ async fn pods_and_claims_are_made_in_order_updated_from_the_top_and_taken_back()
         }
     };
     eventually(|| settled("v0", 3)).await;
-    let names: Vec<String> = client.api::<PersistentVolumeClaim>().list("ns", ListOptions::default()).await
-        .expect("listed").iter().map(|c| name_of(&**c).to_owned()).collect();
+    let names: Vec<String> = client
+        .api::<PersistentVolumeClaim>()
+        .list("ns", ListOptions::default())
+        .await
+        .expect("listed")
+        .iter()
+        .map(|c| name_of(&**c).to_owned())
+        .collect();
     assert_eq!(names, ["data-s-0", "data-s-1", "data-s-2"]);
     let image = |image: &str| json!({ "spec": { "template": { "spec": { "containers": [{ "name": "c", "image": image }] } } } });
     sets.patch("ns", "s", PatchKind::Merge, image("v1")).await.expect("patched");
@@ -331,7 +346,9 @@ async fn pods_and_claims_are_made_in_order_updated_from_the_top_and_taken_back()
     eventually(|| settled("v1", 1)).await;
     sets.patch("ns", "s", PatchKind::Merge, image("v0")).await.expect("patched");
     eventually(|| settled("v0", 1)).await;
-    pods.delete("ns", "s-0", DeleteOptions { grace_period_seconds: Some(0), ..Default::default() }).await.expect("deleted");
+    pods.delete("ns", "s-0", DeleteOptions { grace_period_seconds: Some(0), ..Default::default() })
+        .await
+        .expect("deleted");
     eventually(|| settled("v0", 1)).await;
     task.abort();
 }

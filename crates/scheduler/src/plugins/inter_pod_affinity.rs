@@ -53,7 +53,14 @@ fn is_about(term: &PodTerm, pod: &PodInfo, namespace: &Labels) -> bool {
 }
 
 impl Counted {
-    fn count(&mut self, pod: &PodInfo, other: &PodInfo, other_namespace: &Labels, node: &NodeInfo, sign: i64) {
+    fn count(
+        &mut self,
+        pod: &PodInfo,
+        other: &PodInfo,
+        other_namespace: &Labels,
+        node: &NodeInfo,
+        sign: i64,
+    ) {
         for term in other.peers.apart.iter().filter(|term| is_about(term, pod, &self.namespace)) {
             add(&mut self.unwelcome, node, &term.key, sign);
         }
@@ -69,13 +76,15 @@ impl Counted {
     }
 
     fn weigh(&mut self, pod: &PodInfo, other: &PodInfo, other_namespace: &Labels, node: &NodeInfo) {
-        for (weight, term) in pod.peers.preferred.iter().filter(|(_, t)| is_about(t, other, other_namespace)) {
+        for (weight, term) in pod.peers.preferred.iter().filter(|(_, t)| is_about(t, other, other_namespace))
+        {
             add(&mut self.weights, node, &term.key, *weight);
         }
         for term in other.peers.near.iter().filter(|term| is_about(term, pod, &self.namespace)) {
             add(&mut self.weights, node, &term.key, HARD_WEIGHT);
         }
-        for (weight, term) in other.peers.preferred.iter().filter(|(_, t)| is_about(t, pod, &self.namespace)) {
+        for (weight, term) in other.peers.preferred.iter().filter(|(_, t)| is_about(t, pod, &self.namespace))
+        {
             add(&mut self.weights, node, &term.key, *weight);
         }
     }
@@ -83,7 +92,8 @@ impl Counted {
 
 impl ClusterWide for InterPodAffinity {
     fn prepare(&self, pod: &PodInfo, cache: &Cache) -> Option<Box<dyn Prepared>> {
-        let wishes = !pod.peers.near.is_empty() || !pod.peers.apart.is_empty() || !pod.peers.preferred.is_empty();
+        let wishes =
+            !pod.peers.near.is_empty() || !pod.peers.apart.is_empty() || !pod.peers.preferred.is_empty();
         if !wishes && !cache.has_affine_pods() {
             return None;
         }
@@ -120,7 +130,8 @@ impl Prepared for Counted {
         if pod.peers.apart.iter().any(|term| has(&self.apart, &term.key).is_some_and(|n| n > 0)) {
             return Verdict::unschedulable("node(s) didn't match pod anti-affinity rules");
         }
-        let unwelcome = |((key, value), n): (&(String, String), &i64)| *n > 0 && node.labels.get(key) == Some(value);
+        let unwelcome =
+            |((key, value), n): (&(String, String), &i64)| *n > 0 && node.labels.get(key) == Some(value);
         if self.unwelcome.iter().any(unwelcome) {
             return Verdict::unschedulable("node(s) didn't satisfy existing pods anti-affinity rules");
         }
@@ -139,7 +150,8 @@ impl Prepared for Counted {
         };
         let raw: Vec<i64> = nodes.iter().map(raw).collect();
         let (least, most) = (raw.iter().min().copied().unwrap_or(0), raw.iter().max().copied().unwrap_or(0));
-        let scale = |score: &i64| if most == least { 0 } else { MAX_NODE_SCORE * (score - least) / (most - least) };
+        let scale =
+            |score: &i64| if most == least { 0 } else { MAX_NODE_SCORE * (score - least) / (most - least) };
         Some(raw.iter().map(scale).collect())
     }
 

@@ -41,7 +41,8 @@ fn counts(pod: &PodInfo, spread: &Spread, node: &NodeInfo) -> bool {
         let required = pod.wishes.required.as_ref();
         selected && required.is_none_or(|terms| terms.iter().any(|t| t.matches(&node.name, &node.labels)))
     };
-    let tolerated = || untolerated(&node.taints, &pod.tolerations, |t| t.effect != "PreferNoSchedule").is_none();
+    let tolerated =
+        || untolerated(&node.taints, &pod.tolerations, |t| t.effect != "PreferNoSchedule").is_none();
     (!spread.honors_affinity || wanted()) && (!spread.honors_taints || tolerated())
 }
 
@@ -114,7 +115,8 @@ impl Prepared for Counted {
                     } else {
                         (topologies.get(value).copied().unwrap_or(0), topologies.len())
                     };
-                    float(number) * float(i64::try_from(size + 2).unwrap_or(2)).ln() + float(spread.max_skew - 1)
+                    float(number) * float(i64::try_from(size + 2).unwrap_or(2)).ln()
+                        + float(spread.max_skew - 1)
                 };
                 round(self.soft.iter().map(part).sum())
             })
