@@ -1,8 +1,9 @@
 //! The decision where a pod runs. Pure: from cache and pod to a node or the reasons why none.
 //!
-//! Verdicts and scores of most plugins depend on the pod's shape and the node alone, so the cycle keeps them per shape: one
-//! row per node, of which the next pod of that shape looks again only at those that changed. Plugins that look at
-//! the whole cluster are asked in every cycle, about the nodes that are left, if they have anything to say.
+//! Verdicts and scores of most plugins depend on the pod's shape and the node alone, so the cycle keeps them per
+//! shape: one row per node, of which the next pod of that shape looks again only at those that changed. Plugins
+//! that look at the whole cluster are asked in every cycle, about the nodes that are left, if they have anything
+//! to say.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
