@@ -1,6 +1,7 @@
 //! Who asks and whether they may: authenticators and authorizers.
 
 pub mod bootstrap;
+pub mod csr;
 mod jwt;
 pub mod node;
 pub mod pki;

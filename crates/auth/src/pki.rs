@@ -26,6 +26,12 @@ impl From<rcgen::Error> for PkiError {
     }
 }
 
+impl PkiError {
+    pub(crate) fn of(why: String) -> Self {
+        Self(why)
+    }
+}
+
 /// A certificate and its private key, PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pem {
@@ -113,6 +119,11 @@ impl CertificateAuthority {
     /// The authority's private key.
     pub fn key_pem(&self) -> &str {
         &self.key_pem
+    }
+
+    /// Signs a request as it stands; the certificate, PEM.
+    pub(crate) fn sign(&self, request: &rcgen::CertificateSigningRequestParams) -> Result<String, PkiError> {
+        Ok(request.signed_by(&self.issuer)?.pem())
     }
 
     /// Issues a certificate with a new key.

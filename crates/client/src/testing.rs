@@ -200,6 +200,13 @@ fn merge(target: &mut Value, patch: &Value) {
         *target = json!({});
     }
     for (key, value) in patch {
+        // The one directive of strategic patches that is known here.
+        if let Some(list) = key.strip_prefix("$deleteFromPrimitiveList/") {
+            if let Some(known) = target.get_mut(list).and_then(Value::as_array_mut) {
+                known.retain(|item| !value.as_array().is_some_and(|gone| gone.contains(item)));
+            }
+            continue;
+        }
         match (value, target.as_object_mut()) {
             (Value::Null, Some(map)) => drop(map.remove(key)),
             (value, Some(map)) => merge(map.entry(key.clone()).or_insert(Value::Null), value),

@@ -22,8 +22,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Owne
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use crate::ResourceEntry;
 use crate::runtime::{Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, name_of};
+use crate::served::Served;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "disruption-controller", workers: 2 };
 const COMPONENT: &str = "controllermanager";
@@ -43,7 +43,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         stateful: cx.informers.get(),
         controllers: cx.informers.get(),
         client: client.clone(),
-        resources: cx.config.resources.clone(),
+        served: cx.served.clone(),
     };
     let reconciler = Arc::new(Budgets {
         budgets: budgets.clone(),
@@ -107,7 +107,7 @@ struct Owners {
     stateful: Informer<StatefulSet>,
     controllers: Informer<ReplicationController>,
     client: Client,
-    resources: Vec<ResourceEntry>,
+    served: Served,
 }
 
 impl Owners {
@@ -156,8 +156,7 @@ impl Owners {
         group: &str,
         owner: &OwnerReference,
     ) -> Result<Option<(String, i32)>, Status> {
-        let entry = |entry: &&ResourceEntry| entry.id.group == group && entry.kind == owner.kind;
-        let Some(entry) = self.resources.iter().find(entry) else { return Ok(None) };
+        let Some(entry) = self.served.find(group, &owner.kind) else { return Ok(None) };
         let request = ApiRequest {
             resource: entry.id,
             namespace: namespace.to_owned(),

@@ -5,22 +5,24 @@
 
 mod graph;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_client::{
-    ApiRequest, ApiResponse, Client, DeleteOptions, ListOptions, PatchKind, Reflected, Verb, WorkQueue,
-    reflect,
+    ApiRequest, ApiResponse, Client, DeleteOptions, EventRecorder, EventType, ListOptions, PatchKind, Reflected,
+    ResourceId, Verb, WorkQueue, reflect,
 };
 use coracle_meta::{Object, Reason, Status};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
 use crate::ResourceEntry;
@@ -35,30 +37,85 @@ const SYNC_WAIT: Duration = Duration::from_secs(30);
 const DELETE: &str = "delete";
 const ORPHANING: &str = "orphan";
 
-/// Starts the controller: one watch per resource feeds the graph.
+/// Starts the controller: one watch per resource feeds the graph, of custom resources too.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let client = cx.client(DESCRIPTOR.name);
-    let resources: Vec<ResourceEntry> =
-        cx.config.resources.iter().filter(|entry| entry.id.resource != "events").copied().collect();
+    let served = cx.served.clone();
+    let events = cx.recorder_as(DESCRIPTOR.name, "garbage-collector-controller");
     async move {
-        let collector = Arc::new(Collector { client, resources, graph: Mutex::default() });
+        let resources = RwLock::default();
+        let collector = Arc::new(Collector { client, resources, graph: Mutex::default(), events });
         let controller = Controller::new(DESCRIPTOR);
-        let queue = controller.queue();
-        let synced = watch::Sender::new(0_usize);
-        let mut watches = JoinSet::new();
-        for position in 0..collector.resources.len() {
-            watches.spawn(follow(collector.clone(), position, queue.clone(), synced.clone()));
-        }
-        let (total, mut count) = (collector.resources.len(), synced.subscribe());
-        let all = count.wait_for(|count| *count == total);
+        let mut watches = Watches {
+            collector: collector.clone(),
+            queue: controller.queue(),
+            synced: watch::Sender::new(0),
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+        };
+        let mut changes = served.changes();
+        changes.mark_unchanged();
+        watches.adjust(&served.all());
+        let (total, mut count) = (watches.running.len(), watches.synced.subscribe());
+        let all = count.wait_for(|count| *count >= total);
         if tokio::time::timeout(SYNC_WAIT, all).await.is_err() {
             warn!("garbage collection starts although some resources could not be listed");
         }
         let tasks = collector.graph.lock().complete();
-        enqueue(&queue, tasks);
-        controller.run(collector).await;
+        enqueue(&watches.queue, tasks);
+        let follow = async {
+            while changes.changed().await.is_ok() {
+                watches.adjust(&served.all());
+            }
+        };
+        tokio::select! {
+            () = controller.run(collector) => {}
+            () = follow => {}
+        }
     }
     .boxed()
+}
+
+/// The watches that feed the graph.
+struct Watches {
+    collector: Arc<Collector>,
+    queue: Arc<WorkQueue<ObjectKey>>,
+    /// How many first lists are complete.
+    synced: watch::Sender<usize>,
+    /// By resource: its position, and the watch.
+    running: HashMap<ResourceId, (usize, AbortHandle)>,
+    tasks: JoinSet<()>,
+}
+
+impl Watches {
+    /// Starts what is missing and stops what is not served any more.
+    fn adjust(&mut self, served: &[ResourceEntry]) {
+        let wanted: Vec<&ResourceEntry> = served.iter().filter(|e| e.id.resource != "events").collect();
+        let gone: Vec<ResourceId> =
+            self.running.keys().filter(|id| wanted.iter().all(|e| e.id != **id)).copied().collect();
+        for id in gone {
+            if let Some((position, watch)) = self.running.remove(&id) {
+                watch.abort();
+                let mut graph = self.collector.graph.lock();
+                graph.begin_list(position);
+                let tasks = graph.end_list(position);
+                drop(graph);
+                enqueue(&self.queue, tasks);
+            }
+        }
+        for entry in wanted {
+            if self.running.contains_key(&entry.id) {
+                continue;
+            }
+            let mut resources = self.collector.resources.write();
+            let position = resources.len();
+            resources.push(*entry);
+            drop(resources);
+            let (collector, queue, synced) = (self.collector.clone(), self.queue.clone(), self.synced.clone());
+            let watch = self.tasks.spawn(follow(collector, position, queue, synced));
+            self.running.insert(entry.id, (position, watch));
+        }
+    }
 }
 
 fn enqueue(queue: &WorkQueue<ObjectKey>, tasks: Vec<Task>) {
@@ -98,14 +155,16 @@ async fn follow(
         drop(graph);
         enqueue(&queue, tasks);
     };
-    let id = collector.resources[resource].id;
+    let id = collector.entry(resource).id;
     reflect(&collector.client, id, "", &ListOptions::default(), &mut sink).await;
 }
 
 struct Collector {
     client: Client,
-    resources: Vec<ResourceEntry>,
+    /// Positions stay: what is not served any more keeps its own.
+    resources: RwLock<Vec<ResourceEntry>>,
     graph: Mutex<Graph>,
+    events: EventRecorder,
 }
 
 #[async_trait]
@@ -133,9 +192,13 @@ struct Owners {
 }
 
 impl Collector {
+    fn entry(&self, position: usize) -> ResourceEntry {
+        self.resources.read()[position]
+    }
+
     async fn request(&self, node: &Node, verb: Verb) -> Result<ApiResponse, Status> {
         let (namespace, name) = (node.namespace.to_string(), node.name.to_string());
-        let resource = self.resources[node.resource].id;
+        let resource = self.entry(node.resource).id;
         self.client.request(ApiRequest { resource, namespace, name, subresource: "", verb }).await
     }
 
@@ -248,8 +311,15 @@ impl Collector {
     async fn classify(&self, node: &Node, references: Vec<OwnerReference>) -> Result<Owners, Status> {
         let mut owners = Owners::default();
         for reference in references {
-            let known = self.graph.lock().node(&reference.uid).map(|owner| owner.phase);
-            let phase = match known {
+            let near = |owner: &Node| owner.namespace.is_empty() || owner.namespace == node.namespace;
+            let known = self.graph.lock().node(&reference.uid).map(|owner| (near(owner), owner.phase));
+            if known.is_some_and(|(near, _)| !near) {
+                // Owners are found in the dependent's own namespace, and nowhere else.
+                self.tell_wrong_namespace(node, &reference);
+                owners.dangling.push(reference);
+                continue;
+            }
+            let phase = match known.map(|(_, phase)| phase) {
                 Some(phase) => Some(phase),
                 None => self.look_up(node, &reference).await?,
             };
@@ -264,13 +334,34 @@ impl Collector {
         Ok(owners)
     }
 
+    fn tell_wrong_namespace(&self, node: &Node, owner: &OwnerReference) {
+        let entry = self.entry(node.resource);
+        let api_version = match entry.id.group {
+            "" => entry.id.version.to_owned(),
+            group => format!("{group}/{}", entry.id.version),
+        };
+        let about = ObjectReference {
+            api_version: Some(api_version),
+            kind: Some(entry.kind.to_owned()),
+            name: Some(node.name.to_string()),
+            namespace: Some(node.namespace.to_string()),
+            ..ObjectReference::default()
+        };
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace {:?}",
+            owner.api_version, owner.kind, node.namespace, owner.name, owner.uid, node.namespace
+        );
+        self.events.event_about(about, EventType::Warning, "OwnerRefInvalidNamespace", message);
+    }
+
     /// Asks the API for an owner that no watch knows. Owners of unknown kinds, and owners in a namespace of
     /// an object in none, are taken to exist: nothing is deleted on a guess.
     async fn look_up(&self, node: &Node, reference: &OwnerReference) -> Result<Option<Phase>, Status> {
         let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
         let entry = |entry: &ResourceEntry| entry.id.group == group && entry.kind == reference.kind;
-        let Some(resource) = self.resources.iter().position(entry) else { return Ok(Some(Phase::Lives)) };
-        let namespace: Arc<str> = match (self.resources[resource].namespaced, &*node.namespace) {
+        let found = self.resources.read().iter().rposition(entry);
+        let Some(resource) = found else { return Ok(Some(Phase::Lives)) };
+        let namespace: Arc<str> = match (self.entry(resource).namespaced, &*node.namespace) {
             (false, _) => "".into(),
             (true, "") => return Ok(Some(Phase::Lives)),
             (true, namespace) => namespace.into(),

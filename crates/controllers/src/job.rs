@@ -160,7 +160,8 @@ impl Jobs {
             if adopted.contains(uid_of(&**pod)) && !is_tracked(pod) {
                 let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
                 finalizers.push(FINALIZER.to_owned());
-                let patch = json!({ "metadata": { "uid": pod.metadata.uid, "finalizers": finalizers } });
+                let patch = json!({ "metadata": { "uid": pod.metadata.uid, "finalizers": finalizers,
+                    "resourceVersion": pod.metadata.resource_version } });
                 *pod = self.control.api.patch(namespace, name_of(&**pod), PatchKind::Merge, patch).await?;
                 self.control.note(uid_of(&**job), &pod.metadata);
             }

@@ -1,5 +1,7 @@
 //! The controller runtime and the controllers: one file or folder each, listed in [`run`].
 
+mod bootstrap_tokens;
+pub mod certificates;
 mod claim;
 mod cluster_role_aggregation;
 mod cronjob;
@@ -7,9 +9,11 @@ mod daemonset;
 mod deployment;
 mod disruption;
 mod endpoints;
+mod ephemeral_volumes;
 mod garbage_collector;
 mod hashing;
 mod job;
+mod mirroring;
 mod namespace;
 mod node_lifecycle;
 mod own_writes;
@@ -19,12 +23,16 @@ mod replicaset;
 mod revisions;
 mod root_ca;
 pub mod runtime;
+pub mod served;
 mod service_account;
 mod statefulset;
 #[cfg(test)]
 mod testing;
 mod ttl_after_finished;
+mod volume_binder;
+mod volume_protection;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +40,9 @@ use coracle_client::{Informers, ResourceId};
 use coracle_stdx::{Clock, Tasks};
 use futures::future::BoxFuture;
 
+use certificates::CertificateSigner;
 use runtime::{Context, MakeClient};
+use served::Served;
 
 /// A served resource, as namespace deletion and garbage collection need to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +56,16 @@ pub struct ResourceEntry {
 }
 
 /// Settings of the controllers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ControllersConfig {
     /// The cluster's CA, published to every namespace as `kube-root-ca.crt`.
     pub root_ca_pem: String,
     /// Every served resource that supports list, watch and delete, one version each, without Events' twins.
     pub resources: Vec<ResourceEntry>,
+    /// Which controllers run, by upstream's names: `*` is all, `-name` all but this one.
+    pub controllers: Vec<String>,
+    /// Signs certificates; without it, requests stay open.
+    pub signer: Option<Arc<dyn CertificateSigner>>,
     /// Finished pods kept in the whole cluster.
     pub terminated_pod_threshold: usize,
     /// A node not heard of for this long is not ready.
@@ -60,12 +74,20 @@ pub struct ControllersConfig {
     pub node_startup_grace_period: Duration,
 }
 
+impl fmt::Debug for ControllersConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ControllersConfig({:?})", self.controllers)
+    }
+}
+
 impl ControllersConfig {
     /// Upstream's values for all but what only the cluster knows.
     pub fn new(root_ca_pem: String, resources: Vec<ResourceEntry>) -> Self {
         Self {
             root_ca_pem,
             resources,
+            controllers: vec!["*".to_owned()],
+            signer: None,
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
@@ -76,30 +98,58 @@ impl ControllersConfig {
 /// Starts a controller: returns when one of its parts ended, to be started again.
 type Start = fn(&Context) -> BoxFuture<'static, ()>;
 
-/// All controllers, by the name of their service account.
+/// All controllers, by upstream's names. Two rows of one name are two parts of one controller.
 const ALL: &[(&str, Start)] = &[
-    (deployment::DESCRIPTOR.name, deployment::run),
-    (replicaset::DESCRIPTOR.name, replicaset::run),
-    (replicaset::REPLICATION.name, replicaset::run_replication),
-    (daemonset::DESCRIPTOR.name, daemonset::run),
-    (statefulset::DESCRIPTOR.name, statefulset::run),
-    (job::DESCRIPTOR.name, job::run),
-    ("job-controller-orphans", job::run_orphans),
-    (cronjob::DESCRIPTOR.name, cronjob::run),
-    (disruption::DESCRIPTOR.name, disruption::run),
-    ("disruption-controller-stale", disruption::run_stale),
-    (ttl_after_finished::DESCRIPTOR.name, ttl_after_finished::run),
-    (endpoints::slices::DESCRIPTOR.name, endpoints::slices::run),
-    (endpoints::DESCRIPTOR.name, endpoints::run),
-    (namespace::DESCRIPTOR.name, namespace::run),
-    (service_account::DESCRIPTOR.name, service_account::run),
-    (root_ca::DESCRIPTOR.name, root_ca::run),
-    (node_lifecycle::DESCRIPTOR.name, node_lifecycle::run),
-    ("taint-eviction", node_lifecycle::run_eviction),
-    (pod_gc::DESCRIPTOR.name, pod_gc::run),
-    (garbage_collector::DESCRIPTOR.name, garbage_collector::run),
-    (cluster_role_aggregation::DESCRIPTOR.name, cluster_role_aggregation::run),
+    ("deployment-controller", deployment::run),
+    ("replicaset-controller", replicaset::run),
+    ("replicationcontroller-controller", replicaset::run_replication),
+    ("daemonset-controller", daemonset::run),
+    ("statefulset-controller", statefulset::run),
+    ("job-controller", job::run),
+    ("job-controller", job::run_orphans),
+    ("cronjob-controller", cronjob::run),
+    ("ttl-after-finished-controller", ttl_after_finished::run),
+    ("disruption-controller", disruption::run),
+    ("disruption-controller", disruption::run_stale),
+    ("endpointslice-controller", endpoints::slices::run),
+    ("endpoints-controller", endpoints::run),
+    ("namespace-controller", namespace::run),
+    ("serviceaccount-controller", service_account::run),
+    ("root-ca-certificate-publisher-controller", root_ca::run),
+    ("node-lifecycle-controller", node_lifecycle::run),
+    ("taint-eviction-controller", node_lifecycle::run_eviction),
+    ("pod-garbage-collector-controller", pod_gc::run),
+    ("garbage-collector-controller", garbage_collector::run),
+    ("clusterrole-aggregation-controller", cluster_role_aggregation::run),
+    ("certificatesigningrequest-signing-controller", certificates::run),
+    ("bootstrap-signer-controller", bootstrap_tokens::run_signer),
+    ("token-cleaner-controller", bootstrap_tokens::run_cleaner),
+    ("persistentvolume-binder-controller", volume_binder::run),
+    ("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
+    ("persistentvolume-protection-controller", volume_protection::run_volumes),
+    ("ephemeral-volume-controller", ephemeral_volumes::run),
+    ("endpointslice-mirroring-controller", mirroring::run),
 ];
+
+/// The names that `--controllers` knows.
+pub fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
+    names.dedup();
+    names
+}
+
+/// Whether a list of names, as of `--controllers`, lets a controller run: the first mention counts, then `*`.
+fn is_enabled(list: &[String], name: &str) -> bool {
+    for entry in list {
+        if entry == name {
+            return true;
+        }
+        if entry.strip_prefix('-') == Some(name) {
+            return false;
+        }
+    }
+    list.iter().any(|entry| entry == "*")
+}
 
 /// Runs all controllers for as long as it is polled. `make_client` gives a client that acts as the service
 /// account `kube-system/<name>`; the shared informers read as `informers`.
@@ -108,11 +158,30 @@ const ALL: &[(&str, Start)] = &[
 /// runs while nothing changes.
 pub async fn run(config: ControllersConfig, make_client: MakeClient, clock: Clock) {
     let informers = Informers::new(make_client("informers"));
-    let cx = Context { config: Arc::new(config), informers, make_client, clock };
+    let served = Served::new(config.resources.clone());
+    let (follower, reader) = (served.clone(), make_client("informers"));
+    let cx = Context { config: Arc::new(config), informers, served, make_client, clock };
     let mut tasks = Tasks::new();
-    for (name, start) in ALL {
+    tasks.spawn(async move { follower.follow(&reader).await });
+    for (name, start) in ALL.iter().filter(|(name, _)| is_enabled(&cx.config.controllers, name)) {
         let cx = cx.clone();
         tasks.supervise(name, move || start(&cx));
     }
     tasks.join().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_switched_by_name() {
+        let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<String>>();
+        assert!(is_enabled(&list("*"), "job-controller"));
+        assert!(!is_enabled(&list("*,-job-controller"), "job-controller"));
+        assert!(is_enabled(&list("*,-job-controller"), "cronjob-controller"));
+        assert!(is_enabled(&list("job-controller"), "job-controller"));
+        assert!(!is_enabled(&list("job-controller"), "cronjob-controller"));
+        assert!(names().contains(&"daemonset-controller"));
+    }
 }

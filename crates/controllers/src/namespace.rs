@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::ResourceEntry;
+use crate::served::Served;
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "namespace-controller", workers: 10 };
@@ -33,7 +34,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         namespaces: namespaces.clone(),
         api: client.api(),
         client,
-        resources: cx.config.resources.iter().filter(|r| r.namespaced).copied().collect(),
+        served: cx.served.clone(),
         clock: cx.clock.clone(),
     });
     let terminating = namespaces.clone();
@@ -63,7 +64,7 @@ struct Reconcile {
     namespaces: Informer<Namespace>,
     api: Api<Namespace>,
     client: Client,
-    resources: Vec<ResourceEntry>,
+    served: Served,
     clock: Clock,
 }
 
@@ -130,7 +131,8 @@ impl Reconcile {
     async fn empty(&self, namespace: &str) -> Remains {
         let mut remains = Remains::default();
         let is_pod = |entry: &&ResourceEntry| entry.id.group.is_empty() && entry.id.resource == "pods";
-        let (pods, others): (Vec<_>, Vec<_>) = self.resources.iter().partition(is_pod);
+        let all = self.served.all();
+        let (pods, others): (Vec<_>, Vec<_>) = all.iter().filter(|entry| entry.namespaced).partition(is_pod);
         for entries in [pods, others] {
             for entry in entries {
                 if let Err(status) = self.delete_all(namespace, entry, &mut remains).await {
@@ -167,9 +169,12 @@ impl Reconcile {
     }
 
     async fn list(&self, namespace: &str, entry: &ResourceEntry) -> Result<Vec<Arc<dyn Object>>, Status> {
-        match self.send(namespace, entry, Verb::List(ListOptions::default())).await? {
-            ApiResponse::List { items, .. } => Ok(items),
-            ApiResponse::Object(_) | ApiResponse::Status(_) => Err(Status::internal("not a list")),
+        match self.send(namespace, entry, Verb::List(ListOptions::default())).await {
+            Ok(ApiResponse::List { items, .. }) => Ok(items),
+            Ok(ApiResponse::Object(_) | ApiResponse::Status(_)) => Err(Status::internal("not a list")),
+            // The resource went with its definition.
+            Err(status) if status.reason() == Reason::NotFound => Ok(Vec::new()),
+            Err(status) => Err(status),
         }
     }
 }

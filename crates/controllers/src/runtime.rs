@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use crate::ControllersConfig;
+use crate::served::Served;
 
 /// Makes a client that acts as the named service account of `kube-system`.
 pub type MakeClient = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -105,6 +106,8 @@ pub struct Context {
     pub config: Arc<ControllersConfig>,
     /// Informers shared by all controllers.
     pub informers: Informers,
+    /// The resources served now.
+    pub served: Served,
     /// Clients by service account.
     pub make_client: MakeClient,
     /// The time.

@@ -39,6 +39,8 @@ pub enum Command {
     Status(DataDir),
     /// Container images of the node.
     Image(ImageArgs),
+    /// Rollouts: follow one and learn why it fails, go back, pause, go on, abort.
+    Release(ReleaseArgs),
     /// Run the API server alone, with upstream's flags.
     Apiserver(Box<ApiserverArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
@@ -93,6 +95,9 @@ pub struct UpArgs {
     /// Do not write a context into the user's kubeconfig.
     #[arg(long, env = "CORACLE_NO_USER_KUBECONFIG")]
     pub no_user_kubeconfig: bool,
+    /// Controllers that run: `*` is all, `-name` all but this one, by upstream's names.
+    #[arg(long, env = "CORACLE_CONTROLLERS", default_value = "*", value_delimiter = ',')]
+    pub controllers: Vec<String>,
     /// Return when the node is Ready and leave the cluster running in the background.
     #[arg(long, env = "CORACLE_DETACH")]
     pub detach: bool,
@@ -143,6 +148,56 @@ pub enum ImageCommand {
     Rm {
         /// Name or id.
         image: String,
+    },
+}
+
+/// Options of `release`.
+#[derive(Args, Clone, Debug)]
+pub struct ReleaseArgs {
+    /// Where the cluster lives.
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Namespace of the workload.
+    #[arg(long, short, global = true, default_value = "default")]
+    pub namespace: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ReleaseCommand,
+}
+
+/// Release subcommands. A target is `deployment/x`, `statefulset/x` or `daemonset/x`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ReleaseCommand {
+    /// Follow a rollout to its end. Exit status: 0 done, 1 failed (and why), 2 still going on.
+    Status {
+        /// e.g. `deployment/web`.
+        target: String,
+        /// Seconds to follow.
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+    },
+    /// Go back to the version before, or to a revision.
+    Undo {
+        /// e.g. `deployment/web`.
+        target: String,
+        /// Revision, as `kubectl rollout history` lists them.
+        #[arg(long)]
+        to_revision: Option<i64>,
+    },
+    /// Make no new pods of a changed template.
+    Pause {
+        /// e.g. `deployment/web`.
+        target: String,
+    },
+    /// Go on after a pause.
+    Resume {
+        /// e.g. `deployment/web`.
+        target: String,
+    },
+    /// Go back to the last version that was ready, at once.
+    Abort {
+        /// e.g. `deployment/web`.
+        target: String,
     },
 }
 

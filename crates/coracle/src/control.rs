@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use coracle_client::Client;
 use coracle_cri::v1::ImageSpec;
 use coracle_cri::{ImageService as _, RuntimeService as _};
 use coracle_runtime::Runtime;
@@ -12,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::Failure;
+use crate::release;
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +30,11 @@ pub enum Request {
     Pull {
         /// Reference.
         image: String,
+    },
+    /// Follow or change a rollout.
+    Release {
+        /// What to do with what.
+        order: release::Order,
     },
     /// List images.
     Images,
@@ -50,11 +57,24 @@ pub fn listen(path: &Path) -> Result<UnixListener, Failure> {
     Ok(listener)
 }
 
+/// What answers are made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The container runtime.
+    pub runtime: Arc<Runtime>,
+    /// The administrator's client.
+    pub admin: Client,
+    /// Where containers' logs are.
+    pub logs: PathBuf,
+    /// The daemon's figures.
+    pub about: Value,
+}
+
 /// Answers requests.
-pub async fn serve(listener: UnixListener, runtime: Arc<Runtime>, about: Value) {
+pub async fn serve(listener: UnixListener, parts: Parts) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let (runtime, about) = (runtime.clone(), about.clone());
+        let parts = parts.clone();
         tokio::spawn(async move {
             let mut stream = BufReader::new(stream);
             let mut line = String::new();
@@ -62,7 +82,7 @@ pub async fn serve(listener: UnixListener, runtime: Arc<Runtime>, about: Value) 
                 return;
             }
             let answer = match serde_json::from_str::<Request>(&line) {
-                Ok(request) => answer(&runtime, about, request).await,
+                Ok(request) => answer(parts, request).await,
                 Err(e) => Err(format!("not a request: {e}")),
             };
             let answer = match answer {
@@ -74,7 +94,8 @@ pub async fn serve(listener: UnixListener, runtime: Arc<Runtime>, about: Value) 
     }
 }
 
-async fn answer(runtime: &Arc<Runtime>, mut about: Value, request: Request) -> Result<Value, String> {
+async fn answer(parts: Parts, request: Request) -> Result<Value, String> {
+    let Parts { runtime, admin, logs, mut about } = parts;
     let spec = |image: String| ImageSpec { image, ..ImageSpec::default() };
     match request {
         Request::Status => {
@@ -88,6 +109,7 @@ async fn answer(runtime: &Arc<Runtime>, mut about: Value, request: Request) -> R
         Request::Pull { image } => {
             runtime.pull_image(&spec(image), None).await.map(|id| json!(id)).map_err(|e| e.to_string())
         }
+        Request::Release { order } => release::serve(&admin, &logs, order).await,
         Request::Images => runtime
             .list_images()
             .await

@@ -37,6 +37,10 @@ impl Failure {
     pub fn interrupted(hint: &str) -> Self {
         Self { status: 130, ..Self::new("interrupted", hint) }
     }
+    /// The time was over before the work was done.
+    pub fn late(what: impl fmt::Display) -> Self {
+        Self { status: 2, ..Self::new(what, "give it longer with --timeout") }
+    }
     /// The same, with a hint unless it has one.
     #[must_use]
     pub fn or_hint(self, hint: &str) -> Self {

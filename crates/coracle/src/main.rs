@@ -16,6 +16,8 @@ mod pki;
 mod ports;
 mod process;
 mod progress;
+mod release;
+mod signer;
 mod up;
 
 use std::time::Duration;
@@ -56,6 +58,7 @@ fn run() -> Result<(), Failure> {
             Command::Down(args) => down::down(args).await,
             Command::Status(args) => down::status(args).await,
             Command::Image(args) => image::run(args).await,
+            Command::Release(args) => release::run(args).await,
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }

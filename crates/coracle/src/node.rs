@@ -8,6 +8,8 @@ use std::time::Duration;
 use coracle_apiserver::{ApiServer, Config, KubeletClient, Tls};
 use coracle_auth::UserInfo;
 use coracle_client::{Client, Informers, PatchKind, ResourceId};
+use coracle_auth::pki::CertificateAuthority;
+use coracle_controllers::certificates::CertificateSigner;
 use coracle_controllers::{ControllersConfig, ResourceEntry};
 use coracle_kubelet::{Kubelet, KubeletConfig};
 use coracle_network::{DnsServer, PodLinks, ServiceProxy};
@@ -23,6 +25,7 @@ use tokio::net::TcpListener;
 use crate::cluster::{Cluster, Paths};
 use crate::error::Failure;
 use crate::pki::Pki;
+use crate::signer::ClusterSigner;
 use crate::progress::Progress;
 use crate::{control, up};
 
@@ -39,6 +42,8 @@ pub struct Parts {
     pub node_ip: IpAddr,
     /// The clock of all parts.
     pub clock: Clock,
+    /// Which controllers run, as `--controllers` names them.
+    pub controllers: Vec<String>,
 }
 
 /// A running cluster. Dropping it ends every part at once; pods go on under their shims.
@@ -127,7 +132,7 @@ impl Node {
         let server = start_server(&parts, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, controllers } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
@@ -135,7 +140,10 @@ impl Node {
         };
         let admin = client("system:apiserver", &["system:masters"]);
         publish_dns(&admin, &cluster).await?;
-        start_control(&mut tasks, &server, &pki, &clock);
+        let ca_key = std::fs::read_to_string(paths.file("pki/ca.key"));
+        let signer = ca_key.ok().and_then(|key| CertificateAuthority::load(&pki.ca, &key).ok());
+        let signer = signer.map(|ca| Arc::new(ClusterSigner(ca)) as Arc<dyn CertificateSigner>);
+        start_control(&mut tasks, &server, &pki, &clock, ControlSwitches { controllers, signer });
         progress.step("controllers", "scheduler and controllers run");
 
         let network = up::network_config(&paths, &cluster, node_ip);
@@ -163,7 +171,13 @@ impl Node {
             "pid": std::process::id(), "version": crate::GIT_VERSION, "node_ip": node_ip,
             "server": format!("https://127.0.0.1:{}", cluster.api_port),
         });
-        tasks.spawn(control::serve(control::listen(&paths.socket())?, runtime.clone(), about));
+        let parts = control::Parts {
+            runtime: runtime.clone(),
+            admin: admin.clone(),
+            logs: paths.file("logs/pods"),
+            about,
+        };
+        tasks.spawn(control::serve(control::listen(&paths.socket())?, parts));
 
         let node_client = client(&format!("system:node:{}", cluster.node_name), &["system:nodes"]);
         let informers = Informers::new(node_client.clone());
@@ -222,7 +236,7 @@ fn is_ready(node: &NodeObject) -> bool {
 }
 
 async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
-    let Parts { paths, cluster, pki, node_ip, clock } = parts;
+    let Parts { paths, cluster, pki, node_ip, clock, .. } = parts;
     let store = EmbeddedStore::open(coracle_store::EmbeddedConfig { dir: paths.file("store") })
         .map_err(|e| store_failure(&e))?;
     progress.step("store", &format!("revision {}", coracle_store::Store::revision(&*store)));
@@ -308,7 +322,19 @@ async fn publish_dns(admin: &Client, cluster: &Cluster) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start_control(tasks: &mut Tasks, server: &Arc<ApiServer>, pki: &Pki, clock: &Clock) {
+/// What the command line says about controllers.
+struct ControlSwitches {
+    controllers: Vec<String>,
+    signer: Option<Arc<dyn CertificateSigner>>,
+}
+
+fn start_control(
+    tasks: &mut Tasks,
+    server: &Arc<ApiServer>,
+    pki: &Pki,
+    clock: &Clock,
+    switches: ControlSwitches,
+) {
     let resources = coracle_resources::all()
         .iter()
         .filter(|def| def.storage == Storage::Stored)
@@ -318,7 +344,11 @@ fn start_control(tasks: &mut Tasks, server: &Arc<ApiServer>, pki: &Pki, clock: &
             kind: def.kind,
         })
         .collect();
-    let config = ControllersConfig::new(pki.ca.clone(), resources);
+    let config = ControllersConfig {
+        controllers: switches.controllers,
+        signer: switches.signer,
+        ..ControllersConfig::new(pki.ca.clone(), resources)
+    };
     let accounts = server.clone();
     let make_client: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(move |name| {
         let user = if name == "informers" {

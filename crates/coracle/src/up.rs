@@ -207,7 +207,16 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         cert: pki.admin.cert.clone(),
         key: pki.admin.key.clone(),
     };
-    let parts = Parts { paths: paths.clone(), cluster, pki, node_ip: ip, clock };
+    let known = coracle_controllers::names();
+    let stray = |name: &&String| {
+        let name = name.trim_start_matches('-');
+        name != "*" && !known.contains(&name)
+    };
+    if let Some(name) = args.controllers.iter().find(stray) {
+        return Err(Failure::usage(format!("--controllers: {name:?} is none of {}", known.join(", "))));
+    }
+    let controllers = args.controllers.clone();
+    let parts = Parts { paths: paths.clone(), cluster, pki, node_ip: ip, clock, controllers };
     let node = Node::start(parts, api, progress).await?;
     access.write(&paths.kubeconfig())?;
     let command = introduce(args, paths, &access, progress);

@@ -18,6 +18,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod volume;
 
 pub use int_or_string::int_or_percent;
 pub use object::{DynamicObject, GroupVersionKind, Kind, Object, ObjectReader};

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::pod_info::{Amounts, HostPort, PodInfo};
 use crate::pod_terms::Labels;
+use crate::volumes::Volumes;
 
 /// A node with the sums over its pods.
 #[derive(Clone, Debug)]
@@ -126,6 +127,8 @@ pub struct Cache {
     /// How many pods have wishes about others.
     affine: usize,
     namespaces: HashMap<String, Labels>,
+    /// Claims, volumes and classes.
+    pub volumes: Volumes,
     /// By uid: pods for which room is being made, and the node.
     nominated: BTreeMap<String, (Arc<PodInfo>, String)>,
 }

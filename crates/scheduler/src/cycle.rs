@@ -24,6 +24,8 @@ pub type TieBreak = Box<dyn FnMut(usize) -> usize + Send>;
 pub struct FitError {
     /// How many nodes there are.
     pub nodes: usize,
+    /// Why no node was looked at.
+    pub before: Option<String>,
     /// How many nodes gave each reason.
     pub reasons: BTreeMap<String, usize>,
     /// Nodes on which removing pods could help, and on which not.
@@ -59,7 +61,10 @@ impl fmt::Display for FitError {
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
         }
-        let reasons = listed(self.reasons.iter().map(|(r, n)| (r.clone(), *n)));
+        let reasons = match &self.before {
+            Some(why) => why.clone(),
+            None => listed(self.reasons.iter().map(|(r, n)| (r.clone(), *n))),
+        };
         write!(f, "0/{} nodes are available: {reasons}.", self.nodes)?;
         let outcomes = match &self.attempt {
             Attempt::Succeeded => return Ok(()),
@@ -228,7 +233,7 @@ impl Evaluation {
         }
         let nodes = cache.node_count();
         let wakes_on = if nodes == 0 { u8::MAX } else { wakes_on };
-        FitError { nodes, reasons, resolvable: (could, could_not), attempt: Attempt::None, wakes_on }
+        FitError { nodes, before: None, reasons, resolvable: (could, could_not), attempt: Attempt::None, wakes_on }
     }
 }
 
@@ -329,6 +334,19 @@ impl Cycle {
     /// Why no node takes it.
     pub fn schedule(&mut self, pod: &PodInfo, cache: &Cache) -> Result<usize, FitError> {
         self.turn += 1;
+        let ask = |plugin: &'static PluginDef| Some((plugin, plugin.pre_filter?.pre_filter(pod, cache)?));
+        if let Some((plugin, why)) = self.plugins.iter().find_map(ask) {
+            self.evaluations.remove(&pod.shape);
+            let nodes = cache.node_count();
+            return Err(FitError {
+                nodes,
+                before: Some(why),
+                reasons: BTreeMap::new(),
+                resolvable: (0, nodes),
+                attempt: Attempt::None,
+                wakes_on: plugin.wakes_on,
+            });
+        }
         if !self.evaluations.contains_key(&pod.shape) && self.evaluations.len() >= SHAPES {
             let oldest = self.evaluations.iter().min_by_key(|(_, e)| e.used).map(|(shape, _)| shape.clone());
             oldest.and_then(|shape| self.evaluations.remove(&shape));

@@ -59,6 +59,8 @@ pub enum ClusterEvent {
     PodUpdate,
     /// A pod came to be on a node, or its labels changed.
     AssignedPodAdd,
+    /// A claim, a volume or a storage class changed.
+    Volume,
 }
 
 impl ClusterEvent {
@@ -123,6 +125,12 @@ pub trait Score: Sync {
     }
 }
 
+/// Turns a pod away before any node is looked at.
+pub trait PreFilter: Sync {
+    /// Why no node can take the pod; `None` if some may.
+    fn pre_filter(&self, pod: &PodInfo, cache: &Cache) -> Option<String>;
+}
+
 /// Judges nodes by what runs on other nodes too. Asked after the filters, in each cycle anew.
 pub trait ClusterWide: Sync {
     /// Counts what matters for this pod; `None`: the plugin has nothing to say about it.
@@ -173,6 +181,8 @@ pub struct PluginDef {
     pub pre_enqueue: Option<&'static dyn PreEnqueue>,
     /// Order of the queue.
     pub queue_sort: Option<&'static dyn QueueSort>,
+    /// Before nodes are looked at.
+    pub pre_filter: Option<&'static dyn PreFilter>,
     /// Turning nodes away.
     pub filter: Option<&'static dyn Filter>,
     /// Judging nodes by the whole cluster.
@@ -198,6 +208,7 @@ impl PluginDef {
             wakes_on: 0,
             pre_enqueue: None,
             queue_sort: None,
+            pre_filter: None,
             filter: None,
             cluster_wide: None,
             score: None,

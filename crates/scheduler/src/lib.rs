@@ -14,6 +14,7 @@ pub mod pod_terms;
 pub mod preempt;
 pub mod queue;
 mod run;
+pub mod volumes;
 mod watch;
 
 pub use cycle::FitError;

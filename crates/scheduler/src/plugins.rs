@@ -13,8 +13,11 @@ mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
 
 use crate::framework::{Bind, PluginDef, QueueSort};
+
+pub use volume_binding::delayed_claims;
 
 /// All plugins. A node is turned away by the first plugin that objects.
 pub static ALL: &[PluginDef] = &[
@@ -28,6 +31,7 @@ pub static ALL: &[PluginDef] = &[
     node_resources_fit::DEF,
     node_resources_balanced_allocation::DEF,
     image_locality::DEF,
+    volume_binding::DEF,
     pod_topology_spread::DEF,
     inter_pod_affinity::DEF,
     default_binder::DEF,

@@ -105,6 +105,10 @@ pub fn find(
         let sum: i64 = priorities().map(|p| p + i64::from(i32::MAX) + 1).sum();
         (candidate.violations, highest, sum, candidate.victims.len(), Reverse(oldest))
     });
+    if best.is_none() && reasons.is_empty() {
+        // No node was looked at.
+        reasons.insert(NOT_HELPFUL.to_owned(), cache.node_count());
+    }
     best.ok_or(reasons)
 }
 

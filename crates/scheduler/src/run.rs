@@ -9,8 +9,9 @@ use coracle_client::{
 };
 use coracle_meta::{Status, pod as meta_pod};
 use coracle_stdx::Clock;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use rand::Rng as _;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -82,6 +83,7 @@ struct Running {
     bindings: JoinSet<Bound>,
     reports: JoinSet<()>,
     budgets: Informer<PodDisruptionBudget>,
+    claims: Informer<PersistentVolumeClaim>,
 }
 
 /// What the scheduler hears of.
@@ -89,6 +91,9 @@ struct Ears {
     nodes: Subscription<Node>,
     pods: Subscription<Pod>,
     namespaces: Subscription<Namespace>,
+    claims: Subscription<PersistentVolumeClaim>,
+    volumes: Subscription<PersistentVolume>,
+    classes: Subscription<StorageClass>,
 }
 
 impl Scheduler {
@@ -106,8 +111,20 @@ impl Scheduler {
         nodes.wait_synced().await;
         pods.wait_synced().await;
         namespaces.wait_synced().await;
+        let claims = informers.get::<PersistentVolumeClaim>();
+        let (volumes, classes) = (informers.get::<PersistentVolume>(), informers.get::<StorageClass>());
+        claims.wait_synced().await;
+        volumes.wait_synced().await;
+        classes.wait_synced().await;
         let mut ears =
-            Ears { nodes: nodes.subscribe(), pods: pods.subscribe(), namespaces: namespaces.subscribe() };
+            Ears {
+                nodes: nodes.subscribe(),
+                pods: pods.subscribe(),
+                namespaces: namespaces.subscribe(),
+                claims: claims.subscribe(),
+                volumes: volumes.subscribe(),
+                classes: classes.subscribe(),
+            };
         let queue = Queue::new(plugins::ALL, plugins::queue_sort());
         let mut running = Running {
             recorder: EventRecorder::new(self.client.clone(), "default-scheduler", self.clock.clone()),
@@ -118,6 +135,7 @@ impl Scheduler {
             bindings: JoinSet::new(),
             reports: JoinSet::new(),
             budgets,
+            claims,
         };
         loop {
             running.catch_up(&mut ears);
@@ -147,6 +165,15 @@ impl Running {
         let now = self.clock.now();
         while let Some(change) = ears.namespaces.try_next() {
             self.world.namespace(&change);
+        }
+        while let Some(change) = ears.classes.try_next() {
+            self.world.class(&change, now);
+        }
+        while let Some(change) = ears.volumes.try_next() {
+            self.world.volume(&change, now);
+        }
+        while let Some(change) = ears.claims.try_next() {
+            self.world.claim(&change, now);
         }
         while let Some(change) = ears.nodes.try_next() {
             self.world.node(&change, now);
@@ -178,6 +205,18 @@ impl Running {
                 Some(change) => self.world.node(&change, self.clock.now()),
                 None => return false,
             },
+            change = ears.claims.next() => match change {
+                Some(change) => self.world.claim(&change, self.clock.now()),
+                None => return false,
+            },
+            change = ears.volumes.next() => match change {
+                Some(change) => self.world.volume(&change, self.clock.now()),
+                None => return false,
+            },
+            change = ears.classes.next() => match change {
+                Some(change) => self.world.class(&change, self.clock.now()),
+                None => return false,
+            },
             change = ears.namespaces.next() => match change {
                 Some(change) => self.world.namespace(&change),
                 None => return false,
@@ -202,10 +241,15 @@ impl Running {
         match self.cycle.schedule(&pod, &self.world.cache) {
             Ok(slot) => {
                 let Some(node) = self.world.cache.node(slot).map(|n| n.name.clone()) else { return };
+                let delayed = plugins::delayed_claims(&pod, &self.world.cache);
                 self.world.cache.assume(pod.clone(), &node);
-                let client = self.client.clone();
+                let (client, claims) = (self.client.clone(), self.claims.clone());
                 self.bindings.spawn(async move {
-                    let result = plugins::binder().bind(&client, &pod, &node).await;
+                    let volumes = bind_volumes(&client, &claims, &pod, &node, &delayed).await;
+                    let result = match volumes {
+                        Ok(()) => plugins::binder().bind(&client, &pod, &node).await,
+                        Err(status) => Err(status),
+                    };
                     Bound { pod, node, result }
                 });
             }
@@ -360,5 +404,44 @@ async fn let_go(client: &Client, victim: &PodInfo, now: jiff::Timestamp) {
         && !gone(&e)
     {
         warn!(namespace, name, error = %e, "cannot delete the preempted pod");
+    }
+}
+
+/// How long a pod waits for its volumes once it has a node.
+const BIND_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Tells claims that wait for their first pod its node, and waits until they are bound.
+async fn bind_volumes(
+    client: &Client,
+    claims: &Informer<PersistentVolumeClaim>,
+    pod: &PodInfo,
+    node: &str,
+    delayed: &[String],
+) -> Result<(), Status> {
+    if delayed.is_empty() {
+        return Ok(());
+    }
+    let mut changes = claims.subscribe();
+    for name in delayed {
+        let patch = json!({"metadata": {"annotations": {coracle_meta::volume::SELECTED_NODE: node}}});
+        client.api::<PersistentVolumeClaim>().patch(&pod.namespace, name, PatchKind::Merge, patch).await?;
+    }
+    let bound = || {
+        let is_bound = |name: &String| {
+            claims.get(&pod.namespace, name).is_some_and(|claim| coracle_meta::volume::is_bound(&claim))
+        };
+        delayed.iter().all(is_bound)
+    };
+    let wait = async {
+        while !bound() {
+            if changes.next().await.is_none() {
+                return;
+            }
+        }
+    };
+    let over = tokio::time::timeout(BIND_TIMEOUT, wait).await;
+    match over {
+        Ok(()) if bound() => Ok(()),
+        _ => Err(Status::timeout("binding volumes: context deadline exceeded")),
     }
 }

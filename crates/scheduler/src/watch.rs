@@ -5,7 +5,8 @@ use std::sync::Arc;
 use coracle_client::Change;
 use coracle_meta::pod as meta_pod;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::cache::Cache;
 use crate::framework::ClusterEvent;
@@ -69,6 +70,33 @@ impl World {
             _ => Some(namespace.metadata.labels.clone().unwrap_or_default()),
         };
         self.cache.set_namespace(namespace.metadata.name.as_deref().unwrap_or(""), labels);
+    }
+
+    /// Takes a claim's change in.
+    pub fn claim(&mut self, change: &Change<PersistentVolumeClaim>, now: Timestamp) {
+        match change {
+            Change::Deleted(claim) => self.cache.volumes.remove_claim(claim),
+            _ => self.cache.volumes.set_claim(change.object().clone()),
+        }
+        self.queue.happened(ClusterEvent::Volume, now);
+    }
+
+    /// Takes a volume's change in.
+    pub fn volume(&mut self, change: &Change<PersistentVolume>, now: Timestamp) {
+        match change {
+            Change::Deleted(volume) => self.cache.volumes.remove_volume(volume),
+            _ => self.cache.volumes.set_volume(change.object().clone()),
+        }
+        self.queue.happened(ClusterEvent::Volume, now);
+    }
+
+    /// Takes a storage class's change in.
+    pub fn class(&mut self, change: &Change<StorageClass>, now: Timestamp) {
+        match change {
+            Change::Deleted(class) => self.cache.volumes.remove_class(class),
+            _ => self.cache.volumes.set_class(change.object().clone()),
+        }
+        self.queue.happened(ClusterEvent::Volume, now);
     }
 
     /// Takes a pod's change in.

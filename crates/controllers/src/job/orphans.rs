@@ -47,31 +47,12 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
 /// Takes the finalizer from a pod; one that is gone is no failure.
 pub(super) async fn remove_finalizer(api: &Api<Pod>, pod: &Pod) -> Result<(), Status> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-    let mut pod = Arc::new(pod.clone());
-    // Others may add and remove finalizers meanwhile: the list is written as it was read.
-    for _ in 0..5 {
-        let mut left = pod.metadata.finalizers.clone().unwrap_or_default();
-        left.retain(|finalizer| finalizer != FINALIZER);
-        let meta = json!({ "finalizers": left, "uid": pod.metadata.uid,
-            "resourceVersion": pod.metadata.resource_version });
-        let patch = json!({ "metadata": meta });
-        match api.patch(namespace, name_of(&*pod), PatchKind::Merge, patch).await {
-            Ok(_) => return Ok(()),
-            Err(status) if status.reason() == Reason::NotFound => return Ok(()),
-            Err(status) if status.reason() == Reason::Conflict => {
-                let fresh = match api.get(namespace, name_of(&*pod)).await {
-                    Err(status) if status.reason() == Reason::NotFound => return Ok(()),
-                    outcome => outcome?,
-                };
-                if fresh.metadata.uid != pod.metadata.uid || !is_tracked(&fresh) {
-                    return Ok(());
-                }
-                pod = fresh;
-            }
-            Err(status) => return Err(status),
-        }
+    let meta = json!({ "$deleteFromPrimitiveList/finalizers": [FINALIZER], "uid": pod.metadata.uid });
+    match api.patch(namespace, name_of(pod), PatchKind::Strategic, json!({ "metadata": meta })).await {
+        // A conflict is about the uid: the pod is gone, and another one has its name.
+        Err(status) if !matches!(status.reason(), Reason::NotFound | Reason::Conflict) => Err(status),
+        _ => Ok(()),
     }
-    Err(Status::conflict("", "pods", name_of(&*pod), "the pod changes too often to release it"))
 }
 
 struct Orphans {
