@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{
-    CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
-    date_time_ymd,
+    CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    SanType, date_time_ymd,
 };
 
 use crate::pki::{CertificateAuthority, PkiError};
@@ -120,7 +120,10 @@ mod tests {
         params.distinguished_name = name;
         let pem = params.serialize_request(&key).expect("a request").pem().expect("as text");
         let asked = read(&pem).expect("readable");
-        assert_eq!((asked.common_name.as_str(), asked.organizations), ("system:node:n", vec!["system:nodes".to_owned()]));
+        assert_eq!(
+            (asked.common_name.as_str(), asked.organizations),
+            ("system:node:n", vec!["system:nodes".to_owned()])
+        );
         let usages = ["digital signature".to_owned(), "client auth".to_owned()];
         let life = Duration::from_secs(3600);
         let cert = sign(&authority, &pem, &usages, life, Timestamp::now()).expect("signed");

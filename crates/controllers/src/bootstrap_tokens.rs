@@ -70,9 +70,16 @@ fn sign(text: &str, token: &Token) -> String {
 }
 
 /// The data with one signature per token that signs and is valid, and no others; `None` if it is that already.
-fn signed(data: &BTreeMap<String, String>, tokens: &[Token], now: Timestamp) -> Option<BTreeMap<String, String>> {
-    let mut wanted: BTreeMap<String, String> =
-        data.iter().filter(|(key, _)| !key.starts_with(SIGNATURE)).map(|(k, v)| (k.clone(), v.clone())).collect();
+fn signed(
+    data: &BTreeMap<String, String>,
+    tokens: &[Token],
+    now: Timestamp,
+) -> Option<BTreeMap<String, String>> {
+    let mut wanted: BTreeMap<String, String> = data
+        .iter()
+        .filter(|(key, _)| !key.starts_with(SIGNATURE))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     if let Some(kubeconfig) = data.get("kubeconfig") {
         for token in tokens.iter().filter(|t| t.signs && t.expires.is_none_or(|at| at > now)) {
             wanted.insert(format!("{SIGNATURE}{}", token.id), sign(kubeconfig, token));
@@ -88,7 +95,8 @@ fn tokens_only() -> ListOptions {
 /// Starts the signer.
 pub(crate) fn run_signer(cx: &Context) -> BoxFuture<'static, ()> {
     let secrets = cx.informers.filtered::<Secret>("kube-system", tokens_only());
-    let only = ListOptions { field_selector: format!("metadata.name={CLUSTER_INFO}"), ..ListOptions::default() };
+    let only =
+        ListOptions { field_selector: format!("metadata.name={CLUSTER_INFO}"), ..ListOptions::default() };
     let maps = cx.informers.filtered::<ConfigMap>(PUBLIC, only);
     let api = cx.client(SIGNER.name).api();
     let reconciler =
@@ -128,8 +136,11 @@ impl Reconciler for Signer {
 /// Starts the cleaner.
 pub(crate) fn run_cleaner(cx: &Context) -> BoxFuture<'static, ()> {
     let secrets = cx.informers.filtered::<Secret>("kube-system", tokens_only());
-    let reconciler =
-        Arc::new(Cleaner { secrets: secrets.clone(), api: cx.client(CLEANER.name).api(), clock: cx.clock.clone() });
+    let reconciler = Arc::new(Cleaner {
+        secrets: secrets.clone(),
+        api: cx.client(CLEANER.name).api(),
+        clock: cx.clock.clone(),
+    });
     Controller::new(CLEANER).watch_primary(&secrets).run(reconciler).boxed()
 }
 
@@ -142,7 +153,9 @@ struct Cleaner {
 #[async_trait]
 impl Reconciler for Cleaner {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
-        let Some(secret) = self.secrets.get(&key.namespace, &key.name) else { return Ok(Action::AwaitChange) };
+        let Some(secret) = self.secrets.get(&key.namespace, &key.name) else {
+            return Ok(Action::AwaitChange);
+        };
         let Some(at) = token(&secret).and_then(|token| token.expires) else { return Ok(Action::AwaitChange) };
         let left = at.duration_since(self.clock.now());
         if let Ok(left) = Duration::try_from(left)

@@ -64,7 +64,13 @@ pub trait CertificateSigner: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why it cannot be signed.
-    fn sign(&self, request_pem: &[u8], usages: &[String], life: Duration, now: Timestamp) -> Result<String, String>;
+    fn sign(
+        &self,
+        request_pem: &[u8],
+        usages: &[String],
+        life: Duration,
+        now: Timestamp,
+    ) -> Result<String, String>;
 }
 
 fn usages(spec: &CertificateSigningRequestSpec) -> Vec<&str> {
@@ -83,7 +89,10 @@ fn are(spec: &CertificateSigningRequestSpec, wanted: [&str; 2]) -> bool {
 }
 
 /// What keeps a kubelet's client certificate from being one; `None` if nothing does.
-fn fault_of_kubelet_client(request: &CertificateRequest, spec: &CertificateSigningRequestSpec) -> Option<&'static str> {
+fn fault_of_kubelet_client(
+    request: &CertificateRequest,
+    spec: &CertificateSigningRequestSpec,
+) -> Option<&'static str> {
     if request.organizations != ["system:nodes"] {
         return Some("subject organization is not system:nodes");
     }
@@ -99,10 +108,14 @@ fn fault_of_kubelet_client(request: &CertificateRequest, spec: &CertificateSigni
     if !request.common_name.starts_with("system:node:") {
         return Some("subject common name does not begin with system:node: ");
     }
-    (!are(spec, ["client auth", "digital signature"])).then_some("usages did not match [client auth digital signature]")
+    (!are(spec, ["client auth", "digital signature"]))
+        .then_some("usages did not match [client auth digital signature]")
 }
 
-fn fault_of_kubelet_serving(request: &CertificateRequest, spec: &CertificateSigningRequestSpec) -> Option<&'static str> {
+fn fault_of_kubelet_serving(
+    request: &CertificateRequest,
+    spec: &CertificateSigningRequestSpec,
+) -> Option<&'static str> {
     if request.organizations != ["system:nodes"] {
         return Some("subject organization is not system:nodes");
     }
@@ -118,7 +131,8 @@ fn fault_of_kubelet_serving(request: &CertificateRequest, spec: &CertificateSign
     if spec.username.as_deref() != Some(&request.common_name) {
         return Some("requested subject's common name does not match the user");
     }
-    (!are(spec, ["digital signature", "server auth"])).then_some("usages did not match [digital signature server auth]")
+    (!are(spec, ["digital signature", "server auth"]))
+        .then_some("usages did not match [digital signature server auth]")
 }
 
 /// What keeps a request from being signed by its signer.
@@ -136,7 +150,10 @@ fn fault(request: &CertificateRequest, spec: &CertificateSigningRequestSpec) -> 
     }
 }
 
-fn condition<'a>(request: &'a CertificateSigningRequest, kind: &str) -> Option<&'a CertificateSigningRequestCondition> {
+fn condition<'a>(
+    request: &'a CertificateSigningRequest,
+    kind: &str,
+) -> Option<&'a CertificateSigningRequestCondition> {
     request.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == kind)
 }
 
@@ -144,7 +161,12 @@ fn has_certificate(request: &CertificateSigningRequest) -> bool {
     request.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|c| !c.0.is_empty())
 }
 
-fn new_condition(kind: &str, reason: &str, message: &str, now: Timestamp) -> CertificateSigningRequestCondition {
+fn new_condition(
+    kind: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> CertificateSigningRequestCondition {
     CertificateSigningRequestCondition {
         type_: kind.to_owned(),
         status: "True".to_owned(),
@@ -236,7 +258,11 @@ impl Requests {
         }
         let own = spec.username.as_deref() == Some(&asked.common_name);
         let ways = [
-            (own, "selfnodeclient", "Auto approving self kubelet client certificate after SubjectAccessReview."),
+            (
+                own,
+                "selfnodeclient",
+                "Auto approving self kubelet client certificate after SubjectAccessReview.",
+            ),
             (true, "nodeclient", "Auto approving kubelet client certificate after SubjectAccessReview."),
         ];
         for (_, subresource, message) in ways.into_iter().filter(|(applies, ..)| *applies) {
@@ -347,7 +373,9 @@ mod tests {
 
     #[test]
     fn certificates_live_between_ten_minutes_and_a_year() {
-        let asked = |seconds| life(&CertificateSigningRequestSpec { expiration_seconds: seconds, ..Default::default() });
+        let asked = |seconds| {
+            life(&CertificateSigningRequestSpec { expiration_seconds: seconds, ..Default::default() })
+        };
         assert_eq!(asked(None), LONGEST);
         assert_eq!(asked(Some(60)).as_secs(), 600);
         assert_eq!(asked(Some(7200)).as_secs(), 7200);

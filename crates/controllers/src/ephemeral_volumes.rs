@@ -90,8 +90,14 @@ impl Reconciler for Ephemeral {
                 Err(status) if status.reason() == Reason::AlreadyExists => return Err(status),
                 Err(status) if is_namespace_terminating(&status) => return Ok(Action::AwaitChange),
                 Err(status) => {
-                    let message = format!("ephemeral volume controller failed to create PVC {name}: {status}");
-                    self.events.event(&*pod, EventType::Warning, "EphemeralVolumeClaimCreationFailed", message);
+                    let message =
+                        format!("ephemeral volume controller failed to create PVC {name}: {status}");
+                    self.events.event(
+                        &*pod,
+                        EventType::Warning,
+                        "EphemeralVolumeClaimCreationFailed",
+                        message,
+                    );
                     return Err(status);
                 }
             }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_client::{
-    ApiRequest, ApiResponse, Client, DeleteOptions, EventRecorder, EventType, ListOptions, PatchKind, Reflected,
-    ResourceId, Verb, WorkQueue, reflect,
+    ApiRequest, ApiResponse, Client, DeleteOptions, EventRecorder, EventType, ListOptions, PatchKind,
+    Reflected, ResourceId, Verb, WorkQueue, reflect,
 };
 use coracle_meta::{Object, Reason, Status};
 use futures::FutureExt;
@@ -111,7 +111,8 @@ impl Watches {
             let position = resources.len();
             resources.push(*entry);
             drop(resources);
-            let (collector, queue, synced) = (self.collector.clone(), self.queue.clone(), self.synced.clone());
+            let (collector, queue, synced) =
+                (self.collector.clone(), self.queue.clone(), self.synced.clone());
             let watch = self.tasks.spawn(follow(collector, position, queue, synced));
             self.running.insert(entry.id, (position, watch));
         }

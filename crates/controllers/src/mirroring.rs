@@ -17,11 +17,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::own_writes::OwnWrites;
 use crate::pods::LAG;
 use crate::runtime::{
-    Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found, is_namespace_terminating,
-    name_of,
+    Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found,
+    is_namespace_terminating, name_of,
 };
 
-pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "endpointslicemirroring-controller", workers: 5 };
+pub(crate) const DESCRIPTOR: Descriptor =
+    Descriptor { name: "endpointslicemirroring-controller", workers: 5 };
 
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -145,7 +146,8 @@ struct Plan {
 fn plan(wanted: Vec<EndpointSlice>, mut known: Vec<Arc<EndpointSlice>>) -> Plan {
     let mut plan = Plan::default();
     for slice in wanted {
-        let alike = |old: &Arc<EndpointSlice>| old.address_type == slice.address_type && old.ports == slice.ports;
+        let alike =
+            |old: &Arc<EndpointSlice>| old.address_type == slice.address_type && old.ports == slice.ports;
         let any = |old: &Arc<EndpointSlice>| old.address_type == slice.address_type;
         let found = known.iter().position(alike).or_else(|| known.iter().position(any));
         let Some(found) = found else {
@@ -232,7 +234,11 @@ mod tests {
         let client = fake.client();
         let task = tokio::spawn(run(&context(&fake)));
         let service = json!({ "metadata": { "name": "db" }, "spec": { "ports": [{ "port": 80 }] } });
-        client.api::<Service>().create("ns", serde_json::from_value(service).expect("valid")).await.expect("created");
+        client
+            .api::<Service>()
+            .create("ns", serde_json::from_value(service).expect("valid"))
+            .await
+            .expect("created");
         let endpoints = json!({ "metadata": { "name": "db" }, "subsets": [{
             "addresses": [{ "ip": "10.1.2.3" }, { "ip": "fd00::1" }], "ports": [{ "name": "sql", "port": 5432 }] }] });
         let api = client.api::<Endpoints>();
@@ -244,7 +250,8 @@ mod tests {
         let v4 = slices().await.into_iter().find(|slice| slice.address_type == "IPv4").expect("one");
         assert_eq!(v4.endpoints.as_ref().expect("some")[0].addresses, ["10.1.2.3"]);
         assert_eq!(v4.metadata.labels.as_ref().expect("labels")[SERVICE_NAME], "db");
-        let fewer = json!({ "subsets": [{ "addresses": [{ "ip": "10.1.2.4" }], "ports": [{ "port": 5432 }] }] });
+        let fewer =
+            json!({ "subsets": [{ "addresses": [{ "ip": "10.1.2.4" }], "ports": [{ "port": 5432 }] }] });
         api.patch("ns", "db", PatchKind::Merge, fewer).await.expect("patched");
         eventually(|| async {
             let all = slices().await;

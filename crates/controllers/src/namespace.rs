@@ -17,8 +17,8 @@ use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::ResourceEntry;
-use crate::served::Served;
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found};
+use crate::served::Served;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "namespace-controller", workers: 10 };
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use coracle_client::{Api, Change, EventRecorder, EventType, Index, Informer};
 use coracle_meta::volume::{
-    BIND_COMPLETED, BOUND_BY_CONTROLLER, best_match, class_of_claim, is_bound, mismatch, refers_to, selected_node,
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, best_match, class_of_claim, is_bound, mismatch, refers_to,
+    selected_node,
 };
 use coracle_meta::{Reason, Status, pod as podutil};
 use futures::FutureExt;
@@ -131,7 +132,9 @@ impl Binder {
         }
         if !named.is_empty() {
             return match self.volumes.get("", named) {
-                None => Need::Wait(EventType::Warning, "FailedBinding", format!("volume {named:?} not found")),
+                None => {
+                    Need::Wait(EventType::Warning, "FailedBinding", format!("volume {named:?} not found"))
+                }
                 Some(volume) if claim_ref(&volume).is_some_and(|r| !refers_to(r, claim)) => Need::Wait(
                     EventType::Warning,
                     "FailedBinding",
@@ -152,12 +155,13 @@ impl Binder {
     fn need_of_unnamed(&self, claim: &PersistentVolumeClaim) -> Need {
         let class_name = class_of_claim(claim);
         let class = self.classes.get("", class_name);
-        let waits = class.as_ref().is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
+        let waits =
+            class.as_ref().is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
         let node = selected_node(claim);
         let node = node.and_then(|name| self.nodes.get("", name));
-        let place = node.as_ref().map(|node| {
-            (name_of(&**node).to_owned(), node.metadata.labels.clone().unwrap_or_default())
-        });
+        let place = node
+            .as_ref()
+            .map(|node| (name_of(&**node).to_owned(), node.metadata.labels.clone().unwrap_or_default()));
         let place = place.as_ref().map(|(name, labels)| (name.as_str(), labels));
         let delayed = waits && selected_node(claim).is_none();
         let found = best_match(&self.volumes.list(), claim, place);
@@ -236,7 +240,8 @@ impl Binder {
         let spec = volume.spec.clone().unwrap_or_default();
         let old = claim.status.clone().unwrap_or_default();
         // Once bound, the size is the resizer's matter.
-        let capacity = old.capacity.clone().filter(|_| old.phase.as_deref() == Some("Bound")).or(spec.capacity);
+        let capacity =
+            old.capacity.clone().filter(|_| old.phase.as_deref() == Some("Bound")).or(spec.capacity);
         let status = PersistentVolumeClaimStatus {
             phase: Some("Bound".to_owned()),
             access_modes: spec.access_modes,
@@ -335,7 +340,9 @@ impl Binder {
 
     async fn sync_volume(&self, volume: &Arc<PersistentVolume>) -> Result<(), Status> {
         let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("");
-        let Some(reference) = claim_ref(volume) else { return self.set_phase(volume, "Available", None).await.map(drop) };
+        let Some(reference) = claim_ref(volume) else {
+            return self.set_phase(volume, "Available", None).await.map(drop);
+        };
         if reference.uid.as_deref().unwrap_or("").is_empty() {
             return self.set_phase(volume, "Available", None).await.map(drop);
         }
@@ -413,8 +420,10 @@ mod tests {
         let client = fake.client();
         let task = tokio::spawn(run(&context(&fake)));
         let (claims, volumes) = (client.api::<PersistentVolumeClaim>(), client.api::<PersistentVolume>());
-        let spec = |size: &str| json!({ "capacity": { "storage": size }, "accessModes": ["ReadWriteOnce"],
-            "persistentVolumeReclaimPolicy": "Retain", "hostPath": { "path": "/tmp/x" } });
+        let spec = |size: &str| {
+            json!({ "capacity": { "storage": size }, "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain", "hostPath": { "path": "/tmp/x" } })
+        };
         for (name, size) in [("large", "9Gi"), ("fits", "3Gi")] {
             let volume = json!({ "metadata": { "name": name }, "spec": spec(size) });
             volumes.create("", serde_json::from_value(volume).expect("valid")).await.expect("created");
@@ -435,7 +444,8 @@ mod tests {
             is_bound(&claim) && status.phase.as_deref() == Some("Bound") && status.capacity.is_some()
         })
         .await;
-        let volume = claims.get("ns", "c").await.expect("there").spec.clone().and_then(|spec| spec.volume_name);
+        let volume =
+            claims.get("ns", "c").await.expect("there").spec.clone().and_then(|spec| spec.volume_name);
         assert_eq!(volume.as_deref(), Some("fits"));
         eventually(|| async { phase("fits").await == "Bound" && phase("large").await == "Available" }).await;
         claims.delete("ns", "c", DeleteOptions::default()).await.expect("deleted");
@@ -450,7 +460,11 @@ mod tests {
         let task = tokio::spawn(run(&context(&fake)));
         let class = json!({ "metadata": { "name": "local-path" }, "provisioner": "rancher.io/local-path",
             "volumeBindingMode": "WaitForFirstConsumer" });
-        client.api::<StorageClass>().create("", serde_json::from_value(class).expect("valid")).await.expect("created");
+        client
+            .api::<StorageClass>()
+            .create("", serde_json::from_value(class).expect("valid"))
+            .await
+            .expect("created");
         let claims = client.api::<PersistentVolumeClaim>();
         let claim = json!({ "metadata": { "name": "c" }, "spec": { "storageClassName": "local-path",
             "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "2Gi" } } } });
@@ -461,7 +475,8 @@ mod tests {
         };
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         assert_eq!(annotation().await, None, "nobody uses it yet");
-        let chosen: Value = json!({ "metadata": { "annotations": { "volume.kubernetes.io/selected-node": "n" } } });
+        let chosen: Value =
+            json!({ "metadata": { "annotations": { "volume.kubernetes.io/selected-node": "n" } } });
         claims.patch("ns", "c", coracle_client::PatchKind::Merge, chosen).await.expect("patched");
         eventually(|| async { annotation().await.as_deref() == Some("rancher.io/local-path") }).await;
         task.abort();

@@ -21,8 +21,10 @@ const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 /// Names of the claims that a pod uses: named ones, and those made for its ephemeral volumes.
 pub(crate) fn claims_of(pod: &Pod) -> Vec<String> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let name = |volume: &k8s_openapi::api::core::v1::Volume| match (&volume.persistent_volume_claim, &volume.ephemeral)
-    {
+    let name = |volume: &k8s_openapi::api::core::v1::Volume| match (
+        &volume.persistent_volume_claim,
+        &volume.ephemeral,
+    ) {
         (Some(claim), _) => Some(claim.claim_name.clone()),
         (None, Some(_)) => Some(format!("{}-{}", name_of(pod), volume.name)),
         (None, None) => None,
@@ -84,7 +86,12 @@ fn decide(meta: &ObjectMeta, finalizer: &str, is_used: bool) -> Finalizer {
     }
 }
 
-async fn carry_out<K: Kind>(api: &Api<K>, object: &Arc<K>, finalizer: &str, change: &Finalizer) -> Result<(), Status> {
+async fn carry_out<K: Kind>(
+    api: &Api<K>,
+    object: &Arc<K>,
+    finalizer: &str,
+    change: &Finalizer,
+) -> Result<(), Status> {
     let mut object = (**object).clone();
     let finalizers = object.metadata_mut().finalizers.get_or_insert_default();
     match change {
@@ -115,7 +122,8 @@ fn holds(pod: &Pod) -> bool {
 impl Reconciler for Claims {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(claim) = self.claims.get(&key.namespace, &key.name) else { return Ok(Action::AwaitChange) };
-        let mut used = self.by_claim.get(&format!("{}/{}", key.namespace, key.name)).iter().any(|pod| holds(pod));
+        let mut used =
+            self.by_claim.get(&format!("{}/{}", key.namespace, key.name)).iter().any(|pod| holds(pod));
         if !used && decide(&claim.metadata, CLAIM_FINALIZER, false) == Finalizer::Remove {
             // Only the API knows of pods that came a moment ago.
             let pods = self.pods.list(&key.namespace, coracle_client::ListOptions::default()).await?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Config, KubeletClient, Tls};
 use coracle_auth::UserInfo;
-use coracle_client::{Client, Informers, PatchKind, ResourceId};
 use coracle_auth::pki::CertificateAuthority;
+use coracle_client::{Client, Informers, PatchKind, ResourceId};
 use coracle_controllers::certificates::CertificateSigner;
 use coracle_controllers::{ControllersConfig, ResourceEntry};
 use coracle_kubelet::{Kubelet, KubeletConfig};
@@ -25,8 +25,8 @@ use tokio::net::TcpListener;
 use crate::cluster::{Cluster, Paths};
 use crate::error::Failure;
 use crate::pki::Pki;
-use crate::signer::ClusterSigner;
 use crate::progress::Progress;
+use crate::signer::ClusterSigner;
 use crate::{control, up};
 
 /// What a node is started from.

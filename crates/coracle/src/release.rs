@@ -64,7 +64,9 @@ pub async fn run(args: ReleaseArgs) -> Result<(), Failure> {
     let answer = ask(&paths.socket(), &Request::Release { order }).await?;
     let said = answer["said"].as_str().unwrap_or("").to_owned();
     match answer["outcome"].as_str() {
-        Some("failed") => Err(Failure::new(said, "go back with `coracle release abort`, or mend it and publish again")),
+        Some("failed") => {
+            Err(Failure::new(said, "go back with `coracle release abort`, or mend it and publish again"))
+        }
         Some("late") => Err(Failure::late(said)),
         _ => {
             println!("{said}");
@@ -78,7 +80,8 @@ pub async fn run(args: ReleaseArgs) -> Result<(), Failure> {
 /// # Errors
 /// Why it cannot be done, for the user.
 pub async fn serve(client: &Client, logs: &Path, order: Order) -> Result<Value, String> {
-    let (kind, name) = order.target.split_once('/').ok_or("name it as deployment/x, statefulset/x or daemonset/x")?;
+    let (kind, name) =
+        order.target.split_once('/').ok_or("name it as deployment/x, statefulset/x or daemonset/x")?;
     let kind = match kind {
         "deployment" | "deployments" | "deploy" | "deployment.apps" => Workload::Deployment,
         "statefulset" | "statefulsets" | "sts" | "statefulset.apps" => Workload::StatefulSet,
@@ -87,7 +90,9 @@ pub async fn serve(client: &Client, logs: &Path, order: Order) -> Result<Value, 
     };
     let release = Release { client, logs, kind, name, namespace: &order.namespace };
     let result = match order.action.as_str() {
-        "status" => return release.follow(Duration::from_secs(order.timeout)).await.map_err(|e| e.to_string()),
+        "status" => {
+            return release.follow(Duration::from_secs(order.timeout)).await.map_err(|e| e.to_string());
+        }
         "undo" => release.back(order.to, false).await,
         "abort" => release.back(None, true).await,
         "pause" => release.pause(true).await,
@@ -142,7 +147,8 @@ impl Release<'_> {
         let all = self.api::<K>().list(self.namespace, ListOptions::default()).await?;
         let is = |object: &K| {
             let meta = object.metadata();
-            selector.matches_option(meta.labels.as_ref()) && controller_of(meta).is_some_and(|o| o.uid == owner)
+            selector.matches_option(meta.labels.as_ref())
+                && controller_of(meta).is_some_and(|o| o.uid == owner)
         };
         Ok(all.iter().filter(|object| is(object)).map(|object| (**object).clone()).collect())
     }
@@ -182,11 +188,14 @@ impl Release<'_> {
 
     /// Looks until the rollout is done, has failed, or the time is over.
     async fn follow(&self, timeout: Duration) -> Result<Value, Status> {
-        let (start, what) = (tokio::time::Instant::now(), format!("{:?}/{}", self.kind, self.name).to_lowercase());
+        let (start, what) =
+            (tokio::time::Instant::now(), format!("{:?}/{}", self.kind, self.name).to_lowercase());
         loop {
             let look = self.look().await?;
             let going = match &look.progress {
-                Progress::Done(text) => return Ok(json!({ "outcome": "done", "said": format!("{what}: {text}") })),
+                Progress::Done(text) => {
+                    return Ok(json!({ "outcome": "done", "said": format!("{what}: {text}") }));
+                }
                 Progress::Going(text) => text.clone(),
             };
             if let Some(cause) = self.cause(&look).await? {
@@ -198,7 +207,9 @@ impl Release<'_> {
                 return Ok(json!({ "outcome": "failed", "said": said }));
             }
             if start.elapsed() >= timeout {
-                return Ok(json!({ "outcome": "late", "said": format!("{what} is still going on: {going}") }));
+                return Ok(
+                    json!({ "outcome": "late", "said": format!("{what} is still going on: {going}") }),
+                );
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -209,7 +220,8 @@ impl Release<'_> {
         let mut events: Vec<Event> = events.iter().map(|event| (**event).clone()).collect();
         events.sort_by_key(|event| event.last_timestamp.as_ref().map(|t| t.0));
         // What was refused before the newest pods came is over.
-        let newest = look.pods.iter().filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|t| t.0).max();
+        let newest =
+            look.pods.iter().filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|t| t.0).max();
         let is_news = |event: &&Event| {
             let at = event.last_timestamp.as_ref().map(|t| t.0);
             event.involved_object.uid.as_ref().is_some_and(|uid| look.owners.contains(uid)) && at > newest
@@ -230,8 +242,8 @@ impl Release<'_> {
             let mut logs: Vec<PathBuf> = files.filter(|path| number(path).is_some()).collect();
             logs.sort_by_key(|path| std::cmp::Reverse(number(path)));
             // The newest may be of a run that has not said anything yet.
-            let texts = logs.iter().take(2).filter_map(|path| std::fs::read_to_string(path).ok());
-            texts.into_iter().find(|text| !text.trim().is_empty())
+            let mut texts = logs.iter().take(2).filter_map(|path| std::fs::read_to_string(path).ok());
+            texts.find(|text| !text.trim().is_empty())
         };
         let Some(text) = newest(dir) else { return String::new() };
         let said: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
@@ -241,7 +253,9 @@ impl Release<'_> {
 
     async fn pause(&self, paused: bool) -> Result<String, Status> {
         if self.kind != Workload::Deployment {
-            return Err(Status::bad_request("only deployments can be paused; set updateStrategy or partition instead"));
+            return Err(Status::bad_request(
+                "only deployments can be paused; set updateStrategy or partition instead",
+            ));
         }
         let patch = json!({ "spec": { "paused": paused } });
         self.api::<Deployment>().patch(self.namespace, self.name, PatchKind::Merge, patch).await?;

@@ -133,11 +133,14 @@ mod tests {
         for (key, value) in extra.as_object().into_iter().flatten() {
             spec[key] = value.clone();
         }
-        Arc::new(serde_json::from_value(json!({ "metadata": { "name": name }, "spec": spec })).expect("a volume"))
+        Arc::new(
+            serde_json::from_value(json!({ "metadata": { "name": name }, "spec": spec })).expect("a volume"),
+        )
     }
 
     fn claim(extra: &Value) -> PersistentVolumeClaim {
-        let mut spec = json!({ "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "2Gi" } } });
+        let mut spec =
+            json!({ "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "2Gi" } } });
         for (key, value) in extra.as_object().into_iter().flatten() {
             spec[key] = value.clone();
         }

@@ -233,7 +233,14 @@ impl Evaluation {
         }
         let nodes = cache.node_count();
         let wakes_on = if nodes == 0 { u8::MAX } else { wakes_on };
-        FitError { nodes, before: None, reasons, resolvable: (could, could_not), attempt: Attempt::None, wakes_on }
+        FitError {
+            nodes,
+            before: None,
+            reasons,
+            resolvable: (could, could_not),
+            attempt: Attempt::None,
+            wakes_on,
+        }
     }
 }
 

@@ -116,15 +116,14 @@ impl Scheduler {
         claims.wait_synced().await;
         volumes.wait_synced().await;
         classes.wait_synced().await;
-        let mut ears =
-            Ears {
-                nodes: nodes.subscribe(),
-                pods: pods.subscribe(),
-                namespaces: namespaces.subscribe(),
-                claims: claims.subscribe(),
-                volumes: volumes.subscribe(),
-                classes: classes.subscribe(),
-            };
+        let mut ears = Ears {
+            nodes: nodes.subscribe(),
+            pods: pods.subscribe(),
+            namespaces: namespaces.subscribe(),
+            claims: claims.subscribe(),
+            volumes: volumes.subscribe(),
+            classes: classes.subscribe(),
+        };
         let queue = Queue::new(plugins::ALL, plugins::queue_sort());
         let mut running = Running {
             recorder: EventRecorder::new(self.client.clone(), "default-scheduler", self.clock.clone()),

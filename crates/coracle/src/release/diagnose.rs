@@ -45,7 +45,11 @@ fn container_cause(pod: &Pod, status: &ContainerStatus) -> Option<Cause> {
     let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or("");
     let message = waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or("");
     match reason {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable" => {
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "RegistryUnavailable" => {
             let image = &status.image;
             let why = first_line(message);
             return Some(Cause::of(format!("image {image:?} of {here} cannot be had: {why}")));
@@ -111,7 +115,10 @@ pub fn cause(pods: &[Pod], events: &[Event], owners: &[&Event]) -> Option<Cause>
     let refused = owners.iter().rfind(|event| event.reason.as_deref() == Some("FailedCreate"));
     if let Some(event) = refused {
         let why = first_line(event.message.as_deref().unwrap_or(""));
-        return Some(Cause::of(format!("pods cannot be made: {}", why.trim_start_matches("Error creating: "))));
+        return Some(Cause::of(format!(
+            "pods cannot be made: {}",
+            why.trim_start_matches("Error creating: ")
+        )));
     }
     pods.iter().find_map(|pod| {
         let is = |event: &&Event| event.involved_object.uid == pod.metadata.uid;
@@ -128,10 +135,13 @@ pub fn deployment(d: &Deployment) -> (Progress, bool) {
     let status = d.status.clone().unwrap_or_default();
     let wanted = d.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let n = |count: Option<i32>| count.unwrap_or(0);
-    let late = status.conditions.iter().flatten().any(|c| {
-        c.type_ == "Progressing" && c.reason.as_deref() == Some("ProgressDeadlineExceeded")
-    });
-    let (updated, total, available) = (n(status.updated_replicas), n(status.replicas), n(status.available_replicas));
+    let late = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Progressing" && c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+    let (updated, total, available) =
+        (n(status.updated_replicas), n(status.replicas), n(status.available_replicas));
     let progress = if !observed(d.metadata.generation, status.observed_generation) {
         Progress::Going("the change is not taken up yet".into())
     } else if updated < wanted {
@@ -193,7 +203,7 @@ fn revision(set: &ReplicaSet) -> i64 {
 
 /// The ReplicaSet to go back to: the one before the newest, or (`ready`) the newest of the older ones that has ready
 /// pods, else the one before.
-pub fn previous<'a>(sets: &'a [ReplicaSet], to: Option<i64>, ready: bool) -> Option<&'a ReplicaSet> {
+pub fn previous(sets: &[ReplicaSet], to: Option<i64>, ready: bool) -> Option<&ReplicaSet> {
     let mut sorted: Vec<&ReplicaSet> = sets.iter().collect();
     sorted.sort_by_key(|set| std::cmp::Reverse(revision(set)));
     if let Some(to) = to {
@@ -232,16 +242,22 @@ mod tests {
 
     #[test]
     fn every_common_fault_is_named_in_a_sentence() {
-        let waiting = |reason: &str, message: &str| json!({ "waiting": { "reason": reason, "message": message } });
+        let waiting =
+            |reason: &str, message: &str| json!({ "waiting": { "reason": reason, "message": message } });
         let pull = container(waiting("ErrImagePull", "no such image\nmore"), json!({}), 0);
         assert_eq!(told(pull, &[]), "image \"shop:2\" of container c of pod p cannot be had: no such image");
-        let config = container(waiting("CreateContainerConfigError", "configmap \"x\" not found"), json!({}), 0);
+        let config =
+            container(waiting("CreateContainerConfigError", "configmap \"x\" not found"), json!({}), 0);
         assert_eq!(told(config, &[]), "container c of pod p cannot be started: configmap \"x\" not found");
         let ended = json!({ "terminated": { "exitCode": 3 } });
         let crash = container(waiting("CrashLoopBackOff", "back-off"), ended, 2);
         assert_eq!(told(crash, &[]), "container c of pod p ended with exit code 3");
-        let start = json!({ "terminated": { "exitCode": 128, "reason": "StartError", "message": "no such file" } });
-        assert_eq!(told(container(start, json!({}), 0), &[]), "command of container c of pod p cannot be run: no such file");
+        let start =
+            json!({ "terminated": { "exitCode": 128, "reason": "StartError", "message": "no such file" } });
+        assert_eq!(
+            told(container(start, json!({}), 0), &[]),
+            "command of container c of pod p cannot be run: no such file"
+        );
         let node = json!({ "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/1 nodes are available: 1 Insufficient cpu." }] });
         assert_eq!(told(node, &[]), "pod p finds no node: 0/1 nodes are available: 1 Insufficient cpu.");
@@ -268,7 +284,8 @@ mod tests {
         assert_eq!(check(json!({ "observedGeneration": 1 })), going("the change is not taken up yet"));
         let part = json!({ "observedGeneration": 2, "updatedReplicas": 1, "replicas": 4 });
         assert_eq!(check(part), going("1 of 3 pods are of the new version"));
-        let full = json!({ "observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 3 });
+        let full =
+            json!({ "observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 3 });
         assert!(matches!(check(full), Progress::Done(_)));
     }
 

@@ -30,8 +30,10 @@ const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 /// Names of the claims that a pod uses, and whether each was made for the pod.
 fn claims_of(pod: &PodInfo) -> Vec<(String, bool)> {
     let volumes = pod.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let name = |volume: &k8s_openapi::api::core::v1::Volume| match (&volume.persistent_volume_claim, &volume.ephemeral)
-    {
+    let name = |volume: &k8s_openapi::api::core::v1::Volume| match (
+        &volume.persistent_volume_claim,
+        &volume.ephemeral,
+    ) {
         (Some(claim), _) => Some((claim.claim_name.clone(), false)),
         (None, Some(_)) => Some((format!("{}-{}", pod.name, volume.name), true)),
         (None, None) => None,
@@ -66,8 +68,11 @@ impl PreFilter for VolumeBinding {
                 });
             };
             if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") {
-                let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
-                return Some(format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"));
+                let volume =
+                    claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
+                return Some(format!(
+                    "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
+                ));
             }
             if claim.metadata.deletion_timestamp.is_some() {
                 return Some(format!("persistentvolumeclaim {name:?} is being deleted"));
@@ -151,12 +156,16 @@ mod tests {
         for object in objects {
             match object["kind"].as_str() {
                 Some("PersistentVolume") => {
-                    cache.volumes.set_volume(Arc::new(serde_json::from_value(object.clone()).expect("volume")));
+                    cache
+                        .volumes
+                        .set_volume(Arc::new(serde_json::from_value(object.clone()).expect("volume")));
                 }
                 Some("StorageClass") => {
                     cache.volumes.set_class(Arc::new(serde_json::from_value(object.clone()).expect("class")));
                 }
-                _ => cache.volumes.set_claim(Arc::new(serde_json::from_value(object.clone()).expect("claim"))),
+                _ => {
+                    cache.volumes.set_claim(Arc::new(serde_json::from_value(object.clone()).expect("claim")))
+                }
             }
         }
         let pod = plugins::testing::pod(json!({"volumes": [
@@ -186,9 +195,13 @@ mod tests {
         assert_eq!(look(&[]), Err(message.into()));
         assert_eq!(look(&[claim("local", "pv"), volume("b")]).as_deref(), Ok("b"));
         let conflict = look(&[claim("local", "pv"), volume("nowhere")]).expect_err("no node");
-        assert!(conflict.starts_with("0/2 nodes are available: 2 node(s) had volume node affinity conflict."));
+        assert!(
+            conflict.starts_with("0/2 nodes are available: 2 node(s) had volume node affinity conflict.")
+        );
         let unbound = look(&[claim("", "")]).expect_err("not bound");
-        assert!(unbound.starts_with("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims."));
+        assert!(
+            unbound.starts_with("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.")
+        );
         let class = json!({"kind": "StorageClass", "metadata": {"name": "local"},
             "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"});
         assert_eq!(look(&[claim("local", ""), volume("b"), class.clone()]).as_deref(), Ok("b"));
