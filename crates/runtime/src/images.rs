@@ -23,4 +23,4 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 }
 pub(crate) use pull::pull;
 pub(crate) use self_image::ensure as ensure_self_image;
-pub(crate) use store::{ImageConfig, ImageStore, Pin};
+pub(crate) use store::{ImageConfig, ImageRecord, ImageStore, Pin};

@@ -15,6 +15,7 @@ mod protocol;
 mod purge;
 mod rootfs;
 mod seccomp;
+mod seccomp_profile;
 mod seccomp_table;
 mod shim;
 mod snapshot;

@@ -33,6 +33,9 @@ impl Worker {
         for name in actions.start {
             self.start(&name);
         }
+        if actions.resize {
+            self.resize();
+        }
         if actions.over {
             self.close();
         }
@@ -56,6 +59,7 @@ impl Worker {
             pod: self.pod.clone(),
             directory: self.cx.directory(self.uid()),
             facts: Arc::new(self.cx.facts(&self.pod, &self.ips())),
+            node_labels: Arc::new(self.cx.allocations.node().labels),
         }
     }
 
@@ -63,7 +67,9 @@ impl Worker {
     fn follow_objects(&self) {
         let mut references = volumes::references(&self.pod);
         let namespace = names::namespace(&self.pod);
-        for (container, _) in crate::pod::containers(&self.pod) {
+        let ephemeral: Vec<_> =
+            crate::pod::ephemeral_containers(&self.pod).map(crate::pod::as_container).collect();
+        for container in crate::pod::containers(&self.pod).map(|(c, _)| c).chain(&ephemeral) {
             let (maps, secrets) = crate::container::env::referenced(container);
             references.extend(maps.iter().map(|n| crate::objects::Reference::config_map(namespace, n)));
             references.extend(secrets.iter().map(|n| crate::objects::Reference::secret(namespace, n)));
@@ -123,7 +129,7 @@ impl Worker {
 
     fn start(&mut self, name: &str) {
         let Some((container, _)) = crate::pod::container(&self.pod, name) else { return };
-        let container = container.clone();
+        let container = container.into_owned();
         let Some(sandbox) = self.seen.sandboxes.first() else { return };
         let newest = self.seen.newest(name);
         let attempt = newest.map_or(0, |n| {
@@ -141,6 +147,7 @@ impl Worker {
             sandbox_attempt: sandbox.metadata.attempt,
             ips: self.ips(),
             volumes: self.volumes.clone(),
+            target: self.target_of(name),
         };
         let slot = self.memory.slot(name);
         slot.starting = true;
@@ -151,6 +158,14 @@ impl Worker {
             let result = start::start_container(&cx, &start).await;
             Done::Started(name, result)
         });
+    }
+
+    /// The running container whose processes an ephemeral container wants to see.
+    fn target_of(&self, name: &str) -> String {
+        let own = crate::pod::ephemeral_containers(&self.pod).find(|c| c.name == name);
+        let target = own.and_then(|c| c.target_container_name.as_deref()).filter(|t| !t.is_empty());
+        let instance = target.and_then(|t| self.seen.newest(t));
+        instance.filter(|c| c.state == ContainerState::Running).map(|c| c.id.clone()).unwrap_or_default()
     }
 
     /// Shows a crash loop and records it, once per wait.

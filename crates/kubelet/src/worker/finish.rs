@@ -59,6 +59,11 @@ impl Worker {
             }
             // The runtime's own event makes the worker look again.
             Done::Removed => {}
+            Done::Mirrored(result) => self.mirror_made(result),
+            Done::Resized(result) => self.resized(result),
+            Done::StatusWritten(result) | Done::Refreshed(result) if names::is_static(&self.pod) => {
+                self.mirror_written(result);
+            }
             Done::StatusWritten(result) => {
                 if let Ok(pod) = &result {
                     self.written_version.clone_from(&pod.metadata.resource_version);
@@ -133,7 +138,8 @@ impl Worker {
         match result {
             Ok(pod) => {
                 if super::at_least_as_new(&pod, &self.pod) {
-                    self.pod = pod;
+                    self.set_pod(pod);
+                    self.consider_resize();
                 }
             }
             Err(s) if s.reason() == Reason::NotFound => self.memory.gone = true,
