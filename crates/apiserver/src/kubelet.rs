@@ -9,6 +9,7 @@ use coracle_admission::{Operation, Request as Admitted};
 use coracle_meta::Status;
 use http::{Method, Response};
 use rustls::ClientConfig;
+use serde_json::Value;
 
 use crate::config::{KubeletClient, StartError};
 use crate::http::body::Body;
@@ -95,6 +96,14 @@ async fn proxied(
         return Err(forward::failure(&mut response, info.name).await);
     }
     Ok(response)
+}
+
+/// A JSON document of a node's kubelet.
+///
+/// # Errors
+/// The node is unknown, or its kubelet does not answer with JSON.
+pub(crate) async fn fetch(server: &Server, node: &str, path: String) -> Result<Value, Status> {
+    forward::fetch(server, target::kubelet(server, node, path)?).await
 }
 
 /// exec, attach, port-forward and proxy pass admission as CONNECT.

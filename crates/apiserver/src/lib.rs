@@ -11,6 +11,7 @@ mod config;
 mod fields;
 mod http;
 mod kubelet;
+mod metrics_api;
 mod openapi;
 mod protobuf;
 mod registry;

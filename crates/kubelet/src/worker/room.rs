@@ -44,6 +44,15 @@ impl Worker {
         }
     }
 
+    /// Ends the pod at once.
+    pub(super) fn evict(&mut self, failure: Failure, node: bool) {
+        if self.memory.failed.is_none() && !self.memory.ended {
+            self.memory.failed = Some(failure);
+            self.memory.disrupted = node;
+            self.memory.grace = Some(1);
+        }
+    }
+
     /// Compares what the API asks for with what the pod was given, and grants the difference if there is room.
     pub(super) fn consider_resize(&mut self) {
         let wanted = Allocated::of(&self.desired);
