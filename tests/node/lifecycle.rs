@@ -2,19 +2,19 @@
 
 use serde_json::json;
 
-use crate::{Lab, MAIN, shell};
+use crate::{Claim, Lab, MAIN, shell};
 
-pub fn run(lab: &Lab) {
-    init_containers_and_sidecars(lab);
-    hooks(lab);
-    termination_messages(lab);
-    restart_rules(lab);
-    debug_containers(lab);
-    probes(lab);
-    names_and_addresses(lab);
-    downward_api(lab);
-    deadline(lab);
-}
+pub const CLAIMS: &[Claim] = &[
+    ("lifecycle: init containers and sidecars", init_containers_and_sidecars),
+    ("lifecycle: hooks", hooks),
+    ("lifecycle: termination messages", termination_messages),
+    ("lifecycle: restart rules", restart_rules),
+    ("lifecycle: debug containers", debug_containers),
+    ("lifecycle: probes", probes),
+    ("lifecycle: names and addresses", names_and_addresses),
+    ("lifecycle: downward api", downward_api),
+    ("lifecycle: deadline", deadline),
+];
 
 fn init_containers_and_sidecars(lab: &Lab) {
     let order = "echo $NAME >> /v/order";
@@ -174,7 +174,7 @@ fn names_and_addresses(lab: &Lab) {
     let host = lab.output(
         "hostly",
         json!({"hostNetwork": true, "hostPID": true, "hostIPC": true,
-            "containers": [shell("readlink /proc/self/ns/net /proc/self/ns/ipc; ls -d /proc/1")]}),
+            "containers": [shell("readlink /proc/self/ns/ipc; ls -d /proc/1")]}),
     );
     let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap_or_default();
     assert!(host.contains(&*ipc.to_string_lossy()), "{host}");

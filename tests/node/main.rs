@@ -5,6 +5,8 @@ mod lifecycle;
 mod refused;
 mod resize;
 mod security;
+mod server;
+mod survival;
 mod volumes;
 
 use coracle_testkit::{Census, Machine, busybox_archive, retry};
@@ -115,6 +117,9 @@ impl Lab {
     }
 }
 
+/// Something the node promises, and the test of it.
+type Claim = (&'static str, fn(&Lab));
+
 /// One shell container named `main`.
 fn shell(script: &str) -> Value {
     json!({"name": "main", "command": ["sh", "-c", script]})
@@ -135,17 +140,25 @@ fn the_node_does_what_pods_ask_for_and_leaves_nothing_behind() {
     });
 
     let only = std::env::var("CORACLE_NODE_ONLY").unwrap_or_default();
-    let parts: [(&str, fn(&Lab)); 5] = [
-        ("lifecycle", lifecycle::run),
-        ("security", security::run),
-        ("volumes", volumes::run),
-        ("resize", resize::run),
-        ("refused", refused::run),
+    let groups = [
+        lifecycle::CLAIMS,
+        security::CLAIMS,
+        volumes::CLAIMS,
+        resize::CLAIMS,
+        server::CLAIMS,
+        refused::CLAIMS,
+        survival::CLAIMS,
     ];
-    for (name, run) in parts.into_iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
+    let wanted = |name: &str| only.is_empty() || only.split(',').any(|o| name.contains(o));
+    let mut broken = Vec::new();
+    for (name, claim) in groups.into_iter().flatten().filter(|(name, _)| wanted(name)) {
         eprintln!("--- {name}");
-        run(&lab);
+        // All claims are tried: one that is broken does not hide the next.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(&lab))).is_err() {
+            broken.push(*name);
+        }
     }
+    assert!(broken.is_empty(), "broken: {broken:#?}");
 
     lab.machine.coracle(MAIN, &["down", "--purge"]).ok();
     let left = Census::own(&lab.machine).since(&before);

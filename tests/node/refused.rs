@@ -2,9 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::{Lab, shell};
+use crate::{Claim, Lab, shell};
 
-pub fn run(lab: &Lab) {
+pub const CLAIMS: &[Claim] = &[("refused: pods that do not fit", run)];
+
+fn run(lab: &Lab) {
     let check = |name: &str, mut spec: Value, reason: &str, message: &str| {
         spec["nodeName"] = "n1".into();
         lab.pod(name, spec);

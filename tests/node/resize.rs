@@ -4,13 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::{Lab, MAIN, shell};
+use crate::{Claim, Lab, MAIN, shell};
 
-pub fn run(lab: &Lab) {
-    in_place(lab);
-    by_restart(lab);
-    deferred(lab);
-}
+pub const CLAIMS: &[Claim] =
+    &[("resize: in place", in_place), ("resize: by restart", by_restart), ("resize: deferred", deferred)];
 
 /// The container's limits as the kernel has them: CPU shares or weight, and memory.
 fn kernel(lab: &Lab, pod: &str) -> (String, String) {

@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use crate::{Lab, shell};
+use crate::{Claim, Lab, shell};
 
-pub fn run(lab: &Lab) {
-    users_and_groups(lab);
-    rights(lab);
-    refusals(lab);
-}
+pub const CLAIMS: &[Claim] = &[
+    ("security: users and groups", users_and_groups),
+    ("security: rights", rights),
+    ("security: refusals", refusals),
+];
 
 fn users_and_groups(lab: &Lab) {
     let printed = lab.output(
@@ -19,7 +19,7 @@ fn users_and_groups(lab: &Lab) {
                 "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
             "volumes": [{"name": "v", "emptyDir": {}}]}),
     );
-    assert_eq!(printed, "1001\n2002\n2002 4004 3003\n3003\n3003\n");
+    assert_eq!(printed, "1001\n2002\n2002 3003 4004\n3003\n3003\n");
     let user = &lab.get("pod", "ids")["status"]["containerStatuses"][0]["user"]["linux"];
     assert_eq!((&user["uid"], &user["gid"]), (&json!(1001), &json!(2002)), "{user}");
 }

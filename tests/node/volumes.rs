@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
-use crate::{IMAGE, Lab, shell};
+use crate::{Claim, IMAGE, Lab, MAIN, shell};
 
-pub fn run(lab: &Lab) {
-    scratch(lab);
-    images(lab);
-    paths(lab);
-    claims(lab);
-    projected(lab);
-}
+pub const CLAIMS: &[Claim] = &[
+    ("volumes: scratch", scratch),
+    ("volumes: images", images),
+    ("volumes: paths", paths),
+    ("volumes: claims", claims),
+    ("volumes: projected", projected),
+];
 
 fn scratch(lab: &Lab) {
     let mut main = shell("df /mem | tail -1; stat -c %a /disk; mount | grep ' /mem '");
@@ -83,6 +83,13 @@ fn claims(lab: &Lab) {
     lab.create(&json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
         "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": "pv",
             "resources": {"requests": {"storage": "1Gi"}}}}));
+    // Binding is a controller's work; here it is done by hand.
+    let uid = lab.get("pvc", "data")["metadata"]["uid"].as_str().unwrap_or("").to_owned();
+    let claim = json!({"spec": {"claimRef": {"kind": "PersistentVolumeClaim", "namespace": "default",
+        "name": "data", "uid": uid}}});
+    lab.machine.kubectl(MAIN, &["patch", "pv", "pv", "--type=merge", "-p", &claim.to_string()]).ok();
+    let bound = r#"{"status":{"phase":"Bound"}}"#;
+    lab.machine.kubectl(MAIN, &["patch", "pvc", "data", "--subresource=status", "-p", bound]).ok();
     let mut main = shell("echo kept > /data/f; stat -c %g /data");
     main["volumeMounts"] = json!([{"name": "d", "mountPath": "/data"}]);
     let printed = lab.output(

@@ -158,6 +158,7 @@ impl Node {
         let runtime =
             Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
         tasks.spawn(make_self_image(runtime.clone()));
+        tasks.spawn(crate::preload::run(runtime.clone(), paths.file("images")));
         progress.step("runtime", "container runtime open");
         let about = json!({
             "pid": std::process::id(), "version": crate::GIT_VERSION, "node_ip": node_ip,

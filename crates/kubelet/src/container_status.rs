@@ -80,7 +80,10 @@ impl Sources<'_> {
         let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
         match newest {
             Some(n) => self.fill_from_runtime(&mut status, n, c, role, default_reason),
-            None => status.state = Some(self.without_instance(c, default_reason)),
+            None => {
+                status.state = Some(self.without_instance(c, default_reason));
+                self.recall(&mut status);
+            }
         }
         if let Some(n) = newest {
             if role != Role::Ephemeral {
@@ -97,6 +100,20 @@ impl Sources<'_> {
             });
         }
         status
+    }
+
+    /// What the status told before of a container whose instances are all gone.
+    fn recall(&self, status: &mut ContainerStatus) {
+        let told = self.pod.status.as_ref();
+        let lists = [
+            told.and_then(|s| s.container_statuses.as_ref()),
+            told.and_then(|s| s.init_container_statuses.as_ref()),
+        ];
+        let old = lists.into_iter().flatten().flatten().find(|s| s.name == status.name);
+        let Some(old) = old else { return };
+        status.restart_count = old.restart_count;
+        let ended = old.state.as_ref().is_some_and(|s| s.terminated.is_some());
+        status.last_state = if ended { old.state.clone() } else { old.last_state.clone() };
     }
 
     fn without_instance(&self, c: &Container, default_reason: &str) -> ContainerState {

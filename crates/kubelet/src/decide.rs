@@ -46,6 +46,8 @@ pub struct Actions {
     pub kill: Vec<Kill>,
     /// These containers wait after a crash.
     pub back_off: Vec<BackOff>,
+    /// Remove all containers, so that the pod starts over in its sandbox.
+    pub reset: bool,
     /// Change the limits of running containers.
     pub resize: bool,
     /// The pod fails as a whole.
@@ -179,6 +181,9 @@ impl Decider<'_> {
         };
         let id = sandbox.id.clone();
         self.stop_sandboxes(actions, |s| s != id);
+        if self.restart_all(actions, &id) {
+            return;
+        }
         self.ephemeral(actions);
         let begun = self.apps().any(|c| self.seen.newest_in(&id, &c.name).is_some());
         for (c, role) in pod::init_containers(self.pod) {
@@ -204,6 +209,32 @@ impl Decider<'_> {
             unfinished |= self.app(actions, &id, c);
         }
         actions.end = !unfinished;
+    }
+
+    /// A container has ended with a code by which the whole pod starts over: ends what runs, then clears the sandbox.
+    /// Whether that is under way.
+    fn restart_all(&self, actions: &mut Actions, sandbox: &str) -> bool {
+        let ended = |c: &Container| {
+            let newest = self.seen.newest_in(sandbox, &c.name);
+            newest.filter(|s| {
+                s.state == ContainerState::Exited
+                    && pod::matching_rule(c, s.exit_code) == Some(pod::RESTART_ALL)
+            })
+        };
+        let Some(cause) = pod::containers(self.pod).find_map(|(c, _)| ended(c)) else { return false };
+        for c in self.seen.running() {
+            let message = format!("Stopping container {}", c.metadata.name);
+            self.kill(actions, c, pod::grace_period(self.pod), message);
+        }
+        if self.seen.running().next().is_some() || self.memory.busy() || self.memory.resetting {
+            return true;
+        }
+        let failed = pod::from_nanos(cause.finished_at);
+        match self.memory.backoff.waiting(RESET, failed, self.now) {
+            Some((_, until)) => actions.wake(Some(until)),
+            None => actions.reset = true,
+        }
+        true
     }
 
     /// Starts ephemeral containers that never ran; nothing waits for them.
@@ -365,6 +396,9 @@ impl Decider<'_> {
         actions.start.push(c.name.clone());
     }
 }
+
+/// Key of the whole pod in the back-off.
+pub const RESET: &str = "";
 
 /// Key of a container in the crash-loop back-off: a changed definition starts over.
 pub fn backoff_key(c: &Container) -> String {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::backoff::CrashBackoff;
 use crate::context::Context;
+use crate::keyring;
 use crate::names;
 use crate::pod::{image_spec, spec};
 use crate::state::Waiting;
@@ -211,55 +212,27 @@ impl Images {
     }
 }
 
-/// Registry host of an image name.
-fn registry(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => "docker.io",
-    }
-}
-
-/// Credentials for an image out of the pod's `imagePullSecrets`.
+/// Credentials for an image: of the pod's pull secrets, then of the node's own docker configuration.
 async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<Option<AuthConfig>> {
-    let host = registry(image);
-    let mut found = Vec::new();
-    for secret in spec(pod).image_pull_secrets.iter().flatten() {
-        let Ok(secret) = cx.client.api::<Secret>().get(names::namespace(pod), &secret.name).await else {
+    let mut entries = Vec::new();
+    for reference in spec(pod).image_pull_secrets.iter().flatten() {
+        let secret = cx.client.api::<Secret>().get(names::namespace(pod), &reference.name).await;
+        let Ok(secret) = secret else {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                reference.name
+            );
+            cx.pod_warning(pod, "FailedToRetrieveImagePullSecret", message);
             continue;
         };
-        let data = secret.data.as_ref().and_then(|d| d.get(".dockerconfigjson"));
-        let Some(data) = data else { continue };
-        let Ok(config) = serde_json::from_slice::<serde_json::Value>(&data.0) else { continue };
-        for (server, entry) in config["auths"].as_object().into_iter().flatten() {
-            let bare = server.trim_start_matches("https://").trim_start_matches("http://");
-            let bare = bare.split('/').next().unwrap_or(bare);
-            if bare != host && !(host == "docker.io" && bare == "index.docker.io") {
-                continue;
-            }
-            let text = |key: &str| entry[key].as_str().unwrap_or("").to_owned();
-            let mut auth = AuthConfig {
-                username: text("username"),
-                password: text("password"),
-                server_address: server.clone(),
-                ..AuthConfig::default()
-            };
-            if auth.username.is_empty() {
-                decode_auth(&text("auth"), &mut auth);
-            }
-            found.push(Some(auth));
-        }
+        let data = secret.data.as_ref();
+        let data = data.and_then(|d| d.get(".dockerconfigjson").or_else(|| d.get(".dockercfg")));
+        entries.extend(data.map(|d| keyring::parse(&d.0)).unwrap_or_default());
     }
-    found
-}
-
-/// `base64(user:password)`.
-fn decode_auth(encoded: &str, auth: &mut AuthConfig) {
-    use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
-    if let Some((user, password)) = String::from_utf8_lossy(&bytes).split_once(':') {
-        auth.username = user.to_owned();
-        auth.password = password.to_owned();
-    }
+    let own = std::fs::read(cx.config.root.join("config.json")).unwrap_or_default();
+    let mut found = keyring::lookup(&entries, image);
+    found.extend(keyring::lookup(&keyring::parse(&own), image));
+    found.into_iter().map(Some).collect()
 }
 
 #[cfg(test)]
@@ -277,9 +250,5 @@ mod tests {
         check("busybox:latest", "Always");
         check("busybox:1", "IfNotPresent");
         check("busybox@sha256:abc", "IfNotPresent");
-        assert_eq!(
-            (registry("busybox"), registry("r.io/x/y"), registry("a/b")),
-            ("docker.io", "r.io", "docker.io")
-        );
     }
 }

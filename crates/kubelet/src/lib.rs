@@ -19,6 +19,7 @@ mod hooks;
 mod http_get;
 mod image_gc;
 mod images;
+mod keyring;
 mod kill;
 mod kubelet;
 mod logs;

@@ -127,6 +127,12 @@ pub fn matching_rule(container: &Container, exit_code: i32) -> Option<&str> {
     container.restart_policy_rules.iter().flatten().find(speaks).map(|rule| rule.action.as_str())
 }
 
+/// Whether some restart rule may start the whole pod over.
+pub fn may_restart_all(pod: &Pod) -> bool {
+    let mut rules = containers(pod).flat_map(|(c, _)| c.restart_policy_rules.iter().flatten());
+    rules.any(|rule| rule.action == RESTART_ALL)
+}
+
 /// Uses the node's network.
 pub fn host_network(pod: &Pod) -> bool {
     spec(pod).host_network == Some(true)

@@ -144,6 +144,8 @@ pub struct Memory {
     pub grace: Option<i64>,
     /// The node refused the pod; it never ran.
     pub rejected: bool,
+    /// All containers are being removed to start over.
+    pub resetting: bool,
     /// Resizing in place.
     pub resize: crate::resize::State,
     /// The pod has ended once; it never starts anything again.

@@ -155,6 +155,18 @@ fn conditions(
         OWN.iter().zip(verdicts).map(|(kind, verdict)| condition(s, old, kind, verdict, now)).collect();
     result.extend(old.iter().filter(|c| !is_own(&c.type_)).cloned());
     result.extend(resizing(s, old, now));
+    if pod::may_restart_all(s.pod) {
+        result.retain(|c| c.type_ != "AllContainersRestarting");
+        let verdict = match phase {
+            "Succeeded" => (false, "PodCompleted", String::new()),
+            "Failed" => (false, "PodFailed", String::new()),
+            _ if s.memory.resetting => {
+                (true, "RestartAllContainersStarted", "container exited with restart policy rule".to_owned())
+            }
+            _ => (false, "", String::new()),
+        };
+        result.push(condition(s, old, "AllContainersRestarting", verdict, now));
+    }
     if let Some(failure) = failure(s).filter(|_| s.memory.disrupted) {
         result.retain(|c| c.type_ != "DisruptionTarget");
         let verdict = (true, "TerminationByKubelet", failure.message.clone());

@@ -66,6 +66,7 @@ enum Done {
     Killed(String, Result<(), CriError>),
     SandboxStopped(String, Result<(), CriError>),
     Removed,
+    Reset,
     Resized(Result<(), String>),
     Mirrored(Result<Arc<Pod>, Status>),
     StatusWritten(Result<Arc<Pod>, Status>),
@@ -254,6 +255,7 @@ impl Worker {
                 self.memory.killing.clear();
                 self.memory.stopping.clear();
                 self.memory.resize.busy = false;
+                self.memory.resetting = false;
                 self.writing = false;
                 self.renewing = false;
                 self.dirty = true;

@@ -9,6 +9,7 @@ mod archive;
 mod layer;
 mod pull;
 mod reference;
+mod registries;
 mod self_image;
 mod store;
 

@@ -33,6 +33,9 @@ impl Worker {
         for name in actions.start {
             self.start(&name);
         }
+        if actions.reset {
+            self.reset();
+        }
         if actions.resize {
             self.resize();
         }
@@ -132,9 +135,12 @@ impl Worker {
         let container = container.into_owned();
         let Some(sandbox) = self.seen.sandboxes.first() else { return };
         let newest = self.seen.newest(name);
-        let attempt = newest.map_or(0, |n| {
-            u32::try_from(crate::container_status::restart_count(n)).unwrap_or(0).saturating_add(1)
-        });
+        let attempt = match newest {
+            Some(n) => {
+                u32::try_from(crate::container_status::restart_count(n)).unwrap_or(0).saturating_add(1)
+            }
+            None => self.attempt_by_status(name),
+        };
         if newest.is_some_and(|n| n.state == ContainerState::Exited) {
             let now = self.now();
             self.memory.backoff.next(&backoff_key(&container), now);
@@ -157,6 +163,48 @@ impl Worker {
         self.tasks.spawn(async move {
             let result = start::start_container(&cx, &start).await;
             Done::Started(name, result)
+        });
+    }
+
+    /// The number of the next instance of a container that the runtime does not know: it was removed.
+    fn attempt_by_status(&self, name: &str) -> u32 {
+        let status = self.pod.status.as_ref();
+        let lists = [
+            status.and_then(|s| s.container_statuses.as_ref()),
+            status.and_then(|s| s.init_container_statuses.as_ref()),
+        ];
+        let known = lists.into_iter().flatten().flatten().find(|c| c.name == name);
+        let known = known.filter(|c| {
+            let state = c.state.as_ref();
+            let ran = |s: &k8s_openapi::api::core::v1::ContainerState| {
+                s.running.is_some() || s.terminated.is_some()
+            };
+            state.is_some_and(ran) || c.last_state.as_ref().is_some_and(ran)
+        });
+        known.map_or(0, |c| u32::try_from(c.restart_count).unwrap_or(0).saturating_add(1))
+    }
+
+    /// Removes the containers of the sandbox; the pod then starts over.
+    fn reset(&mut self) {
+        self.memory.resetting = true;
+        let now = self.now();
+        self.memory.backoff.next(crate::decide::RESET, now);
+        self.memory.slots.clear();
+        let ephemeral: Vec<String> =
+            crate::pod::ephemeral_containers(&self.pod).map(|c| c.name.clone()).collect();
+        let old: Vec<String> = self
+            .seen
+            .containers
+            .iter()
+            .filter(|c| !ephemeral.contains(&c.metadata.name))
+            .map(|c| c.id.clone())
+            .collect();
+        let cx = self.cx.clone();
+        self.tasks.spawn(async move {
+            for id in old {
+                remove_container(&cx, &id).await;
+            }
+            Done::Reset
         });
     }
 

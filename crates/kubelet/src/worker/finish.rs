@@ -59,6 +59,10 @@ impl Worker {
             }
             // The runtime's own event makes the worker look again.
             Done::Removed => {}
+            Done::Reset => {
+                self.memory.resetting = false;
+                self.dirty = true;
+            }
             Done::Mirrored(result) => self.mirror_made(result),
             Done::Resized(result) => self.resized(result),
             Done::StatusWritten(result) | Done::Refreshed(result) if names::is_static(&self.pod) => {

@@ -225,7 +225,7 @@ impl ImageService for Runtime {
             };
             return present.map(|i| i.id).ok_or_else(absent);
         }
-        crate::images::pull(&self.images, &image.image, auth).await
+        crate::images::pull(&self.images, &image.image, auth, &self.config.registries).await
     }
     async fn remove_image(&self, image: &ImageSpec) -> Result<(), CriError> {
         let (images, name) = (self.images.clone(), image.image.clone());
