@@ -365,7 +365,8 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         max_pods: 110,
         eviction: coracle_kubelet::Thresholds {
             memory: 100 << 20,
-            disk_percent: 10,
+            disk_percent: 5,
+            disk_most: 4 << 30,
             inodes_percent: 5,
             pid_percent: 0,
         },

@@ -15,13 +15,15 @@ const TRANSITION: i64 = 300;
 /// Pods of this priority and above are critical.
 const CRITICAL: i32 = 2_000_000_000;
 
-/// Least that must be left of the node; upstream's defaults.
+/// Least that must be left of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Bytes of memory.
     pub memory: u64,
     /// Per cent of the bytes of the node's file system.
     pub disk_percent: u64,
+    /// But no more than so many bytes: a share of a large disk is more than anybody needs.
+    pub disk_most: u64,
     /// Per cent of its inodes.
     pub inodes_percent: u64,
     /// Per cent of process ids; 0 for none.
@@ -69,7 +71,7 @@ pub fn shortages(left: &Left, t: &Thresholds) -> Vec<(Short, u64, u64)> {
     let of = |capacity: u64, percent: u64| capacity / 100 * percent;
     let all = [
         (Short::Memory, t.memory, left.memory),
-        (Short::Disk, of(left.disk_capacity, t.disk_percent), left.disk),
+        (Short::Disk, of(left.disk_capacity, t.disk_percent).min(t.disk_most), left.disk),
         (Short::Inodes, of(left.inodes_capacity, t.inodes_percent), left.inodes),
         (Short::Pids, of(left.pids_capacity, t.pid_percent), left.pids),
     ];
@@ -302,7 +304,13 @@ mod tests {
 
     #[test]
     fn pressure_is_shown_for_five_minutes_and_keeps_best_effort_pods_out() {
-        let t = Thresholds { memory: 100 * MI, disk_percent: 10, inodes_percent: 5, pid_percent: 0 };
+        let t = Thresholds {
+            memory: 100 * MI,
+            disk_percent: 10,
+            disk_most: u64::MAX,
+            inodes_percent: 5,
+            pid_percent: 0,
+        };
         let left = Left { memory: 50 * MI, disk: 50, disk_capacity: 100, ..Left::default() };
         let short = shortages(&left, &t);
         assert_eq!(short, [(Short::Memory, 100 * MI, 50 * MI)]);

@@ -318,7 +318,8 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         max_pods: 110,
         eviction: crate::evict::Thresholds {
             memory: 100 << 20,
-            disk_percent: 10,
+            disk_percent: 5,
+            disk_most: 4 << 30,
             inodes_percent: 5,
             pid_percent: 0,
         },
