@@ -75,6 +75,11 @@ impl DeclType {
         Self::record(name, fields, 2)
     }
 
+    /// The record `variables` of a policy.
+    pub(crate) fn of_variables(variables: &BTreeMap<String, Arc<Self>>) -> Arc<Self> {
+        Self::record("kubernetes.variables", variables.clone(), 2)
+    }
+
     fn record(name: &str, fields: BTreeMap<String, Arc<Self>>, min_size: i64) -> Arc<Self> {
         let record = Self::sized(Type::object(name), 0, min_size);
         Arc::new(Self { fields: Some(fields), ..(*record).clone() })
