@@ -2,17 +2,23 @@
 
 mod chain;
 pub mod plugins;
+mod reinvocation;
+mod webhook;
 
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_auth::{Attributes, Decision, UserInfo};
 use coracle_meta::{Object, ObjectReader, Status};
 use coracle_resources::def::ResourceDef;
+use k8s_openapi::api::admissionregistration::v1::MatchCondition;
 use serde_json::{Value, json};
 
 pub use chain::Chain;
 pub use plugins::plugins;
+pub use reinvocation::Reinvocation;
+pub use webhook::Target as HookTarget;
 
 /// What the request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct Request<'a> {
     pub annotations: Vec<(String, String)>,
     /// What else the client asked for.
     pub options: &'a Options,
+    /// What is to be asked again because the object changed behind it.
+    pub reinvocation: Reinvocation,
 }
 
 /// What a request asks for beside the object. Webhooks and policies see it.
@@ -162,12 +170,29 @@ pub struct Environment {
     pub clock: coracle_stdx::Clock,
     /// The server around the chain, once it runs.
     pub host: Arc<OnceLock<Weak<dyn Host>>>,
+    /// Evaluates the match conditions of webhooks.
+    pub conditions: Option<Arc<dyn MatchConditions>>,
+}
+
+/// Evaluates match conditions, which are written in CEL.
+pub trait MatchConditions: Send + Sync {
+    /// Whether all conditions hold for the request; `review` is its AdmissionRequest as JSON.
+    ///
+    /// # Errors
+    /// Why a condition cannot be evaluated, when no other one is false.
+    fn hold(
+        &self,
+        env: &Environment,
+        request: &Request<'_>,
+        conditions: &[MatchCondition],
+        review: &Value,
+    ) -> Result<bool, String>;
 }
 
 impl Environment {
     /// Without a server around it.
     pub fn new(reader: Arc<dyn ObjectReader>, clock: coracle_stdx::Clock) -> Self {
-        Self { reader, clock, host: Arc::default() }
+        Self { reader, clock, host: Arc::default(), conditions: None }
     }
 
     /// The server, while it runs.
@@ -196,6 +221,12 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// 400 when it does not decode.
     fn read(&self, def: &ResourceDef, value: Value) -> Result<Box<dyn Object>, Status>;
+
+    /// Posts a body to a webhook and returns the answer's body.
+    ///
+    /// # Errors
+    /// Why that failed.
+    async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String>;
 
     /// Whether a user may do something.
     fn authorize(&self, attributes: &Attributes) -> (Decision, String);

@@ -5,6 +5,7 @@ mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
 mod limit_ranger;
+mod mutating_webhook;
 mod namespace_lifecycle;
 mod node_restriction;
 mod persistent_volume_claim_resize;
@@ -17,6 +18,7 @@ mod runtime_class;
 mod service_account;
 mod storage_object_in_use_protection;
 mod taint_nodes_by_condition;
+mod validating_webhook;
 
 #[cfg(test)]
 mod testing;
@@ -44,6 +46,8 @@ static ORDERED: &[Make] = &[
     || Box::new(default_ingress_class::DefaultIngressClass),
     || Box::new(pod_topology_labels::PodTopologyLabels),
     || Box::new(pod_resize_validator::PodResizeValidator),
+    || Box::new(mutating_webhook::MutatingWebhook),
+    || Box::new(validating_webhook::ValidatingWebhook),
     || Box::new(resource_quota::ResourceQuota::default()),
 ];
 

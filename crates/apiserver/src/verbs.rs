@@ -8,6 +8,7 @@ pub(crate) mod create;
 pub(crate) mod decode;
 pub(crate) mod delete;
 mod escalation;
+mod eviction;
 pub(crate) mod list;
 pub(crate) mod patch;
 pub(crate) mod read;

@@ -110,6 +110,7 @@ fn run(
         warnings: Vec::new(),
         annotations: Vec::new(),
         options: &options,
+        reinvocation: crate::Reinvocation::default(),
     };
     if !plugin.handles(&request) {
         return Ok(());

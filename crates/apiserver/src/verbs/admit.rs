@@ -1,9 +1,10 @@
 //! Admission around the verbs: one place makes the requests that plugins see, and hands on what they say.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_admission::{Host, Operation, Request};
+use coracle_admission::{HookTarget, Host, Operation, Reinvocation, Request};
 use coracle_auth::{Attributes, Decision};
 use coracle_client::WriteOptions;
 use coracle_meta::{Object, Status};
@@ -61,6 +62,7 @@ impl Server {
             warnings: Vec::new(),
             annotations: Vec::new(),
             options: &caller.options,
+            reinvocation: Reinvocation::default(),
         };
         let mut verdict = Ok(());
         if pass != Pass::Validate {
@@ -102,6 +104,10 @@ impl Host for AdmissionHost {
         let mut obj = self.0.decode_value(resource, value, "Ignore")?.obj;
         resource.def.strategy.default(&mut *obj);
         Ok(obj)
+    }
+
+    async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String> {
+        crate::hooks::post(&self.0, target, body, timeout).await
     }
 
     fn authorize(&self, attributes: &Attributes) -> (Decision, String) {

@@ -1,4 +1,4 @@
-//! Pod subresources with effects of their own: binding and eviction.
+//! Binding of pods to nodes, and bodies of subresources with effects of their own.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::registry::Resource;
 use crate::server::Server;
 
 /// The Status of a created Binding or Eviction.
-fn created() -> Value {
+pub(super) fn created() -> Value {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 })
 }
 
@@ -153,28 +153,6 @@ impl Server {
         let act = Act { operation, resource, subresource: "binding", namespace, name, dry_run };
         self.admit(caller, Pass::Both, act, Some(&mut obj), None).await?;
         Ok(obj.to_value())
-    }
-
-    /// Evicts a pod: a deletion with the options of the Eviction. (Disruption budgets are not served yet.)
-    pub(crate) async fn evict(
-        &self,
-        caller: &Caller,
-        resource: &Resource,
-        namespace: &str,
-        name: &str,
-        input: Input,
-        opts: &WriteOptions,
-    ) -> Result<Value, Status> {
-        let eviction = body_value(input, "Eviction")?;
-        let own = eviction.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
-        if own != name {
-            let why = "name in URL does not match name in Eviction object";
-            return Err(Status::bad_request(why));
-        }
-        let mut options = delete_options_of(eviction.get("deleteOptions").unwrap_or(&Value::Null));
-        options.dry_run |= opts.dry_run;
-        self.delete(caller, resource, namespace, name, &options).await?;
-        Ok(created())
     }
 }
 

@@ -351,7 +351,7 @@ fn answer(resource: &Resource, entry: Arc<CacheEntry>, old: &dyn Object) -> Dele
     }))
 }
 
-fn check_delete_preconditions(
+pub(super) fn check_delete_preconditions(
     resource: &Resource,
     old: &dyn Object,
     revision: u64,
