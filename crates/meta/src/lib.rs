@@ -14,6 +14,7 @@ pub mod owner;
 pub mod patch;
 pub mod pod;
 pub mod quantity;
+pub mod quota;
 pub mod schema;
 pub mod selector;
 pub mod status;
