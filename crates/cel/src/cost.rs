@@ -182,8 +182,7 @@ impl<'a> Coster<'a> {
                     values = Some(widen(values, self.size_or_unknown(&entry.value)));
                 }
                 let zero = Estimate::fixed(0);
-                let sizes =
-                    Entries { list: false, key: keys.unwrap_or(zero), value: values.unwrap_or(zero) };
+                let sizes = Entries { list: false, key: keys.unwrap_or(zero), value: values.unwrap_or(zero) };
                 self.entries.insert(expr.id, sizes);
                 sum
             }

@@ -36,8 +36,7 @@ static DEVICE: LazyLock<Arc<DeclType>> = LazyLock::new(|| {
     )
 });
 
-static ENV: LazyLock<Env> =
-    LazyLock::new(|| Env::new().with_declared("device", &DEVICE).with_bindings());
+static ENV: LazyLock<Env> = LazyLock::new(|| Env::new().with_declared("device", &DEVICE).with_bindings());
 
 /// Sizes of what is below `device`. Names below attributes stand for their entries.
 struct Hints;

@@ -60,12 +60,7 @@ impl Checked {
     pub fn program(&self) -> Result<Program, Fault> {
         crate::deep::run(self.depth, || {
             let (root, slots) = plan::plan(self)?;
-            Ok(Program {
-                root: Arc::new(root),
-                slots,
-                depth: self.depth,
-                output: self.output_type().clone(),
-            })
+            Ok(Program { root: Arc::new(root), slots, depth: self.depth, output: self.output_type().clone() })
         })
     }
 }

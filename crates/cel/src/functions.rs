@@ -34,7 +34,11 @@ static TABLE: LazyLock<HashMap<&'static str, Function>> = LazyLock::new(|| {
         let Some(result) = args.pop() else { continue };
         let generic = args.iter().chain([&result]).any(has_param);
         let overload = Overload { id, member: style == "m", args, result, generic };
-        table.entry(name).or_insert_with(|| Function { name, overloads: Vec::new() }).overloads.push(overload);
+        table
+            .entry(name)
+            .or_insert_with(|| Function { name, overloads: Vec::new() })
+            .overloads
+            .push(overload);
     }
     table
 });

@@ -49,7 +49,10 @@ fn no_overload(function: &str, args: &[Value]) -> Fault {
     if let Some(Value::Invalid(why)) = args.iter().find(|arg| matches!(arg, Value::Invalid(_))) {
         return Fault::new(&**why);
     }
-    if matches!(function, "_+_" | "_-_" | "_*_" | "_/_" | "_%_" | "_<_" | "_<=_" | "_>_" | "_>=_" | "-_" | "!_") {
+    if matches!(
+        function,
+        "_+_" | "_-_" | "_*_" | "_/_" | "_%_" | "_<_" | "_<=_" | "_>_" | "_>=_" | "-_" | "!_"
+    ) {
         return Fault::no_overload();
     }
     let types: Vec<_> = args.iter().map(Value::type_of).collect();

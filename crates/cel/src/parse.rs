@@ -86,15 +86,8 @@ const MEMBER: usize = 6;
 const PRIMARY: usize = 7;
 const LIST: usize = 8;
 
-const RELATIONS: Set = of(&[
-    Tok::Equals,
-    Tok::NotEquals,
-    Tok::In,
-    Tok::Less,
-    Tok::LessEquals,
-    Tok::GreaterEquals,
-    Tok::Greater,
-]);
+const RELATIONS: Set =
+    of(&[Tok::Equals, Tok::NotEquals, Tok::In, Tok::Less, Tok::LessEquals, Tok::GreaterEquals, Tok::Greater]);
 const FACTORS: Set = of(&[Tok::Star, Tok::Slash, Tok::Percent]);
 const TERMS: Set = of(&[Tok::Plus, Tok::Minus]);
 const FIRST_LITERAL: Set = of(&[

@@ -196,12 +196,7 @@ impl Compiler {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn compile(
-        &self,
-        expression: &str,
-        options: Options,
-        returns: Returns,
-    ) -> Result<Program, Unusable> {
+    pub fn compile(&self, expression: &str, options: Options, returns: Returns) -> Result<Program, Unusable> {
         let invalid = |detail: String| Unusable { internal: false, detail };
         let checked = self
             .env(options)
@@ -225,7 +220,8 @@ impl Compiler {
         options: Options,
     ) -> Result<Program, Unusable> {
         let compiled = self.compile(expression, options, Returns::Anything);
-        let of = compiled.as_ref().map_or_else(|_| DeclType::simple(Type::Dyn), |p| declared(p.output_type()));
+        let of =
+            compiled.as_ref().map_or_else(|_| DeclType::simple(Type::Dyn), |p| declared(p.output_type()));
         self.variables.get_or_insert_default().insert(name.to_owned(), of);
         compiled
     }

@@ -134,7 +134,8 @@ pub(crate) fn parse_timestamp(text: &str) -> Result<i128, Option<Fault>> {
     let offset = match &text[zone_at..] {
         "Z" => 0,
         zone => {
-            let part = |at: usize| zone[at..at + 2].parse::<i64>().ok().filter(|_| zone.as_bytes()[3] == b':');
+            let part =
+                |at: usize| zone[at..at + 2].parse::<i64>().ok().filter(|_| zone.as_bytes()[3] == b':');
             let (hours, minutes) = (part(1).ok_or(None)?, part(4).ok_or(None)?);
             let seconds = hours * 3600 + minutes * 60;
             if zone.starts_with('-') { -seconds } else { seconds }
@@ -146,7 +147,8 @@ pub(crate) fn parse_timestamp(text: &str) -> Result<i128, Option<Fault>> {
 
 /// `.123` in nanoseconds.
 fn nanos_of(digits: &str) -> Option<i64> {
-    let digits = digits.strip_prefix('.').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))?;
+    let digits =
+        digits.strip_prefix('.').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))?;
     let kept = &digits[..digits.len().min(9)];
     Some(kept.parse::<i64>().ok()? * 10_i64.pow(9 - u32::try_from(kept.len()).ok()?))
 }
@@ -191,9 +193,7 @@ pub(crate) fn in_zone(nanos: i128, zone: Option<&str>) -> Result<Zoned, Fault> {
     let zone = match zone {
         None | Some("" | "UTC") => TimeZone::UTC,
         Some(text) if text.contains(':') => offset(text)?,
-        Some(name) => {
-            TimeZone::get(name).map_err(|_| Fault::new(format!("unknown time zone {name}")))?
-        }
+        Some(name) => TimeZone::get(name).map_err(|_| Fault::new(format!("unknown time zone {name}")))?,
     };
     Ok(at.to_zoned(zone))
 }

@@ -15,10 +15,10 @@ pub(crate) use self::convert::{convert, quoted};
 pub use self::list::List;
 pub(crate) use self::list::ListKind;
 use crate::library::authz::{Access, Decision};
-use coracle_meta::quantity::Quantity;
 use crate::library::semver::Semver;
 use crate::library::url::Url;
 use crate::types::Type;
+use coracle_meta::quantity::Quantity;
 
 /// A key of a map. Numbers of different types that are equal are the same key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -236,7 +236,7 @@ impl Value {
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Duration(nanos) => *nanos == 0,
             Self::Timestamp(nanos) => *nanos == crate::time::ZERO,
-            Self::List(list) => list.len() == 0,
+            Self::List(list) => list.is_empty(),
             Self::Map(map) => map.is_empty(),
             Self::Record(record) => record.fields.is_empty(),
             _ => false,

@@ -61,10 +61,8 @@ impl<'a> Coster<'a> {
             }
             ("strings_quote", _, [arg]) => {
                 let size = known(arg);
-                let quoted = Estimate {
-                    min: size.min.wrapping_add(2),
-                    max: size.max.wrapping_mul(2).wrapping_add(2),
-                };
+                let quoted =
+                    Estimate { min: size.min.wrapping_add(2), max: size.max.wrapping_mul(2).wrapping_add(2) };
                 (scaled(arg), Some(quoted))
             }
             ("starts_with_string" | "ends_with_string", _, [arg]) => (scaled(arg), None),
@@ -87,8 +85,15 @@ impl<'a> Coster<'a> {
                 (cost, Some(size))
             }
             (
-                "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string"
-                | "less_bytes" | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes" | "equals"
+                "less_string"
+                | "greater_string"
+                | "less_equals_string"
+                | "greater_equals_string"
+                | "less_bytes"
+                | "greater_bytes"
+                | "less_equals_bytes"
+                | "greater_equals_bytes"
+                | "equals"
                 | "not_equals",
                 _,
                 [left, right],

@@ -55,23 +55,53 @@ impl Coster<'_> {
 
     /// The functions of Kubernetes and of the strings library.
     pub(super) fn library_cost(&self, call: &Call<'_, '_>) -> Option<Costed> {
-        let traversal = |node: &Node<'_>, factor: f64| self.known_or_hint(node).scaled(factor * STRING_FACTOR);
+        let traversal =
+            |node: &Node<'_>, factor: f64| self.known_or_hint(node).scaled(factor * STRING_FACTOR);
         let one = Some((Estimate::fixed(1), None));
         match (call.function, call.target, call.args) {
             ("check", ..) => Some((Estimate::fixed(350_000), None)),
             (
-                "serviceAccount" | "path" | "group" | "resource" | "subresource" | "namespace" | "name"
-                | "allowed" | "reason" | "error" | "errored" | "masked" | "prefixLength" | "family"
-                | "isUnspecified" | "isLoopback" | "isLinkLocalMulticast" | "isLinkLocalUnicast"
-                | "isGlobalUnicast" | "format.named" | "sign" | "asInteger" | "isInteger"
-                | "asApproximateFloat" | "isGreaterThan" | "isLessThan" | "compareTo" | "add" | "sub"
-                | "major" | "minor" | "patch" | "getScheme" | "getHostname" | "getHost" | "getPort"
-                | "getEscapedPath" | "getQuery",
+                "serviceAccount"
+                | "path"
+                | "group"
+                | "resource"
+                | "subresource"
+                | "namespace"
+                | "name"
+                | "allowed"
+                | "reason"
+                | "error"
+                | "errored"
+                | "masked"
+                | "prefixLength"
+                | "family"
+                | "isUnspecified"
+                | "isLoopback"
+                | "isLinkLocalMulticast"
+                | "isLinkLocalUnicast"
+                | "isGlobalUnicast"
+                | "format.named"
+                | "sign"
+                | "asInteger"
+                | "isInteger"
+                | "asApproximateFloat"
+                | "isGreaterThan"
+                | "isLessThan"
+                | "compareTo"
+                | "add"
+                | "sub"
+                | "major"
+                | "minor"
+                | "patch"
+                | "getScheme"
+                | "getHostname"
+                | "getHost"
+                | "getPort"
+                | "getEscapedPath"
+                | "getQuery",
                 ..,
             ) => one,
-            ("fieldSelector" | "labelSelector", _, [arg]) => {
-                Some((selector(self.known_or_hint(arg)), None))
-            }
+            ("fieldSelector" | "labelSelector", _, [arg]) => Some((selector(self.known_or_hint(arg)), None)),
             ("isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf", Some(target), _) => {
                 Some((self.elements_cost(target), None))
             }
@@ -106,9 +136,7 @@ impl Coster<'_> {
             ) => Some((traversal(arg, 1.0), None)),
             ("ip.isCanonical", _, [arg]) => Some((traversal(arg, 2.0), None)),
             ("containsIP" | "containsCIDR", _, [arg]) => Some((self.contains_cost(call, arg), None)),
-            ("validate", _, [arg]) => {
-                Some((traversal(arg, 1.0).scaled(FORMAT_PATTERN * REGEX_FACTOR), None))
-            }
+            ("validate", _, [arg]) => Some((traversal(arg, 1.0).scaled(FORMAT_PATTERN * REGEX_FACTOR), None)),
             ("includes", Some(_), _) => Some((Estimate { min: 0, max: 64 }, None)),
             ("_==_", _, [left, right]) if left.of == right.of => equality(left, right),
             _ => None,
@@ -210,9 +238,7 @@ fn equality(left: &Node<'_>, right: &Node<'_>) -> Option<Costed> {
     let unit = Some((Estimate::fixed(1), None));
     match left.of.type_name() {
         "net.IP" | "net.CIDR" | "kubernetes.Quantity" | "kubernetes.Semver" => unit,
-        "kubernetes.NamedFormat" => {
-            Some((Estimate { min: 1, max: FORMAT_SIZE }.scaled(STRING_FACTOR), None))
-        }
+        "kubernetes.NamedFormat" => Some((Estimate { min: 1, max: FORMAT_SIZE }.scaled(STRING_FACTOR), None)),
         "kubernetes.URL" => {
             let max = if right.size.is_some() { known(right).max } else { 1 };
             Some((Estimate { min: 1, max }.scaled(STRING_FACTOR), None))

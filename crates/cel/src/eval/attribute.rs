@@ -12,7 +12,11 @@ pub(super) enum Base {
     /// A variable of a loop.
     Slot(usize),
     Value(Node),
-    Conditional { condition: Node, yes: Box<Attribute>, no: Box<Attribute> },
+    Conditional {
+        condition: Node,
+        yes: Box<Attribute>,
+        no: Box<Attribute>,
+    },
 }
 
 #[derive(Debug)]
@@ -135,11 +139,7 @@ impl Machine<'_> {
             if tested {
                 self.charge(1)?;
                 let found = matches!(found?, Found::Value(_));
-                return Ok(if optional {
-                    Value::some(Value::Bool(found))
-                } else {
-                    Value::Bool(found)
-                });
+                return Ok(if optional { Value::some(Value::Bool(found)) } else { Value::Bool(found) });
             }
             match found {
                 Ok(Found::Missing(_)) if optional => return Ok(Value::Optional(None)),
@@ -175,10 +175,7 @@ fn select(of: &Value, index: &Value) -> Result<Found, Fault> {
                 }
                 other => {
                     let name = other.type_of();
-                    return Err(Fault::new(format!(
-                        "unsupported index type '{}' in list",
-                        name.type_name()
-                    )));
+                    return Err(Fault::new(format!("unsupported index type '{}' in list", name.type_name())));
                 }
             };
             let found = u64::try_from(at).ok().and_then(|at| list.get(at).cloned());

@@ -26,9 +26,15 @@ pub(super) enum Node {
     OptionalOr(Box<[Node; 2]>),
     OptionalOrValue(Box<[Node; 2]>),
     Member(Box<Member>),
-    List { elements: Vec<Node>, optional: Vec<bool> },
+    List {
+        elements: Vec<Node>,
+        optional: Vec<bool>,
+    },
     Map(Vec<(Node, Node, bool)>),
-    Record { name: Arc<str>, fields: Vec<(Arc<str>, Node, bool)> },
+    Record {
+        name: Arc<str>,
+        fields: Vec<(Arc<str>, Node, bool)>,
+    },
     Fold(Box<FoldNode>),
 }
 
@@ -190,8 +196,8 @@ impl Planner<'_> {
             op::OR => return Ok(Node::Or(nodes)),
             op::EQ => return Ok(Node::Equal(pair(nodes)?)),
             op::NE => return Ok(Node::NotEqual(pair(nodes)?)),
-            op::INDEX => return index(pair(nodes)?, false),
-            op::OPT_INDEX | op::OPT_SELECT => return index(pair(nodes)?, true),
+            op::INDEX => return index(*pair(nodes)?, false),
+            op::OPT_INDEX | op::OPT_SELECT => return index(*pair(nodes)?, true),
             op::CONDITIONAL => return conditional(nodes),
             _ => {}
         }
@@ -246,8 +252,7 @@ fn pair(nodes: Vec<Node>) -> Result<Box<[Node; 2]>, Fault> {
     Ok(Box::new(pair))
 }
 
-fn index(nodes: Box<[Node; 2]>, optional: bool) -> Result<Node, Fault> {
-    let [operand, index] = *nodes;
+fn index([operand, index]: [Node; 2], optional: bool) -> Result<Node, Fault> {
     let mut attribute = match operand {
         Node::Attribute(attribute) => *attribute,
         other => Attribute::new(Base::Value(other)),

@@ -61,13 +61,44 @@ fn library(function: &str, overload: Option<&str>, args: &[Value], result: &Valu
     Some(match (function, args) {
         ("check", _) => 350_000,
         (
-            "serviceAccount" | "path" | "group" | "resource" | "subresource" | "namespace" | "name"
-            | "allowed" | "reason" | "error" | "errored" | "masked" | "prefixLength" | "family"
-            | "isUnspecified" | "isLoopback" | "isLinkLocalMulticast" | "isLinkLocalUnicast"
-            | "isGlobalUnicast" | "format.named" | "sign" | "asInteger" | "isInteger"
-            | "asApproximateFloat" | "isGreaterThan" | "isLessThan" | "compareTo" | "add" | "sub"
-            | "major" | "minor" | "patch" | "getScheme" | "getHostname" | "getHost" | "getPort"
-            | "getEscapedPath" | "getQuery",
+            "serviceAccount"
+            | "path"
+            | "group"
+            | "resource"
+            | "subresource"
+            | "namespace"
+            | "name"
+            | "allowed"
+            | "reason"
+            | "error"
+            | "errored"
+            | "masked"
+            | "prefixLength"
+            | "family"
+            | "isUnspecified"
+            | "isLoopback"
+            | "isLinkLocalMulticast"
+            | "isLinkLocalUnicast"
+            | "isGlobalUnicast"
+            | "format.named"
+            | "sign"
+            | "asInteger"
+            | "isInteger"
+            | "asApproximateFloat"
+            | "isGreaterThan"
+            | "isLessThan"
+            | "compareTo"
+            | "add"
+            | "sub"
+            | "major"
+            | "minor"
+            | "patch"
+            | "getScheme"
+            | "getHostname"
+            | "getHost"
+            | "getPort"
+            | "getEscapedPath"
+            | "getQuery",
             _,
         ) => 1,
         ("fieldSelector" | "labelSelector", [_, selector, ..]) => selector_cost(selector.size()),
@@ -96,17 +127,20 @@ fn library(function: &str, overload: Option<&str>, args: &[Value], result: &Valu
             cost
         }
         ("validate", [Value::Format(name), arg]) => regex(arg, formats::pattern_size(name)),
-        ("_==_", [left, _]) => match left {
-            Value::Quantity(_)
-            | Value::Ip(_)
-            | Value::Cidr(_)
-            | Value::Format(_)
-            | Value::Url(_)
-            | Value::Semver(_)
-            | Value::Access(_)
-            | Value::Decision(_) => 1,
-            _ => return None,
-        },
+        (
+            "_==_",
+            [
+                Value::Quantity(_)
+                | Value::Ip(_)
+                | Value::Cidr(_)
+                | Value::Format(_)
+                | Value::Url(_)
+                | Value::Semver(_)
+                | Value::Access(_)
+                | Value::Decision(_),
+                _,
+            ],
+        ) => 1,
         _ => return None,
     })
 }
@@ -146,8 +180,16 @@ fn standard(overload: Option<&str>, args: &[Value]) -> u64 {
         ) => text(arg, 1),
         ("in_list", [_, list]) => list.size(),
         (
-            "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string" | "less_bytes"
-            | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes" | "equals" | "not_equals",
+            "less_string"
+            | "greater_string"
+            | "less_equals_string"
+            | "greater_equals_string"
+            | "less_bytes"
+            | "greater_bytes"
+            | "less_equals_bytes"
+            | "greater_equals_bytes"
+            | "equals"
+            | "not_equals",
             [a, b],
         ) => scale(a.size().min(b.size()), STRING_FACTOR),
         ("add_string" | "add_bytes", [a, b]) => scale(a.size() + b.size(), STRING_FACTOR),

@@ -136,12 +136,8 @@ pub(super) fn call(function: &str, args: &[Value]) -> Option<Outcome> {
         (Stage::Resource, "subresource", []) => access.with(Stage::Resource, |q| q.subresource = word),
         (Stage::Resource, "namespace", []) => access.with(Stage::Resource, |q| q.namespace = word),
         (Stage::Resource, "name", []) => access.with(Stage::Resource, |q| q.name = word),
-        (Stage::Resource, "fieldSelector", []) => {
-            access.with(Stage::Resource, |q| q.field_selector = word)
-        }
-        (Stage::Resource, "labelSelector", []) => {
-            access.with(Stage::Resource, |q| q.label_selector = word)
-        }
+        (Stage::Resource, "fieldSelector", []) => access.with(Stage::Resource, |q| q.field_selector = word),
+        (Stage::Resource, "labelSelector", []) => access.with(Stage::Resource, |q| q.label_selector = word),
         (Stage::Path | Stage::Resource, "check", []) => {
             let question = Question { verb: word, ..access.question.clone() };
             Ok(Value::Decision(Arc::new(access.authorizer.decide(&question))))

@@ -128,7 +128,9 @@ fn refusal(verb: char, of: &str) -> String {
         'b' => format!("binary clause can only be used on integers and bools, was given {of}"),
         'f' => format!("fixed-point clause can only be used on doubles, was given {of}"),
         'e' => format!("scientific clause can only be used on doubles, was given {of}"),
-        _ => format!("hexadecimal clause can only be used on integers, byte buffers, and strings, was given {of}"),
+        _ => format!(
+            "hexadecimal clause can only be used on integers, byte buffers, and strings, was given {of}"
+        ),
     }
 }
 
@@ -247,7 +249,10 @@ fn element(value: &Value, fuel: &Fuel) -> Result<String, Fault> {
 ///
 /// # Errors
 /// The message.
-pub(crate) fn check(format: &str, args: &[(Id, &Type, Option<&Literal>)]) -> Result<(), (Option<Id>, String)> {
+pub(crate) fn check(
+    format: &str,
+    args: &[(Id, &Type, Option<&Literal>)],
+) -> Result<(), (Option<Id>, String)> {
     let plain = |why: String| (None, why);
     let (mut rest, mut used) = (format, 0);
     while !rest.is_empty() {
@@ -264,10 +269,8 @@ pub(crate) fn check(format: &str, args: &[(Id, &Type, Option<&Literal>)]) -> Res
         used += 1;
     }
     if args.len() > used {
-        let message = format!(
-            "too many arguments supplied to string.format (expected {used}, got {})",
-            args.len()
-        );
+        let message =
+            format!("too many arguments supplied to string.format (expected {used}, got {})", args.len());
         return Err(plain(message));
     }
     Ok(())

@@ -27,7 +27,11 @@ const FORMATS: &[Format] = &[
     Format { name: "dns1035LabelPrefix", pattern_size: 30, check: |s| prefix(names::dns1035_label, s) },
     Format { name: "labelValue", pattern_size: 40, check: names::label_value },
     Format { name: "uri", pattern_size: 1103, check: |s| url::parse(s).err().into_iter().collect() },
-    Format { name: "uuid", pattern_size: 89, check: |s| unless(is_uuid(s), "does not match the UUID format") },
+    Format {
+        name: "uuid",
+        pattern_size: 89,
+        check: |s| unless(is_uuid(s), "does not match the UUID format"),
+    },
     Format { name: "byte", pattern_size: 84, check: |s| unless(is_base64(s), "invalid base64") },
     Format { name: "date", pattern_size: 128, check: |s| unless(is_date(s), "invalid date") },
     Format { name: "datetime", pattern_size: 128, check: |s| unless(is_datetime(s), "invalid datetime") },

@@ -60,9 +60,9 @@ fn parse_cidr(text: &str) -> Result<Cidr, String> {
     let wrap = |why: String| format!("network address parse error during conversion from string: {why}");
     let failed = |why: &str| wrap(format!("netip.ParsePrefix({}): {why}", quoted(text)));
     let (address, bits) = text.rsplit_once('/').ok_or_else(|| failed("no '/'"))?;
-    let ip: IpAddr = address.parse().map_err(|_| {
-        failed(&format!("ParseAddr({}): {}", quoted(address), parse_problem(address)))
-    })?;
+    let ip: IpAddr = address
+        .parse()
+        .map_err(|_| failed(&format!("ParseAddr({}): {}", quoted(address), parse_problem(address))))?;
     let max = if ip.is_ipv4() { 32 } else { 128 };
     let shown = quoted(bits);
     let plain = bits.bytes().all(|b| b.is_ascii_digit()) && !(bits.len() > 1 && bits.starts_with('0'));
@@ -140,9 +140,7 @@ pub(super) fn call(function: &str, args: &[Value]) -> Option<Outcome> {
         ("ip", [Value::String(text)]) => ip(text).map(Value::Ip),
         ("ip", [Value::Cidr(cidr)]) => Ok(Value::Ip(cidr.address)),
         ("isIP", [Value::String(text)]) => Ok(Value::Bool(parse_ip(text).is_ok())),
-        ("ip.isCanonical", [Value::String(text)]) => {
-            ip(text).map(|ip| Value::Bool(ip.to_string() == **text))
-        }
+        ("ip.isCanonical", [Value::String(text)]) => ip(text).map(|ip| Value::Bool(ip.to_string() == **text)),
         ("family", [Value::Ip(ip)]) => Ok(Value::Int(if ip.is_ipv4() { 4 } else { 6 })),
         ("isUnspecified", [Value::Ip(ip)]) => Ok(Value::Bool(ip.is_unspecified())),
         ("isLoopback", [Value::Ip(ip)]) => Ok(Value::Bool(ip.is_loopback())),

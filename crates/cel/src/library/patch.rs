@@ -18,8 +18,7 @@ pub(crate) fn check_record(name: &str, fields: &BTreeMap<Arc<str>, Value>) -> Re
             ("op" | "path" | "from", Value::String(_)) | ("value", _) => {}
             ("op" | "path" | "from", other) => {
                 let of = other.type_of();
-                let message =
-                    format!("unexpected type {} for JSONPatchType '{field}' field", of.type_name());
+                let message = format!("unexpected type {} for JSONPatchType '{field}' field", of.type_name());
                 return Err(Fault::new(message));
             }
             _ => return Err(Fault::new(format!("unexpected JSONPatchType field: {field}"))),

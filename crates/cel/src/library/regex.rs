@@ -22,7 +22,9 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     let built = ::regex::RegexBuilder::new(&translated).size_limit(SIZE_LIMIT).build();
     match built {
         Ok(regex) => Ok(Regex(Arc::new(regex))),
-        Err(::regex::Error::CompiledTooBig(_)) => Err("error parsing regexp: expression nests too deeply".to_owned()),
+        Err(::regex::Error::CompiledTooBig(_)) => {
+            Err("error parsing regexp: expression nests too deeply".to_owned())
+        }
         Err(_) => Err(format!("error parsing regexp: invalid escape sequence: `{pattern}`")),
     }
 }
@@ -40,30 +42,44 @@ fn check(pattern: &str) -> Result<(), String> {
         let start = i;
         match chars[i] {
             '\\' => {
-                let Some(next) = chars.get(i + 1) else { return fail("trailing backslash at end of expression", chars.len(), chars.len()) };
+                let Some(next) = chars.get(i + 1) else {
+                    return fail("trailing backslash at end of expression", chars.len(), chars.len());
+                };
                 if *next == 'Q' {
                     let rest: String = chars[i + 2..].iter().collect();
-                    i += 2 + rest.find("\\E").map_or(rest.chars().count(), |at| rest[..at].chars().count() + 2);
+                    i += 2 + rest
+                        .find("\\E")
+                        .map_or(rest.chars().count(), |at| rest[..at].chars().count() + 2);
                     repeatable = true;
                     repeated = None;
                     continue;
                 }
                 let known = next.is_ascii_punctuation() || "AaBbCDdfnPpQrSstvWwxz01234567".contains(*next);
-                if !known || ('1'..='7').contains(next) && !chars.get(i + 2).is_some_and(|c| ('0'..='7').contains(c)) {
+                if !known
+                    || ('1'..='7').contains(next)
+                        && !chars.get(i + 2).is_some_and(|c| ('0'..='7').contains(c))
+                {
                     return fail("invalid escape sequence", i, i + 2);
                 }
                 i += 2;
                 (repeatable, repeated) = (true, None);
             }
             '[' => {
-                let Some(end) = class_end(&chars, i) else { return fail("missing closing ]", i, chars.len()) };
+                let Some(end) = class_end(&chars, i) else {
+                    return fail("missing closing ]", i, chars.len());
+                };
                 i = end;
                 (repeatable, repeated) = (true, None);
             }
             '(' => {
                 if chars.get(i + 1) == Some(&'?') {
-                    let ok = chars.get(i + 2).is_some_and(|c| matches!(c, ':' | 'P' | '<' | 'i' | 'm' | 's' | 'U' | '-'));
-                    if !ok || chars.get(i + 2) == Some(&'<') && chars.get(i + 3).is_some_and(|c| matches!(c, '=' | '!')) {
+                    let ok = chars
+                        .get(i + 2)
+                        .is_some_and(|c| matches!(c, ':' | 'P' | '<' | 'i' | 'm' | 's' | 'U' | '-'));
+                    if !ok
+                        || chars.get(i + 2) == Some(&'<')
+                            && chars.get(i + 3).is_some_and(|c| matches!(c, '=' | '!'))
+                    {
                         return fail("invalid or unsupported Perl syntax", i, i + 3);
                     }
                 }
@@ -200,7 +216,8 @@ fn translate(pattern: &str) -> String {
                     '0'..='7' => {
                         let mut value = next.to_digit(8).unwrap_or(0);
                         let mut count = 1;
-                        while let Some(digit) = chars.get(i).and_then(|c| c.to_digit(8)).filter(|_| count < 3) {
+                        while let Some(digit) = chars.get(i).and_then(|c| c.to_digit(8)).filter(|_| count < 3)
+                        {
                             value = value * 8 + digit;
                             i += 1;
                             count += 1;
@@ -269,7 +286,9 @@ pub(super) fn call(function: &str, args: &[Value], pattern: Option<&Regex>) -> O
                 Some(_) => return None,
             };
             compiled(illegal).map(|p| {
-                Value::list(p.0.find_iter(text).take(limit).map(|found| Value::string(found.as_str())).collect())
+                Value::list(
+                    p.0.find_iter(text).take(limit).map(|found| Value::string(found.as_str())).collect(),
+                )
             })
         }
         _ => return None,

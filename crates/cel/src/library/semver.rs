@@ -74,9 +74,11 @@ pub(crate) fn parse(text: &str) -> Result<Semver, String> {
                 let shown = quoted(part);
                 return Err(format!("Numeric PreRelease version must not contain leading zeroes {shown}"));
             }
-            list.push(Part::Number(part.parse().map_err(|_| {
-                format!("strconv.ParseUint: parsing {}: value out of range", quoted(part))
-            })?));
+            list.push(Part::Number(
+                part.parse().map_err(|_| {
+                    format!("strconv.ParseUint: parsing {}: value out of range", quoted(part))
+                })?,
+            ));
         } else if part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             list.push(Part::Text(part.to_owned()));
         } else {

@@ -14,9 +14,7 @@ pub(super) fn call(function: &str, args: &[Value], host: &Host<'_>) -> Option<Ou
         ("endsWith", [Value::String(s), Value::String(part)]) => truth(s.ends_with(&**part)),
         ("charAt", [Value::String(s), Value::Int(at)]) => Some(char_at(s, *at)),
         ("indexOf", [Value::String(s), Value::String(part)]) => Some(index_of(s, part, 0)),
-        ("indexOf", [Value::String(s), Value::String(part), Value::Int(at)]) => {
-            Some(index_of(s, part, *at))
-        }
+        ("indexOf", [Value::String(s), Value::String(part), Value::Int(at)]) => Some(index_of(s, part, *at)),
         ("lastIndexOf", [Value::String(s), Value::String(part)]) => {
             let len = int(s.chars().count());
             Some(match (part.is_empty(), s.len() < part.len()) {

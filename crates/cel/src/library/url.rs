@@ -49,7 +49,8 @@ pub(crate) fn parse(text: &str) -> Result<Url, String> {
         return failed("invalid URI for request");
     }
     let mut path = rest;
-    if let Some(authority) = rest.strip_prefix("//").filter(|_| !scheme.is_empty() || !rest.starts_with("///"))
+    if let Some(authority) =
+        rest.strip_prefix("//").filter(|_| !scheme.is_empty() || !rest.starts_with("///"))
     {
         let (authority, tail) = authority.find('/').map_or((authority, ""), |at| authority.split_at(at));
         path = tail;
@@ -91,7 +92,9 @@ fn check_host(host: &str) -> Result<(), String> {
     if !port.is_empty() && !digits {
         return Err(format!("invalid port {} after host", quoted(port)));
     }
-    if let Some(bad) = host.chars().find(|c| matches!(c, ' ' | '<' | '>' | '"' | '\\' | '^' | '`' | '{' | '|' | '}')) {
+    if let Some(bad) =
+        host.chars().find(|c| matches!(c, ' ' | '<' | '>' | '"' | '\\' | '^' | '`' | '{' | '|' | '}'))
+    {
         return Err(format!("invalid character {} in host name", quoted(&bad.to_string())));
     }
     Ok(())
@@ -118,11 +121,8 @@ impl Url {
     }
 
     fn port(&self) -> &str {
-        let rest = if self.host.starts_with('[') {
-            self.host.rsplit(']').next().unwrap_or("")
-        } else {
-            &self.host
-        };
+        let rest =
+            if self.host.starts_with('[') { self.host.rsplit(']').next().unwrap_or("") } else { &self.host };
         rest.rsplit_once(':').map_or("", |(_, port)| port)
     }
 

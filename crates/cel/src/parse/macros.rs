@@ -39,22 +39,22 @@ impl Parser {
         args: Vec<Expr>,
     ) -> Result<Expr, Abort> {
         let ids: Vec<_> = args.iter().map(|arg| arg.id).chain([target.id]).collect();
-        let make: Option<fn(&mut Maker<'_>, Expr, Vec<Expr>) -> Expansion> =
-            match (&**function, args.len()) {
-                ("all", 2 | 3) => Some(all),
-                ("exists", 2 | 3) => Some(exists),
-                ("exists_one", 2 | 3) | ("existsOne", 3) => Some(exists_one),
-                ("map", 2 | 3) => Some(map),
-                ("filter", 2) => Some(filter),
-                ("transformList", 3 | 4) => Some(transform_list),
-                ("transformMap", 3 | 4) => Some(transform_map),
-                ("transformMapEntry", 3 | 4) => Some(transform_map_entry),
-                ("optMap", 2) => Some(opt_map),
-                ("optFlatMap", 2) => Some(opt_flat_map),
-                ("sortBy", 2) => Some(sort_by),
-                ("bind", 3) if self.bindings && is_cel(&target) => Some(bind),
-                _ => None,
-            };
+        type Make = fn(&mut Maker<'_>, Expr, Vec<Expr>) -> Expansion;
+        let make: Option<Make> = match (&**function, args.len()) {
+            ("all", 2 | 3) => Some(all),
+            ("exists", 2 | 3) => Some(exists),
+            ("exists_one", 2 | 3) | ("existsOne", 3) => Some(exists_one),
+            ("map", 2 | 3) => Some(map),
+            ("filter", 2) => Some(filter),
+            ("transformList", 3 | 4) => Some(transform_list),
+            ("transformMap", 3 | 4) => Some(transform_map),
+            ("transformMapEntry", 3 | 4) => Some(transform_map_entry),
+            ("optMap", 2) => Some(opt_map),
+            ("optFlatMap", 2) => Some(opt_flat_map),
+            ("sortBy", 2) => Some(sort_by),
+            ("bind", 3) if self.bindings && is_cel(&target) => Some(bind),
+            _ => None,
+        };
         let Some(make) = make else {
             let kind = Kind::Call { target: Some(Box::new(target)), function: function.clone(), args };
             return self.b.node(at, kind, &ids, true);
@@ -127,8 +127,7 @@ impl Maker<'_> {
     /// Binds `name` to `value` in `body`.
     fn bind(&mut self, name: &str, value: Expr, body: Expr) -> Expr {
         let range = self.list(Vec::new());
-        let parts =
-            Parts { init: value, condition: self.truth(false), step: self.ident(name), result: body };
+        let parts = Parts { init: value, condition: self.truth(false), step: self.ident(name), result: body };
         let vars = Vars { first: "#unused".into(), second: None, accumulator: name.into() };
         self.fold(range, vars, parts)
     }
@@ -282,8 +281,7 @@ fn collect(m: &mut Maker<'_>, target: Expr, vars: Vars, filter: Option<Expr>, tr
     let (before, element) = (m.result(), m.list(vec![transform]));
     let step = m.call(op::ADD, vec![before, element]);
     let step = when(m, filter, step);
-    let parts =
-        Parts { init: m.list(Vec::new()), condition: m.truth(true), step, result: m.result() };
+    let parts = Parts { init: m.list(Vec::new()), condition: m.truth(true), step, result: m.result() };
     m.fold(target, vars, parts)
 }
 
@@ -325,12 +323,8 @@ fn insert(m: &mut Maker<'_>, target: Expr, mut args: Vec<Expr>, with_key: bool) 
     call.append(&mut args);
     let step = m.call("cel.@mapInsert", call);
     let step = when(m, filter, step);
-    let parts = Parts {
-        init: m.expr(Kind::Map(Vec::new())),
-        condition: m.truth(true),
-        step,
-        result: m.result(),
-    };
+    let parts =
+        Parts { init: m.expr(Kind::Map(Vec::new())), condition: m.truth(true), step, result: m.result() };
     Ok(m.fold(target, vars, parts))
 }
 

@@ -93,8 +93,7 @@ impl Rules {
         };
         let element = declared.and_then(|of| of.element.as_ref());
         let part = |name: &str| rules.get(name).zip(schema.get(name)).filter(|(_, s)| s.is_object());
-        let items =
-            part("items").and_then(|(r, s)| Self::compile(r, s, embedded(s), element)).map(Box::new);
+        let items = part("items").and_then(|(r, s)| Self::compile(r, s, embedded(s), element)).map(Box::new);
         let additional = part("additionalProperties")
             .and_then(|(r, s)| Self::compile(r, s, embedded(s), element))
             .map(Box::new);
@@ -287,22 +286,26 @@ impl Rules {
                     }
                 }
                 Err(Fault::OverBudget) => {
-                    let why = "no further validation rules will be run due to call cost exceeds limit for rule";
+                    let why =
+                        "no further validation rules will be run due to call cost exceeds limit for rule";
                     invalid(run, format!("'{}': {why}: {}", Fault::OverBudget, rule.shown()));
                     run.budget = -1;
                     return;
                 }
                 Err(fault) => {
                     let text = fault.to_string();
-                    invalid(run, if text.starts_with("no such overload") {
-                        format!(
-                            "'{text}': call arguments did not match a supported operator, function or macro \
+                    invalid(
+                        run,
+                        if text.starts_with("no such overload") {
+                            format!(
+                                "'{text}': call arguments did not match a supported operator, function or macro \
                              signature for rule: {}",
-                            rule.shown()
-                        )
-                    } else {
-                        format!("{text} evaluating rule: {}", rule.shown())
-                    });
+                                rule.shown()
+                            )
+                        } else {
+                            format!("{text} evaluating rule: {}", rule.shown())
+                        },
+                    );
                 }
             }
         }

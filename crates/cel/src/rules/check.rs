@@ -91,10 +91,9 @@ impl Checker<'_> {
         let declared = place.declared.as_ref();
         let element = declared.and_then(|of| of.element.clone());
         let atomic_map = schema.get("x-kubernetes-map-type").and_then(Json::as_str);
-        let map_lost = place
-            .uncorrelated
-            .clone()
-            .or_else(|| atomic_map.filter(|kind| !matches!(*kind, "granular" | "atomic")).map(|_| path.clone()));
+        let map_lost = place.uncorrelated.clone().or_else(|| {
+            atomic_map.filter(|kind| !matches!(*kind, "granular" | "atomic")).map(|_| path.clone())
+        });
         if let Some(entries) = schema.get("additionalProperties").filter(|entries| entries.is_object()) {
             let place = child(element.clone(), map_lost.clone());
             self.schema(entries, &path.child("additionalProperties"), &place);
@@ -158,7 +157,12 @@ impl Checker<'_> {
 
     fn invalid(&mut self, path: Path, value: String, detail: &str) {
         let path = path.to_string();
-        self.errs.push(Error { kind: ErrorKind::Invalid, path, value: Some(value), detail: detail.to_owned() });
+        self.errs.push(Error {
+            kind: ErrorKind::Invalid,
+            path,
+            value: Some(value),
+            detail: detail.to_owned(),
+        });
     }
 }
 

@@ -50,7 +50,9 @@ fn tokens(path: &str) -> Vec<String> {
     while !rest.is_empty() {
         let len = if rest.starts_with('\'') {
             let bytes = rest.as_bytes();
-            (1..bytes.len()).find(|i| bytes[*i] == b'\'' && bytes[i - 1] != b'\\').map_or(rest.len(), |i| i + 1)
+            (1..bytes.len())
+                .find(|i| bytes[*i] == b'\'' && bytes[i - 1] != b'\\')
+                .map_or(rest.len(), |i| i + 1)
         } else if rest.starts_with(['.', '[', ']']) {
             1
         } else {

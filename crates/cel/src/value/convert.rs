@@ -13,11 +13,7 @@ use crate::types::Type;
 pub(crate) fn convert(value: &Value, to: &Type) -> Result<Value, Fault> {
     let none = || {
         let from = value.type_of();
-        Fault::new(format!(
-            "type conversion error from '{}' to '{}'",
-            from.type_name(),
-            to.type_name()
-        ))
+        Fault::new(format!("type conversion error from '{}' to '{}'", from.type_name(), to.type_name()))
     };
     Ok(match (value, to) {
         (Value::Bool(_), Type::Bool)

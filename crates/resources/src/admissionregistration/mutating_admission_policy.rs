@@ -135,8 +135,7 @@ fn mutation(one: &Mutation, compiler: &Compiler, params: bool, path: &Path, errs
         Some(text) if text.trim().is_empty() => errs.required(path.child(field).child("expression"), ""),
         Some(text) => {
             let options = Options { params, authorizer: true, patch_types: true };
-            let returns =
-                if field == "jsonPatch" { Returns::JsonPatch } else { Returns::Object };
+            let returns = if field == "jsonPatch" { Returns::JsonPatch } else { Returns::Object };
             let compiled = compiler.compile(text.trim(), options, returns);
             matching::compiled_or(compiled, text.trim(), path.child(field).child("expression"), errs);
         }

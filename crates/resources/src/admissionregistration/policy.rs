@@ -71,12 +71,7 @@ pub(super) fn param_kind_cell(kind: Option<&ParamKind>) -> Value {
 }
 
 /// Checks the variables of a policy; the compiler for its other expressions, which may name them.
-pub(super) fn variables(
-    variables: &[Variable],
-    params: bool,
-    path: &Path,
-    errs: &mut ErrorList,
-) -> Compiler {
+pub(super) fn variables(variables: &[Variable], params: bool, path: &Path, errs: &mut ErrorList) -> Compiler {
     let mut compiler = if variables.is_empty() { Compiler::plain() } else { Compiler::composed() };
     let options = Options { params, authorizer: true, ..Options::default() };
     for (i, variable) in variables.iter().enumerate() {
