@@ -84,11 +84,15 @@ fn out_of_memory(lab: &Lab) {
     lab.kubectl("delete pod hungry --now");
 }
 
+fn count(lab: &Lab) -> usize {
+    std::fs::read_dir(sandboxes(lab)).into_iter().flatten().flatten().count()
+}
+
 /// Pods that come and go; `CORACLE_NODE_CYCLES` says how many (60 unless set).
 fn churn(lab: &Lab) {
     let cycles = std::env::var("CORACLE_NODE_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let batch = 20;
-    let before = Census::own(&lab.machine);
+    let (before, there) = (Census::own(&lab.machine), count(lab));
     for round in 0..cycles / batch {
         let items: Vec<Value> = (0..batch)
             .map(|n| {
@@ -111,6 +115,5 @@ fn churn(lab: &Lab) {
         let left = Census::own(&lab.machine).since(&before);
         if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
     });
-    let entries = std::fs::read_dir(sandboxes(lab)).into_iter().flatten().flatten().count();
-    assert!(entries <= 2, "{entries} sandboxes left");
+    assert_eq!(count(lab), there, "sandboxes are left");
 }
