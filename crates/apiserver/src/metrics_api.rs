@@ -37,7 +37,12 @@ pub(crate) fn group() -> Value {
 
 /// The resources of the version.
 pub(crate) fn resources() -> Value {
-    let one = |(plural, kind, namespaced): (&str, &str, bool)| json!({ "name": plural, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": ["get", "list"] });
+    let one = |(plural, kind, namespaced): (&str, &str, bool)| {
+        json!({
+            "name": plural, "singularName": "", "namespaced": namespaced, "kind": kind,
+            "verbs": ["get", "list"],
+        })
+    };
     json!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{GROUP}/{VERSION}"),
         "resources": KINDS.map(one),
@@ -206,7 +211,9 @@ mod tests {
 
     #[test]
     fn figures_become_amounts_once_there_is_a_rate() {
-        let stats = json!({ "cpu": { "time": "t", "usageNanoCores": 1_500_000 }, "memory": { "workingSetBytes": 2048 } });
+        let stats = json!({
+            "cpu": { "time": "t", "usageNanoCores": 1_500_000 }, "memory": { "workingSetBytes": 2048 },
+        });
         let (usage, time) = usage(&stats).expect("figures");
         assert_eq!((usage, time), (json!({ "cpu": "1500u", "memory": "2Ki" }), json!("t")));
         assert!(super::usage(&json!({ "cpu": {}, "memory": { "workingSetBytes": 1 } })).is_none());

@@ -174,7 +174,10 @@ mod tests {
 
     #[test]
     fn init_containers_hold_the_phase_until_they_are_through() {
-        let spec = |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
+        let spec = |policy: &str| {
+            json!({"restartPolicy": policy, "initContainers": [{"name": "i"}],
+                "containers": [{"name": "a"}]})
+        };
         check(spec("Always"), json!([running()]), json!([waiting()]), Facts::default(), "Pending");
         check(spec("Always"), json!([held(1)]), json!([waiting()]), Facts::default(), "Pending");
         check(spec("Never"), json!([exited(1)]), json!([waiting()]), Facts::default(), "Failed");

@@ -38,15 +38,7 @@ impl Worker {
                 }
             }
             Done::Started(name, result) => self.started(&name, result),
-            Done::Killed(id, result) => {
-                self.dirty = true;
-                if let Err(e) = result {
-                    warn!(container = id, error = %e, "container not killed");
-                    self.cx.pod_warning(&self.pod, "FailedKillPod", format!("error killing pod: {e}"));
-                    self.memory.killing.remove(&id);
-                    self.retry_at = Some(crate::pod::after(self.now(), 1));
-                }
-            }
+            Done::Killed(id, result) => self.killed(&id, result),
             Done::SandboxStopped(id, result) => {
                 self.memory.stopping.remove(&id);
                 self.dirty = true;
@@ -93,6 +85,16 @@ impl Worker {
                     self.closing = Closing::Closed;
                 }
             }
+        }
+    }
+
+    fn killed(&mut self, id: &str, result: Result<(), coracle_cri::CriError>) {
+        self.dirty = true;
+        if let Err(e) = result {
+            warn!(container = id, error = %e, "container not killed");
+            self.cx.pod_warning(&self.pod, "FailedKillPod", format!("error killing pod: {e}"));
+            self.memory.killing.remove(id);
+            self.retry_at = Some(crate::pod::after(self.now(), 1));
         }
     }
 
