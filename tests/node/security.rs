@@ -15,7 +15,8 @@ fn users_and_groups(lab: &Lab) {
         "ids",
         json!({"securityContext": {"runAsUser": 1001, "runAsGroup": 2002, "fsGroup": 3003,
                 "supplementalGroups": [4004], "supplementalGroupsPolicy": "Strict"},
-            "containers": [{"name": "main", "command": ["sh", "-c", "id -u; id -g; id -G; stat -c %g /v; touch /v/x; stat -c %g /v/x"],
+            "containers": [{"name": "main",
+                "command": ["sh", "-c", "id -u; id -g; id -G; stat -c %g /v; touch /v/x; stat -c %g /v/x"],
                 "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
             "volumes": [{"name": "v", "emptyDir": {}}]}),
     );

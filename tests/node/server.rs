@@ -66,7 +66,8 @@ fn summary(lab: &Lab) {
 }
 
 fn logs(lab: &Lab) {
-    let script = "[ -e /v/x ] && { echo second; sleep 1000; }; touch /v/x; for i in 1 2 3 4; do echo line$i; done; exit 1";
+    let script = "[ -e /v/x ] && { echo second; sleep 1000; }; touch /v/x
+        for i in 1 2 3 4; do echo line$i; done; exit 1";
     let mut main = shell(script);
     main["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     lab.pod("talker", json!({"containers": [main], "volumes": [{"name": "v", "emptyDir": {}}]}));
@@ -97,7 +98,8 @@ fn statics(lab: &Lab) {
     let manifest = |word: &str| {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fixed"}, "spec": {
             "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "main", "image": crate::IMAGE, "command": ["sh", "-c", format!("echo {word}; sleep 1000")]}]}})
+            "containers": [{"name": "main", "image": crate::IMAGE,
+                "command": ["sh", "-c", format!("echo {word}; sleep 1000")]}]}})
         .to_string()
     };
     std::fs::write(folder.join("fixed.yaml"), manifest("one")).expect("a manifest");

@@ -119,7 +119,8 @@ mod tests {
         let path = dir.path().join("registries.yaml");
         assert_eq!(Registries::read(&path).unwrap().endpoints("docker.io", false).len(), 1);
         let text = "mirrors:\n  docker.io:\n    endpoint: [\"http://10.0.0.1:5000/v2\", \"https://m.example\"]\n\
-                    configs:\n  m.example:\n    auth: {username: u, password: p}\n    tls: {insecure_skip_verify: true}\n";
+                    configs:\n  m.example:\n    auth: {username: u, password: p}\n\
+                    \x20   tls: {insecure_skip_verify: true}\n";
         std::fs::write(&path, text).unwrap();
         let got = Registries::read(&path).unwrap().endpoints("docker.io", false);
         let hosts: Vec<_> = got.iter().map(|e| (e.host.as_str(), e.plain)).collect();
