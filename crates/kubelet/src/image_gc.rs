@@ -11,6 +11,8 @@ use crate::pod::after;
 const HIGH: u64 = 85;
 /// … until it is down to this.
 const LOW: u64 = 80;
+/// With so many bytes left nothing has to go, however large the disk.
+const ENOUGH: u64 = 10 << 30;
 /// An image stays at least so many seconds after it was last used.
 const MIN_AGE: i64 = 120;
 
@@ -36,7 +38,7 @@ pub fn choose(
     let (capacity, free) = disk;
     let busy = capacity.saturating_sub(free);
     let percent = (busy * 100).checked_div(capacity).unwrap_or(0);
-    if !pressure && percent < HIGH {
+    if !pressure && (percent < HIGH || free > ENOUGH) {
         return Vec::new();
     }
     let goal = if pressure { u64::MAX } else { busy.saturating_sub(capacity / 100 * LOW) };
