@@ -19,6 +19,7 @@ mod node_lifecycle;
 mod own_writes;
 mod pod_gc;
 mod pods;
+mod quota;
 mod replicaset;
 mod revisions;
 mod root_ca;
@@ -121,6 +122,7 @@ const ALL: &[(&str, Start)] = &[
     ("pod-garbage-collector-controller", pod_gc::run),
     ("garbage-collector-controller", garbage_collector::run),
     ("clusterrole-aggregation-controller", cluster_role_aggregation::run),
+    ("resourcequota-controller", quota::run),
     ("certificatesigningrequest-signing-controller", certificates::run),
     ("bootstrap-signer-controller", bootstrap_tokens::run_signer),
     ("token-cleaner-controller", bootstrap_tokens::run_cleaner),
