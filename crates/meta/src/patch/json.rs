@@ -73,9 +73,8 @@ fn misfit(target: &Value, op: &str, path: &str) -> String {
             )
         }
         Some(Value::Array(_)) if matches!(op, "add" | "remove") => {
-            format!(
-                "error in {op} for path: '{path}': Unable to access invalid index: {last}: invalid index referenced"
-            )
+            let why = "invalid index referenced";
+            format!("error in {op} for path: '{path}': Unable to access invalid index: {last}: {why}")
         }
         _ => format!("{op} operation does not apply: doc is missing path: \"{path}\": missing value"),
     }
