@@ -106,7 +106,9 @@ impl Options {
         if let Some(force) = self.force {
             out["force"] = force.into();
         }
-        for (key, text) in [("fieldManager", &self.field_manager), ("fieldValidation", &self.field_validation)] {
+        for (key, text) in
+            [("fieldManager", &self.field_manager), ("fieldValidation", &self.field_validation)]
+        {
             if !text.is_empty() {
                 out[key] = text.clone().into();
             }

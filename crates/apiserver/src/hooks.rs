@@ -53,7 +53,12 @@ fn with_timeout(url: &str, timeout: Duration) -> String {
     format!("{url}{sign}timeout={}s", timeout.as_secs())
 }
 
-async fn exchange(server: &Server, target: &HookTarget, url: &str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
+async fn exchange(
+    server: &Server,
+    target: &HookTarget,
+    url: &str,
+    body: Vec<u8>,
+) -> Result<Vec<u8>, Failure> {
     let transport = |e: &dyn std::fmt::Display| Failure::Transport(e.to_string());
     let uri: Uri = url.parse().map_err(|e| transport(&e))?;
     let host = uri.host().unwrap_or("").trim_matches(['[', ']']).to_owned();
@@ -65,7 +70,8 @@ async fn exchange(server: &Server, target: &HookTarget, url: &str, body: Vec<u8>
         None => (host.clone(), uri.port_u16().unwrap_or(443)),
     };
     let stream = TcpStream::connect((address.as_str(), port)).await.map_err(|e| {
-        let why = if e.kind() == std::io::ErrorKind::ConnectionRefused { "connection refused" } else { "failed" };
+        let why =
+            if e.kind() == std::io::ErrorKind::ConnectionRefused { "connection refused" } else { "failed" };
         Failure::Transport(format!("dial tcp {address}:{port}: connect: {why}"))
     })?;
     let connector = tokio_rustls::TlsConnector::from(config(target).map_err(Failure::Transport)?);
@@ -87,7 +93,8 @@ async fn exchange(server: &Server, target: &HookTarget, url: &str, body: Vec<u8>
         .map_err(|e| transport(&e))?;
     let answer = sender.send_request(request).await.map_err(|e| transport(&e))?;
     let code = answer.status().as_u16();
-    let text = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| transport(&e))?.to_bytes();
+    let text =
+        Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| transport(&e))?.to_bytes();
     driver.abort();
     if (200..300).contains(&code) { Ok(text.to_vec()) } else { Err(Failure::Answer(refusal(code, &text))) }
 }
@@ -129,7 +136,10 @@ mod tests {
 
     #[test]
     fn the_webhook_is_told_how_long_it_may_take() {
-        assert_eq!(with_timeout("https://a.b.svc:443/v", Duration::from_secs(5)), "https://a.b.svc:443/v?timeout=5s");
+        assert_eq!(
+            with_timeout("https://a.b.svc:443/v", Duration::from_secs(5)),
+            "https://a.b.svc:443/v?timeout=5s"
+        );
         assert_eq!(with_timeout("https://h/?a=1", Duration::from_secs(1)), "https://h/?a=1&timeout=1s");
     }
 

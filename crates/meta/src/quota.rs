@@ -186,7 +186,8 @@ impl Evaluator {
         let mut missing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
             let named = container_usage(container);
-            for name in required.iter().filter(|name| REQUIRED.contains(*name) && !named.contains_key(**name)) {
+            for name in required.iter().filter(|name| REQUIRED.contains(*name) && !named.contains_key(**name))
+            {
                 missing.entry(name).or_default().insert(&container.name);
             }
         }
@@ -194,8 +195,10 @@ impl Evaluator {
             return Ok(());
         }
         let join = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(",");
-        let parts: Vec<String> =
-            missing.into_iter().map(|(name, containers)| format!("{name} for: {}", join(containers))).collect();
+        let parts: Vec<String> = missing
+            .into_iter()
+            .map(|(name, containers)| format!("{name} for: {}", join(containers)))
+            .collect();
         Err(format!("must specify {}", parts.join("; ")))
     }
 }
@@ -225,11 +228,8 @@ pub fn counts(pod: &Pod, now: Timestamp) -> bool {
 }
 
 fn pod_usage(pod: &Pod, now: Timestamp) -> Resources {
-    let mut out = if counts(pod, now) {
-        compute(&pod::requests(pod), &pod::limits(pod))
-    } else {
-        Resources::new()
-    };
+    let mut out =
+        if counts(pod, now) { compute(&pod::requests(pod), &pod::limits(pod)) } else { Resources::new() };
     out.insert("count/pods".to_owned(), Quantity::from(1));
     out
 }
@@ -277,7 +277,8 @@ fn crosses_namespaces(pod: &Pod) -> bool {
     let required = with.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let required_anti = without.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let preferred = with.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let preferred_anti = without.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let preferred_anti =
+        without.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
     required.into_iter().chain(required_anti).flatten().any(crosses)
         || preferred.into_iter().chain(preferred_anti).flatten().any(|w| crosses(&w.pod_affinity_term))
 }
@@ -305,7 +306,8 @@ fn claim_usage(claim: &PersistentVolumeClaim) -> Resources {
         ("count/persistentvolumeclaims".to_owned(), one),
     ]);
     let spec = claim.spec.as_ref();
-    let old = claim.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
+    let old =
+        claim.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
     let class = old.or_else(|| spec.and_then(|s| s.storage_class_name.as_ref())).filter(|c| !c.is_empty());
     let requested = spec.and_then(|s| s.resources.as_ref()?.requests.as_ref()?.get("storage"));
     let allocated = claim.status.as_ref().and_then(|s| s.allocated_resources.as_ref()?.get("storage"));
@@ -336,7 +338,11 @@ fn service_usage(service: &Service) -> Resources {
         Some("LoadBalancer") => (all, 1),
         _ => (0, 0),
     };
-    SERVICE.iter().zip([1, 1, node_ports, balancers]).map(|(n, q)| ((*n).to_owned(), Quantity::from(q))).collect()
+    SERVICE
+        .iter()
+        .zip([1, 1, node_ports, balancers])
+        .map(|(n, q)| ((*n).to_owned(), Quantity::from(q)))
+        .collect()
 }
 
 fn device_usage(claim: &ResourceClaim) -> Resources {
@@ -404,7 +410,8 @@ mod tests {
     fn scopes_select_pods() {
         let best_effort = pod(json!({ "containers": [{ "name": "c" }], "priorityClassName": "high" }));
         let quota = |selector: serde_json::Value| -> ResourceQuota {
-            serde_json::from_value(json!({ "spec": selector, "status": { "hard": { "pods": "1" } } })).unwrap()
+            serde_json::from_value(json!({ "spec": selector, "status": { "hard": { "pods": "1" } } }))
+                .unwrap()
         };
         let check = |selector, want: bool| {
             assert_eq!(Evaluator::Pods.matches(&quota(selector), &best_effort), want);
@@ -422,7 +429,8 @@ mod tests {
 
     #[test]
     fn other_objects_are_counted() {
-        let check = |group: &str, plural: &str, name: &str| assert!(Evaluator::of(group, plural).covers(name));
+        let check =
+            |group: &str, plural: &str, name: &str| assert!(Evaluator::of(group, plural).covers(name));
         check("", "secrets", "secrets");
         check("", "secrets", "count/secrets");
         check("example.com", "things", "count/things.example.com");

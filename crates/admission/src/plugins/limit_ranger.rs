@@ -58,18 +58,22 @@ impl Plugin for LimitRanger {
         for range in env.reader.list("", "limitranges", request.namespace) {
             let items = range.downcast::<LimitRange>().and_then(|r| r.spec.as_ref()).map(|s| &s.limits[..]);
             let items = items.unwrap_or_default();
-            let mut errors = match (request.object_as::<Pod>(), request.object_as::<PersistentVolumeClaim>()) {
+            let mut errors = match (request.object_as::<Pod>(), request.object_as::<PersistentVolumeClaim>())
+            {
                 (Some(pod), _) => check_pod(items, pod),
                 (_, Some(claim)) => check_claim(items, claim),
                 _ => Vec::new(),
             };
             if !errors.is_empty() {
                 let mut seen = Vec::new();
-                errors.retain(|e| !seen.contains(e) && {
-                    seen.push(e.clone());
-                    true
+                errors.retain(|e| {
+                    !seen.contains(e) && {
+                        seen.push(e.clone());
+                        true
+                    }
                 });
-                let why = if errors.len() == 1 { errors.remove(0) } else { format!("[{}]", errors.join(", ")) };
+                let why =
+                    if errors.len() == 1 { errors.remove(0) } else { format!("[{}]", errors.join(", ")) };
                 return Err(request.forbidden(&why));
             }
         }
@@ -103,12 +107,20 @@ fn set_defaults(range: &LimitRange, pod: &mut Pod) {
     }
 }
 
-fn fill(container: &mut Container, requests: &Amounts, limits: &Amounts, what: &str, notes: &mut Vec<String>) {
+fn fill(
+    container: &mut Container,
+    requests: &Amounts,
+    limits: &Amounts,
+    what: &str,
+    notes: &mut Vec<String>,
+) {
     if requests.is_empty() && limits.is_empty() {
         return;
     }
     let own = container.resources.get_or_insert_default();
-    for (kind, defaults, slot) in [("request", requests, &mut own.requests), ("limit", limits, &mut own.limits)] {
+    for (kind, defaults, slot) in
+        [("request", requests, &mut own.requests), ("limit", limits, &mut own.limits)]
+    {
         let present = slot.get_or_insert_default();
         let absent: Vec<&String> = defaults.keys().filter(|name| !present.contains_key(*name)).collect();
         if !absent.is_empty() {

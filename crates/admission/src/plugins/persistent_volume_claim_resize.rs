@@ -22,7 +22,8 @@ impl Plugin for PersistentVolumeClaimResize {
     }
 
     async fn validate(&self, env: &Environment, request: &mut Request<'_>) -> Result<(), Status> {
-        let (new, old) = (request.object_as::<PersistentVolumeClaim>(), request.old_as::<PersistentVolumeClaim>());
+        let (new, old) =
+            (request.object_as::<PersistentVolumeClaim>(), request.old_as::<PersistentVolumeClaim>());
         let Some((new, old)) = new.zip(old) else { return Ok(()) };
         if size(new) <= size(old) {
             return Ok(());
@@ -51,7 +52,8 @@ fn size(claim: &PersistentVolumeClaim) -> Quantity {
 }
 
 fn class(claim: &PersistentVolumeClaim) -> &str {
-    let old = claim.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
+    let old =
+        claim.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
     let new = || claim.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
     old.or_else(new).map_or("", String::as_str)
 }

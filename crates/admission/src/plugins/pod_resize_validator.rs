@@ -24,7 +24,8 @@ impl Plugin for PodResizeValidator {
 
     async fn validate(&self, env: &Environment, request: &mut Request<'_>) -> Result<(), Status> {
         let Some((new, old)) = request.object_as::<Pod>().zip(request.old_as::<Pod>()) else { return Ok(()) };
-        let Some(name) = pod::node_name(new).filter(|_| new.metadata.generation != old.metadata.generation) else {
+        let Some(name) = pod::node_name(new).filter(|_| new.metadata.generation != old.metadata.generation)
+        else {
             return Ok(());
         };
         let found = env.reader.get("", "nodes", "", name);

@@ -69,14 +69,17 @@ impl Plugin for PodSecurity {
             return Ok(());
         }
         if !errs.is_empty() {
-            request.annotate(&format!("{AUDIT}error"), format!("Failed to parse policy: {}", errs.aggregate()));
+            request
+                .annotate(&format!("{AUDIT}error"), format!("Failed to parse policy: {}", errs.aggregate()));
         }
         let pod = request.object_as::<Pod>().is_some();
         let insignificant = match (request.object_as::<Pod>(), request.old_as::<Pod>()) {
             (Some(new), Some(old)) => !is_significant(new, old),
             _ => false,
         };
-        let Some((meta, spec)) = request.object.as_deref().and_then(|obj| pod_of(&**obj)) else { return Ok(()) };
+        let Some((meta, spec)) = request.object.as_deref().and_then(|obj| pod_of(&**obj)) else {
+            return Ok(());
+        };
         if insignificant {
             return Ok(());
         }
@@ -86,7 +89,12 @@ impl Plugin for PodSecurity {
 }
 
 /// Evaluates a pod, or the pods of a workload, which are only warned of.
-fn judge(request: &mut Request<'_>, policy: Policy, subject: &Subject<'_>, enforce: bool) -> Result<(), Status> {
+fn judge(
+    request: &mut Request<'_>,
+    policy: Policy,
+    subject: &Subject<'_>,
+    enforce: bool,
+) -> Result<(), Status> {
     if enforce {
         request.annotate(&format!("{AUDIT}enforce-policy"), policy.enforce.to_string());
         let findings = evaluate(policy.enforce, subject);
@@ -179,7 +187,11 @@ fn is_significant(new: &Pod, old: &Pod) -> bool {
 }
 
 /// Labels of a namespace must be right, and who makes them stricter learns which pods do not keep to them.
-fn check_namespace(env: &Environment, request: &mut Request<'_>, namespace: &Namespace) -> Result<(), Status> {
+fn check_namespace(
+    env: &Environment,
+    request: &mut Request<'_>,
+    namespace: &Namespace,
+) -> Result<(), Status> {
     let (new, errs) = Policy::of(namespace.metadata.labels.as_ref());
     let invalid = || Status::invalid("", "Namespace", request.name, &errs);
     let Some(old) = request.old_as::<Namespace>() else {

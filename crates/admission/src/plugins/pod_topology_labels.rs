@@ -49,7 +49,8 @@ impl Plugin for PodTopologyLabels {
 
 fn topology(env: &Environment, name: &str) -> BTreeMap<String, String> {
     let node = env.reader.get("", "nodes", "", name);
-    let labels = node.as_deref().and_then(|obj| obj.downcast::<Node>()).and_then(|n| n.metadata.labels.as_ref());
+    let labels =
+        node.as_deref().and_then(|obj| obj.downcast::<Node>()).and_then(|n| n.metadata.labels.as_ref());
     let known = |key: &&str| labels.and_then(|l| l.get(*key)).map(|value| ((*key).to_owned(), value.clone()));
     LABELS.iter().filter_map(known).collect()
 }

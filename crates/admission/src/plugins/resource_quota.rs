@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use coracle_meta::Status;
 use coracle_meta::pod::Resources;
 use coracle_meta::quantity::Quantity;
 use coracle_meta::quota::{Evaluator, is_terminating};
-use coracle_meta::Status;
 use coracle_resources::def::Storage;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota as Quota};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Api;
@@ -56,7 +56,10 @@ impl Plugin for ResourceQuota {
             let all = env.reader.list("", "resourcequotas", request.namespace);
             let quotas = all.iter().filter_map(|obj| obj.downcast::<Quota>());
             let quotas: Vec<Quota> = quotas
-                .filter(|q| left.as_ref().is_none_or(|names| names.iter().any(|n| Some(n) == q.metadata.name.as_ref())))
+                .filter(|q| {
+                    left.as_ref()
+                        .is_none_or(|names| names.iter().any(|n| Some(n) == q.metadata.name.as_ref()))
+                })
                 .cloned()
                 .collect();
             let charged = check(&quotas, request, env.clock.now())?;
@@ -134,7 +137,8 @@ fn check(quotas: &[Quota], request: &Request<'_>, now: jiff::Timestamp) -> Resul
             (Some(before), Some(old)) if evaluator.matches(quota, old) => minus(&usage, before),
             _ => usage.clone(),
         };
-        let delta: Resources = delta.into_iter().filter(|(n, q)| !q.is_zero() && hard.contains_key(n)).collect();
+        let delta: Resources =
+            delta.into_iter().filter(|(n, q)| !q.is_zero() && hard.contains_key(n)).collect();
         if delta.is_empty() {
             continue;
         }
@@ -184,7 +188,8 @@ mod tests {
     fn quota(hard: serde_json::Value, used: serde_json::Value) -> Arc<dyn Object> {
         let meta = json!({ "name": "q", "namespace": "ns" });
         let quota: Quota =
-            serde_json::from_value(json!({ "metadata": meta, "status": { "hard": hard, "used": used } })).unwrap();
+            serde_json::from_value(json!({ "metadata": meta, "status": { "hard": hard, "used": used } }))
+                .unwrap();
         Arc::new(quota)
     }
 
@@ -201,10 +206,18 @@ mod tests {
 
     #[test]
     fn pods_must_fit_into_what_the_quota_leaves() {
-        check(json!({ "pods": "1", "requests.cpu": "1" }), json!({ "pods": "0", "requests.cpu": "500m" }), None);
+        check(
+            json!({ "pods": "1", "requests.cpu": "1" }),
+            json!({ "pods": "0", "requests.cpu": "500m" }),
+            None,
+        );
         let why = "exceeded quota: q, requested: requests.cpu=500m, used: requests.cpu=600m, limited: \
                    requests.cpu=1";
-        check(json!({ "pods": "5", "requests.cpu": "1" }), json!({ "pods": "1", "requests.cpu": "600m" }), Some(why));
+        check(
+            json!({ "pods": "5", "requests.cpu": "1" }),
+            json!({ "pods": "1", "requests.cpu": "600m" }),
+            Some(why),
+        );
     }
 
     #[test]

@@ -50,7 +50,8 @@ impl Plugin for ValidatingWebhook {
             match failure {
                 Failure::Calling(why) if hook.ignore_failure => {
                     warn!(webhook = %hook.name, %why, "failed calling webhook, failing open");
-                    let key = format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{index}");
+                    let key =
+                        format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{index}");
                     request.annotate(&key, hook.name.clone());
                 }
                 failure if verdict.is_ok() => verdict = Err(failure.status(&hook.name)),

@@ -89,7 +89,9 @@ impl Hook {
                 .map(|(i, h)| hook!(h, i, h.reinvocation_policy.as_deref() == Some("IfNeeded")))
                 .collect();
         }
-        let Some(found) = configuration.downcast::<ValidatingWebhookConfiguration>() else { return Vec::new() };
+        let Some(found) = configuration.downcast::<ValidatingWebhookConfiguration>() else {
+            return Vec::new();
+        };
         found.webhooks.iter().flatten().enumerate().map(|(i, h)| hook!(h, i, false)).collect()
     }
 
@@ -110,7 +112,8 @@ impl Hook {
         if !self.equivalent {
             return None;
         }
-        let same = |d: &&&ResourceDef| (d.group, d.plural) == (own.group, own.plural) && d.version != own.version;
+        let same =
+            |d: &&&ResourceDef| (d.group, d.plural) == (own.group, own.plural) && d.version != own.version;
         let others = coracle_resources::all().iter().filter(same);
         self.rules.iter().find_map(|rule| others.clone().find(|def| matches(rule, request, def)).copied())
     }

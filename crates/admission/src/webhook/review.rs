@@ -47,7 +47,8 @@ pub(crate) fn request_json(
     let kind = |def: &ResourceDef| {
         // Options of connections, bindings and the like are of a kind of their own.
         let own = request.object.as_deref().map(|obj| obj.gvk()).filter(|gvk| {
-            request.object.as_deref().is_some_and(|o| o.downcast::<DynamicObject>().is_some()) && gvk.kind != def.kind
+            request.object.as_deref().is_some_and(|o| o.downcast::<DynamicObject>().is_some())
+                && gvk.kind != def.kind
         });
         match own {
             Some(gvk) => json!({ "group": gvk.group, "version": gvk.version, "kind": gvk.kind }),
@@ -189,6 +190,9 @@ mod tests {
         assert_eq!(got.warnings, ["w"]);
         assert_eq!(got.audit, [("k".to_owned(), "v".to_owned())]);
         let status = super::super::denied("h", &got.result);
-        assert_eq!((status.code(), status.message()), (403, "admission webhook \"h\" denied the request: no"));
+        assert_eq!(
+            (status.code(), status.message()),
+            (403, "admission webhook \"h\" denied the request: no")
+        );
     }
 }

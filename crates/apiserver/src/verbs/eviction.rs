@@ -115,14 +115,17 @@ impl Server {
         name: &str,
         dry_run: bool,
     ) -> Result<(u64, Option<String>), Status> {
-        let budgets = self.cache.registry.find("policy", "poddisruptionbudgets").ok_or_else(Status::no_such_path)?;
+        let budgets =
+            self.cache.registry.find("policy", "poddisruptionbudgets").ok_or_else(Status::no_such_path)?;
         let budgets = budgets.clone();
         let mut failure = None;
         for _ in 0..CONFLICT_TRIES {
             let entry = self.present(resource, namespace, name)?;
             let obj = entry.decoded()?;
             let Some(pod) = obj.downcast::<Pod>() else { return Err(Status::internal("not a pod")) };
-            let Some(budget) = self.budget_of(&budgets, namespace, pod)? else { return Ok((entry.revision, None)) };
+            let Some(budget) = self.budget_of(&budgets, namespace, pod)? else {
+                return Ok((entry.revision, None));
+            };
             let budget_name = budget.metadata.name.clone().unwrap_or_default();
             let now = Time(whole_seconds(self.clock.now()));
             match judge(pod, &budget, name, &now)? {
@@ -355,7 +358,8 @@ mod tests {
     fn budget(allowed: i32, have: i32, want: i32) -> PodDisruptionBudget {
         let status = json!({ "disruptionsAllowed": allowed, "currentHealthy": have, "desiredHealthy": want,
             "expectedPods": 2, "observedGeneration": 1 });
-        serde_json::from_value(json!({ "metadata": { "name": "b", "generation": 1 }, "status": status })).unwrap()
+        serde_json::from_value(json!({ "metadata": { "name": "b", "generation": 1 }, "status": status }))
+            .unwrap()
     }
 
     fn now() -> Time {
@@ -377,7 +381,10 @@ mod tests {
     fn a_used_up_or_stale_budget_refuses() {
         let refused = judge(&pod("True"), &budget(0, 1, 1), "p", &now()).err().unwrap();
         let why = "The disruption budget b needs 1 healthy pods and has 1 currently";
-        assert_eq!((refused.code(), refused.details().unwrap()["causes"][0]["message"].as_str()), (429, Some(why)));
+        assert_eq!(
+            (refused.code(), refused.details().unwrap()["causes"][0]["message"].as_str()),
+            (429, Some(why))
+        );
         let mut stale = budget(1, 2, 1);
         stale.metadata.generation = Some(2);
         let refused = judge(&pod("True"), &stale, "p", &now()).err().unwrap();
@@ -386,7 +393,10 @@ mod tests {
 
     #[test]
     fn pods_that_are_not_ready_go_when_enough_others_are() {
-        assert!(matches!(judge(&pod("False"), &budget(0, 1, 1), "p", &now()), Ok(Verdict::Free { guarded: true })));
+        assert!(matches!(
+            judge(&pod("False"), &budget(0, 1, 1), "p", &now()),
+            Ok(Verdict::Free { guarded: true })
+        ));
         assert!(judge(&pod("False"), &budget(0, 0, 1), "p", &now()).is_err());
     }
 }

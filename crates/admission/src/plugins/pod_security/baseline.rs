@@ -35,10 +35,13 @@ pub(super) fn app_armor(pod: &Subject<'_>) -> Option<Finding> {
         values.extend(profile.map(|profile| profile.type_.clone()));
         profile.is_some()
     });
-    let fine = |value: &str| value.is_empty() || value == "runtime/default" || value.starts_with("localhost/");
+    let fine =
+        |value: &str| value.is_empty() || value == "runtime/default" || value.starts_with("localhost/");
     let annotations = pod.annotations.into_iter().flatten();
     let annotations: Vec<String> = annotations
-        .filter(|(key, value)| key.starts_with("container.apparmor.security.beta.kubernetes.io/") && !fine(value))
+        .filter(|(key, value)| {
+            key.starts_with("container.apparmor.security.beta.kubernetes.io/") && !fine(value)
+        })
         .map(|(key, value)| format!("{key}={value:?}"))
         .collect();
     let mut who: Vec<String> = own.map(|_| "pod".to_owned()).into_iter().collect();
@@ -81,7 +84,8 @@ pub(super) fn host_namespaces(pod: &Subject<'_>) -> Option<Finding> {
         (spec.host_pid, "hostPID=true"),
         (spec.host_ipc, "hostIPC=true"),
     ];
-    let shared: Vec<&str> = shared.into_iter().filter(|(on, _)| *on == Some(true)).map(|(_, text)| text).collect();
+    let shared: Vec<&str> =
+        shared.into_iter().filter(|(on, _)| *on == Some(true)).map(|(_, text)| text).collect();
     if shared.is_empty() { None } else { found("host namespaces", shared.join(", ")) }
 }
 
@@ -164,7 +168,10 @@ pub(super) fn proc_mount(pod: &Subject<'_>) -> Option<Finding> {
     if bad.is_empty() {
         return None;
     }
-    found("procMount", format!("{} must not set securityContext.procMount to {}", containers(&bad), quoted(kinds)))
+    found(
+        "procMount",
+        format!("{} must not set securityContext.procMount to {}", containers(&bad), quoted(kinds)),
+    )
 }
 
 pub(super) fn proc_mount_of_host_users(pod: &Subject<'_>) -> Option<Finding> {
@@ -193,7 +200,8 @@ fn se_linux_of(pod: &Subject<'_>, allowed: &[&str]) -> Option<Finding> {
         role |= own_role;
         bad_kind || own_user || own_role
     };
-    let own = pod.spec.security_context.as_ref().and_then(|s| s.se_linux_options.as_ref()).is_some_and(&mut wrong);
+    let own =
+        pod.spec.security_context.as_ref().and_then(|s| s.se_linux_options.as_ref()).is_some_and(&mut wrong);
     let bad = pod.bad(|c| c.security.and_then(|s| s.se_linux_options.as_ref()).is_some_and(&mut wrong));
     let who = setters(own, &bad)?;
     let mut what = Vec::new();
@@ -202,7 +210,10 @@ fn se_linux_of(pod: &Subject<'_>, allowed: &[&str]) -> Option<Finding> {
     }
     what.extend(user.then(|| "user may not be set".to_owned()));
     what.extend(role.then(|| "role may not be set".to_owned()));
-    found("seLinuxOptions", format!("{who} set forbidden securityContext.seLinuxOptions: {}", what.join("; ")))
+    found(
+        "seLinuxOptions",
+        format!("{who} set forbidden securityContext.seLinuxOptions: {}", what.join("; ")),
+    )
 }
 
 pub(super) fn seccomp_annotations(pod: &Subject<'_>) -> Option<Finding> {
@@ -238,7 +249,10 @@ pub(super) fn seccomp(pod: &Subject<'_>) -> Option<Finding> {
         profile.is_some()
     });
     let who = setters(own.is_some(), &bad)?;
-    found("seccompProfile", format!("{who} must not set securityContext.seccompProfile.type to {}", quoted(kinds)))
+    found(
+        "seccompProfile",
+        format!("{who} must not set securityContext.seccompProfile.type to {}", quoted(kinds)),
+    )
 }
 
 /// The sysctls that are safe, in the order in which versions allowed them.

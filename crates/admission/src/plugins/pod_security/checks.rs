@@ -216,7 +216,9 @@ mod tests {
             assert!(table.iter().all(|c| c.forms.is_sorted_by(|a, b| a.0 < b.0) && c.forms.last().is_some()));
             assert!(table.is_sorted_by_key(|c| c.id));
         }
-        assert!(RESTRICTED.iter().all(|r| r.replaces.is_empty() || BASELINE.iter().any(|b| b.id == r.replaces)));
+        assert!(
+            RESTRICTED.iter().all(|r| r.replaces.is_empty() || BASELINE.iter().any(|b| b.id == r.replaces))
+        );
         let newest = BASELINE.iter().chain(RESTRICTED).filter_map(|c| c.forms.last()).map(|f| f.0).max();
         assert_eq!(newest, Some(NEWEST));
     }

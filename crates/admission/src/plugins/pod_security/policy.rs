@@ -122,7 +122,8 @@ mod tests {
     use super::*;
 
     fn policy(labels: &[(&str, &str)]) -> (String, String, String, usize) {
-        let labels = labels.iter().map(|(mode, v)| (format!("pod-security.kubernetes.io/{mode}"), (*v).to_owned()));
+        let labels =
+            labels.iter().map(|(mode, v)| (format!("pod-security.kubernetes.io/{mode}"), (*v).to_owned()));
         let (policy, errs) = Policy::of(Some(&labels.collect()));
         (policy.enforce.to_string(), policy.audit.to_string(), policy.warn.to_string(), errs.len())
     }
@@ -138,6 +139,9 @@ mod tests {
     #[test]
     fn wrong_labels_fail_closed_for_enforce_and_open_for_the_rest() {
         let got = policy(&[("enforce", "x"), ("audit", "y"), ("warn-version", "v1.01")]);
-        assert_eq!(got, ("restricted:latest".into(), "privileged:latest".into(), "privileged:latest".into(), 3));
+        assert_eq!(
+            got,
+            ("restricted:latest".into(), "privileged:latest".into(), "privileged:latest".into(), 3)
+        );
     }
 }

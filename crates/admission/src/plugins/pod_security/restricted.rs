@@ -44,7 +44,10 @@ pub(super) fn capabilities_anywhere(pod: &Subject<'_>) -> Option<Finding> {
     }
     if !adding.is_empty() {
         let names = quoted(&added);
-        what.push(format!("{} must not include {names} in securityContext.capabilities.add", containers(&adding)));
+        what.push(format!(
+            "{} must not include {names} in securityContext.capabilities.add",
+            containers(&adding)
+        ));
     }
     if what.is_empty() { None } else { found("unrestricted capabilities", what.join("; ")) }
 }
@@ -114,7 +117,10 @@ pub(super) fn run_as_non_root_anywhere(pod: &Subject<'_>) -> Option<Finding> {
     let of = |c: &super::checks::View<'_>| c.security.and_then(|s| s.run_as_non_root);
     let explicit = pod.bad(|c| of(c) == Some(false));
     if let Some(who) = setters(own == Some(false), &explicit) {
-        return found("runAsNonRoot != true", format!("{who} must not set securityContext.runAsNonRoot=false"));
+        return found(
+            "runAsNonRoot != true",
+            format!("{who} must not set securityContext.runAsNonRoot=false"),
+        );
     }
     let implicit = pod.bad(|c| of(c).is_none() && own != Some(true));
     if implicit.is_empty() {
