@@ -129,9 +129,9 @@ mod tests {
     use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
     use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 
-    use super::super::testing::admit_inside;
+    use super::super::testing::{Said, admit_inside};
     use super::*;
-    use crate::{Host, HookTarget};
+    use crate::{HookTarget, Host};
 
     /// A server whose webhooks answer by their path.
     struct Fake;
@@ -159,11 +159,12 @@ mod tests {
                     response["patchType"] = "JSONPatch".into();
                     response["warnings"] = json!(["patched"]);
                 }
-                Some("deny") => response = json!({ "uid": uid, "allowed": false, "status": { "message": "no" } }),
+                Some("deny") => {
+                    response = json!({ "uid": uid, "allowed": false, "status": { "message": "no" } })
+                }
                 _ => return Err("Post \"https://x\": connection refused".to_owned()),
             }
-            let review =
-                json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
+            let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
             Ok(review.to_string().into_bytes())
         }
         fn authorize(&self, _: &Attributes) -> (Decision, String) {
@@ -171,7 +172,7 @@ mod tests {
         }
     }
 
-    fn run(path: &str, extra: Value) -> Result<(Value, Vec<String>, Vec<(String, String)>), String> {
+    fn run(path: &str, extra: Value) -> Result<(Value, Said), String> {
         let mut hook = json!({ "name": "h.example.com", "clientConfig": { "url": format!("https://h/{path}") },
             "rules": [{ "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"] }],
             "sideEffects": "None", "admissionReviewVersions": ["v1"] });
@@ -186,13 +187,13 @@ mod tests {
         let host: Arc<dyn Host> = Arc::new(Fake);
         let objects: [Arc<dyn Object>; 2] = [Arc::new(configuration), Arc::new(namespace)];
         let said = admit_inside(&host, &MutatingWebhook, &objects, ("", "configmaps"), &mut object);
-        let (warnings, notes) = said.map_err(|status| status.message().to_owned())?;
-        Ok((object.to_value()["data"].clone(), warnings, notes))
+        let said = said.map_err(|status| status.message().to_owned())?;
+        Ok((object.to_value()["data"].clone(), said))
     }
 
     #[test]
     fn patches_change_the_object_and_are_noted() {
-        let (data, warnings, notes) = run("patch", json!({})).unwrap();
+        let (data, (warnings, notes)) = run("patch", json!({})).unwrap();
         assert_eq!((data, warnings), (json!({ "k": "v" }), vec!["patched".to_owned()]));
         let (key, said) = notes.last().unwrap();
         assert_eq!(key, "mutation.webhook.admission.k8s.io/round_0_index_0");
@@ -207,7 +208,9 @@ mod tests {
                       \"https://x\": connection refused";
         assert_eq!(run("down", json!({})).unwrap_err(), failed);
         let open = run("down", json!({ "failurePolicy": "Ignore" })).unwrap();
-        assert!(open.2.iter().any(|(k, _)| k.starts_with("failed-open.mutation.webhook.admission.k8s.io/")));
+        assert!(
+            open.1.1.iter().any(|(k, _)| k.starts_with("failed-open.mutation.webhook.admission.k8s.io/"))
+        );
     }
 
     #[test]

@@ -9,6 +9,9 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use crate::{Environment, Operation, Options, Plugin, Request};
 
+/// What a plugin said: warnings, and notes by key.
+pub(super) type Said = (Vec<String>, Vec<(String, String)>);
+
 struct Fixed(Vec<Arc<dyn Object>>);
 
 impl ObjectReader for Fixed {
@@ -106,7 +109,7 @@ pub(super) fn admit_inside(
     objects: &[Arc<dyn Object>],
     resource: (&str, &str),
     object: &mut Box<dyn Object>,
-) -> Result<(Vec<String>, Vec<(String, String)>), Status> {
+) -> Result<Said, Status> {
     let environment = Environment::new(Arc::new(Fixed(objects.to_vec())), Clock::system());
     let _ = environment.host.set(Arc::downgrade(host));
     let user = UserInfo::authenticated("jane", &[]);
@@ -120,7 +123,7 @@ fn run_in(
     user: &UserInfo,
     (group, plural): (&str, &str),
     object: &mut Box<dyn Object>,
-) -> Result<(Vec<String>, Vec<(String, String)>), Status> {
+) -> Result<Said, Status> {
     let (name, options) = (object.name().to_owned(), Options::default());
     let mut request = Request {
         operation: Operation::Create,
