@@ -174,7 +174,8 @@ mod tests {
 
     fn run(path: &str, extra: Value) -> Result<(Value, Said), String> {
         let mut hook = json!({ "name": "h.example.com", "clientConfig": { "url": format!("https://h/{path}") },
-            "rules": [{ "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"] }],
+            "rules": [{ "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"],
+                "resources": ["configmaps"] }],
             "sideEffects": "None", "admissionReviewVersions": ["v1"] });
         hook.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let configuration: MutatingWebhookConfiguration =
