@@ -2,6 +2,7 @@
 
 mod chain;
 pub mod plugins;
+mod policy;
 mod reinvocation;
 mod webhook;
 
@@ -194,7 +195,7 @@ pub trait MatchConditions: Send + Sync {
 impl Environment {
     /// Without a server around it.
     pub fn new(reader: Arc<dyn ObjectReader>, clock: coracle_stdx::Clock) -> Self {
-        Self { reader, clock, host: Arc::default(), conditions: None }
+        Self { reader, clock, host: Arc::default(), conditions: Some(Arc::new(policy::Conditions)) }
     }
 
     /// The server, while it runs.
@@ -229,6 +230,12 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// Why that failed.
     async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String>;
+
+    /// `object`, JSON of `def`'s version, with an apply configuration merged into it.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    fn merge(&self, def: &ResourceDef, object: Value, configuration: &Value) -> Result<Value, String>;
 
     /// Whether a user may do something.
     fn authorize(&self, attributes: &Attributes) -> (Decision, String);

@@ -5,6 +5,7 @@ mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
 mod limit_ranger;
+mod mutating_admission_policy;
 mod mutating_webhook;
 mod namespace_lifecycle;
 mod node_restriction;
@@ -18,6 +19,7 @@ mod runtime_class;
 mod service_account;
 mod storage_object_in_use_protection;
 mod taint_nodes_by_condition;
+mod validating_admission_policy;
 mod validating_webhook;
 
 #[cfg(test)]
@@ -46,7 +48,9 @@ static ORDERED: &[Make] = &[
     || Box::new(default_ingress_class::DefaultIngressClass),
     || Box::new(pod_topology_labels::PodTopologyLabels),
     || Box::new(pod_resize_validator::PodResizeValidator),
+    || Box::new(mutating_admission_policy::MutatingAdmissionPolicy::default()),
     || Box::new(mutating_webhook::MutatingWebhook),
+    || Box::new(validating_admission_policy::ValidatingAdmissionPolicy::default()),
     || Box::new(validating_webhook::ValidatingWebhook),
     || Box::new(resource_quota::ResourceQuota::default()),
 ];

@@ -1,5 +1,5 @@
-//! The second round of mutation: plugins run again when a webhook or policy has changed the object, so that those
-//! before it see what it did.
+//! The second round of mutation: plugins run again when a webhook or policy has changed the object, so that
+//! those before it see what it did.
 
 use std::collections::{BTreeMap, BTreeSet};
 

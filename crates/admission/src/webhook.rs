@@ -11,7 +11,7 @@ use coracle_meta::{DynamicObject, GroupVersionKind, Object, Reason, Status};
 use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
-pub(crate) use hook::{Hook, Kind};
+pub(crate) use hook::{Hook, Kind, matches as rule_matches};
 pub(crate) use review::{Answer, request_json};
 
 use crate::{Environment, Host, Request};

@@ -164,7 +164,8 @@ mod tests {
                 }
                 _ => return Err("Post \"https://x\": connection refused".to_owned()),
             }
-            let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
+            let kind = "AdmissionReview";
+            let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": kind, "response": response });
             Ok(review.to_string().into_bytes())
         }
         fn authorize(&self, _: &Attributes) -> (Decision, String) {

@@ -106,6 +106,10 @@ impl Host for AdmissionHost {
         Ok(obj)
     }
 
+    fn merge(&self, def: &ResourceDef, object: Value, configuration: &Value) -> Result<Value, String> {
+        self.0.fields.merged(def, object, configuration)
+    }
+
     async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String> {
         crate::hooks::post(&self.0, target, body, timeout).await
     }
