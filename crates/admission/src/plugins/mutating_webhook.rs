@@ -168,6 +168,9 @@ mod tests {
             let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": kind, "response": response });
             Ok(review.to_string().into_bytes())
         }
+        fn merge(&self, _: &ResourceDef, _: Value, _: &Value) -> Result<Value, String> {
+            Err("nothing is applied here".to_owned())
+        }
         fn authorize(&self, _: &Attributes) -> (Decision, String) {
             (Decision::NoOpinion, String::new())
         }
