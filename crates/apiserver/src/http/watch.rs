@@ -23,6 +23,9 @@ use crate::verbs::watch::{Next, Watching};
 
 /// Frames are joined up to this size.
 const BATCH: usize = 64 * 1024;
+/// A watch that wrote less than this ago gathers events for the rest of it: under a storm of events one write
+/// (a TLS record, an HTTP/2 frame, a wake-up at both ends) carries several; a lone event leaves at once.
+const GATHER: Duration = Duration::from_millis(2);
 /// Shortest watch when the client names no timeout; the longest is twice that.
 const MIN_SECONDS: u64 = 1800;
 
@@ -36,6 +39,8 @@ struct Frames {
     deadline: tokio::time::Instant,
     first: bool,
     done: bool,
+    /// When the last frames left.
+    written: Option<tokio::time::Instant>,
 }
 
 /// The response of a started watch.
@@ -57,6 +62,7 @@ pub(crate) fn response(
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         first: true,
         done: false,
+        written: None,
     };
     let stream = futures::stream::unfold(frames, |mut frames| async move {
         let bytes = frames.batch().await?;
@@ -78,7 +84,9 @@ impl Frames {
             next = self.watching.next() => next,
             () = tokio::time::sleep_until(self.deadline) => return None,
         };
+        self.gather(&next).await;
         let first = self.frame(next)?;
+        self.written = Some(tokio::time::Instant::now());
         let Some(mut more) = self.watching.ready() else { return Some(first) };
         let mut out = BytesMut::with_capacity(first.len() * 4);
         out.put_slice(&first);
@@ -88,6 +96,7 @@ impl Frames {
                 None => break,
             }
             if out.len() >= BATCH {
+                self.written = None;
                 break;
             }
             match self.watching.ready() {
@@ -96,6 +105,14 @@ impl Frames {
             }
         }
         Some(out.freeze())
+    }
+
+    /// Waits for company, if `next` is a live event and frames left a moment ago.
+    async fn gather(&self, next: &Next) {
+        let Some(until) = self.written.map(|written| self.deadline.min(written + GATHER)) else { return };
+        if matches!(next, Next::Event(..)) && tokio::time::Instant::now() < until {
+            tokio::time::sleep_until(until).await;
+        }
     }
 
     /// One frame; `None` when the watch is over.
