@@ -81,7 +81,7 @@ async fn proxied(
     if !allowed {
         return Err(respond::method_not_allowed());
     }
-    server.fresh().await;
+    server.fresh().await?;
     if info.subresource != "log" {
         admit(server, resource, &incomer, info).await?;
     }

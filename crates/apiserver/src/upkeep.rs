@@ -164,7 +164,11 @@ async fn service_cidr(server: &Arc<Server>) -> Result<(), Status> {
             "metadata": { "name": DEFAULT_CIDR }, "spec": { "cidrs": [cidr] },
         });
         let (caller, opts) = (Server::loopback(), WriteOptions::default());
-        server.create(&caller, &resource, "", Input::Json(object), &opts).await?;
+        match server.create(&caller, &resource, "", Input::Json(object), &opts).await {
+            // Another API server on the same store was faster.
+            Err(status) if status.code() != 409 => return Err(status),
+            _ => {}
+        }
     }
     let condition = json!({
         "type": "Ready", "status": "True", "reason": "",
@@ -187,6 +191,11 @@ async fn addresses_once(server: &Arc<Server>) -> Result<(), Status> {
     let Some(resource) = server.cache.registry.find(NETWORKING, "ipaddresses").cloned() else {
         return Ok(());
     };
+    if server.store.shared() {
+        server.fresh().await?;
+        let services = server.cache.list("", "services", "");
+        server.services.resync(services.iter().filter_map(|s| s.downcast::<Service>()?.spec.as_ref()));
+    }
     let (missing, orphans) = compare_addresses(server);
     let caller = Server::loopback();
     for ip in orphans {

@@ -16,6 +16,7 @@ mod pki;
 mod ports;
 mod process;
 mod progress;
+mod store;
 mod up;
 
 use std::time::Duration;

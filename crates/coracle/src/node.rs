@@ -15,7 +15,6 @@ use coracle_resources::def::{Scope, Storage};
 use coracle_runtime::Runtime;
 use coracle_scheduler::{Scheduler, SchedulerConfig};
 use coracle_stdx::{Clock, Tasks};
-use coracle_store::EmbeddedStore;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -24,6 +23,7 @@ use crate::cluster::{Cluster, Paths};
 use crate::error::Failure;
 use crate::pki::Pki;
 use crate::progress::Progress;
+use crate::store::StoreArgs;
 use crate::{control, up};
 
 /// What a node is started from.
@@ -39,6 +39,8 @@ pub struct Parts {
     pub node_ip: IpAddr,
     /// The clock of all parts.
     pub clock: Clock,
+    /// Where objects are kept.
+    pub store: StoreArgs,
 }
 
 /// A running cluster. Dropping it ends every part at once; pods go on under their shims.
@@ -127,7 +129,7 @@ impl Node {
         let server = start_server(&parts, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, .. } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
@@ -222,10 +224,9 @@ fn is_ready(node: &NodeObject) -> bool {
 }
 
 async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
-    let Parts { paths, cluster, pki, node_ip, clock } = parts;
-    let store = EmbeddedStore::open(coracle_store::EmbeddedConfig { dir: paths.file("store") })
-        .map_err(|e| store_failure(&e))?;
-    progress.step("store", &format!("revision {}", coracle_store::Store::revision(&*store)));
+    let Parts { paths, cluster, pki, node_ip, clock, store } = parts;
+    let store = store.open(paths.file("store")).await?;
+    progress.step("store", &format!("revision {}", store.revision()));
     let issuer_url = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
     let issuer = coracle_auth::service_account::TokenIssuer::new(
         &pki.service_account_key,
@@ -253,19 +254,6 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
         bootstrap,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
-}
-
-/// What to do about a store that does not open.
-pub fn store_failure(why: &coracle_store::StoreError) -> Failure {
-    use coracle_store::StoreError::{Corrupted, DiskFull, Format, InUse};
-    let hint = match why {
-        DiskFull { .. } => "free some disk space and start again; nothing acknowledged is lost",
-        Corrupted { .. } => "restore the directory from a backup, or start anew with `coracle down --purge`",
-        Format { .. } => "use the version of coracle that made it, or another --data-dir",
-        InUse { .. } => "stop the other one first, or choose another --data-dir",
-        _ => "check the data directory",
-    };
-    Failure::new(why, hint)
 }
 
 /// DNS answers on its service address on every node; the Service and its endpoint tell clients so.

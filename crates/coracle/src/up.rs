@@ -207,7 +207,7 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         cert: pki.admin.cert.clone(),
         key: pki.admin.key.clone(),
     };
-    let parts = Parts { paths: paths.clone(), cluster, pki, node_ip: ip, clock };
+    let parts = Parts { paths: paths.clone(), cluster, pki, node_ip: ip, clock, store: args.store.clone() };
     let node = Node::start(parts, api, progress).await?;
     access.write(&paths.kubeconfig())?;
     let command = introduce(args, paths, &access, progress);

@@ -62,7 +62,11 @@ impl Server {
         let op = Op::Put { key: key.clone(), value: value.clone() };
         self.cache.announce(&value, &key, obj);
         match self.store.commit(Txn { conditions: vec![condition], ops: vec![op] }).await {
-            Ok(revision) => Ok(self.written(resource, &key, &value, revision)),
+            Ok(revision) => {
+                // A store that others share hands the cache bytes of its own: nobody has claimed these.
+                drop(self.cache.claim(&value, &key));
+                Ok(self.written(resource, &key, &value, revision))
+            }
             Err(e) => {
                 let obj = self.cache.claim(&value, &key);
                 Err(match (e, obj) {

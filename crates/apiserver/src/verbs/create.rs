@@ -60,7 +60,7 @@ impl Server {
         }
         let name = obj.name().to_owned();
         // Admission reads namespaces, service accounts … as of all acknowledged writes.
-        self.fresh().await;
+        self.fresh().await?;
         warnings.extend(self.admit_create(caller, resource, namespace, &name, &mut obj, dry_run).await?);
         self.forbid_escalation(caller, resource, &*obj, None)?;
         let now = self.clock.now();
@@ -83,7 +83,7 @@ impl Server {
             let key: Arc<str> = resource.key(namespace, obj.name()).into();
             let taken = |name: &str| self.taken(resource, namespace, name);
             if dry_run {
-                self.cache.wait_for(self.store.revision()).await;
+                self.fresh().await?;
                 if resource.cache.get(&key).is_some() {
                     return Err(taken(obj.name()));
                 }

@@ -65,7 +65,7 @@ impl Server {
             }
             Some(0) => {}
             Some(revision) => self.reach(revision).await?,
-            None => self.fresh().await,
+            None => self.fresh().await?,
         }
         Ok(self.first_page(resource, &filter, opts.limit))
     }
@@ -91,7 +91,7 @@ impl Server {
         let start = format!("{}{}", resource.prefix, token.start).max(filter.key.clone());
         if token.revision == 0 {
             // An inconsistent continuation: the newest state from there on.
-            self.fresh().await;
+            self.fresh().await?;
             let mut snapshot = resource.cache.snapshot(filter, self.cache.applied());
             snapshot.entries.retain(|e| *e.key >= *start);
             return Ok(page(snapshot.entries, snapshot.revision, opts.limit, filter.is_plain()));

@@ -43,7 +43,7 @@ impl Server {
     ) -> Result<Outcome, Status> {
         check_patch_options(patch.kind, opts)?;
         for attempt in 1.. {
-            self.fresh().await;
+            self.fresh().await?;
             let Some(entry) = resource.cache.get(&resource.key(namespace, name)) else {
                 if patch.kind == PatchKind::Apply && part == Part::Main {
                     let made = self.apply_absent(caller, resource, namespace, name, patch.body, opts).await;

@@ -14,9 +14,14 @@ use crate::server::Server;
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
 
 impl Server {
-    /// Waits until the cache shows every acknowledged write.
-    pub(crate) async fn fresh(&self) {
-        self.cache.wait_for(self.store.revision()).await;
+    /// Waits until the cache shows every acknowledged write, also those of other API servers on the same store.
+    ///
+    /// # Errors
+    /// 500 when the store does not say what is newest.
+    pub(crate) async fn fresh(&self) -> Result<(), Status> {
+        let newest = self.store.newest().await.map_err(|e| Status::internal(&e.to_string()))?;
+        self.cache.wait_for(newest).await;
+        Ok(())
     }
 
     /// One object, or 404.
@@ -26,7 +31,7 @@ impl Server {
         namespace: &str,
         name: &str,
     ) -> Result<Arc<CacheEntry>, Status> {
-        self.fresh().await;
+        self.fresh().await?;
         self.present(resource, namespace, name)
     }
 

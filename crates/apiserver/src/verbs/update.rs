@@ -52,7 +52,7 @@ impl Server {
         check_name(&*obj, name)?;
         place(resource, namespace, &mut *obj)?;
         let sent = Change { obj, warnings: decoded.warnings };
-        self.fresh().await;
+        self.fresh().await?;
         let Some(mut entry) = resource.cache.get(&resource.key(namespace, name)) else {
             return self.update_absent(caller, resource, namespace, name, part, sent, opts).await;
         };
@@ -69,7 +69,7 @@ impl Server {
             let change = Change { obj: sent.obj.clone_object(), warnings: sent.warnings.clone() };
             match self.replace(caller, resource, namespace, part, &entry, change, opts).await {
                 Err(Refused::Condition(..)) if unconditional && attempt < CONFLICT_TRIES => {
-                    self.fresh().await;
+                    self.fresh().await?;
                     entry = self.present(resource, namespace, name)?;
                 }
                 Err(Refused::Condition(..)) => {
