@@ -1,6 +1,7 @@
 //! Requests that end at a kubelet, a pod or a service: logs, exec, attach, port-forward, proxy.
 
 mod forward;
+mod log_socket;
 mod target;
 
 use std::sync::Arc;
@@ -89,12 +90,16 @@ async fn proxied(
         // A log of a pod that runs nowhere yet is empty.
         return Ok(respond::text(http::StatusCode::OK, ""));
     };
-    let checked = info.subresource == "log";
-    let mut response = forward::forward(server, target, incomer.request).await?;
-    if checked && !response.status().is_success() {
+    let (mut request, log) = (incomer.request, info.subresource == "log");
+    let socket = if log { log_socket::take(&mut request)? } else { None };
+    let mut response = forward::forward(server, target, request).await?;
+    if log && !response.status().is_success() {
         return Err(forward::failure(&mut response, info.name).await);
     }
-    Ok(response)
+    Ok(match socket {
+        Some(socket) => socket.serve(response),
+        None => response,
+    })
 }
 
 /// exec, attach, port-forward and proxy pass admission as CONNECT.
