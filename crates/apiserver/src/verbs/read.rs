@@ -19,7 +19,7 @@ impl Server {
     /// # Errors
     /// 500 when the store does not say what is newest.
     pub(crate) async fn fresh(&self) -> Result<(), Status> {
-        let newest = self.store.newest().await.map_err(|e| Status::internal(e))?;
+        let newest = self.store.newest().await.map_err(Status::internal)?;
         self.cache.wait_for(newest).await;
         Ok(())
     }
