@@ -9,6 +9,7 @@ mod cache;
 mod codec;
 mod config;
 mod fields;
+mod hooks;
 mod http;
 mod kubelet;
 mod openapi;
