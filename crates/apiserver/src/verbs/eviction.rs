@@ -212,7 +212,7 @@ impl Server {
             }
             match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
                 Ok(written) => return Ok(written.revision),
-                Err(super::commit::Refused::Condition(..)) => self.fresh().await,
+                Err(super::commit::Refused::Condition(..)) => self.fresh().await?,
                 Err(super::commit::Refused::Failed(status)) => return Err(status),
             }
         }
