@@ -11,6 +11,7 @@ use super::body::Body;
 use super::negotiate::Format;
 use super::respond::{PROTOBUF, json_value, method_not_allowed, negotiated, not_found_page, status};
 use crate::codec;
+use crate::metrics_api;
 use crate::server::Server;
 
 /// Order of the groups in discovery; groups not named come behind.
@@ -51,9 +52,19 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
     if get_only && request.method() != Method::GET {
         return Some(status(&method_not_allowed()));
     }
+    let metrics = metrics_api::is_served(server);
     Some(match parts.as_slice() {
-        ["api"] => root(request, true, || versions(server)),
-        ["apis"] => root(request, false, group_list),
+        ["apis", metrics_api::GROUP] if metrics => {
+            let mut value = metrics_api::group();
+            value["kind"] = "APIGroup".into();
+            value["apiVersion"] = "v1".into();
+            json_value(StatusCode::OK, &value)
+        }
+        ["apis", metrics_api::GROUP, metrics_api::VERSION] if metrics => {
+            json_value(StatusCode::OK, &metrics_api::resources())
+        }
+        ["api"] => root(request, true, false, || versions(server)),
+        ["apis"] => root(request, false, metrics, || group_list(metrics)),
         ["api", version] => resources("", version),
         ["apis", group] => match group_value(group) {
             Some(mut value) => {
@@ -69,7 +80,12 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
 }
 
 /// `/api` and `/apis`: the plain document, or the aggregated one when asked for.
-fn root(request: &Request<Incoming>, legacy: bool, plain: impl Fn() -> Value) -> Response<Body> {
+fn root(
+    request: &Request<Incoming>,
+    legacy: bool,
+    metrics: bool,
+    plain: impl Fn() -> Value,
+) -> Response<Body> {
     let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
     let mut refused = false;
     for clause in accept.split(',') {
@@ -79,7 +95,7 @@ fn root(request: &Request<Incoming>, legacy: bool, plain: impl Fn() -> Value) ->
             return json_value(StatusCode::OK, &plain());
         }
         if has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2") {
-            let mut response = json_value(StatusCode::OK, &aggregated(legacy));
+            let mut response = json_value(StatusCode::OK, &aggregated(legacy, metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
             let format = if clause.starts_with(PROTOBUF) { Format::Protobuf } else { Format::Json };
             return negotiated(response, format);
@@ -137,8 +153,9 @@ fn group_value(group: &str) -> Option<Value> {
     Some(json!({ "name": group, "versions": versions, "preferredVersion": preferred }))
 }
 
-fn group_list() -> Value {
-    let groups: Vec<Value> = groups().into_iter().filter_map(group_value).collect();
+fn group_list(metrics: bool) -> Value {
+    let mut groups: Vec<Value> = groups().into_iter().filter_map(group_value).collect();
+    groups.extend(metrics.then(metrics_api::group));
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
 }
 
@@ -265,9 +282,9 @@ fn subresource_value(def: &ResourceDef, sub: Subresource) -> Value {
     value
 }
 
-fn aggregated(legacy: bool) -> Value {
+fn aggregated(legacy: bool, metrics: bool) -> Value {
     let groups = if legacy { vec![""] } else { groups() };
-    let items: Vec<Value> = groups
+    let mut items: Vec<Value> = groups
         .into_iter()
         .map(|group| {
             let versions: Vec<Value> = versions_of(group)
@@ -282,6 +299,7 @@ fn aggregated(legacy: bool) -> Value {
             json!({ "metadata": metadata, "versions": versions })
         })
         .collect();
+    items.extend((metrics && !legacy).then(metrics_api::aggregated));
     json!({
         "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {},
         "items": items,
