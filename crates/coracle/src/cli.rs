@@ -33,7 +33,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Turn this machine into a cluster: control plane, node, network and DNS in one process.
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop the cluster and its pods; leaves no process, mount, interface, rule or cgroup behind.
     Down(DownArgs),
     /// Tell whether the cluster runs, and where.

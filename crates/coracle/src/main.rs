@@ -54,7 +54,7 @@ fn run() -> Result<(), Failure> {
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::up(args).await,
+            Command::Up(args) => up::up(*args).await,
             Command::Down(args) => down::down(args).await,
             Command::Status(args) => down::status(args).await,
             Command::Image(args) => image::run(args).await,
