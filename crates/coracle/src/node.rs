@@ -78,6 +78,8 @@ pub struct ServerParts<'a> {
     pub kubelet_client: Option<KubeletClient>,
     /// Objects that must exist.
     pub bootstrap: Vec<Box<dyn coracle_meta::Object>>,
+    /// The audit log, if one is wanted.
+    pub audit: Option<coracle_apiserver::AuditConfig>,
 }
 
 /// Puts a configuration together: authenticators, authorizers and admission are those of every cluster.
@@ -116,6 +118,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         bootstrap: parts.bootstrap,
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        audit: parts.audit,
     }
 }
 
@@ -253,6 +256,7 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
             ca_pem: pki.ca.clone(),
         }),
         bootstrap,
+        audit: None,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
 }
