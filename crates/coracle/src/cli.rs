@@ -292,7 +292,7 @@ mod tests {
     fn up(args: &[&str]) -> UpArgs {
         let argv = ["coracle", "up"].iter().chain(args).map(|s| (*s).to_owned()).collect();
         match parse(argv).unwrap().command {
-            Command::Up(up) => up,
+            Command::Up(up) => *up,
             other => panic!("{other:?}"),
         }
     }
