@@ -9,6 +9,7 @@ use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Kind, Object, Status, go};
 use serde_json::Value;
 
+use crate::custom::CustomStrategy;
 use crate::gaps;
 use crate::version::View;
 
@@ -294,6 +295,10 @@ pub trait ErasedStrategy: Send + Sync {
     fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema;
     /// How to show stored objects, when this is not the version that is stored.
     fn view(&self) -> Option<&dyn View> {
+        None
+    }
+    /// The strategy as that of a custom resource, if it is one.
+    fn custom(&self) -> Option<&CustomStrategy> {
         None
     }
 }
