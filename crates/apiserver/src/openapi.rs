@@ -3,6 +3,7 @@
 //!
 //! The documents are large: callers keep the encoded bytes they serve, not these values.
 
+mod binary;
 mod operations;
 mod params;
 mod render;
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha512};
 use operations::PathItem;
 use render::Flavour;
 
+pub(crate) use binary::encode as to_protobuf;
 pub use schemas::type_name;
 
 /// The compiled schemas of the given resources and of everything they refer to.

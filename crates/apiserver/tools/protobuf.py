@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes src/protobuf/messages.txt: the protobuf form of the API types, compactly.
 
-usage: protobuf.py API_GIT APIMACHINERY_GIT > src/protobuf/messages.txt
-(two git directories of github.com/kubernetes/api and github.com/kubernetes/apimachinery)
+usage: protobuf.py GIT_DIR [PREFIX] > src/protobuf/messages.txt
+(a git directory with kubernetes' staging tree of the version that is served, and where in it `k8s.io/` lies)
 
 One line per message: its name and its fields, each `number:json name:type`. Types: s string, b bool, i integer, f float,
 y bytes, or a message's name. Marks before the type: `*` repeated, `%` map from string, `?` a Go pointer (its zero
@@ -10,31 +10,36 @@ value counts), `=` inlined into the message around it (no name).
 """
 import re, subprocess, sys
 
-API, MACHINERY = sys.argv[1:3]
-PACKAGES = [(API, g + "/v1", g + ".v1") for g in (
-    "core apps authentication authorization autoscaling batch certificates coordination discovery events "
-    "networking node policy rbac scheduling storage").split()]
-PACKAGES += [(API, "autoscaling/v2", "autoscaling.v2"),
-             (MACHINERY, "pkg/apis/meta/v1", "meta.v1"), (MACHINERY, "pkg/runtime", "runtime"),
-             (MACHINERY, "pkg/api/resource", "resource"), (MACHINERY, "pkg/util/intstr", "intstr")]
+REPO = sys.argv[1]
+PREFIX = sys.argv[2] if len(sys.argv) > 2 else "staging/src/k8s.io"
+PACKAGES = [("api/" + g + "/v1", g + ".v1") for g in (
+    "core admission admissionregistration apps authentication authorization autoscaling batch certificates coordination "
+    "discovery events flowcontrol networking node policy rbac resource scheduling storage").split()]
+PACKAGES += [("api/autoscaling/v2", "autoscaling.v2"), ("api/apidiscovery/v2", "apidiscovery.v2"),
+             ("apiextensions-apiserver/pkg/apis/apiextensions/v1", "apiextensions.v1"),
+             ("kube-aggregator/pkg/apis/apiregistration/v1", "apiregistration.v1"),
+             ("apimachinery/pkg/apis/meta/v1", "meta.v1"), ("apimachinery/pkg/apis/meta/v1beta1", "meta.v1beta1"), ("apimachinery/pkg/runtime", "runtime"),
+             ("apimachinery/pkg/api/resource", "resource"), ("apimachinery/pkg/util/intstr", "intstr")]
 SCALARS = {"string": "s", "bool": "b", "int32": "i", "int64": "i", "uint32": "i", "uint64": "i", "sint32": "i",
            "double": "f", "bytes": "y"}
 
 
-def show(repo, path):
-    out = subprocess.run(["git", "-C", repo, "show", "HEAD:" + path], capture_output=True, text=True)
-    return out.stdout
+def git(*args):
+    return subprocess.run(["git", "-C", REPO, *args], capture_output=True, text=True).stdout
 
 
-def go_facts(repo, path):
+def show(path):
+    return git("show", "HEAD:" + path)
+
+
+def go_facts(path):
     """(struct, number) -> (json name, pointer, inline)"""
     facts = {}
-    files = subprocess.run(["git", "-C", repo, "ls-tree", "--name-only", "HEAD", path + "/"], capture_output=True, text=True)
-    for f in files.stdout.split():
+    for f in git("ls-tree", "--name-only", "HEAD", path + "/").split():
         if not f.endswith(".go") or "generated" in f or "_test" in f or "zz_" in f:
             continue
         struct = None
-        for line in show(repo, f).splitlines():
+        for line in show(f).splitlines():
             m = re.match(r"type (\w+) struct {", line)
             if m:
                 struct = m[1]
@@ -51,7 +56,9 @@ def kind(text, package):
     if text in SCALARS:
         return SCALARS[text]
     for long, short in (("k8s.io.apimachinery.pkg.apis.meta.v1.", "meta.v1."), ("k8s.io.apimachinery.pkg.runtime.", "runtime."),
-                        ("k8s.io.apimachinery.pkg.api.resource.", "resource."), ("k8s.io.apimachinery.pkg.util.intstr.", "intstr.")):
+                        ("k8s.io.apimachinery.pkg.api.resource.", "resource."), ("k8s.io.apimachinery.pkg.util.intstr.", "intstr."),
+                        ("k8s.io.apiextensions_apiserver.pkg.apis.apiextensions.", "apiextensions."),
+                        ("k8s.io.kube_aggregator.pkg.apis.apiregistration.", "apiregistration.")):
         if text.startswith(long):
             return short + text[len(long):]
     if text.startswith("k8s.io.api."):
@@ -59,16 +66,17 @@ def kind(text, package):
     return package + "." + text
 
 
-for repo, path, package in PACKAGES:
-    facts = go_facts(repo, path)
+for path, package in PACKAGES:
+    path = PREFIX + "/" + path
+    facts = go_facts(path)
     message = None
-    for line in show(repo, path + "/generated.proto").splitlines():
+    for line in show(path + "/generated.proto").splitlines():
         m = re.match(r"message (\w+) {", line)
         if m:
             message, fields = m[1], []
         elif message and line == "}":
-            if not message.endswith("List"):
-                print(" ".join([package + "." + message] + fields))
+            if not message.endswith("List") or package.startswith("meta."):
+                print(" ".join([package + "." + message] + [f for _, f in sorted(fields)]))
             message = None
         elif message:
             m = re.match(r"\s+(optional |repeated |)(map<string, ([\w.]+)>|[\w.]+) (\w+) = (\d+);", line)
@@ -81,6 +89,7 @@ for repo, path, package in PACKAGES:
             else:
                 mark, of = ("*" if m[1] == "repeated " else ""), m[2]
             if inline:
-                fields.append("%d::=%s" % (number, kind(of, package)))
+                fields.append((number, "%d::=%s" % (number, kind(of, package))))
             else:
-                fields.append("%d:%s:%s%s%s" % (number, name or m[4], "?" if pointer else "", mark, kind(of, package)))
+                mark = ("?" if pointer else "") + mark
+                fields.append((number, "%d:%s:%s%s" % (number, name or m[4], mark, kind(of, package))))

@@ -45,6 +45,8 @@ pub(crate) struct Event {
     /// The object before, with the revision of the change: what deletions carry.
     gone: OnceLock<Arc<CacheEntry>>,
     frames: [OnceLock<Bytes>; 3],
+    /// The frames in protobuf; few clients' kinds are watched so.
+    binary: OnceLock<Box<[OnceLock<Bytes>; 3]>>,
     /// When the cache saw it.
     pub(super) seen: tokio::time::Instant,
 }
@@ -52,7 +54,15 @@ pub(crate) struct Event {
 impl Event {
     pub(super) fn new(revision: u64, new: Option<Arc<CacheEntry>>, old: Option<Arc<CacheEntry>>) -> Self {
         let seen = tokio::time::Instant::now();
-        Self { revision, new, old, gone: OnceLock::new(), frames: Default::default(), seen }
+        Self {
+            revision,
+            new,
+            old,
+            gone: OnceLock::new(),
+            frames: Default::default(),
+            binary: OnceLock::new(),
+            seen,
+        }
     }
 
     /// The object that an event of this kind carries.
@@ -74,6 +84,17 @@ impl Event {
     pub(crate) fn frame(&self, kind: EventKind) -> Bytes {
         let encode = || self.entry(kind).map(|e| frame(kind, &e.encoded)).unwrap_or_default();
         self.frames[kind as usize].get_or_init(encode).clone()
+    }
+
+    /// As [`Event::frame`], in the protobuf encoding that `encode` makes; also kept.
+    pub(crate) fn binary_frame(
+        &self,
+        kind: EventKind,
+        encode: impl FnOnce(EventKind, &CacheEntry) -> Option<Bytes>,
+    ) -> Bytes {
+        let frames = self.binary.get_or_init(Box::default);
+        let encode = || self.entry(kind).and_then(|e| encode(kind, e)).unwrap_or_default();
+        frames[kind as usize].get_or_init(encode).clone()
     }
 
     fn kind_for(&self, filter: &Filter) -> Option<EventKind> {

@@ -8,7 +8,8 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::body::Body;
-use super::respond::{json_value, method_not_allowed, not_found_page, status};
+use super::negotiate::Format;
+use super::respond::{PROTOBUF, json_value, method_not_allowed, negotiated, not_found_page, status};
 use crate::codec;
 use crate::server::Server;
 
@@ -80,7 +81,8 @@ fn root(request: &Request<Incoming>, legacy: bool, plain: impl Fn() -> Value) ->
         if has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2") {
             let mut response = json_value(StatusCode::OK, &aggregated(legacy));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
-            return response;
+            let format = if clause.starts_with(PROTOBUF) { Format::Protobuf } else { Format::Json };
+            return negotiated(response, format);
         }
         refused = true;
     }

@@ -161,7 +161,7 @@ fn agent(headers: &HeaderMap, method: &Method) -> Arc<str> {
 
 impl Call<'_> {
     fn answer(&self, list: bool) -> Result<Answer<'_>, Status> {
-        let mut wanted = negotiate::wanted(&self.headers, list)?;
+        let mut wanted = negotiate::wanted(&self.headers, list, protobuf::knows(self.resource.def))?;
         wanted.pretty |= self.pretty();
         Ok(Answer {
             server: self.server,
@@ -261,6 +261,9 @@ impl Call<'_> {
 
     async fn watch(self) -> Result<Response<Body>, Status> {
         let answer = self.answer(true)?;
+        if answer.wanted.format == Format::Yaml {
+            return Err(negotiate::no_stream());
+        }
         super::table::check_include(answer.include_object)?;
         let opts = self.query.list_options()?;
         let timeout = self.query.timeout_seconds()?;
@@ -320,7 +323,7 @@ impl Call<'_> {
         let (namespace, name) = (self.namespace(), self.info.name);
         match self.server.delete(&self.caller, &self.resource, namespace, name, &opts).await? {
             Deleted::Object(outcome) => answer.object(&self.resource, &outcome),
-            Deleted::Status(status) => Ok(respond::json_value(StatusCode::OK, &status)),
+            Deleted::Status(status) => answer.value(StatusCode::OK, &status),
         }
     }
 
@@ -421,7 +424,7 @@ impl Call<'_> {
                 return answer.object(resource, &outcome);
             }
         };
-        Ok(respond::json_value(StatusCode::CREATED, &status))
+        answer.value(StatusCode::CREATED, &status)
     }
 
     /// The body of a write.

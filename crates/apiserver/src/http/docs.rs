@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
 };
 use http::{HeaderMap, Method, Response, StatusCode};
 use parking_lot::Mutex;
@@ -23,6 +23,47 @@ use crate::server::Server;
 struct Doc {
     gzip: Bytes,
     etag: String,
+    mime: &'static str,
+}
+
+/// The encodings of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Json,
+    /// Of a `v2` or `v3` document.
+    Protobuf(&'static str),
+}
+
+impl Encoding {
+    /// What the Accept header asks for; `None` when that is not served.
+    fn wanted(headers: &HeaderMap, version: &'static str) -> Option<Self> {
+        let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty());
+        let Some(accept) = accept else { return Some(Self::Json) };
+        accept.split(',').find_map(|clause| {
+            let mime = clause.split(';').next().unwrap_or("").trim();
+            let spec = mime.strip_prefix("application/com.github.proto-openapi.spec.");
+            match (mime, spec.and_then(|s| s.strip_prefix(version))) {
+                ("*/*" | "application/*" | "application/json", _) => Some(Self::Json),
+                (_, Some("@v1.0+protobuf" | ".v1.0+protobuf")) => Some(Self::Protobuf(version)),
+                _ => None,
+            }
+        })
+    }
+
+    fn encode(self, document: &Value) -> Vec<u8> {
+        match self {
+            Self::Json => document.to_string().into_bytes(),
+            Self::Protobuf(version) => openapi::to_protobuf(document, version),
+        }
+    }
+
+    fn mime(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Protobuf("v2") => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            Self::Protobuf(_) => "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+        }
+    }
 }
 
 /// The documents asked for so far, by path.
@@ -30,15 +71,17 @@ struct Doc {
 pub(crate) struct Docs(Mutex<HashMap<String, Arc<Doc>>>);
 
 impl Docs {
-    fn get(&self, path: &str, make: impl FnOnce() -> Option<Value>) -> Option<Arc<Doc>> {
-        if let Some(doc) = self.0.lock().get(path) {
+    fn get(&self, path: &str, encoding: Encoding, make: impl FnOnce() -> Option<Value>) -> Option<Arc<Doc>> {
+        let key = format!("{path} {}", encoding.mime());
+        if let Some(doc) = self.0.lock().get(&key) {
             return Some(doc.clone());
         }
-        let text = make()?.to_string();
-        let hash = Sha256::digest(text.as_bytes());
+        let bytes = encoding.encode(&make()?);
+        let hash = Sha256::digest(&bytes);
         let etag: String = hash.iter().map(|b| format!("{b:02X}")).collect();
-        let doc = Arc::new(Doc { gzip: gzip(text.as_bytes()).ok()?, etag: format!("\"{etag}\"") });
-        self.0.lock().insert(path.to_owned(), doc.clone());
+        let (gzip, etag) = (gzip(&bytes).ok()?, format!("\"{etag}\""));
+        let doc = Arc::new(Doc { gzip, etag, mime: encoding.mime() });
+        self.0.lock().insert(key, doc.clone());
         Some(doc)
     }
 }
@@ -56,9 +99,12 @@ pub(crate) fn handle(
     if method != Method::GET && matches!(below, "v2" | "v3" | "v3/") {
         return Some(respond::status(&method_not_allowed()));
     }
+    let version = if below == "v2" { "v2" } else { "v3" };
+    let encoding = if below == "v3" { Some(Encoding::Json) } else { Encoding::wanted(headers, version) };
+    let Some(encoding) = encoding else { return Some(empty(StatusCode::NOT_ACCEPTABLE)) };
     let doc = match below {
-        "v2" => server.docs.get(below, || Some(openapi::v2(defs, &server.git_version))),
-        "v3" => server.docs.get("v3", || Some(openapi::v3_index(defs))),
+        "v2" => server.docs.get(below, encoding, || Some(openapi::v2(defs, &server.git_version))),
+        "v3" => server.docs.get("v3", encoding, || Some(openapi::v3_index(defs))),
         _ => {
             let key = below.strip_prefix("v3/")?;
             let of_version = match key.split('/').collect::<Vec<_>>().as_slice() {
@@ -66,7 +112,7 @@ pub(crate) fn handle(
                 ["apis", group, version] => Some((*group, *version)),
                 _ => None,
             };
-            let made = server.docs.get(below, || match of_version {
+            let made = server.docs.get(below, encoding, || match of_version {
                 Some((group, version)) => openapi::v3(defs, group, version),
                 None => openapi::v3_root(defs, key),
             });
@@ -84,7 +130,7 @@ pub(crate) fn handle(
             made
         }
     };
-    let Some(doc) = doc else { return Some(nothing()) };
+    let Some(doc) = doc else { return Some(empty(StatusCode::NOT_FOUND)) };
     let mut response = answer(&doc, headers, query.get("hash").is_some());
     if below == "v3" {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -92,10 +138,10 @@ pub(crate) fn handle(
     Some(response)
 }
 
-/// 404 without a word.
-fn nothing() -> Response<Body> {
+/// A code without a word.
+fn empty(code: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::Full(Bytes::new()));
-    *response.status_mut() = StatusCode::NOT_FOUND;
+    *response.status_mut() = code;
     response
 }
 
@@ -124,10 +170,13 @@ fn answer(doc: &Doc, headers: &HeaderMap, immutable: bool) -> Response<Body> {
         }
     };
     let headers = response.headers_mut();
+    if headers.get(CONTENT_TYPE).is_some() && !same {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(doc.mime));
+    }
     if let Ok(etag) = HeaderValue::from_str(&doc.etag) {
         headers.insert(ETAG, etag);
     }
-    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
     if immutable {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
     }

@@ -12,7 +12,7 @@ pub(crate) enum Format {
     Json,
     /// `application/yaml`.
     Yaml,
-    /// `application/vnd.kubernetes.protobuf`; read, not written.
+    /// `application/vnd.kubernetes.protobuf`.
     Protobuf,
 }
 
@@ -71,35 +71,60 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
     out
 }
 
-/// Reads the Accept header. `list`: the request may also be a watch.
+/// Reads the Accept header. `list`: the request may also be a watch; `protobuf`: the kind has that form.
 ///
 /// # Errors
 /// 406 with upstream's texts.
-pub(crate) fn wanted(headers: &HeaderMap, list: bool) -> Result<Wanted, Status> {
-    let Some(accept) = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty())
-    else {
-        return Ok(Wanted::JSON);
-    };
+pub(crate) fn wanted(headers: &HeaderMap, list: bool, protobuf: bool) -> Result<Wanted, Status> {
+    let Some(accept) = accept(headers) else { return Ok(Wanted::JSON) };
     if accept == "application/json" {
         return Ok(Wanted::JSON);
     }
-    let clauses = clauses(accept);
     let mut known = false;
-    for clause in &clauses {
-        let format = match clause.mime {
-            "application/json" | "*/*" => Format::Json,
-            "application/yaml" => Format::Yaml,
-            // Protobuf is not spoken here; clients that ask for it also take JSON.
-            "application/vnd.kubernetes.protobuf" if clauses.len() == 1 => Format::Json,
-            _ => continue,
-        };
+    for clause in &clauses(accept) {
+        let Some(format) = clause.format() else { continue };
         known = true;
-        if let Some((shape, version)) = shape(&clause.params) {
+        let Some((shape, version)) = shape(&clause.params) else { continue };
+        // Tables have no protobuf form, and neither have custom resources.
+        let possible = match (format, shape) {
+            (Format::Protobuf, Shape::Table) => false,
+            (Format::Protobuf, Shape::Object) => protobuf,
+            _ => true,
+        };
+        if possible {
             let pretty = clause.params.iter().any(|(k, v)| *k == "pretty" && (*v == "1" || *v == "true"));
             return Ok(Wanted { format, shape, version, pretty });
         }
     }
     if known { Err(Status::not_acceptable(ACCEPTED)) } else { Err(no_representation(list)) }
+}
+
+/// The format of documents and failures, which have one shape only; JSON where none fits.
+pub(crate) fn document_format(headers: &HeaderMap) -> Format {
+    let Some(accept) = accept(headers).filter(|a| *a != "application/json") else { return Format::Json };
+    let clauses = clauses(accept);
+    let plain = |c: &&Clause<'_>| !c.params.iter().any(|(k, _)| matches!(*k, "as" | "g" | "v"));
+    clauses.iter().filter(plain).find_map(Clause::format).unwrap_or(Format::Json)
+}
+
+fn accept(headers: &HeaderMap) -> Option<&str> {
+    headers.get(ACCEPT).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty())
+}
+
+impl Clause<'_> {
+    fn format(&self) -> Option<Format> {
+        match self.mime {
+            "application/json" | "*/*" => Some(Format::Json),
+            "application/yaml" => Some(Format::Yaml),
+            "application/vnd.kubernetes.protobuf" => Some(Format::Protobuf),
+            _ => None,
+        }
+    }
+}
+
+/// 406 for a watch in a format that is not a stream.
+pub(crate) fn no_stream() -> Status {
+    Status::not_acceptable("application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch")
 }
 
 const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
@@ -157,4 +182,47 @@ pub(crate) fn unsupported() -> Status {
         "the body of the request was in an unknown format - accepted media types include: {ACCEPTED}"
     );
     Status::unsupported_media_type(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(accept: &str, protobuf: bool, want: Option<(Format, Shape)>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, accept.parse().unwrap());
+        assert_eq!(wanted(&headers, false, protobuf).ok().map(|w| (w.format, w.shape)), want);
+    }
+
+    #[test]
+    fn first_clause_that_can_be_served_decides() {
+        let table = "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io";
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            true,
+            Some((Format::Protobuf, Shape::Object)),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            false,
+            Some((Format::Json, Shape::Object)),
+        );
+        check("application/vnd.kubernetes.protobuf", false, None);
+        check(table, true, None);
+        check(&format!("{table},application/json"), true, Some((Format::Json, Shape::Object)));
+        let partial = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+        check(partial, false, Some((Format::Protobuf, Shape::Partial)));
+        check("application/json;q=0.1, application/yaml", true, Some((Format::Yaml, Shape::Object)));
+    }
+
+    #[test]
+    fn failures_are_written_in_the_first_plain_format() {
+        let mut headers = HeaderMap::new();
+        let accept = "application/json;as=Table;v=v1;g=meta.k8s.io, application/vnd.kubernetes.protobuf";
+        headers.insert(ACCEPT, accept.parse().unwrap());
+        assert_eq!(document_format(&headers), Format::Protobuf);
+        headers.insert(ACCEPT, "text/html".parse().unwrap());
+        assert_eq!(document_format(&headers), Format::Json);
+    }
 }

@@ -14,7 +14,7 @@ use tracing::error;
 use super::body::Body;
 use super::info::Info;
 use super::query::{Query, decode_path};
-use super::{authz, discovery, dispatch, misc, respond};
+use super::{authz, discovery, dispatch, misc, negotiate, respond};
 use crate::authn::Connection;
 use crate::server::Server;
 
@@ -40,12 +40,14 @@ pub(crate) async fn handle(
 ) -> Response<Body> {
     let head = request.method() == http::Method::HEAD;
     let target = request.uri().path().to_owned();
+    let format = negotiate::document_format(request.headers());
     let answer = AssertUnwindSafe(stages(&server, &connection, request)).catch_unwind().await;
     let mut response = answer.unwrap_or_else(|_| {
         error!(path = target, "request handler panicked");
         let why = "This request caused apiserver to panic. Look in the logs for details.";
         respond::status(&Status::internal(why))
     });
+    response = respond::negotiated(response, format);
     if head {
         *response.body_mut() = Body::Full(bytes::Bytes::new());
     }

@@ -13,6 +13,7 @@ use super::body::{Body, GzipBody, ListBody, gzip};
 use super::negotiate::{Format, Shape, Wanted};
 use super::table;
 use crate::codec;
+use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
 use crate::verbs::Outcome;
@@ -20,6 +21,8 @@ use crate::verbs::list::Page;
 
 const WARNING: HeaderName = HeaderName::from_static("warning");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// Kubernetes' protobuf.
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache, private");
 /// Smaller responses are not compressed.
 const GZIP_FROM: u64 = 128 * 1024;
@@ -49,9 +52,39 @@ pub(crate) fn json_bytes(code: StatusCode, bytes: Bytes) -> Response<Body> {
     response
 }
 
-/// A JSON response of a value.
+/// Marks a response whose JSON the client may want in another format.
+#[derive(Clone, Copy, Debug)]
+struct Document;
+
+/// A document: JSON until [`negotiated`] finds that the client wants another format.
 pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
-    json_bytes(code, Bytes::from(value.to_string()))
+    let mut response = json_bytes(code, Bytes::from(value.to_string()));
+    response.extensions_mut().insert(Document);
+    response
+}
+
+/// The response in the format that the client asked for, where it is a document with a kind.
+pub(crate) fn negotiated(mut response: Response<Body>, format: Format) -> Response<Body> {
+    if response.extensions_mut().remove::<Document>().is_none() || format == Format::Json {
+        return response;
+    }
+    let Body::Full(bytes) = response.body() else { return response };
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return response };
+    let encoded = match format {
+        Format::Yaml if value.get("kind").is_some() => serde_yaml_ng::to_string(&value).ok().map(Bytes::from),
+        Format::Protobuf => protobuf::encode(&value).map(Bytes::from),
+        _ => None,
+    };
+    let Some(encoded) = encoded else { return response };
+    *response.body_mut() = Body::Full(encoded);
+    // Discovery says in the type which version of it this is.
+    let json = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let params = json.strip_prefix("application/json").unwrap_or("");
+    let mime = if format == Format::Yaml { "application/yaml" } else { PROTOBUF };
+    if let Ok(mime) = HeaderValue::from_str(&format!("{mime}{params}")) {
+        response.headers_mut().insert(CONTENT_TYPE, mime);
+    }
+    response
 }
 
 /// A plain text response.
@@ -187,7 +220,11 @@ impl Answer<'_> {
                 text.push('\n');
                 (text.into_bytes(), JSON)
             }
-            Format::Json | Format::Protobuf => (value.to_string().into_bytes(), JSON),
+            Format::Json => (value.to_string().into_bytes(), JSON),
+            Format::Protobuf => {
+                let bytes = protobuf::encode(value).ok_or_else(|| not_acceptable(value))?;
+                (bytes, HeaderValue::from_static(PROTOBUF))
+            }
             Format::Yaml => {
                 let text = serde_yaml_ng::to_string(value).map_err(Status::internal)?;
                 (text.into_bytes(), HeaderValue::from_static("application/yaml"))
@@ -211,6 +248,16 @@ impl Answer<'_> {
             response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
         }
     }
+}
+
+/// 406 for what has no protobuf form.
+fn not_acceptable(value: &Value) -> Status {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or("");
+    let why = format!(
+        "object *v1.{kind} does not implement the protobuf marshalling interface and cannot be encoded to a \
+         protobuf message"
+    );
+    Status::new(406, coracle_meta::Reason::NotAcceptable, why, None)
 }
 
 /// `metadata` of a list.

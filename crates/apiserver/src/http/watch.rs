@@ -6,17 +6,18 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use coracle_meta::Status;
 use futures::StreamExt;
-use http::Response;
-use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
 use rand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::body::Body;
-use super::negotiate::{Shape, Wanted};
+use super::negotiate::{Format, Shape, Wanted};
 use super::respond::{Answer, json_bytes};
 use super::table;
 use crate::cache::{CacheEntry, EventKind};
 use crate::codec;
+use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
 use crate::verbs::watch::{Next, Watching};
@@ -63,8 +64,27 @@ pub(crate) fn response(
         Some((Ok(bytes), frames))
     });
     let mut response = json_bytes(StatusCode::OK, Bytes::new());
+    if wanted.format == Format::Protobuf {
+        let mime = HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch");
+        response.headers_mut().insert(CONTENT_TYPE, mime);
+    }
     *response.body_mut() = Body::Stream(stream.boxed());
     response
+}
+
+/// The frame of an object given as JSON.
+fn framed(format: Format, kind: &str, object: &Value) -> Bytes {
+    if format == Format::Protobuf {
+        let object = protobuf::encode(object).unwrap_or_default();
+        return protobuf::watch_frame(kind, &object).into();
+    }
+    Bytes::from(format!("{}\n", json!({ "type": kind, "object": object })))
+}
+
+/// The protobuf frame of an object given encoded.
+fn binary(kind: EventKind, entry: &CacheEntry) -> Option<Bytes> {
+    let value: Value = serde_json::from_slice(&entry.encoded).ok()?;
+    Some(framed(Format::Protobuf, kind.as_str(), &value))
 }
 
 impl Frames {
@@ -102,7 +122,14 @@ impl Frames {
     fn frame(&mut self, next: Next) -> Option<Bytes> {
         // Frames of the stored version are made once for all watchers.
         let plain = self.wanted.shape == Shape::Object && self.resource.view().is_none();
+        let format = self.wanted.format;
         let made = match next {
+            Next::Initial(entry) if plain && format == Format::Protobuf => {
+                return binary(EventKind::Added, &entry);
+            }
+            Next::Event(kind, event) if plain && format == Format::Protobuf => {
+                return Some(event.binary_frame(kind, binary));
+            }
             Next::Initial(entry) if plain => {
                 return Some(crate::cache::frame(EventKind::Added, &entry.encoded));
             }
@@ -116,8 +143,7 @@ impl Frames {
             Ok(bytes) => Some(bytes),
             Err(status) => {
                 self.done = true;
-                let value = json!({ "type": "ERROR", "object": status.to_value() });
-                Some(Bytes::from(format!("{value}\n")))
+                Some(framed(format, "ERROR", &status.to_value()))
             }
         }
     }
@@ -125,6 +151,9 @@ impl Frames {
     fn shaped(&mut self, kind: EventKind, entry: &Arc<CacheEntry>) -> Result<Bytes, Status> {
         let entry = &self.server.fields.show(&self.resource, entry)?;
         let value = match self.wanted.shape {
+            Shape::Object if self.wanted.format == Format::Protobuf => {
+                return binary(kind, entry).ok_or_else(|| Status::internal("object does not encode"));
+            }
             Shape::Object => return Ok(crate::cache::frame(kind, &entry.encoded)),
             Shape::Table => {
                 let answer = Answer {
@@ -137,7 +166,7 @@ impl Frames {
             }
             _ => table::partial(entry, self.wanted.version)?,
         };
-        Ok(crate::cache::frame(kind, value.to_string().as_bytes()))
+        Ok(framed(self.wanted.format, kind.as_str(), &value))
     }
 
     fn bookmark(&self, revision: u64, end: bool) -> Bytes {
@@ -159,6 +188,6 @@ impl Frames {
                 object
             }
         };
-        Bytes::from(format!("{}\n", json!({ "type": "BOOKMARK", "object": object })))
+        framed(self.wanted.format, "BOOKMARK", &object)
     }
 }
