@@ -3,6 +3,8 @@
 mod forward;
 mod target;
 
+pub(crate) use target::service_address;
+
 use std::sync::Arc;
 
 use coracle_admission::{Operation, Request as Admitted};

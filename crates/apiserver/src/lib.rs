@@ -8,6 +8,8 @@ mod bootstrap;
 mod cache;
 mod codec;
 mod config;
+mod conversion;
+mod definitions;
 mod fields;
 mod http;
 mod kubelet;
@@ -20,6 +22,7 @@ mod transport;
 mod upkeep;
 mod verbs;
 mod views;
+mod webhook;
 
 pub use config::{Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};
 pub use server::ApiServer;

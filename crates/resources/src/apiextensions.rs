@@ -5,9 +5,12 @@ mod custom_resource_definition;
 mod internal;
 mod props;
 mod schema_rules;
+mod shape;
 mod spec;
 
 use crate::def::ResourceDef;
+
+pub use shape::tidy;
 
 /// One row per kind.
 pub(crate) static KINDS: &[&ResourceDef] = &[&custom_resource_definition::DEF];

@@ -142,6 +142,7 @@ mod tests {
             "apiextensions/internal",
             "apiextensions/props",
             "apiextensions/schema_rules",
+            "apiextensions/shape",
             "apiextensions/spec",
             "apps/rolling",
             "apps/selector",

@@ -88,7 +88,7 @@ impl Compiler<'_> {
             "boolean" => Node::Scalar(false.into()),
             "array" => self.list(schema, facts),
             "object" => self.object(name, schema, facts),
-            _ if schema.get("x-kubernetes-int-or-string").is_some() => Node::Scalar(0.into()),
+            _ if schema.get("x-kubernetes-int-or-string").is_some() => Node::IntOrString,
             _ => Node::Any,
         }
     }

@@ -77,27 +77,27 @@ pub struct CustomVersion {
     pub source: (String, i64),
     /// The definition, to read the schema from.
     definition: Arc<CustomResourceDefinition>,
-    compiled: Arc<OnceLock<Compiled>>,
+    schema: Arc<OnceLock<Schema>>,
+    /// Types of all versions, shared by them.
+    fields: Arc<OnceLock<Schemas>>,
+    /// The kind's name in `fields`.
+    fields_name: String,
 }
-
-#[derive(Debug)]
-struct Compiled {
-    schema: Schema,
-    fields: OnceLock<Schemas>,
-}
-
-/// The name of the kind within [`CustomVersion::fields`].
-const OWN: &str = "custom";
 
 impl CustomVersion {
     /// What the schema says, words left out.
     pub fn schema(&self) -> &Schema {
-        &self.compiled().schema
+        self.schema.get_or_init(|| schema_of(self.props()))
     }
 
-    /// The types for field tracking, and the kind's name in them.
-    pub fn fields(&self) -> (&Schemas, &'static str) {
-        (self.compiled().fields.get_or_init(|| compile_fields(self.schema())), OWN)
+    /// The types for field tracking: those of all versions, each under its [`CustomVersion::fields_name`].
+    pub fn fields(&self) -> &Schemas {
+        self.fields.get_or_init(|| compile_fields(&self.definition))
+    }
+
+    /// The kind's name in [`CustomVersion::fields`].
+    pub fn fields_name(&self) -> &str {
+        &self.fields_name
     }
 
     /// The schema with all its words, if the version has one.
@@ -110,22 +110,28 @@ impl CustomVersion {
         version.schema.as_ref()?.open_api_v3_schema.as_ref()
     }
 
-    fn compiled(&self) -> &Compiled {
-        self.compiled.get_or_init(|| {
-            let schema = self.described().map_or_else(
-                || Schema { preserve: true, ..Schema::default() },
-                |schema| without_words(&schema),
-            );
-            Compiled { schema, fields: OnceLock::new() }
-        })
-    }
-
     /// Takes over what `before` has compiled, if it is of the same schema.
     pub(super) fn inherit(&mut self, before: &Self) {
         if self.source == before.source {
-            self.compiled = before.compiled.clone();
+            self.schema = before.schema.clone();
+            self.fields = before.fields.clone();
         }
     }
+}
+
+/// A schema for checking; without one everything goes.
+fn schema_of(props: Option<&JSONSchemaProps>) -> Schema {
+    let schema = props.and_then(|props| Schema::new(props).ok());
+    schema.map_or_else(|| Schema { preserve: true, ..Schema::default() }, |schema| without_words(&schema))
+}
+
+fn has_status(version: &CustomResourceDefinitionVersion) -> bool {
+    version.subresources.as_ref().is_some_and(|s| s.status.is_some())
+}
+
+/// `v1.custom`, or `v1.custom-status`, whose status only its subresource owns.
+fn fields_name(version: &CustomResourceDefinitionVersion) -> String {
+    format!("{}.{}", version.name, if has_status(version) { "custom-status" } else { "custom" })
 }
 
 /// A schema as it is checked: without descriptions, titles and examples.
@@ -135,20 +141,23 @@ fn without_words(schema: &Schema) -> Schema {
     out
 }
 
-fn compile_fields(schema: &Schema) -> Schemas {
+fn compile_fields(crd: &CustomResourceDefinition) -> Schemas {
     let mut generator = SchemaSettings::openapi3().into_generator();
     generator.subschema_for::<ObjectMeta>();
     let mut definitions: Map<String, Value> = generator.take_definitions(true);
-    let mut own = publish::value(schema);
     let meta = json!({ "$ref": "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta" });
-    own["properties"]["apiVersion"] = json!({ "type": "string" });
-    own["properties"]["kind"] = json!({ "type": "string" });
-    own["properties"]["metadata"] = meta.clone();
-    if schema.kind.is_empty() {
-        own["type"] = "object".into();
+    for version in &crd.spec.versions {
+        let schema = schema_of(version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()));
+        let mut own = publish::value(&schema);
+        own["properties"]["apiVersion"] = json!({ "type": "string" });
+        own["properties"]["kind"] = json!({ "type": "string" });
+        own["properties"]["metadata"] = meta.clone();
+        if schema.kind.is_empty() {
+            own["type"] = "object".into();
+        }
+        embed(&mut own, &meta);
+        definitions.insert(fields_name(version), own);
     }
-    embed(&mut own, &meta);
-    definitions.insert(OWN.into(), own);
     Schemas::compile(&definitions)
 }
 
@@ -176,12 +185,14 @@ pub fn of_definition(crd: &Arc<CustomResourceDefinition>) -> Vec<CustomVersion> 
     if !conditions::is_true(crd, "Established") {
         return Vec::new();
     }
-    crd.spec.versions.iter().map(|version| new_version(crd, version)).collect()
+    let fields = Arc::default();
+    crd.spec.versions.iter().map(|version| new_version(crd, version, &fields)).collect()
 }
 
 fn new_version(
     crd: &Arc<CustomResourceDefinition>,
     version: &CustomResourceDefinitionVersion,
+    fields: &Arc<OnceLock<Schemas>>,
 ) -> CustomVersion {
     let names = crd.status.as_ref().and_then(|s| s.accepted_names.as_ref()).unwrap_or(&crd.spec.names);
     let sub = version.subresources.as_ref();
@@ -210,7 +221,7 @@ fn new_version(
         short_names: names.short_names.clone().unwrap_or_default(),
         categories: names.categories.clone().unwrap_or_default(),
         namespaced: crd.spec.scope == "Namespaced",
-        status: sub.is_some_and(|s| s.status.is_some()),
+        status: has_status(version),
         scale: sub.and_then(|s| s.scale.as_ref()).map(|scale| Scale {
             spec: scale.spec_replicas_path.clone(),
             status: scale.status_replicas_path.clone(),
@@ -226,7 +237,9 @@ fn new_version(
         selectable: selectable.collect(),
         source: (meta.uid.clone().unwrap_or_default(), meta.generation.unwrap_or(0)),
         definition: crd.clone(),
-        compiled: Arc::default(),
+        schema: Arc::default(),
+        fields: fields.clone(),
+        fields_name: fields_name(version),
     }
 }
 
