@@ -90,6 +90,8 @@ impl Server {
             converted.into_iter().next().ok_or_else(|| Status::internal("conversion lost the object"))?;
         let mut stored = resource.storage.strategy.decode(value)?;
         stored.meta_mut().resource_version = revision;
+        // As whoever reads the version would set them.
+        resource.storage.strategy.default(&mut *stored);
         Ok(Some(stored))
     }
 

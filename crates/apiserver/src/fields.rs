@@ -218,7 +218,7 @@ impl Fields {
 }
 
 /// Schemas within definitions of custom resources have rules of their own.
-fn tidy(def: &ResourceDef, value: &mut Value) {
+pub(crate) fn tidy(def: &ResourceDef, value: &mut Value) {
     if def.kind == "CustomResourceDefinition" {
         coracle_resources::apiextensions::tidy(value);
     }

@@ -540,6 +540,11 @@ impl ResourceDef {
         self.strategy.view().map_or(self, View::stored)
     }
 
+    /// Whether upstream's core validates its metadata, rather than the library that all servers share.
+    pub fn of_core(&self) -> bool {
+        self.group != "apiextensions.k8s.io" && self.strategy.custom().is_none()
+    }
+
     /// Whether the resource has the subresource.
     pub fn has(&self, subresource: Subresource) -> bool {
         self.subresources.contains(&subresource)

@@ -185,6 +185,9 @@ fn of_version(served: Served<'_>, group: &str, version: &str) -> Vec<&'static Re
 fn sorted_subresources(def: &ResourceDef) -> Vec<Subresource> {
     let mut subs = def.subresources.to_vec();
     subs.sort_by_key(|s| s.path());
+    if def.strategy.custom().is_some() {
+        subs.reverse();
+    }
     subs
 }
 
@@ -230,7 +233,12 @@ fn storage_hash(server: &Server, def: &'static ResourceDef) -> String {
     use sha2::Digest as _;
     let resource = def.strategy.custom().and_then(|_| server.cache.registry.find(def.group, def.plural));
     let def = resource.map_or_else(|| def.stored(), |r| r.storage);
-    let digest = sha2::Sha256::digest(format!("{}/{}/{}", def.group, def.version, def.kind));
+    let version = match def.kind {
+        // Upstream still stores these in their older version.
+        "CustomResourceDefinition" | "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => "v1beta1",
+        _ => def.version,
+    };
+    let digest = sha2::Sha256::digest(format!("{}/{version}/{}", def.group, def.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 

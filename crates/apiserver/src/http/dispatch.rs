@@ -496,7 +496,13 @@ impl Call<'_> {
         let text: Bytes = body::read(incoming).await?;
         match format {
             Format::Json => Ok(Input::Text(text)),
-            Format::Yaml => Ok(Input::Json(yaml(&text, kind)?)),
+            Format::Yaml => {
+                let value = yaml(&text, kind)?;
+                if self.resource.def.kind == kind {
+                    decode::check_custom(&self.resource, &value, &text)?;
+                }
+                Ok(Input::Json(value))
+            }
             Format::Protobuf => Ok(Input::Json(self.protobuf(&text, kind)?)),
         }
     }

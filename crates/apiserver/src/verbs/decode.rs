@@ -77,10 +77,11 @@ impl Server {
 /// Decodes a checked value; `strict` are the messages of the strict decoder.
 fn typed(
     resource: &Resource,
-    value: Value,
+    mut value: Value,
     strict: Vec<String>,
     validation: &str,
 ) -> Result<Decoded, Status> {
+    crate::fields::tidy(resource.def, &mut value);
     let forget =
         value.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_some_and(Vec::is_empty));
     let mut obj = resource.def.strategy.decode(value)?;
@@ -216,7 +217,7 @@ pub(crate) fn excerpt(text: &[u8]) -> String {
 }
 
 /// Checks that a body meant to be a custom resource says what it is.
-fn check_custom(resource: &Resource, value: &Value, text: &[u8]) -> Result<(), Status> {
+pub(crate) fn check_custom(resource: &Resource, value: &Value, text: &[u8]) -> Result<(), Status> {
     if resource.custom().is_none() {
         return Ok(());
     }

@@ -114,9 +114,7 @@ fn applied_to_parent(resource: &Resource, name: &str, body: &Value) -> Result<Va
     }
     if let Some(replicas) = body.pointer("/spec/replicas") {
         if replicas.as_i64().is_some_and(|n| n < 0) {
-            let mut errs = ErrorList::new();
-            errs.invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
-            return Err(Status::invalid("autoscaling", "Scale", name, &errs));
+            return Err(negative(resource, name, replicas));
         }
         set_at(&mut config, paths(resource)?.spec_replicas, replicas.clone());
     }
@@ -250,11 +248,21 @@ fn check_scale(
     }
     let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
     if replicas < 0 {
-        let mut errs = ErrorList::new();
-        errs.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-        return Err(Status::invalid("autoscaling", "Scale", name, &errs));
+        return Err(negative(resource, name, &json!(replicas)));
     }
     Ok(())
+}
+
+/// 422: a custom resource's strategy checks the count where its schema has it.
+fn negative(resource: &Resource, name: &str, replicas: &Value) -> Status {
+    let mut errs = ErrorList::new();
+    if resource.custom().is_some() {
+        let path = resource.def.scale.map_or("", |paths| paths.spec_replicas).replace('/', ".");
+        errs.invalid(path.as_str(), replicas.clone(), "should be a non-negative integer");
+        return Status::invalid(resource.def.group, resource.def.kind, name, &errs);
+    }
+    errs.invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
+    Status::invalid("autoscaling", "Scale", name, &errs)
 }
 
 fn transient(def: &'static ResourceDef, scale: Value) -> Result<Arc<CacheEntry>, Status> {

@@ -365,6 +365,9 @@ fn validate_change(
         Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
     };
     object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
+    if resource.def.of_core() && recheck != Recheck::Change {
+        object_meta::validate_standard_finalizers(new.meta(), &mut errs);
+    }
     match part {
         Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
         Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),

@@ -58,7 +58,15 @@ fn check_stored(crd: &CustomResourceDefinition, errs: &mut ErrorList) {
         return errs.invalid(at, Value::Null, "must have at least one stored version");
     }
     let names: Vec<&String> = crd.spec.versions.iter().map(|v| &v.name).collect();
-    for version in crd.spec.versions.iter().filter(|v| v.storage && !stored.contains(&v.name)) {
+    let mut left = stored.clone();
+    for version in &crd.spec.versions {
+        if left.contains(&version.name) {
+            left.retain(|name| *name != version.name);
+            continue;
+        }
+        if !version.storage {
+            continue;
+        }
         let why = format!("must have the storage version {}", version.name);
         errs.invalid(&at, stored.clone(), why);
     }

@@ -56,6 +56,10 @@ impl<'c> Internal<'c> {
 
     /// The versions as messages show them.
     pub(super) fn dump(&self, spec: &CustomResourceDefinitionSpec) -> String {
+        // Without a spec there is no list either.
+        if spec.versions.is_empty() && spec.group.is_empty() {
+            return "null".into();
+        }
         let versions = spec.versions.iter().zip(&self.own).map(|(v, own)| {
             let columns = own.columns.iter().map(|c| {
                 fields(&[

@@ -9,6 +9,10 @@ pub fn tidy(definition: &mut Value) {
         if let Some(schema) = version.pointer_mut("/schema/openAPIV3Schema").and_then(Value::as_object_mut) {
             tidy_schema(schema);
         }
+        // A structure without fields.
+        if let Some(status) = version.pointer_mut("/subresources/status").and_then(Value::as_object_mut) {
+            status.clear();
+        }
     }
 }
 
@@ -33,7 +37,16 @@ fn tidy_schema(schema: &mut Map<String, Value>) {
             "items" | "additionalProperties" | "additionalItems" | "not" | "allOf" | "anyOf" | "oneOf" => {
                 below(value);
             }
-            "properties" | "patternProperties" | "definitions" | "dependencies" => {
+            // Go takes anything for an empty list of names.
+            "dependencies" => {
+                for value in value.as_object_mut().into_iter().flat_map(|map| map.values_mut()) {
+                    match value {
+                        Value::Object(_) | Value::Array(_) => below(value),
+                        _ => *value = Value::Array(Vec::new()),
+                    }
+                }
+            }
+            "properties" | "patternProperties" | "definitions" => {
                 value.as_object_mut().into_iter().flat_map(|map| map.values_mut()).for_each(below);
             }
             _ => {}

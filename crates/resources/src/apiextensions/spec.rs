@@ -256,6 +256,11 @@ fn versions(crd: &CustomResourceDefinition, opts: &Options, at: &Path, errs: &mu
     if spec.versions.iter().filter(|v| v.storage).count() != 1 {
         invalid("must have exactly one version marked as storage version");
     }
+    let first = spec.versions.first().map_or("", |v| v.name.as_str());
+    let faults = names::dns1035_label(first);
+    if !first.is_empty() && !faults.is_empty() {
+        errs.invalid(at.child("version"), first, faults.join(","));
+    }
 }
 
 fn deprecation_faults(deprecated: bool, warning: Option<&str>) -> Vec<String> {
