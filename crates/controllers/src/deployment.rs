@@ -21,7 +21,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::claim::{Claimant, carry_out, claim};
-use crate::replicaset::owner_keys;
+use crate::pods::owner_keys;
 use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, ignore_not_found,
     is_namespace_terminating, name_of, uid_of,

@@ -2,19 +2,28 @@
 
 mod claim;
 mod cluster_role_aggregation;
+mod cronjob;
+mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod garbage_collector;
+mod hashing;
+mod job;
 mod namespace;
 mod node_lifecycle;
 mod own_writes;
 mod pod_gc;
+mod pods;
 mod replicaset;
+mod revisions;
 mod root_ca;
 pub mod runtime;
 mod service_account;
+mod statefulset;
 #[cfg(test)]
 mod testing;
+mod ttl_after_finished;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +84,15 @@ type Start = fn(&Context) -> BoxFuture<'static, ()>;
 const ALL: &[(&str, Start)] = &[
     (deployment::DESCRIPTOR.name, deployment::run),
     (replicaset::DESCRIPTOR.name, replicaset::run),
+    (replicaset::REPLICATION.name, replicaset::run_replication),
+    (daemonset::DESCRIPTOR.name, daemonset::run),
+    (statefulset::DESCRIPTOR.name, statefulset::run),
+    (job::DESCRIPTOR.name, job::run),
+    ("job-controller-orphans", job::run_orphans),
+    (cronjob::DESCRIPTOR.name, cronjob::run),
+    (disruption::DESCRIPTOR.name, disruption::run),
+    ("disruption-controller-stale", disruption::run_stale),
+    (ttl_after_finished::DESCRIPTOR.name, ttl_after_finished::run),
     (endpoints::slices::DESCRIPTOR.name, endpoints::slices::run),
     (endpoints::DESCRIPTOR.name, endpoints::run),
     (namespace::DESCRIPTOR.name, namespace::run),

@@ -1,138 +1,171 @@
-//! ReplicaSet: keeps as many pods of a template running as asked for.
+//! ReplicaSet and ReplicationController: keep as many pods of a template running as asked for.
 
 mod decide;
 mod rank;
 
-use std::collections::{BTreeSet, HashMap};
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Index, Informer};
-use coracle_meta::owner::{controller_of, controller_ref};
+use coracle_client::{Api, Informer};
+use coracle_meta::owner::controller_of;
 use coracle_meta::selector::LabelSelector;
-use coracle_meta::{Reason, Status};
+use coracle_meta::{Kind, Reason, Status};
 use coracle_stdx::Clock;
 use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
-use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
-use parking_lot::Mutex;
+use futures::future::BoxFuture;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Pod, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector;
 
 use crate::claim::{Claimant, carry_out, claim};
+use crate::pods::{LAG, PodControl, of_template, wake_adopters};
 use crate::runtime::{
-    Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, is_namespace_terminating,
-    name_of, uid_of,
+    Action, Context, Controller, Descriptor, ObjectKey, Reconciler, is_namespace_terminating, name_of, uid_of,
 };
+use coracle_meta::owner::controller_ref;
 use decide::{Failure, Scale};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "replicaset-controller", workers: 5 };
+pub(crate) const REPLICATION: Descriptor = Descriptor { name: "replication-controller", workers: 5 };
 
-/// How soon to look again for pods of our own that the informer does not show, should no event come.
-const LAG: Duration = Duration::from_secs(5);
+/// A kind that wants a number of pods: to this controller all are ReplicaSets.
+trait Replicated: Kind {
+    fn as_set(&self) -> Cow<'_, ReplicaSet>;
+    fn set_status(&mut self, status: ReplicaSetStatus);
+}
 
-/// Starts the controller.
+impl Replicated for ReplicaSet {
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+    fn set_status(&mut self, status: ReplicaSetStatus) {
+        self.status = Some(status);
+    }
+}
+
+impl Replicated for ReplicationController {
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        let spec = self.spec.clone().unwrap_or_default();
+        let status = self.status.clone().map(|status| ReplicaSetStatus {
+            replicas: status.replicas,
+            fully_labeled_replicas: status.fully_labeled_replicas,
+            ready_replicas: status.ready_replicas,
+            available_replicas: status.available_replicas,
+            observed_generation: status.observed_generation,
+            terminating_replicas: None,
+            conditions: status.conditions.map(|all| all.into_iter().map(condition_of_set).collect()),
+        });
+        Cow::Owned(ReplicaSet {
+            metadata: self.metadata.clone(),
+            spec: Some(ReplicaSetSpec {
+                replicas: spec.replicas,
+                min_ready_seconds: spec.min_ready_seconds,
+                selector: ApiSelector { match_labels: spec.selector, match_expressions: None },
+                template: spec.template,
+            }),
+            status,
+        })
+    }
+    fn set_status(&mut self, status: ReplicaSetStatus) {
+        self.status = Some(ReplicationControllerStatus {
+            replicas: status.replicas,
+            fully_labeled_replicas: status.fully_labeled_replicas,
+            ready_replicas: status.ready_replicas,
+            available_replicas: status.available_replicas,
+            observed_generation: status.observed_generation,
+            conditions: status.conditions.map(|all| all.into_iter().map(condition_of_controller).collect()),
+        });
+    }
+}
+
+fn condition_of_set(c: ReplicationControllerCondition) -> ReplicaSetCondition {
+    ReplicaSetCondition {
+        type_: c.type_,
+        status: c.status,
+        reason: c.reason,
+        message: c.message,
+        last_transition_time: c.last_transition_time,
+    }
+}
+
+fn condition_of_controller(c: ReplicaSetCondition) -> ReplicationControllerCondition {
+    ReplicationControllerCondition {
+        type_: c.type_,
+        status: c.status,
+        reason: c.reason,
+        message: c.message,
+        last_transition_time: c.last_transition_time,
+    }
+}
+
+/// Starts the ReplicaSet controller.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
-    let (sets, pods) = (cx.informers.get::<ReplicaSet>(), cx.informers.get::<Pod>());
-    let client = cx.client(DESCRIPTOR.name);
+    start::<ReplicaSet>(cx, DESCRIPTOR)
+}
+
+/// Starts the ReplicationController controller.
+pub(crate) fn run_replication(cx: &Context) -> BoxFuture<'static, ()> {
+    start::<ReplicationController>(cx, REPLICATION)
+}
+
+fn start<K: Replicated>(cx: &Context, descriptor: Descriptor) -> BoxFuture<'static, ()> {
+    let (sets, pods) = (cx.informers.get::<K>(), cx.informers.get::<Pod>());
     let reconciler = Arc::new(Sets {
-        by_owner: pods.index("controller", owner_keys),
+        control: PodControl::new(cx, descriptor.name, descriptor.name),
         sets: sets.clone(),
-        pods: pods.clone(),
-        set_api: client.api(),
-        pod_api: client.api(),
-        events: cx.recorder(DESCRIPTOR.name),
+        set_api: cx.client(descriptor.name).api(),
         clock: cx.clock.clone(),
-        inflight: Mutex::default(),
     });
     let selecting = sets.clone();
-    Controller::new(DESCRIPTOR)
+    Controller::new(descriptor)
         .watch_primary(&sets)
-        .watch_owned(&pods, "ReplicaSet")
-        .watch(&pods, move |change, enqueue| wake_adopters(&selecting, change, enqueue))
+        .watch_owned(&pods, K::KIND)
+        .watch(&pods, move |change, enqueue| {
+            wake_adopters(&selecting, |set: &K| selector_of(&set.as_set()).ok(), change, enqueue);
+        })
         .run(reconciler)
         .boxed()
 }
 
-/// Pods by controller uid; those without one by `orphans/<namespace>`.
-pub(crate) fn owner_keys(pod: &Pod) -> Vec<String> {
-    vec![match controller_of(&pod.metadata) {
-        Some(owner) => owner.uid.clone(),
-        None => orphans(pod.metadata.namespace.as_deref().unwrap_or("")),
-    }]
+fn selector_of(set: &ReplicaSet) -> Result<LabelSelector, String> {
+    set.spec.as_ref().map_or(Ok(LabelSelector::nothing()), |spec| LabelSelector::from_api(&spec.selector))
 }
 
-fn orphans(namespace: &str) -> String {
-    format!("orphans/{namespace}")
-}
-
-/// An orphan wakes the sets that select it.
-fn wake_adopters(sets: &Informer<ReplicaSet>, change: &Change<Pod>, enqueue: Enqueue<'_>) {
-    let pod = change.object();
-    let news = match change {
-        Change::Added(_) => true,
-        Change::Modified { old, new } => {
-            old.metadata.labels != new.metadata.labels
-                || old.metadata.owner_references != new.metadata.owner_references
-        }
-        Change::Deleted(_) => false,
-    };
-    if !news || controller_of(&pod.metadata).is_some() {
-        return;
-    }
-    for set in sets.list_namespace(pod.metadata.namespace.as_deref().unwrap_or("")) {
-        let selector = set.spec.as_ref().map(|spec| LabelSelector::from_api(&spec.selector));
-        if selector.is_some_and(|s| s.is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref()))) {
-            enqueue(ObjectKey::of(&set.metadata));
-        }
-    }
-}
-
-/// Writes of ours that the informer may not show yet.
-#[derive(Default)]
-struct Inflight {
-    /// Revision of the last pod created.
-    created: u64,
-    /// Uids of pods whose deletion was asked for.
-    deleted: BTreeSet<String>,
-}
-
-struct Sets {
-    sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
-    by_owner: Index<Pod>,
-    set_api: Api<ReplicaSet>,
-    pod_api: Api<Pod>,
-    events: EventRecorder,
+struct Sets<K> {
+    control: PodControl,
+    sets: Informer<K>,
+    set_api: Api<K>,
     clock: Clock,
-    inflight: Mutex<HashMap<String, Inflight>>,
 }
 
 #[async_trait]
-impl Reconciler for Sets {
+impl<K: Replicated> Reconciler for Sets<K> {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
-        let Some(set) = self.sets.get(&key.namespace, &key.name) else {
-            self.forget_vanished();
+        let Some(owner) = self.sets.get(&key.namespace, &key.name) else {
+            let known = self.sets.list().iter().filter_map(|set| set.metadata().uid.clone()).collect();
+            self.control.retain(&known);
             return Ok(Action::AwaitChange);
         };
-        let Some(spec) = &set.spec else { return Ok(Action::AwaitChange) };
-        let selector = LabelSelector::from_api(&spec.selector).map_err(Status::bad_request)?;
+        let set = owner.as_set();
+        let selector = selector_of(&set).map_err(Status::bad_request)?;
         // In this order: what is in flight is judged by a state at least as new as the claim's.
-        let sees_own_writes = self.sees_own_writes(uid_of(&*set));
-        let mut candidates = self.by_owner.get(uid_of(&*set));
-        candidates.extend(self.by_owner.get(&orphans(&key.namespace)));
-        let claimant = Claimant { owner: &set.metadata, selector: &selector };
-        let claimed = claim(&claimant, candidates);
-        let owned = carry_out(claimed, &*set, controller_ref(&*set), &self.set_api, &self.pod_api).await?;
+        let sees_own_writes = self.control.sees_own_writes(uid_of(&*owner));
+        let candidates = self.control.candidates(uid_of(&*owner), &key.namespace);
+        let claimed = claim(&Claimant { owner: &set.metadata, selector: &selector }, candidates);
+        let owned =
+            carry_out(claimed, &*owner, controller_ref(&*owner), &self.set_api, &self.control.api).await?;
         let mut failure = None;
         if sees_own_writes && set.metadata.deletion_timestamp.is_none() {
-            failure = self.scale(&set, &owned).await;
+            failure = self.scale(&owner, &set, &owned).await;
         }
-        let now = self.clock.now();
-        let (status, next_check) = decide::status(&set, &owned, failure.as_ref(), now);
-        if set.status.as_ref() != Some(&status) {
-            let mut changed = (*set).clone();
-            changed.status = Some(status);
+        let (status, next_check) = decide::status(&set, &owned, failure.as_ref(), self.clock.now());
+        let mut changed = (*owner).clone();
+        changed.set_status(status);
+        // Compared as the owner's kind has it: a ReplicationController knows less.
+        if changed.as_set().status != set.status {
             match self.set_api.update_status(&key.namespace, changed).await {
                 Err(status) if status.reason() == Reason::NotFound => {}
                 outcome => drop(outcome?),
@@ -147,38 +180,26 @@ impl Reconciler for Sets {
     }
 }
 
-impl Sets {
-    fn sees_own_writes(&self, uid: &str) -> bool {
-        let mut inflight = self.inflight.lock();
-        let Some(writes) = inflight.get_mut(uid) else { return true };
-        if !writes.deleted.is_empty() {
-            let visible = self.by_owner.get(uid);
-            let untouched = |uid: &String| {
-                let found = visible.iter().find(|pod| pod.metadata.uid.as_ref() == Some(uid));
-                found.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none())
-            };
-            writes.deleted.retain(untouched);
-        }
-        let seen = writes.deleted.is_empty() && self.pods.revision() >= writes.created;
-        if seen {
-            inflight.remove(uid);
-        }
-        seen
-    }
-
-    fn forget_vanished(&self) {
-        let known: BTreeSet<String> =
-            self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
-        self.inflight.lock().retain(|uid, _| known.contains(uid));
-    }
-
-    async fn scale(&self, set: &Arc<ReplicaSet>, owned: &[Arc<Pod>]) -> Option<Failure> {
+impl<K: Replicated> Sets<K> {
+    async fn scale(&self, owner: &Arc<K>, set: &ReplicaSet, owned: &[Arc<Pod>]) -> Option<Failure> {
         match decide::scale(set, owned) {
             Scale::Keep => None,
-            Scale::Up(count) => self.create(set, count).await,
+            Scale::Up(count) => {
+                let one = || {
+                    let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+                    let namespace = set.metadata.namespace.as_ref();
+                    let mut pod = of_template(template, namespace, controller_ref(&**owner));
+                    pod.metadata.generate_name = Some(format!("{}-", name_of(&**owner)));
+                    pod
+                };
+                let pods = (0..count).map(|_| one()).collect();
+                let (_, failed) = self.control.create_all(&**owner, pods).await;
+                failed.map(|status| Failure { reason: "FailedCreate", status })
+            }
             Scale::Down(count) => {
-                let related = self.related(set);
-                self.delete(set, rank::victims(owned, &related, count, self.clock.now())).await
+                let victims = rank::victims(owned, &self.related(set), count, self.clock.now());
+                let failed = self.control.delete_all(&**owner, &victims).await;
+                failed.map(|status| Failure { reason: "FailedDelete", status })
             }
         }
     }
@@ -187,78 +208,9 @@ impl Sets {
     fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         let Some(owner) = controller_of(&set.metadata) else { return Vec::new() };
         let sets = self.sets.list_namespace(set.metadata.namespace.as_deref().unwrap_or(""));
-        let siblings = sets.iter().filter(|s| controller_of(&s.metadata).is_some_and(|o| o.uid == owner.uid));
-        siblings.flat_map(|sibling| self.by_owner.get(uid_of(&**sibling))).collect()
-    }
-
-    /// Creates pods in batches of 1, 2, 4, …, so that what fails for all fails once.
-    async fn create(&self, set: &Arc<ReplicaSet>, count: usize) -> Option<Failure> {
-        let (mut left, mut batch) = (count, 1);
-        while left > 0 {
-            let now = batch.min(left);
-            let created = join_all((0..now).map(|_| self.create_one(set))).await;
-            let failed = created.into_iter().find_map(Result::err);
-            if let Some(status) = failed {
-                return Some(Failure { reason: "FailedCreate", status });
-            }
-            left -= now;
-            batch *= 2;
-        }
-        None
-    }
-
-    async fn create_one(&self, set: &Arc<ReplicaSet>) -> Result<(), Status> {
-        let namespace = set.metadata.namespace.as_deref().unwrap_or("");
-        match self.pod_api.create(namespace, decide::new_pod(set)).await {
-            Ok(pod) => {
-                let revision = pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok());
-                let mut inflight = self.inflight.lock();
-                let writes = inflight.entry(uid_of(&**set).to_owned()).or_default();
-                writes.created = writes.created.max(revision.unwrap_or(0));
-                drop(inflight);
-                let message = format!("Created pod: {}", name_of(&*pod));
-                self.events.event(&**set, EventType::Normal, "SuccessfulCreate", message);
-                Ok(())
-            }
-            Err(status) => {
-                if !is_namespace_terminating(&status) {
-                    let message = format!("Error creating: {status}");
-                    self.events.event(&**set, EventType::Warning, "FailedCreate", message);
-                }
-                Err(status)
-            }
-        }
-    }
-
-    async fn delete(&self, set: &Arc<ReplicaSet>, victims: Vec<Arc<Pod>>) -> Option<Failure> {
-        let uids = victims.iter().map(|pod| uid_of(&**pod).to_owned());
-        self.inflight.lock().entry(uid_of(&**set).to_owned()).or_default().deleted.extend(uids);
-        let deleted = join_all(victims.iter().map(|pod| self.delete_one(set, pod))).await;
-        let status = deleted.into_iter().find_map(Result::err)?;
-        Some(Failure { reason: "FailedDelete", status })
-    }
-
-    async fn delete_one(&self, set: &Arc<ReplicaSet>, pod: &Arc<Pod>) -> Result<(), Status> {
-        let namespace = set.metadata.namespace.as_deref().unwrap_or("");
-        let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-        match self.pod_api.delete(namespace, name_of(&**pod), options).await {
-            Ok(()) => {
-                let message = format!("Deleted pod: {}", name_of(&**pod));
-                self.events.event(&**set, EventType::Normal, "SuccessfulDelete", message);
-                Ok(())
-            }
-            Err(status) if status.reason() == Reason::NotFound => Ok(()),
-            Err(status) => {
-                let mut inflight = self.inflight.lock();
-                if let Some(writes) = inflight.get_mut(uid_of(&**set)) {
-                    writes.deleted.remove(uid_of(&**pod));
-                }
-                drop(inflight);
-                let message = format!("Error deleting: {status}");
-                self.events.event(&**set, EventType::Warning, "FailedDelete", message);
-                Err(status)
-            }
-        }
+        let siblings =
+            sets.iter().filter(|s| controller_of(s.metadata()).is_some_and(|o| o.uid == owner.uid));
+        siblings.flat_map(|sibling| self.control.controlled(uid_of(&**sibling))).collect()
     }
 }
 

@@ -7,6 +7,9 @@ use std::time::Duration;
 use coracle_client::Informers;
 use coracle_client::testing::FakeTransport;
 use coracle_stdx::Clock;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::runtime::Context;
 use crate::{ControllersConfig, ResourceEntry};
@@ -47,4 +50,39 @@ pub(crate) fn test_clock() -> Clock {
 /// A context at a clock of the test's own.
 pub(crate) fn context_at(fake: &Arc<FakeTransport>, clock: Clock) -> Context {
     Context { clock, ..context(fake) }
+}
+
+/// Random histories that are the same in every run.
+pub(crate) fn seeded(seed: u64) -> rand::rngs::StdRng {
+    rand::SeedableRng::seed_from_u64(seed)
+}
+
+/// Marks a pod as running, and as ready since `at` or not ready.
+pub(crate) fn set_ready(pod: &mut Pod, is_ready: bool, at: Timestamp) {
+    let status = pod.status.get_or_insert_default();
+    status.phase = Some("Running".to_owned());
+    status.conditions = Some(vec![PodCondition {
+        type_: "Ready".to_owned(),
+        status: if is_ready { "True" } else { "False" }.to_owned(),
+        last_transition_time: Some(Time(at)),
+        ..PodCondition::default()
+    }]);
+}
+
+/// Plays the kubelet over the API: every pod that is not finished runs and is ready, and what is being
+/// deleted goes.
+pub(crate) async fn play_kubelet(client: &coracle_client::Client) {
+    let api = client.api::<Pod>();
+    for pod in api.list("", coracle_client::ListOptions::default()).await.expect("listed") {
+        let (namespace, name) = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+        let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+        if pod.metadata.deletion_timestamp.is_some() {
+            let now = coracle_client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+            let _ = api.delete(&namespace, &name, now).await;
+        } else if !coracle_meta::pod::is_ready(&pod) && !coracle_meta::pod::is_terminal(&pod) {
+            let ready = serde_json::json!({ "status": { "phase": "Running", "conditions": [{
+                "type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:00Z" }] } });
+            let _ = api.patch_status(&namespace, &name, coracle_client::PatchKind::Merge, ready).await;
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! Cron schedules as CronJobs write them: five fields, names, steps, descriptors, `@every`. The texts of faults
 //! are those of `robfig/cron`, which clients see.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use jiff::{Timestamp, ToSpan};
 
 /// A field's bounds and names.
@@ -47,9 +48,11 @@ pub struct Fields {
     zone: Option<TimeZone>,
 }
 
-/// The time zone of that name; `None` if there is none. Names are case-sensitive.
+/// The time zone of that name; `None` if there is none. Names are case-sensitive. The zones are those of the
+/// database in the program: what a schedule means does not depend on the machine.
 pub fn zone(name: &str) -> Option<TimeZone> {
-    let zone = TimeZone::get(name).ok()?;
+    static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
+    let zone = ZONES.get(name).ok()?;
     (zone.iana_name() == Some(name)).then_some(zone)
 }
 

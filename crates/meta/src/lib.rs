@@ -12,6 +12,7 @@ pub mod object;
 pub mod object_meta;
 pub mod owner;
 pub mod patch;
+pub mod placement;
 pub mod pod;
 pub mod quantity;
 pub mod schema;

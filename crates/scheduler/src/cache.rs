@@ -8,6 +8,7 @@ use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::pod_info::{Amounts, HostPort, PodInfo};
+use crate::pod_terms::Labels;
 
 /// A node with the sums over its pods.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct NodeInfo {
     pub pods: i64,
     /// Ports that its pods occupy.
     pub ports: Vec<HostPort>,
+    /// The pods themselves.
+    pub placed: Vec<Arc<PodInfo>>,
     /// Images that it has, with their sizes.
     pub images: HashMap<String, i64>,
     /// Whether the API has the node. Without it, only the pods are known.
@@ -51,6 +54,7 @@ impl NodeInfo {
             score_requested: (0, 0),
             pods: 0,
             ports: Vec::new(),
+            placed: Vec::new(),
             images: HashMap::new(),
             present: false,
         }
@@ -119,7 +123,14 @@ pub struct Cache {
     /// Slots in the order of their changes; the first has number `oldest`.
     log: VecDeque<usize>,
     oldest: u64,
+    /// How many pods have wishes about others.
+    affine: usize,
+    namespaces: HashMap<String, Labels>,
+    /// By uid: pods for which room is being made, and the node.
+    nominated: BTreeMap<String, (Arc<PodInfo>, String)>,
 }
+
+static NO_LABELS: Labels = Labels::new();
 
 impl Cache {
     fn changed(&mut self, slot: usize) {
@@ -194,9 +205,64 @@ impl Cache {
         self.release_if_unused(slot);
     }
 
+    /// All nodes that the API has.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.slots.iter().filter(|node| node.present)
+    }
+
+    /// Whether any pod on a node has wishes about others.
+    pub fn has_affine_pods(&self) -> bool {
+        self.affine > 0
+    }
+
+    /// A namespace's labels.
+    pub fn namespace_labels(&self, name: &str) -> &Labels {
+        self.namespaces.get(name).unwrap_or(&NO_LABELS)
+    }
+
+    /// Takes a namespace's labels in; none when it is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+        match labels {
+            Some(labels) => drop(self.namespaces.insert(name.to_owned(), labels)),
+            None => drop(self.namespaces.remove(name)),
+        }
+    }
+
+    /// Keeps room on a node for a pod, against pods of lower priority.
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.nominated.insert(pod.uid.clone(), (pod, node.to_owned()));
+    }
+
+    /// Keeps no room for the pod any more.
+    pub fn forget_nomination(&mut self, uid: &str) {
+        self.nominated.remove(uid);
+    }
+
+    /// The node where room is kept for a pod.
+    pub fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominated.get(uid).map(|(_, node)| node.as_str())
+    }
+
+    /// By slot: the other pods of at least this priority for which room is kept.
+    pub fn nominated_against(&self, pod: &PodInfo) -> BTreeMap<usize, Vec<Arc<PodInfo>>> {
+        let mut by_slot: BTreeMap<usize, Vec<Arc<PodInfo>>> = BTreeMap::new();
+        for (other, node) in self.nominated.values() {
+            if other.uid != pod.uid
+                && other.priority >= pod.priority
+                && let Some(slot) = self.find(node)
+            {
+                by_slot.entry(slot).or_default().push(other.clone());
+            }
+        }
+        by_slot
+    }
+
     fn place(&mut self, info: Arc<PodInfo>, node: &str, assumed: bool) {
+        self.forget_nomination(&info.uid);
+        self.affine += usize::from(info.is_affine());
         let slot = self.slot(node);
         self.slots[slot].change(&info, 1);
+        self.slots[slot].placed.push(info.clone());
         self.changed(slot);
         self.pods.insert(info.uid.clone(), Placed { node: node.to_owned(), info, assumed });
     }
@@ -227,7 +293,9 @@ impl Cache {
             let same = placed.node == node
                 && placed.info.requests == pod.requests
                 && placed.info.score_requests == pod.score_requests
-                && placed.info.ports == pod.ports;
+                && placed.info.ports == pod.ports
+                && placed.info.labels == pod.labels
+                && placed.info.leaving == pod.leaving;
             if same {
                 placed.assumed = false;
                 return false;
@@ -245,8 +313,10 @@ impl Cache {
     /// Forgets a pod. Whether it was counted.
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(placed) = self.pods.remove(uid) else { return false };
+        self.affine -= usize::from(placed.info.is_affine());
         if let Some(slot) = self.by_name.get(&placed.node).copied() {
             self.slots[slot].change(&placed.info, -1);
+            self.slots[slot].placed.retain(|pod| pod.uid != uid);
             self.changed(slot);
             self.release_if_unused(slot);
         }

@@ -1,14 +1,16 @@
 //! The decision where a pod runs. Pure: from cache and pod to a node or the reasons why none.
 //!
-//! Verdicts and scores depend on the pod's shape and the node alone, so the cycle keeps them per shape: one
-//! row per node, of which the next pod of that shape looks again only at those that changed.
+//! Verdicts and scores of most plugins depend on the pod's shape and the node alone, so the cycle keeps them per
+//! shape: one row per node, of which the next pod of that shape looks again only at those that changed. Plugins
+//! that look at the whole cluster are asked in every cycle, about the nodes that are left, if they have anything
+//! to say.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use crate::cache::{Cache, NodeInfo};
-use crate::framework::{MAX_NODE_SCORE, Normalize, PluginDef, Score, Verdict};
+use crate::framework::{MAX_NODE_SCORE, Normalize, PluginDef, Prepared, Score, Verdict};
 use crate::pod_info::PodInfo;
 
 /// Shapes remembered.
@@ -26,10 +28,24 @@ pub struct FitError {
     pub reasons: BTreeMap<String, usize>,
     /// Nodes on which removing pods could help, and on which not.
     pub resolvable: (usize, usize),
-    /// Whether the pod never preempts.
-    pub never_preempts: bool,
+    /// What came of the attempt to make room.
+    pub attempt: Attempt,
     /// Events that may help: see [`crate::framework::events`].
     pub wakes_on: u8,
+}
+
+/// What came of the attempt to make room for a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Attempt {
+    /// None was made.
+    #[default]
+    None,
+    /// Pods give way.
+    Succeeded,
+    /// The pod may not preempt, for this reason.
+    NotEligible(&'static str),
+    /// How many nodes gave each reason.
+    Failed(BTreeMap<String, usize>),
 }
 
 fn listed(reasons: impl Iterator<Item = (String, usize)>) -> String {
@@ -45,18 +61,24 @@ impl fmt::Display for FitError {
         }
         let reasons = listed(self.reasons.iter().map(|(r, n)| (r.clone(), *n)));
         write!(f, "0/{} nodes are available: {reasons}.", self.nodes)?;
-        if self.never_preempts {
-            return f.write_str(" preemption: not eligible due to preemptionPolicy=Never.");
-        }
-        let (could, could_not) = self.resolvable;
-        let outcomes = [
-            ("No preemption victims found for incoming pod".to_owned(), could),
-            ("Preemption is not helpful for scheduling".to_owned(), could_not),
-        ];
-        let outcomes = listed(outcomes.into_iter().filter(|(_, n)| *n > 0));
+        let outcomes = match &self.attempt {
+            Attempt::Succeeded => return Ok(()),
+            Attempt::NotEligible(why) => return write!(f, " preemption: {why}."),
+            Attempt::Failed(reasons) => listed(reasons.iter().map(|(r, n)| (r.clone(), *n))),
+            Attempt::None => {
+                let (could, could_not) = self.resolvable;
+                let outcomes = [(NO_VICTIMS.to_owned(), could), (NOT_HELPFUL.to_owned(), could_not)];
+                listed(outcomes.into_iter().filter(|(_, n)| *n > 0))
+            }
+        };
         write!(f, " preemption: 0/{} nodes are available: {outcomes}.", self.nodes)
     }
 }
+
+/// Nothing on the node has a lower priority.
+pub(crate) const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+/// Removing pods would not make the node fit.
+pub(crate) const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
 
 enum Row {
     /// No node in this slot.
@@ -131,17 +153,20 @@ impl Evaluation {
         self.version = cache.version();
     }
 
-    /// The slot of the best node; ties by `pick`.
-    fn best(&self, pick: &mut TieBreak) -> Option<usize> {
-        let feasible =
-            || self.rows.iter().enumerate().filter(|(_, r)| matches!(r, Row::Feasible)).map(|(i, _)| i);
+    fn feasible(&self) -> impl Iterator<Item = usize> + '_ {
+        self.rows.iter().enumerate().filter(|(_, r)| matches!(r, Row::Feasible)).map(|(i, _)| i)
+    }
+
+    /// The best of these slots; `more` are scores of plugins that look at the whole cluster, by position. Ties
+    /// by `pick`.
+    fn best(&self, feasible: &[usize], more: &[i64], pick: &mut TieBreak) -> Option<usize> {
         let highest: Vec<i64> = self
             .scores
             .iter()
             .zip(&self.scorers)
             .map(|(column, (_, score))| match score.normalize() {
                 Normalize::None => 0,
-                _ => feasible().map(|slot| column[slot]).max().unwrap_or(0),
+                _ => feasible.iter().map(|slot| column[*slot]).max().unwrap_or(0),
             })
             .collect();
         let total = |slot: usize| -> i64 {
@@ -154,14 +179,14 @@ impl Evaluation {
         };
         let mut best: Vec<usize> = Vec::new();
         let mut top = i64::MIN;
-        for slot in feasible() {
-            let score = total(slot);
+        for (position, slot) in feasible.iter().enumerate() {
+            let score = total(*slot) + more.get(position).copied().unwrap_or(0);
             if score > top {
                 top = score;
                 best.clear();
             }
             if score == top {
-                best.push(slot);
+                best.push(*slot);
             }
         }
         match best.len() {
@@ -171,11 +196,20 @@ impl Evaluation {
         }
     }
 
-    fn failure(&self, pod: &PodInfo, cache: &Cache) -> FitError {
+    /// Why the node in a slot is no good, by local plugins or by those that look at the whole cluster.
+    fn rejection<'e>(&'e self, slot: usize, wide: &'e Wide) -> Option<(&'static PluginDef, &'e Verdict)> {
+        match self.rows.get(slot)? {
+            Row::Rejected(plugin, verdict) => Some((plugin, verdict)),
+            Row::Feasible => wide.rejected.get(&slot).map(|(plugin, verdict)| (*plugin, verdict)),
+            Row::Absent => None,
+        }
+    }
+
+    fn failure(&self, wide: &Wide, cache: &Cache) -> FitError {
         let mut reasons = BTreeMap::new();
         let (mut could, mut could_not, mut wakes_on) = (0, 0, 0);
-        for row in &self.rows {
-            let Row::Rejected(plugin, verdict) = row else { continue };
+        for slot in 0..self.rows.len() {
+            let Some((plugin, verdict)) = self.rejection(slot, wide) else { continue };
             wakes_on |= plugin.wakes_on;
             let texts = match verdict {
                 Verdict::Success => continue,
@@ -193,13 +227,68 @@ impl Evaluation {
             }
         }
         let nodes = cache.node_count();
-        let policy = pod.pod.spec.as_ref().and_then(|s| s.preemption_policy.as_deref());
-        FitError {
-            nodes,
-            reasons,
-            resolvable: (could, could_not),
-            never_preempts: policy == Some("Never"),
-            wakes_on: if nodes == 0 { u8::MAX } else { wakes_on },
+        let wakes_on = if nodes == 0 { u8::MAX } else { wakes_on };
+        FitError { nodes, reasons, resolvable: (could, could_not), attempt: Attempt::None, wakes_on }
+    }
+}
+
+/// What plugins that look at the whole cluster say in one cycle.
+#[derive(Default)]
+struct Wide {
+    prepared: Vec<(&'static PluginDef, Box<dyn Prepared>)>,
+    rejected: BTreeMap<usize, (&'static PluginDef, Verdict)>,
+}
+
+impl Wide {
+    fn prepare(plugins: &'static [PluginDef], pod: &PodInfo, cache: &Cache) -> Self {
+        let ask = |plugin: &'static PluginDef| {
+            let prepared = plugin.cluster_wide?.prepare(pod, cache)?;
+            Some((plugin, prepared))
+        };
+        Self { prepared: plugins.iter().filter_map(ask).collect(), rejected: BTreeMap::new() }
+    }
+
+    fn judge(&self, pod: &PodInfo, node: &NodeInfo) -> Option<(&'static PluginDef, Verdict)> {
+        let verdicts = self.prepared.iter().map(|(plugin, counted)| (*plugin, counted.filter(pod, node)));
+        verdicts.into_iter().find(|(_, verdict)| *verdict != Verdict::Success)
+    }
+
+    fn duplicate(&self) -> Self {
+        let copy =
+            |(plugin, counted): &(&'static PluginDef, Box<dyn Prepared>)| (*plugin, counted.duplicate());
+        Self { prepared: self.prepared.iter().map(copy).collect(), rejected: BTreeMap::new() }
+    }
+
+    fn change(&mut self, pod: &PodInfo, other: &PodInfo, cache: &Cache, node: &NodeInfo, sign: i64) {
+        let labels = cache.namespace_labels(&other.namespace);
+        for (_, counted) in &mut self.prepared {
+            counted.change(pod, other, labels, node, sign);
+        }
+    }
+}
+
+/// A node on which changes are tried out.
+pub(crate) struct Trial<'a> {
+    evaluation: &'a Evaluation,
+    cache: &'a Cache,
+    pod: &'a PodInfo,
+    /// The node as it would be.
+    pub node: NodeInfo,
+    wide: Wide,
+}
+
+impl Trial<'_> {
+    /// Counts another pod in (`sign` 1) or out (`sign` -1).
+    pub fn change(&mut self, other: &PodInfo, sign: i64) {
+        self.node.change(other, sign);
+        self.wide.change(self.pod, other, self.cache, &self.node, sign);
+    }
+
+    /// What the plugins say about the node as it would be.
+    pub fn judge(&self) -> Verdict {
+        match self.evaluation.judge(self.pod, &self.node) {
+            Row::Rejected(_, verdict) => verdict,
+            _ => self.wide.judge(self.pod, &self.node).map_or(Verdict::Success, |(_, verdict)| verdict),
         }
     }
 }
@@ -249,8 +338,95 @@ impl Cycle {
             self.evaluations.entry(pod.shape.clone()).or_insert_with(|| Evaluation::new(plugins, pod));
         evaluation.used = self.turn;
         evaluation.refresh(pod, cache);
-        evaluation.best(&mut self.pick).ok_or_else(|| evaluation.failure(pod, cache))
+        let mut wide = Wide::prepare(plugins, pod, cache);
+        let nominated = cache.nominated_against(pod);
+        let mut feasible: Vec<usize> = evaluation.feasible().collect();
+        if !wide.prepared.is_empty() || !nominated.is_empty() {
+            let mut rejected = BTreeMap::new();
+            for slot in &feasible {
+                let others = nominated.get(slot).map(Vec::as_slice).unwrap_or_default();
+                rejected.extend(reject(evaluation, &wide, pod, cache, *slot, others).map(|r| (*slot, r)));
+            }
+            feasible.retain(|slot| !rejected.contains_key(slot));
+            wide.rejected = rejected;
+        }
+        // Room was made for it there.
+        let kept = cache.nomination(&pod.uid).and_then(|node| cache.find(node));
+        if let Some(slot) = kept.filter(|slot| feasible.contains(slot)) {
+            return Ok(slot);
+        }
+        let more = wide_scores(&wide, pod, cache, &feasible);
+        let best = evaluation.best(&feasible, &more, &mut self.pick);
+        best.ok_or_else(|| evaluation.failure(&wide, cache))
     }
+
+    /// Goes through the nodes where removing pods could help a pod that [`Cycle::schedule`] just refused, with
+    /// the reason where it could not.
+    pub(crate) fn trials(
+        &self,
+        pod: &PodInfo,
+        cache: &Cache,
+        mut visit: impl FnMut(usize, Option<Trial<'_>>),
+    ) {
+        let Some(evaluation) = self.evaluations.get(&pod.shape) else { return };
+        let mut wide = Wide::prepare(self.plugins, pod, cache);
+        for slot in 0..evaluation.rows.len() {
+            let Some(node) = cache.node(slot) else { continue };
+            if matches!(evaluation.rows[slot], Row::Feasible)
+                && let Some(rejected) = wide.judge(pod, node)
+            {
+                wide.rejected.insert(slot, rejected);
+            }
+            let hopeless = matches!(evaluation.rejection(slot, &wide), Some((_, Verdict::Unresolvable(_))));
+            let trial = (!hopeless).then(|| {
+                let (node, wide) = (node.clone(), wide.duplicate());
+                Trial { evaluation, cache, pod, node, wide }
+            });
+            visit(slot, trial);
+        }
+    }
+}
+
+/// Why a node that is feasible by itself is not in view of the whole cluster, or of pods that are to come there.
+fn reject(
+    evaluation: &Evaluation,
+    wide: &Wide,
+    pod: &PodInfo,
+    cache: &Cache,
+    slot: usize,
+    nominated: &[Arc<PodInfo>],
+) -> Option<(&'static PluginDef, Verdict)> {
+    let node = cache.node(slot)?;
+    if let Some(rejected) = wide.judge(pod, node) {
+        return Some(rejected);
+    }
+    if nominated.is_empty() {
+        return None;
+    }
+    let (mut node, mut wide) = (node.clone(), wide.duplicate());
+    for other in nominated {
+        node.change(other, 1);
+        wide.change(pod, other, cache, &node, 1);
+    }
+    match evaluation.judge(pod, &node) {
+        Row::Rejected(plugin, verdict) => Some((plugin, verdict)),
+        _ => wide.judge(pod, &node),
+    }
+}
+
+/// Weighted scores of the plugins that look at the whole cluster, by position in `feasible`.
+fn wide_scores(wide: &Wide, pod: &PodInfo, cache: &Cache, feasible: &[usize]) -> Vec<i64> {
+    let mut more = vec![0; feasible.len()];
+    if wide.prepared.is_empty() {
+        return more;
+    }
+    let nodes: Vec<&NodeInfo> = feasible.iter().filter_map(|slot| cache.node(*slot)).collect();
+    for (plugin, counted) in &wide.prepared {
+        for (sum, score) in more.iter_mut().zip(counted.score(pod, &nodes).into_iter().flatten()) {
+            *sum += plugin.weight * score;
+        }
+    }
+    more
 }
 
 #[cfg(test)]

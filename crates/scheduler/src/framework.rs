@@ -10,8 +10,9 @@ use coracle_client::Client;
 use coracle_meta::Status;
 use futures::future::BoxFuture;
 
-use crate::cache::NodeInfo;
+use crate::cache::{Cache, NodeInfo};
 use crate::pod_info::PodInfo;
+use crate::pod_terms::Labels;
 
 /// The highest score of a plugin.
 pub const MAX_NODE_SCORE: i64 = 100;
@@ -56,6 +57,8 @@ pub enum ClusterEvent {
     AssignedPodDelete,
     /// The waiting pod itself changed.
     PodUpdate,
+    /// A pod came to be on a node, or its labels changed.
+    AssignedPodAdd,
 }
 
 impl ClusterEvent {
@@ -120,6 +123,26 @@ pub trait Score: Sync {
     }
 }
 
+/// Judges nodes by what runs on other nodes too. Asked after the filters, in each cycle anew.
+pub trait ClusterWide: Sync {
+    /// Counts what matters for this pod; `None`: the plugin has nothing to say about it.
+    fn prepare(&self, pod: &PodInfo, cache: &Cache) -> Option<Box<dyn Prepared>>;
+}
+
+/// What a plugin counted for a pod.
+pub trait Prepared {
+    /// Whether the pod may run on the node.
+    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Verdict;
+    /// Scores of 0 to 100 for the nodes that are left; `None`: all are equally good.
+    fn score(&self, _pod: &PodInfo, _nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+        None
+    }
+    /// Counts another pod in (`sign` 1) or out (`sign` -1) on a node; `namespace` are its namespace's labels.
+    fn change(&mut self, pod: &PodInfo, other: &PodInfo, namespace: &Labels, node: &NodeInfo, sign: i64);
+    /// A copy, to try changes on.
+    fn duplicate(&self) -> Box<dyn Prepared>;
+}
+
 /// Orders the queue.
 pub trait QueueSort: Sync {
     /// The pod's rank; the highest is scheduled first, the oldest first among equals.
@@ -152,6 +175,8 @@ pub struct PluginDef {
     pub queue_sort: Option<&'static dyn QueueSort>,
     /// Turning nodes away.
     pub filter: Option<&'static dyn Filter>,
+    /// Judging nodes by the whole cluster.
+    pub cluster_wide: Option<&'static dyn ClusterWide>,
     /// Ranking nodes.
     pub score: Option<&'static dyn Score>,
     /// Binding.
@@ -174,6 +199,7 @@ impl PluginDef {
             pre_enqueue: None,
             queue_sort: None,
             filter: None,
+            cluster_wide: None,
             score: None,
             bind: None,
         }

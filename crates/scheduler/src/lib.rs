@@ -10,6 +10,8 @@ pub mod cycle;
 pub mod framework;
 pub mod plugins;
 pub mod pod_info;
+pub mod pod_terms;
+pub mod preempt;
 pub mod queue;
 mod run;
 mod watch;

@@ -2,12 +2,14 @@
 
 mod default_binder;
 mod image_locality;
+mod inter_pod_affinity;
 mod node_affinity;
 mod node_name;
 mod node_ports;
 mod node_resources_balanced_allocation;
 mod node_resources_fit;
 mod node_unschedulable;
+mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
 mod taint_toleration;
@@ -26,6 +28,8 @@ pub static ALL: &[PluginDef] = &[
     node_resources_fit::DEF,
     node_resources_balanced_allocation::DEF,
     image_locality::DEF,
+    pod_topology_spread::DEF,
+    inter_pod_affinity::DEF,
     default_binder::DEF,
 ];
 

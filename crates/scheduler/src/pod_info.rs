@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coracle_meta::placement::NodeTerm as Term;
 use coracle_meta::pod;
 use coracle_meta::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, NodeSelector, NodeSelectorTerm, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Container, NodeSelector, Pod, PodSpec, Toleration};
 use serde_json::json;
 
-use coracle_meta::selector::{Operator, Requirement};
+use crate::pod_terms::{Labels, PodWishes};
 
 /// What a container without requests counts for in scores: CPU in thousandths.
 const DEFAULT_CPU: i64 = 100;
@@ -81,42 +82,6 @@ impl HostPort {
     }
 }
 
-/// A node selector term, compiled.
-#[derive(Clone, Debug, Default)]
-pub struct Term {
-    labels: Vec<Requirement>,
-    /// `metadata.name` requirements.
-    names: Vec<Requirement>,
-}
-
-impl Term {
-    fn new(term: &NodeSelectorTerm) -> Self {
-        let compile = |list: &Option<Vec<k8s_openapi::api::core::v1::NodeSelectorRequirement>>| {
-            let one = |r: &k8s_openapi::api::core::v1::NodeSelectorRequirement| Requirement {
-                key: r.key.clone(),
-                operator: match r.operator.as_str() {
-                    "In" => Operator::In,
-                    "NotIn" => Operator::NotIn,
-                    "Exists" => Operator::Exists,
-                    "DoesNotExist" => Operator::DoesNotExist,
-                    "Gt" => Operator::GreaterThan,
-                    _ => Operator::LessThan,
-                },
-                values: r.values.clone().unwrap_or_default(),
-            };
-            list.iter().flatten().map(one).collect()
-        };
-        Self { labels: compile(&term.match_expressions), names: compile(&term.match_fields) }
-    }
-
-    /// An empty term matches nothing.
-    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        (!self.labels.is_empty() || !self.names.is_empty())
-            && self.labels.iter().all(|r| r.matches(labels))
-            && self.names.iter().all(|r| r.key == "metadata.name" && r.matches_value(Some(name)))
-    }
-}
-
 /// Where a pod may and would like to run.
 #[derive(Clone, Debug, Default)]
 pub struct NodeWishes {
@@ -173,6 +138,12 @@ pub struct PodInfo {
     pub wishes: NodeWishes,
     /// `spec.tolerations`.
     pub tolerations: Vec<Toleration>,
+    /// Labels.
+    pub labels: Labels,
+    /// Whether it is being deleted.
+    pub leaving: bool,
+    /// What it wants of other pods.
+    pub peers: PodWishes,
     /// Names of `spec.schedulingGates`.
     pub gates: Vec<String>,
     /// Pods with equal shapes get equal verdicts and scores on every node.
@@ -215,6 +186,11 @@ fn score_requests(spec: &PodSpec) -> (i64, i64) {
 }
 
 impl PodInfo {
+    /// Whether it has wishes about other pods that matter to those that come after it.
+    pub fn is_affine(&self) -> bool {
+        !self.peers.near.is_empty() || !self.peers.apart.is_empty() || !self.peers.preferred.is_empty()
+    }
+
     /// Works out what plugins ask.
     pub fn new(pod: Arc<Pod>) -> Self {
         let empty = PodSpec::default();
@@ -245,6 +221,9 @@ impl PodInfo {
             node_name: spec.node_name.clone().unwrap_or_default(),
             wishes: NodeWishes::new(spec),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            leaving: meta.deletion_timestamp.is_some(),
+            peers: PodWishes::new(&pod, spec),
             gates: spec.scheduling_gates.iter().flatten().map(|g| g.name.clone()).collect(),
             shape: shape.to_string().into(),
             requests,

@@ -4,20 +4,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_client::{Client, EventRecorder, EventType, Informers, PatchKind, Subscription};
+use coracle_client::{
+    Client, DeleteOptions, EventRecorder, EventType, Informer, Informers, PatchKind, Subscription,
+};
 use coracle_meta::{Status, pod as meta_pod};
 use coracle_stdx::Clock;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use rand::Rng as _;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::cache::Cache;
-use crate::cycle::{Cycle, FitError, TieBreak};
+use crate::cycle::{Attempt, Cycle, FitError, TieBreak};
 use crate::framework::ClusterEvent;
 use crate::plugins;
 use crate::pod_info::PodInfo;
+use crate::preempt::{self, Budget, Candidate};
 use crate::queue::Queue;
 use crate::watch::World;
 
@@ -77,6 +81,14 @@ struct Running {
     recorder: EventRecorder,
     bindings: JoinSet<Bound>,
     reports: JoinSet<()>,
+    budgets: Informer<PodDisruptionBudget>,
+}
+
+/// What the scheduler hears of.
+struct Ears {
+    nodes: Subscription<Node>,
+    pods: Subscription<Pod>,
+    namespaces: Subscription<Namespace>,
 }
 
 impl Scheduler {
@@ -89,9 +101,13 @@ impl Scheduler {
     pub async fn run(self) {
         let informers = Informers::new(self.client.clone());
         let (nodes, pods) = (informers.get::<Node>(), informers.get::<Pod>());
+        let namespaces = informers.get::<Namespace>();
+        let budgets = informers.get::<PodDisruptionBudget>();
         nodes.wait_synced().await;
         pods.wait_synced().await;
-        let (mut node_changes, mut pod_changes) = (nodes.subscribe(), pods.subscribe());
+        namespaces.wait_synced().await;
+        let mut ears =
+            Ears { nodes: nodes.subscribe(), pods: pods.subscribe(), namespaces: namespaces.subscribe() };
         let queue = Queue::new(plugins::ALL, plugins::queue_sort());
         let mut running = Running {
             recorder: EventRecorder::new(self.client.clone(), "default-scheduler", self.clock.clone()),
@@ -101,9 +117,10 @@ impl Scheduler {
             clock: self.clock,
             bindings: JoinSet::new(),
             reports: JoinSet::new(),
+            budgets,
         };
         loop {
-            running.catch_up(&mut node_changes, &mut pod_changes);
+            running.catch_up(&mut ears);
             let mut idle = false;
             for _ in 0..BATCH {
                 while running.bindings.len() >= self.config.bindings {
@@ -117,7 +134,7 @@ impl Scheduler {
             }
             if !idle {
                 tokio::task::yield_now().await;
-            } else if !running.wait(&mut node_changes, &mut pod_changes).await {
+            } else if !running.wait(&mut ears).await {
                 return;
             }
         }
@@ -126,12 +143,15 @@ impl Scheduler {
 
 impl Running {
     /// Takes in what has arrived, without waiting.
-    fn catch_up(&mut self, nodes: &mut Subscription<Node>, pods: &mut Subscription<Pod>) {
+    fn catch_up(&mut self, ears: &mut Ears) {
         let now = self.clock.now();
-        while let Some(change) = nodes.try_next() {
+        while let Some(change) = ears.namespaces.try_next() {
+            self.world.namespace(&change);
+        }
+        while let Some(change) = ears.nodes.try_next() {
             self.world.node(&change, now);
         }
-        while let Some(change) = pods.try_next() {
+        while let Some(change) = ears.pods.try_next() {
             self.world.pod(&change, now);
         }
         while let Some(bound) = self.bindings.try_join_next() {
@@ -141,7 +161,7 @@ impl Running {
     }
 
     /// Waits for the next thing that could give work. False when the informers have ended.
-    async fn wait(&mut self, nodes: &mut Subscription<Node>, pods: &mut Subscription<Pod>) -> bool {
+    async fn wait(&mut self, ears: &mut Ears) -> bool {
         let now = self.clock.now();
         let timer = self.world.queue.deadline().map(|at| {
             let left = at.duration_since(now);
@@ -154,11 +174,15 @@ impl Running {
             }
         };
         tokio::select! {
-            change = nodes.next() => match change {
+            change = ears.nodes.next() => match change {
                 Some(change) => self.world.node(&change, self.clock.now()),
                 None => return false,
             },
-            change = pods.next() => match change {
+            change = ears.namespaces.next() => match change {
+                Some(change) => self.world.namespace(&change),
+                None => return false,
+            },
+            change = ears.pods.next() => match change {
                 Some(change) => self.world.pod(&change, self.clock.now()),
                 None => return false,
             },
@@ -185,24 +209,76 @@ impl Running {
                     Bound { pod, node, result }
                 });
             }
-            Err(fit) => self.reject(&pod, &fit).await,
+            Err(fit) => self.refused(pod, fit).await,
         }
     }
 
-    async fn reject(&mut self, pod: &PodInfo, fit: &FitError) {
+    /// No node takes the pod: perhaps others give way.
+    async fn refused(&mut self, pod: Arc<PodInfo>, mut fit: FitError) {
+        let mut nominated = None;
+        if let Some(why) = preempt::ineligible(&pod, &self.world.cache) {
+            fit.attempt = Attempt::NotEligible(why);
+        } else if fit.nodes > 0 {
+            let budgets: Vec<Budget> = self.budgets.list().iter().map(|b| Budget::new(b)).collect();
+            match preempt::find(&self.cycle, &pod, &self.world.cache, &budgets) {
+                Ok(candidate) => {
+                    fit.attempt = Attempt::Succeeded;
+                    self.make_room(&pod, &candidate).await;
+                    nominated = Some(candidate.node);
+                }
+                Err(reasons) => {
+                    fit.attempt = Attempt::Failed(reasons);
+                    // Room that was kept is of no use any more.
+                    if self.world.cache.nomination(&pod.uid).is_some() {
+                        self.world.cache.forget_nomination(&pod.uid);
+                        nominated = Some(String::new());
+                    }
+                }
+            }
+        }
+        self.reject(&pod, &fit, nominated).await;
+    }
+
+    /// Lets the victims go and keeps their room.
+    async fn make_room(&mut self, pod: &Arc<PodInfo>, candidate: &Candidate) {
+        let node = candidate.node.clone();
+        self.world.cache.nominate(pod.clone(), &node);
+        for victim in &candidate.victims {
+            if victim.leaving {
+                continue;
+            }
+            let message = format!("Preempted by pod {} on node {node}", pod.uid);
+            self.recorder.event(victim.pod.as_ref(), EventType::Normal, "Preempted", message);
+            while self.reports.len() >= REPORTS {
+                self.reports.join_next().await;
+            }
+            let (client, victim, now) = (self.client.clone(), victim.clone(), self.clock.now());
+            self.reports.spawn(async move { let_go(&client, &victim, now).await });
+        }
+    }
+
+    async fn reject(&mut self, pod: &PodInfo, fit: &FitError, nominated: Option<String>) {
         let message = fit.to_string();
         debug!(pod = pod.name, namespace = pod.namespace, message, "unschedulable");
         self.world.queue.unschedulable(&pod.uid, fit.wakes_on, self.clock.now());
-        self.report(pod, "Unschedulable", message).await;
+        self.report(pod, "Unschedulable", message, nominated).await;
     }
 
     /// Event and condition of a pod that stays without a node.
-    async fn report(&mut self, pod: &PodInfo, reason: &'static str, message: String) {
+    /// `nominated` is the node where room is being made; empty for none any more.
+    async fn report(
+        &mut self,
+        pod: &PodInfo,
+        reason: &'static str,
+        message: String,
+        nominated: Option<String>,
+    ) {
         self.recorder.event(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message.clone());
         let known = meta_pod::condition(&pod.pod, "PodScheduled");
         let is = |text: Option<&String>, wanted: &str| text.is_some_and(|t| t == wanted);
         let same_status = known.is_some_and(|c| c.status == "False");
-        if same_status
+        if nominated.is_none()
+            && same_status
             && known.is_some_and(|c| is(c.reason.as_ref(), reason) && is(c.message.as_ref(), &message))
         {
             return;
@@ -216,7 +292,11 @@ impl Running {
         if let Some(generation) = pod.pod.metadata.generation {
             condition["observedGeneration"] = generation.into();
         }
-        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+        let mut patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+        if let Some(node) = nominated {
+            patch["status"]["nominatedNodeName"] =
+                if node.is_empty() { serde_json::Value::Null } else { node.into() };
+        }
         while self.reports.len() >= REPORTS {
             self.reports.join_next().await;
         }
@@ -257,5 +337,28 @@ impl Running {
         self.world.queue.failed(&pod.uid, now);
         let message = format!("binding rejected: running Bind plugin \"DefaultBinder\": {e}");
         self.recorder.event(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message);
+    }
+}
+
+/// Marks a preempted pod and deletes it.
+async fn let_go(client: &Client, victim: &PodInfo, now: jiff::Timestamp) {
+    let pods = client.api::<Pod>();
+    let at = jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+    let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": preempt::REASON,
+        "message": "default-scheduler: preempting to accommodate a higher priority pod",
+        "lastTransitionTime": at});
+    let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
+    let (namespace, name) = (victim.namespace.as_str(), victim.name.as_str());
+    let gone = |e: &Status| matches!(e.code(), 404 | 409);
+    if let Err(e) = pods.patch_status(namespace, name, PatchKind::Strategic, patch).await
+        && !gone(&e)
+    {
+        warn!(namespace, name, error = %e, "cannot mark the pod as preempted");
+    }
+    let options = DeleteOptions { uid: Some(victim.uid.clone()), ..DeleteOptions::default() };
+    if let Err(e) = pods.delete(namespace, name, options).await
+        && !gone(&e)
+    {
+        warn!(namespace, name, error = %e, "cannot delete the preempted pod");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coracle_client::Change;
 use coracle_meta::pod as meta_pod;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 
 use crate::cache::Cache;
 use crate::framework::ClusterEvent;
@@ -61,12 +61,25 @@ impl World {
         }
     }
 
+    /// Takes a namespace's change in.
+    pub fn namespace(&mut self, change: &Change<Namespace>) {
+        let namespace = change.object();
+        let labels = match change {
+            Change::Deleted(_) => None,
+            _ => Some(namespace.metadata.labels.clone().unwrap_or_default()),
+        };
+        self.cache.set_namespace(namespace.metadata.name.as_deref().unwrap_or(""), labels);
+    }
+
     /// Takes a pod's change in.
     pub fn pod(&mut self, change: &Change<Pod>, now: Timestamp) {
         match change {
             Change::Added(pod) => self.set_pod(pod, true, now),
             Change::Modified { old, new } => {
-                let relevant = old.spec != new.spec || old.metadata.labels != new.metadata.labels;
+                let leaves = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+                let relevant = old.spec != new.spec
+                    || old.metadata.labels != new.metadata.labels
+                    || leaves(old) != leaves(new);
                 self.set_pod(new, relevant, now);
             }
             Change::Deleted(pod) => self.remove_pod(pod.metadata.uid.as_deref().unwrap_or(""), now),
@@ -75,6 +88,7 @@ impl World {
 
     fn remove_pod(&mut self, uid: &str, now: Timestamp) {
         self.queue.remove(uid);
+        self.cache.forget_nomination(uid);
         if self.cache.remove_pod(uid) {
             self.queue.happened(ClusterEvent::AssignedPodDelete, now);
         }
@@ -91,6 +105,7 @@ impl World {
             // The status of a running pod changes often; its requests hardly ever.
             if relevant || !self.cache.has_pod(uid) {
                 let less = self.cache.set_pod(Arc::new(PodInfo::new(pod.clone())), node);
+                self.queue.happened(ClusterEvent::AssignedPodAdd, now);
                 if less {
                     self.queue.happened(ClusterEvent::AssignedPodDelete, now);
                 }
@@ -107,6 +122,14 @@ impl World {
             // Decided already; the change is older than the binding.
             return;
         }
-        self.queue.set(Arc::new(PodInfo::new(pod.clone())), relevant, now);
+        let info = Arc::new(PodInfo::new(pod.clone()));
+        // Room that was made before this scheduler started, or by another one.
+        let nominated = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
+        match nominated.filter(|node| !node.is_empty()) {
+            Some(node) => self.cache.nominate(info.clone(), node),
+            None if relevant => self.cache.forget_nomination(uid),
+            None => {}
+        }
+        self.queue.set(info, relevant, now);
     }
 }

@@ -120,3 +120,25 @@ async fn room_freed_by_a_deletion_goes_to_a_waiting_pod() {
     until(&client, "second", |p| node_of(p) == "n").await;
     task.abort();
 }
+
+#[tokio::test]
+async fn a_more_important_pod_takes_the_room_of_a_less_important_one() {
+    let (_fake, client, task) = start();
+    add_node(&client, "n", "1").await;
+    add_pod(&client, "low", json!({"priority": 1})).await;
+    until(&client, "low", |p| node_of(p) == "n").await;
+    add_pod(&client, "high", json!({"priority": 1000})).await;
+    let low = until(&client, "low", |p| p.metadata.deletion_timestamp.is_some()).await;
+    let said = condition(&low, "DisruptionTarget").expect("the condition");
+    assert_eq!(said.reason.as_deref(), Some("PreemptionByScheduler"));
+    let waiting = until(&client, "high", |p| condition(p, "PodScheduled").is_some()).await;
+    let status = waiting.status.clone().unwrap_or_default();
+    assert_eq!(status.nominated_node_name.as_deref(), Some("n"));
+    let message = condition(&waiting, "PodScheduled").and_then(|c| c.message.clone());
+    assert_eq!(message.as_deref(), Some("0/1 nodes are available: 1 Insufficient cpu."));
+    assert_eq!(events(&client, "Preempted").await.len(), 1);
+    let now = coracle_client::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+    client.api::<Pod>().delete("default", "low", now).await.expect("delete");
+    until(&client, "high", |p| node_of(p) == "n").await;
+    task.abort();
+}

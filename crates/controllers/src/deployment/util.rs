@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::hashing::safe_hash;
+
 pub(super) const HASH_LABEL: &str = "pod-template-hash";
 pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 pub(super) const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
@@ -151,14 +153,7 @@ pub(super) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
 
 /// A short stable name for a template. `collisions` gives another one when the name is taken.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut text = serde_json::to_vec(template).unwrap_or_default();
-    if let Some(collisions) = collisions {
-        text.extend_from_slice(&collisions.to_le_bytes());
-    }
-    let fnv32a = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619);
-    let hash = text.iter().fold(2_166_136_261_u32, fnv32a);
-    hash.to_string().bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
+    safe_hash(&serde_json::to_vec(template).unwrap_or_default(), collisions)
 }
 
 /// Adds a label to a map.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Index, Informer, PatchKind};
+use coracle_meta::placement::tolerates;
 use coracle_meta::{Reason, Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
@@ -123,19 +124,6 @@ enum Fate {
     Stays,
     GoesIn(Duration),
     GoesNow,
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    let value = || text(&toleration.value) == text(&taint.value);
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref() {
-            Some("Exists") => true,
-            None | Some("" | "Equal") => value(),
-            Some(_) => false,
-        }
 }
 
 /// A pod goes at once where a taint is not tolerated, else when the shortest tolerance is over.

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_meta::owner::controller_ref;
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Status, pod as podutil};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-/// Most pods made or removed in one go.
-const BURST: usize = 500;
+use crate::pods::{BURST, available_at};
 
 /// How the number of pods must change.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,36 +36,6 @@ pub(super) fn scale(set: &ReplicaSet, owned: &[Arc<Pod>]) -> Scale {
         Some(missing) => Scale::Up(missing.min(BURST)),
         None => Scale::Down((active - wanted).min(BURST)),
     }
-}
-
-/// A pod of the template, to be created.
-pub(super) fn new_pod(set: &ReplicaSet) -> Pod {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
-    let meta = template.metadata.unwrap_or_default();
-    let name = set.metadata.name.as_deref().unwrap_or("");
-    Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{name}-")),
-            namespace: set.metadata.namespace.clone(),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![controller_ref(set)]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    }
-}
-
-/// When a ready pod becomes, or became, available.
-pub(crate) fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
-    let ready = podutil::condition(pod, "Ready").filter(|c| c.status == "True")?;
-    if min_ready_seconds <= 0 {
-        return Some(Timestamp::MIN);
-    }
-    let since = ready.last_transition_time.as_ref()?.0;
-    since.checked_add(Duration::from_secs(u64::try_from(min_ready_seconds).unwrap_or(0))).ok()
 }
 
 fn count(number: usize) -> i32 {

@@ -1,5 +1,6 @@
 //! Tests of the ReplicaSet's decisions, and of the whole controller over the in-memory transport.
 
+use coracle_client::DeleteOptions;
 use coracle_client::testing::FakeTransport;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
@@ -104,5 +105,31 @@ async fn makes_exactly_the_pods_asked_for_adopts_orphans_and_replaces_deleted_on
         ReplicaSet { metadata: sets.get("ns", "web").await.expect("there").metadata.clone(), ..set(1) };
     sets.update("ns", changed).await.expect("updated");
     eventually(|| async { count().await == 1 }).await;
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replication_controller_keeps_its_pods_and_tells_their_number() {
+    let fake = FakeTransport::new(Clock::system());
+    let client = fake.client();
+    let task = tokio::spawn(run_replication(&context(&fake)));
+    let api = client.api::<ReplicationController>();
+    let template = set(2).spec.and_then(|spec| spec.template);
+    let controller = json!({
+        "apiVersion": "v1", "kind": "ReplicationController",
+        "metadata": { "name": "web", "namespace": "ns" },
+        "spec": { "replicas": 2, "selector": { "app": "web" }, "template": template },
+    });
+    api.create("ns", serde_json::from_value(controller).expect("valid")).await.expect("created");
+    let pods = client.api::<Pod>();
+    eventually(|| async {
+        let all = pods.list("ns", Default::default()).await.expect("listed");
+        let status = api.get("ns", "web").await.expect("there").status.clone();
+        let owner = |p: &Arc<Pod>| controller_of(&p.metadata).map(|o| o.kind.clone());
+        all.len() == 2
+            && all.iter().all(|p| owner(p).as_deref() == Some("ReplicationController"))
+            && status.is_some_and(|s| s.replicas == 2 && s.fully_labeled_replicas == Some(2))
+    })
+    .await;
     task.abort();
 }

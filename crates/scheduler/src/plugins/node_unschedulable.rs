@@ -2,9 +2,9 @@
 
 use k8s_openapi::api::core::v1::Taint;
 
-use super::taint_toleration::tolerates;
 use crate::cache::NodeInfo;
 use crate::framework::{ClusterEvent, CycleState, Filter, PluginDef, Verdict, events};
+use coracle_meta::placement::tolerates;
 
 pub(super) const DEF: PluginDef = PluginDef {
     wakes_on: events(&[ClusterEvent::NodeAdd, ClusterEvent::NodeTaint, ClusterEvent::PodUpdate]),

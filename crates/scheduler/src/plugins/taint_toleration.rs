@@ -1,7 +1,8 @@
 //! TaintToleration: tainted nodes take only pods that tolerate every taint; those with fewer taints that
 //! merely prefer not to be used rank higher.
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use coracle_meta::placement::tolerates;
+use k8s_openapi::api::core::v1::Toleration;
 
 use crate::cache::NodeInfo;
 use crate::framework::{ClusterEvent, CycleState, Filter, Normalize, PluginDef, Score, Verdict, events};
@@ -13,20 +14,6 @@ pub(super) const DEF: PluginDef = PluginDef {
     score: Some(&TaintToleration),
     ..PluginDef::named("TaintToleration")
 };
-
-/// Whether a toleration covers a taint: effect, key and value.
-pub(super) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (given(&toleration.effect), given(&toleration.key));
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("") {
-        "Exists" => true,
-        "" | "Equal" => !key.is_empty() && given(&toleration.value) == given(&taint.value),
-        _ => false,
-    }
-}
 
 struct TaintToleration;
 
