@@ -16,11 +16,20 @@ impl Chain {
         Self { plugins, environment }
     }
 
-    /// The mutating pass.
+    /// The mutating pass; a second one follows when a webhook or policy changed the object and wants it.
     ///
     /// # Errors
     /// The first plugin's refusal.
     pub async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Status> {
+        self.mutate_once(request).await?;
+        if request.reinvocation.again {
+            request.reinvocation.round = 1;
+            self.mutate_once(request).await?;
+        }
+        Ok(())
+    }
+
+    async fn mutate_once(&self, request: &mut Request<'_>) -> Result<(), Status> {
         for plugin in &self.plugins {
             if plugin.handles(request) {
                 plugin.mutate(&self.environment, request).await?;

@@ -198,6 +198,14 @@ impl Fields {
         })
     }
 
+    /// `live` with `config` merged into it, nobody owning anything.
+    ///
+    /// # Errors
+    /// `config` does not fit the type, or states something that is changed as a whole.
+    pub(crate) fn merged(&self, def: &ResourceDef, live: Value, config: &Value) -> Result<Value, String> {
+        apply::merge_configuration(&self.schemas, self.name(def), live, config)
+    }
+
     /// managedFields of a TokenRequest's answer.
     pub(crate) fn track_token(&self, body: &mut Value, request: &Value, manager: &str, now: Timestamp) {
         let mut spec = json!({ "f:expirationSeconds": {} });

@@ -7,10 +7,11 @@ pub(crate) use target::service_address;
 
 use std::sync::Arc;
 
-use coracle_admission::{Operation, Request as Admitted};
-use coracle_meta::Status;
+use coracle_admission::Operation;
+use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status};
 use http::{Method, Response};
 use rustls::ClientConfig;
+use serde_json::{Value, json};
 
 use crate::config::{KubeletClient, StartError};
 use crate::http::body::Body;
@@ -21,6 +22,8 @@ use crate::http::respond;
 use crate::http::tls;
 use crate::registry::Resource;
 use crate::server::Server;
+use crate::verbs::Caller;
+use crate::verbs::admit::{Act, Pass};
 
 /// Access to kubelets: the TLS side of it.
 pub(crate) struct Kubelets {
@@ -50,6 +53,24 @@ impl Kubelets {
     pub(crate) fn tls(&self) -> Arc<ClientConfig> {
         self.tls.clone()
     }
+}
+
+/// Address and port of a service as webhooks are reached.
+///
+/// # Errors
+/// 404 without the service, 503 without a ready endpoint.
+pub(crate) fn service_address(
+    server: &Server,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<(String, u16), Status> {
+    let services = server.cache.registry.find("", "services").ok_or_else(Status::no_such_path)?;
+    if server.present(services, namespace, name).is_err() {
+        let why = format!("service {name:?} not found");
+        return Err(Status::new(404, coracle_meta::Reason::NotFound, why, None));
+    }
+    target::service_address(server, services, namespace, name, &port.to_string())
 }
 
 /// Answers a request of a streaming subresource.
@@ -85,7 +106,7 @@ async fn proxied(
     }
     server.fresh().await;
     if info.subresource != "log" {
-        admit(server, resource, &incomer, info).await?;
+        admit(server, resource, &incomer, info, query).await?;
     }
     let Some(target) = target::of(server, resource, &incomer, info, query)? else {
         // A log of a pod that runs nowhere yet is empty.
@@ -99,25 +120,58 @@ async fn proxied(
     Ok(response)
 }
 
-/// exec, attach, port-forward and proxy pass admission as CONNECT.
+/// exec, attach, port-forward and proxy pass admission as CONNECT, with their options as the object.
 async fn admit(
     server: &Server,
     resource: &Resource,
     incomer: &Incomer,
     info: &Info<'_>,
+    query: &Query<'_>,
 ) -> Result<(), Status> {
-    let mut request = Admitted {
+    let caller = Caller::new(incomer.user.clone(), Arc::from(""));
+    let act = Act {
         operation: Operation::Connect,
-        resource: resource.def,
+        resource,
         subresource: info.subresource,
         namespace: info.namespace,
         name: info.name,
-        user: &incomer.user,
-        object: None,
-        old: None,
         dry_run: false,
-        warnings: Vec::new(),
     };
-    server.admission.mutate(&mut request).await?;
-    server.admission.validate(&mut request).await
+    let (kind, options) = connect_options(resource.def.kind, info, query);
+    let gvk = GroupVersionKind::new("", "v1", &kind);
+    let mut object: Box<dyn Object> =
+        Box::new(DynamicObject::from_value(gvk, options).map_err(Status::internal)?);
+    server.admit(&caller, Pass::Both, act, Some(&mut object), None).await.map(drop)
+}
+
+/// Kind and JSON of the options that a connection is asked for with.
+fn connect_options(parent: &str, info: &Info<'_>, query: &Query<'_>) -> (String, Value) {
+    let mut out = json!({ "metadata": {} });
+    let kind = match info.subresource {
+        "exec" => "PodExecOptions".to_owned(),
+        "attach" => "PodAttachOptions".to_owned(),
+        "portforward" => "PodPortForwardOptions".to_owned(),
+        _ => format!("{parent}ProxyOptions"),
+    };
+    match info.subresource {
+        "exec" | "attach" => {
+            for stream in ["stdin", "stdout", "stderr", "tty"] {
+                if query.flag(stream) {
+                    out[stream] = true.into();
+                }
+            }
+            if let Some(container) = query.get("container").filter(|c| !c.is_empty()) {
+                out["container"] = container.into();
+            }
+            if info.subresource == "exec" {
+                out["command"] = query.all("command").collect::<Vec<_>>().into();
+            }
+        }
+        "portforward" => {
+            let ports: Vec<i64> = query.all("ports").filter_map(|p| p.parse().ok()).collect();
+            out["ports"] = ports.into();
+        }
+        _ => out["path"] = format!("/{}", info.rest).into(),
+    }
+    (kind, out)
 }

@@ -11,6 +11,7 @@ mod config;
 mod conversion;
 mod definitions;
 mod fields;
+mod hooks;
 mod http;
 mod kubelet;
 mod openapi;

@@ -25,6 +25,7 @@ use crate::registry::{Registry, Resource};
 use crate::services::Services;
 use crate::transport::InProcess;
 use crate::verbs::Caller;
+use crate::verbs::admit::AdmissionHost;
 
 /// What requests share.
 pub(crate) struct Server {
@@ -89,6 +90,8 @@ pub struct ApiServer {
     pub(crate) server: Arc<Server>,
     pub(crate) tls: Tls,
     pub(crate) client_ca: Option<String>,
+    /// Keeps the server reachable for admission plugins.
+    _host: Arc<dyn coracle_admission::Host>,
     _tasks: Mutex<Tasks>,
 }
 
@@ -113,7 +116,8 @@ impl ApiServer {
         let watch = cache.load(&*config.store).await?;
         adopt_services(&cache, &services);
         let reader: Arc<dyn ObjectReader> = cache.clone();
-        let environment = Environment { reader: reader.clone(), clock: config.clock.clone() };
+        let environment = Environment::new(reader.clone(), config.clock.clone());
+        let host = environment.host.clone();
         let mut tasks = Tasks::new();
         tasks.spawn(feed::run(cache.clone(), watch));
         let server = Arc::new(Server {
@@ -133,6 +137,8 @@ impl ApiServer {
             kubelets,
             advertise: config.advertise,
         });
+        let around: Arc<dyn coracle_admission::Host> = Arc::new(AdmissionHost(server.clone()));
+        let _ = host.set(Arc::downgrade(&around));
         crate::bootstrap::run(&server, config.bootstrap).await?;
         let (keep, ttl) = (config.compaction_interval, config.event_ttl);
         let housekeeper = server.clone();
@@ -148,7 +154,7 @@ impl ApiServer {
         let keeper = server.clone();
         tasks.supervise("definitions", move || crate::definitions::run(keeper.clone()));
         let (tls, client_ca) = (config.tls, config.client_ca_pem);
-        Ok(Arc::new(Self { server, tls, client_ca, _tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self { server, tls, client_ca, _host: around, _tasks: Mutex::new(tasks) }))
     }
 
     /// A transport without a socket and without encoding, for components in this process. Requests pass

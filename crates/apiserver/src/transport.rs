@@ -150,7 +150,9 @@ impl Transport for InProcess {
         };
         let asked = if name.is_empty() { name_in(selector) } else { name };
         self.authorize(&resource, ns, asked, sub, verb_name(&request.verb), selector)?;
-        let (server, caller) = (&self.server, &self.caller);
+        // Each request has warnings and notes of its own.
+        let caller = &Caller::new(self.caller.user.clone(), self.caller.agent.clone());
+        let server = &self.server;
         let part = part_of(sub);
         match request.verb {
             Verb::Get if sub == "scale" => {

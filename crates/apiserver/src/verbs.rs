@@ -1,5 +1,6 @@
 //! The generic verbs: one path for every kind. A kind contributes its definition and strategy only.
 
+pub(crate) mod admit;
 pub(crate) mod binding;
 mod commit;
 mod components;
@@ -7,6 +8,7 @@ pub(crate) mod create;
 pub(crate) mod decode;
 pub(crate) mod delete;
 mod escalation;
+mod eviction;
 pub(crate) mod list;
 pub(crate) mod patch;
 pub(crate) mod read;
@@ -17,11 +19,13 @@ pub(crate) mod token;
 pub(crate) mod update;
 pub(crate) mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_admission::Options;
 use coracle_auth::UserInfo;
-use coracle_client::WriteOptions;
+use coracle_client::{DeleteOptions, WriteOptions};
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
 use coracle_resources::def::{Context, Subresource};
@@ -39,12 +43,45 @@ pub(crate) struct Caller {
     pub(crate) agent: Arc<str>,
     /// Warnings that the client gets even when the request fails.
     pub(crate) warned: Arc<Mutex<Vec<String>>>,
+    /// What admission notes for the audit log.
+    pub(crate) noted: Arc<Mutex<BTreeMap<String, String>>>,
+    /// What the request asks for beside the object.
+    pub(crate) options: Arc<Options>,
 }
 
 impl Caller {
     /// A caller without warnings so far.
     pub(crate) fn new(user: Arc<UserInfo>, agent: Arc<str>) -> Self {
-        Self { user, agent, warned: Arc::default() }
+        Self { user, agent, warned: Arc::default(), noted: Arc::default(), options: Arc::default() }
+    }
+
+    /// The caller of a write with these options; `patch`: by PATCH.
+    pub(crate) fn asking(&self, opts: &WriteOptions, patch: bool) -> Self {
+        let options = Options {
+            field_manager: opts.field_manager.clone(),
+            field_validation: opts.field_validation.clone(),
+            force: (patch && opts.force).then_some(true),
+            patch,
+            ..Options::default()
+        };
+        Self { options: Arc::new(options), ..self.clone() }
+    }
+
+    /// The caller of a deletion with these options.
+    pub(crate) fn deleting(&self, opts: &DeleteOptions) -> Self {
+        let options = Options {
+            grace_period_seconds: opts.grace_period_seconds,
+            propagation_policy: opts.propagation_policy.clone(),
+            ..Options::default()
+        };
+        Self { options: Arc::new(options), ..self.clone() }
+    }
+
+    /// Keeps notes for the audit log.
+    pub(crate) fn note(&self, notes: Vec<(String, String)>) {
+        if !notes.is_empty() {
+            self.noted.lock().extend(notes);
+        }
     }
 
     /// What strategies are told of the caller.

@@ -346,6 +346,41 @@ pub fn apply(
     Ok(new)
 }
 
+/// `live` with `config` merged into it by the type's merge rules, nobody owning anything. Types that are
+/// changed as a whole may not occur in `config`.
+///
+/// # Errors
+/// `config` does not fit the type, or states an atomic.
+pub fn merge_configuration(
+    schemas: &Schemas,
+    type_name: &str,
+    mut live: Value,
+    config: &Value,
+) -> Result<Value, String> {
+    let root = schemas.find(type_name).unwrap_or(0);
+    let mut found = Vec::new();
+    merge::check(schemas, root, config, "", &mut found);
+    if !found.is_empty() {
+        return Err(format!("failed to convert patch object to typed object: {}", errors_text(&found)));
+    }
+    merge::atomics(schemas, root, config, "", &mut found);
+    if !found.is_empty() {
+        let paths = found.join(", ");
+        return Err(format!(
+            "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {paths}"
+        ));
+    }
+    merge::merge(schemas, root, &mut live, config);
+    Ok(live)
+}
+
+fn errors_text(errs: &[String]) -> String {
+    match errs {
+        [only] => only.clone(),
+        _ => format!("errors:\n{}", errs.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n")),
+    }
+}
+
 fn check_config(schemas: &Schemas, root: NodeId, config: &Value) -> Result<(), Status> {
     let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or("");
     if config.pointer("/metadata/managedFields").is_some_and(|value| !value.is_null()) {
@@ -359,10 +394,7 @@ fn check_config(schemas: &Schemas, root: NodeId, config: &Value) -> Result<(), S
     let api_version = text("/apiVersion");
     let group_version =
         if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") };
-    let details = match errs.as_slice() {
-        [only] => only.clone(),
-        _ => format!("errors:\n{}", errs.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n")),
-    };
+    let details = errors_text(&errs);
     let message = format!(
         "failed to create typed patch object ({}/{}; {group_version}, Kind={}): {details}",
         text("/metadata/namespace"),

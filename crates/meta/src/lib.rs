@@ -15,6 +15,7 @@ pub mod patch;
 pub mod placement;
 pub mod pod;
 pub mod quantity;
+pub mod quota;
 pub mod schema;
 pub mod selector;
 pub mod status;

@@ -34,6 +34,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The reason of that name; [`Reason::Unknown`] for others.
+    pub fn named(text: &str) -> Self {
+        ALL_REASONS.iter().copied().find(|r| r.as_str() == text).unwrap_or(Self::Unknown)
+    }
+
     /// The text of the `reason` field; empty for unknown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -253,7 +258,7 @@ impl Status {
     pub fn from_value(body: &Value) -> Option<Self> {
         let code = u16::try_from(body.get("code")?.as_u64()?).ok()?;
         let text = body.get("reason").and_then(Value::as_str).unwrap_or("");
-        let reason = ALL_REASONS.iter().copied().find(|r| r.as_str() == text).unwrap_or(Reason::Unknown);
+        let reason = Reason::named(text);
         let message = body.get("message").and_then(Value::as_str).unwrap_or("").to_owned();
         Some(Self::new(code, reason, message, body.get("details").cloned()))
     }

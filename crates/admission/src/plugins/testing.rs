@@ -7,7 +7,7 @@ use coracle_meta::{Object, ObjectReader, Status};
 use coracle_stdx::Clock;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
-use crate::{Environment, Operation, Plugin, Request};
+use crate::{Environment, Operation, Options, Plugin, Request};
 
 struct Fixed(Vec<Arc<dyn Object>>);
 
@@ -63,15 +63,40 @@ pub(super) fn admit_in(
     admit_of(plugin, objects, &UserInfo::authenticated("jane", &[]), resource, object)
 }
 
+/// Runs one plugin's validating pass on the creation of a pod.
+pub(super) fn validate(
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    object: &mut Box<dyn Object>,
+) -> Result<(), Status> {
+    run(Pass::Validate, plugin, objects, &UserInfo::authenticated("jane", &[]), ("", "pods"), object)
+}
+
 fn admit_of(
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    user: &UserInfo,
+    resource: (&str, &str),
+    object: &mut Box<dyn Object>,
+) -> Result<(), Status> {
+    run(Pass::Mutate, plugin, objects, user, resource, object)
+}
+
+enum Pass {
+    Mutate,
+    Validate,
+}
+
+fn run(
+    pass: Pass,
     plugin: &dyn Plugin,
     objects: &[Arc<dyn Object>],
     user: &UserInfo,
     (group, plural): (&str, &str),
     object: &mut Box<dyn Object>,
 ) -> Result<(), Status> {
-    let environment = Environment { reader: Arc::new(Fixed(objects.to_vec())), clock: Clock::system() };
-    let name = object.name().to_owned();
+    let environment = Environment::new(Arc::new(Fixed(objects.to_vec())), Clock::system());
+    let (name, options) = (object.name().to_owned(), Options::default());
     let mut request = Request {
         operation: Operation::Create,
         resource: coracle_resources::find(group, plural).expect("a resource that is served"),
@@ -83,10 +108,16 @@ fn admit_of(
         old: None,
         dry_run: false,
         warnings: Vec::new(),
+        annotations: Vec::new(),
+        options: &options,
+        reinvocation: crate::Reinvocation::default(),
     };
     if !plugin.handles(&request) {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    runtime.block_on(plugin.mutate(&environment, &mut request))
+    match pass {
+        Pass::Mutate => runtime.block_on(plugin.mutate(&environment, &mut request)),
+        Pass::Validate => runtime.block_on(plugin.validate(&environment, &mut request)),
+    }
 }

@@ -1,14 +1,15 @@
-//! Pod subresources with effects of their own: binding and eviction.
+//! Binding of pods to nodes, and bodies of subresources with effects of their own.
 
 use std::sync::Arc;
 
-use coracle_admission::{Operation, Request};
+use coracle_admission::Operation;
 use coracle_client::{DeleteOptions, WriteOptions};
 use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
+use super::admit::{Act, Pass};
 use super::commit::Refused;
 use super::create::whole_seconds;
 use super::update::{CONFLICT_TRIES, uid_conflict};
@@ -17,7 +18,7 @@ use crate::registry::Resource;
 use crate::server::Server;
 
 /// The Status of a created Binding or Eviction.
-fn created() -> Value {
+pub(super) fn created() -> Value {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 })
 }
 
@@ -61,7 +62,8 @@ impl Server {
             let why = "target.name: Required value";
             return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
         }
-        self.admit_binding(caller, resource, namespace, &name, &binding, opts.dry_run).await?;
+        let caller = &caller.asking(opts, false);
+        let binding = self.admit_binding(caller, resource, namespace, &name, &binding, opts.dry_run).await?;
         let uid = text("/metadata/uid");
         for _ in 0..CONFLICT_TRIES {
             let entry = self.get(resource, namespace, &name).await?;
@@ -143,46 +145,14 @@ impl Server {
         name: &str,
         binding: &Value,
         dry_run: bool,
-    ) -> Result<(), Status> {
+    ) -> Result<Value, Status> {
         let gvk = GroupVersionKind::new("", "v1", "Binding");
         let mut obj: Box<dyn Object> =
             Box::new(DynamicObject::from_value(gvk, binding.clone()).map_err(Status::internal)?);
-        let mut request = Request {
-            operation: Operation::Create,
-            resource: resource.def,
-            subresource: "binding",
-            namespace,
-            name,
-            user: &caller.user,
-            object: Some(&mut obj),
-            old: None,
-            dry_run,
-            warnings: Vec::new(),
-        };
-        self.admission.mutate(&mut request).await?;
-        self.admission.validate(&mut request).await
-    }
-
-    /// Evicts a pod: a deletion with the options of the Eviction. (Disruption budgets are not served yet.)
-    pub(crate) async fn evict(
-        &self,
-        caller: &Caller,
-        resource: &Resource,
-        namespace: &str,
-        name: &str,
-        input: Input,
-        opts: &WriteOptions,
-    ) -> Result<Value, Status> {
-        let eviction = body_value(input, "Eviction")?;
-        let own = eviction.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
-        if own != name {
-            let why = "name in URL does not match name in Eviction object";
-            return Err(Status::bad_request(why));
-        }
-        let mut options = delete_options_of(eviction.get("deleteOptions").unwrap_or(&Value::Null));
-        options.dry_run |= opts.dry_run;
-        self.delete(caller, resource, namespace, name, &options).await?;
-        Ok(created())
+        let operation = Operation::Create;
+        let act = Act { operation, resource, subresource: "binding", namespace, name, dry_run };
+        self.admit(caller, Pass::Both, act, Some(&mut obj), None).await?;
+        Ok(obj.to_value())
     }
 }
 

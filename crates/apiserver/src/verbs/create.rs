@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use coracle_admission::{Operation, Request};
+use coracle_admission::Operation;
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status, object_meta};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+use super::admit::{Act, Pass};
 use super::commit::Refused;
 use super::{Caller, Input, Outcome, check_options};
 use crate::registry::Resource;
@@ -29,6 +30,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         check_options("CreateOptions", opts)?;
+        let caller = &caller.asking(opts, false);
         let decoded = self.decode(resource, input, &opts.field_validation)?;
         caller.warn(&decoded.warnings);
         let mut obj = decoded.obj;
@@ -61,7 +63,9 @@ impl Server {
         let name = obj.name().to_owned();
         // Admission reads namespaces, service accounts … as of all acknowledged writes.
         self.fresh().await;
-        warnings.extend(self.admit_create(caller, resource, namespace, &name, &mut obj, dry_run).await?);
+        let operation = Operation::Create;
+        let act = Act { operation, resource, subresource: "", namespace, name: &name, dry_run };
+        warnings.extend(self.admit(caller, Pass::Mutate, act, Some(&mut obj), None).await?);
         self.forbid_escalation(caller, resource, &*obj, None)?;
         let now = self.clock.now();
         fill_system_fields(obj.meta_mut(), now);
@@ -78,7 +82,9 @@ impl Server {
         self.validate_new(resource, &*obj)?;
         warnings.extend(resource.def.strategy.warnings(&*obj, None));
         caller.warn(&warnings);
-        warnings.extend(self.admit_valid(caller, resource, namespace, &mut obj, None, "", dry_run).await?);
+        let name = obj.name().to_owned();
+        let act = Act { name: &name, ..act };
+        warnings.extend(self.admit(caller, Pass::Validate, act, Some(&mut obj), None).await?);
         for attempt in 1.. {
             let key: Arc<str> = resource.key(namespace, obj.name()).into();
             let taken = |name: &str| self.taken(resource, namespace, name);
@@ -133,60 +139,6 @@ impl Server {
         }
         let stored = resource.def.stored();
         Err(Status::invalid(stored.group, stored.kind, obj.name(), &errs))
-    }
-
-    async fn admit_create(
-        &self,
-        caller: &Caller,
-        resource: &Resource,
-        namespace: &str,
-        name: &str,
-        obj: &mut Box<dyn Object>,
-        dry_run: bool,
-    ) -> Result<Vec<String>, Status> {
-        let mut request = Request {
-            operation: Operation::Create,
-            resource: resource.def,
-            subresource: "",
-            namespace,
-            name,
-            user: &caller.user,
-            object: Some(obj),
-            old: None,
-            dry_run,
-            warnings: Vec::new(),
-        };
-        self.admission.mutate(&mut request).await?;
-        Ok(request.warnings)
-    }
-
-    /// The validating pass of admission, for create (`old` absent) and update.
-    #[expect(clippy::too_many_arguments, reason = "the parts of an admission request")]
-    pub(crate) async fn admit_valid(
-        &self,
-        caller: &Caller,
-        resource: &Resource,
-        namespace: &str,
-        obj: &mut Box<dyn Object>,
-        old: Option<&dyn Object>,
-        subresource: &str,
-        dry_run: bool,
-    ) -> Result<Vec<String>, Status> {
-        let name = obj.name().to_owned();
-        let mut request = Request {
-            operation: if old.is_some() { Operation::Update } else { Operation::Create },
-            resource: resource.def,
-            subresource,
-            namespace,
-            name: &name,
-            user: &caller.user,
-            object: Some(obj),
-            old,
-            dry_run,
-            warnings: Vec::new(),
-        };
-        self.admission.validate(&mut request).await?;
-        Ok(request.warnings)
     }
 }
 

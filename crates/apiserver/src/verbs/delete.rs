@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_admission::{Operation, Request};
+use coracle_admission::Operation;
 use coracle_client::{DeleteOptions, ListOptions};
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
@@ -12,6 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
+use super::admit::{Act, Pass};
 use super::commit::Refused;
 use super::create::whole_seconds;
 use super::list::Page;
@@ -57,6 +58,7 @@ impl Server {
     ) -> Result<Deleted, Status> {
         check_delete_options(opts)?;
         warn_of_orphans(caller, resource, opts);
+        let caller = &caller.deleting(opts);
         for _ in 0..CONFLICT_TRIES {
             let entry = self.get(resource, namespace, name).await?;
             match self.delete_once(caller, resource, namespace, &entry, opts).await {
@@ -187,20 +189,9 @@ impl Server {
         old: &dyn Object,
         dry_run: bool,
     ) -> Result<(), Status> {
-        let mut request = Request {
-            operation: Operation::Delete,
-            resource: resource.def,
-            subresource: "",
-            namespace,
-            name: old.name(),
-            user: &caller.user,
-            object: None,
-            old: Some(old),
-            dry_run,
-            warnings: Vec::new(),
-        };
-        self.admission.mutate(&mut request).await?;
-        self.admission.validate(&mut request).await
+        let (operation, name) = (Operation::Delete, old.name());
+        let act = Act { operation, resource, subresource: "", namespace, name, dry_run };
+        self.admit(caller, Pass::Both, act, None, Some(old)).await.map(drop)
     }
 
     fn step(&self, resource: &Resource, old: &dyn Object, opts: &DeleteOptions) -> Step {
@@ -369,7 +360,7 @@ fn answer(resource: &Resource, entry: Arc<CacheEntry>, old: &dyn Object) -> Dele
     }))
 }
 
-fn check_delete_preconditions(
+pub(super) fn check_delete_preconditions(
     resource: &Resource,
     old: &dyn Object,
     revision: u64,

@@ -42,6 +42,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         check_patch_options(patch.kind, opts)?;
+        let caller = &caller.asking(opts, true);
         for attempt in 1.. {
             self.fresh().await;
             let Some(entry) = self.look(resource, namespace, name).await? else {

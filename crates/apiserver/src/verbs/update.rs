@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_admission::{Operation, Request};
+use coracle_admission::Operation;
 use coracle_auth::{Attributes, Decision};
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
@@ -12,6 +12,7 @@ use coracle_resources::def::ResourceDef;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
+use super::admit::{Act, Pass};
 use super::commit::Refused;
 use super::create::{place, wipe_system_fields};
 use super::{Caller, Input, Outcome, Part, check_options};
@@ -46,6 +47,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         check_options("UpdateOptions", opts)?;
+        let caller = &caller.asking(opts, false);
         let decoded = self.decode(resource, input, &opts.field_validation)?;
         caller.warn(&decoded.warnings);
         let mut obj = decoded.obj;
@@ -156,7 +158,9 @@ impl Server {
         dry_run: bool,
     ) -> Result<Outcome, Refused> {
         let Change { mut obj, mut warnings } = change;
-        let more = self.admit_update(caller, resource, namespace, part, &mut obj, old, dry_run).await;
+        let (operation, name) = (Operation::Update, old.name());
+        let act = Act { operation, resource, subresource: part.path(), namespace, name, dry_run };
+        let more = self.admit(caller, Pass::Mutate, act, Some(&mut obj), Some(old)).await;
         warnings.extend(more.map_err(Refused::Failed)?);
         self.forbid_escalation(caller, resource, &*obj, Some(old)).map_err(Refused::Failed)?;
         self.forbid_signing(caller, resource, part, &*obj, old).map_err(Refused::Failed)?;
@@ -169,8 +173,7 @@ impl Server {
         self.prepare_change(caller, resource, part, &mut *obj, old);
         validate_change(resource, part, &*obj, old).map_err(Refused::Failed)?;
         warnings.extend(resource.def.strategy.warnings(&*obj, Some(old)));
-        let valid =
-            self.admit_valid(caller, resource, namespace, &mut obj, Some(old), part.path(), dry_run).await;
+        let valid = self.admit(caller, Pass::Validate, act, Some(&mut obj), Some(old)).await;
         warnings.extend(valid.map_err(Refused::Failed)?);
         if is_gone(&*obj, old) {
             return self.finish_deletion(resource, entry, obj, dry_run, warnings).await;
@@ -217,33 +220,6 @@ impl Server {
         kept.meta_mut().managed_fields = Some(before.clone());
         let value = self.fields.encode(resource.def, &mut *kept, entry.encoded.len())?;
         Ok(codec::splice(&value, entry.revision) == entry.encoded)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of an admission request")]
-    async fn admit_update(
-        &self,
-        caller: &Caller,
-        resource: &Resource,
-        namespace: &str,
-        part: Part,
-        obj: &mut Box<dyn Object>,
-        old: &dyn Object,
-        dry_run: bool,
-    ) -> Result<Vec<String>, Status> {
-        let mut request = Request {
-            operation: Operation::Update,
-            resource: resource.def,
-            subresource: part.path(),
-            namespace,
-            name: old.name(),
-            user: &caller.user,
-            object: Some(obj),
-            old: Some(old),
-            dry_run,
-            warnings: Vec::new(),
-        };
-        self.admission.mutate(&mut request).await?;
-        Ok(request.warnings)
     }
 
     /// uid and resourceVersion that the client sent must be those of the object.

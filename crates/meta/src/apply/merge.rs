@@ -225,6 +225,31 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
     }
 }
 
+/// Paths in `value` whose types are changed as a whole.
+pub(super) fn atomics(schemas: &Schemas, id: NodeId, value: &Value, path: &str, found: &mut Vec<String>) {
+    match (schemas.node(id), value) {
+        (Node::Struct(structure), Value::Object(map)) => {
+            if structure.atomic {
+                found.push(path.to_owned());
+            }
+            for (name, value) in map {
+                let Some(field) = structure.field(name) else { continue };
+                atomics(schemas, field.node, value, &format!("{path}.{name}"), found);
+            }
+        }
+        (Node::Map { atomic: true, .. }, Value::Object(_)) => found.push(path.to_owned()),
+        (Node::List { element, kind }, Value::Array(items)) => {
+            if matches!(kind, ListKind::Atomic) {
+                found.push(path.to_owned());
+            }
+            for (i, item) in items.iter().enumerate() {
+                atomics(schemas, *element, item, &format!("{path}[{i}]"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn bare(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

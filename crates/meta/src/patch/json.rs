@@ -13,6 +13,19 @@ const MAX_OPERATIONS: usize = 10_000;
 /// 400 when it is no list, 413 when it is too long, 422 when an operation does not apply. `target` is then
 /// half changed.
 pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
+    if json_patch_if_tested(target, patch)? { Ok(()) } else { Err(rejected()) }
+}
+
+fn rejected() -> Status {
+    let message = "the server rejected our request due to an error in our request";
+    Status::new(422, Reason::Invalid, message, Some(json!({})))
+}
+
+/// As [`json_patch`]; false when a `test` found something else than it wanted.
+///
+/// # Errors
+/// As [`json_patch`].
+pub fn json_patch_if_tested(target: &mut Value, patch: &Value) -> Result<bool, Status> {
     let Value::Array(operations) = patch else {
         let kind = match patch {
             Value::Object(_) => "object",
@@ -20,7 +33,7 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
             Value::Number(_) => "number",
             Value::Bool(_) => "bool",
             // Go decodes null into an empty list.
-            Value::Null | Value::Array(_) => return Ok(()),
+            Value::Null | Value::Array(_) => return Ok(true),
         };
         return Err(Status::bad_request(format!(
             "error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
@@ -35,11 +48,11 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
     }
     for operation in operations {
         if apply(target, operation).is_none() {
-            let message = "the server rejected our request due to an error in our request";
-            return Err(Status::new(422, Reason::Invalid, message, Some(json!({}))));
+            let tested = operation.get("op").and_then(Value::as_str) == Some("test");
+            return if tested { Ok(false) } else { Err(rejected()) };
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn apply(root: &mut Value, operation: &Value) -> Option<()> {

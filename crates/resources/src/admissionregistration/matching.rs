@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use coracle_cel::Program;
+use coracle_cel::policy::{Compiler, Options, Returns, Unusable};
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::admissionregistration::v1::{
@@ -195,16 +197,21 @@ fn resource_list(resources: &[String], path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Checks match conditions: named, each name once, with an expression.
-pub(super) fn conditions(conditions: &[MatchCondition], path: &Path, errs: &mut ErrorList) {
+/// Checks match conditions: named, each name once, with an expression; `params` says whether these may name `params`.
+pub(super) fn conditions(conditions: &[MatchCondition], params: bool, path: &Path, errs: &mut ErrorList) {
     if conditions.len() > MAX_CONDITIONS {
         errs.too_many(path, conditions.len(), MAX_CONDITIONS);
     }
     let mut seen = BTreeSet::new();
     for (i, condition) in conditions.iter().enumerate() {
         let path = path.index(i);
-        if condition.expression.trim().is_empty() {
-            errs.required(path.child("expression"), "");
+        let (expression, at) = (condition.expression.trim(), path.child("expression"));
+        if expression.is_empty() {
+            errs.required(at, "");
+        } else {
+            let options = Options { params, authorizer: true, ..Options::default() };
+            let compiled = Compiler::plain().compile(expression, options, Returns::Bool);
+            compiled_or(compiled, expression, at, errs);
         }
         let at = path.child("name");
         if condition.name.is_empty() {
@@ -215,5 +222,19 @@ pub(super) fn conditions(conditions: &[MatchCondition], path: &Path, errs: &mut 
         if !seen.insert(condition.name.as_str()) {
             errs.duplicate(at, condition.name.as_str());
         }
+    }
+}
+
+/// Reports why an expression cannot be used, if it cannot.
+pub(super) fn compiled_or(
+    compiled: Result<Program, Unusable>,
+    expression: &str,
+    path: Path,
+    errs: &mut ErrorList,
+) {
+    match compiled {
+        Ok(_) => {}
+        Err(why) if why.internal => errs.internal(path, why.detail),
+        Err(why) => errs.invalid(path, expression, why.detail),
     }
 }

@@ -1,5 +1,6 @@
 //! MutatingAdmissionPolicy: changes of objects on their way in, as CEL expressions.
 
+use coracle_cel::policy::{Compiler, Options, Returns};
 use coracle_meta::field::{ErrorList, Path};
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{MutatingAdmissionPolicy, Mutation};
@@ -82,7 +83,7 @@ impl Strategy<MutatingAdmissionPolicy> for Policies {
 
 fn check(obj: &MutatingAdmissionPolicy, conditions: bool, errs: &mut ErrorList) {
     let Some(spec) = &obj.spec else { return };
-    let path = Path::new("spec");
+    let (path, params) = (Path::new("spec"), spec.param_kind.is_some());
     needed(spec.failure_policy.as_ref(), FAILURE_POLICIES, &path.child("failurePolicy"), errs);
     if let Some(kind) = &spec.param_kind {
         param_kind(kind, &path.child("paramKind"), errs);
@@ -92,15 +93,16 @@ fn check(obj: &MutatingAdmissionPolicy, conditions: bool, errs: &mut ErrorList) 
     matching::mutable_only(spec.match_constraints.as_ref(), &at, errs);
     if conditions {
         let list = spec.match_conditions.as_deref().unwrap_or_default();
-        matching::conditions(list, &path.child("matchConditions"), errs);
+        matching::conditions(list, params, &path.child("matchConditions"), errs);
     }
-    variables(spec.variables.as_deref().unwrap_or_default(), &path.child("variables"), errs);
+    let list = spec.variables.as_deref().unwrap_or_default();
+    let compiler = variables(list, params, &path.child("variables"), errs);
     let (mutations, at) = (spec.mutations.as_deref().unwrap_or_default(), path.child("mutations"));
     if mutations.is_empty() {
         errs.required(&at, "mutations must contain at least one item");
     }
     for (i, one) in mutations.iter().enumerate() {
-        mutation(one, &at.index(i), errs);
+        mutation(one, &compiler, params, &at.index(i), errs);
     }
     let at = path.child("reinvocationPolicy");
     match text(spec.reinvocation_policy.as_ref()) {
@@ -109,7 +111,7 @@ fn check(obj: &MutatingAdmissionPolicy, conditions: bool, errs: &mut ErrorList) 
     }
 }
 
-fn mutation(one: &Mutation, path: &Path, errs: &mut ErrorList) {
+fn mutation(one: &Mutation, compiler: &Compiler, params: bool, path: &Path, errs: &mut ErrorList) {
     let json = one.json_patch.as_ref().map(|p| text(p.expression.as_ref()));
     let apply = one.apply_configuration.as_ref().map(|p| text(p.expression.as_ref()));
     let (wanted, other) = (("jsonPatch", json), ("applyConfiguration", apply));
@@ -131,7 +133,12 @@ fn mutation(one: &Mutation, path: &Path, errs: &mut ErrorList) {
             errs.required(path.child(field), why);
         }
         Some(text) if text.trim().is_empty() => errs.required(path.child(field).child("expression"), ""),
-        Some(_) => {}
+        Some(text) => {
+            let options = Options { params, authorizer: true, patch_types: true };
+            let returns = if field == "jsonPatch" { Returns::JsonPatch } else { Returns::Object };
+            let compiled = compiler.compile(text.trim(), options, returns);
+            matching::compiled_or(compiled, text.trim(), path.child(field).child("expression"), errs);
+        }
     }
     if unwanted.is_some() {
         let why = format!("must not be specified when patchType is {}", one.patch_type);

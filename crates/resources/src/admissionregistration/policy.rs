@@ -1,5 +1,6 @@
 //! Admission policies and their bindings: what mutating and validating ones have in common.
 
+use coracle_cel::policy::{Compiler, Options};
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::admissionregistration::v1::{MatchResources, ParamKind, ParamRef, Variable};
@@ -69,8 +70,10 @@ pub(super) fn param_kind_cell(kind: Option<&ParamKind>) -> Value {
     shown.unwrap_or_else(|| "<unset>".to_owned()).into()
 }
 
-/// Checks the variables of a policy.
-pub(super) fn variables(variables: &[Variable], path: &Path, errs: &mut ErrorList) {
+/// Checks the variables of a policy; the compiler for its other expressions, which may name them.
+pub(super) fn variables(variables: &[Variable], params: bool, path: &Path, errs: &mut ErrorList) -> Compiler {
+    let mut compiler = if variables.is_empty() { Compiler::plain() } else { Compiler::composed() };
+    let options = Options { params, authorizer: true, ..Options::default() };
     for (i, variable) in variables.iter().enumerate() {
         let (path, name) = (path.index(i), variable.name.as_str());
         if name.trim().is_empty() {
@@ -78,10 +81,15 @@ pub(super) fn variables(variables: &[Variable], path: &Path, errs: &mut ErrorLis
         } else if !is_identifier(name) {
             errs.invalid(path.child("name"), name, "must be a valid CEL identifier");
         }
-        if variable.expression.trim().is_empty() {
-            errs.required(path.child("expression"), "expression is not specified");
+        let (expression, at) = (variable.expression.as_str(), path.child("expression"));
+        if expression.trim().is_empty() {
+            errs.required(at, "expression is not specified");
+        } else {
+            let compiled = compiler.add_variable(name, expression, options);
+            matching::compiled_or(compiled, expression, at, errs);
         }
     }
+    compiler
 }
 
 fn is_identifier(name: &str) -> bool {

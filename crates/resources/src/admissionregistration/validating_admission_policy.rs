@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use coracle_cel::policy::{Compiler, Options, Returns};
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use jiff::Timestamp;
@@ -135,7 +136,7 @@ impl Strategy<ValidatingAdmissionPolicy> for Policies {
 
 fn check(obj: &ValidatingAdmissionPolicy, conditions: bool, errs: &mut ErrorList) {
     let Some(spec) = &obj.spec else { return };
-    let path = Path::new("spec");
+    let (path, params) = (Path::new("spec"), spec.param_kind.is_some());
     needed(spec.failure_policy.as_ref(), FAILURE_POLICIES, &path.child("failurePolicy"), errs);
     if let Some(kind) = &spec.param_kind {
         param_kind(kind, &path.child("paramKind"), errs);
@@ -143,9 +144,10 @@ fn check(obj: &ValidatingAdmissionPolicy, conditions: bool, errs: &mut ErrorList
     matching::constraints(spec.match_constraints.as_ref(), &path.child("matchConstraints"), errs);
     if conditions {
         let list = spec.match_conditions.as_deref().unwrap_or_default();
-        matching::conditions(list, &path.child("matchConditions"), errs);
+        matching::conditions(list, params, &path.child("matchConditions"), errs);
     }
-    variables(spec.variables.as_deref().unwrap_or_default(), &path.child("variables"), errs);
+    let list = spec.variables.as_deref().unwrap_or_default();
+    let compiler = variables(list, params, &path.child("variables"), errs);
     let validations = spec.validations.as_deref().unwrap_or_default();
     let annotations = spec.audit_annotations.as_deref().unwrap_or_default();
     if validations.is_empty() && annotations.is_empty() {
@@ -155,19 +157,37 @@ fn check(obj: &ValidatingAdmissionPolicy, conditions: bool, errs: &mut ErrorList
         return;
     }
     for (i, one) in validations.iter().enumerate() {
-        validation(one, &path.child("validations").index(i), errs);
+        validation(one, &compiler, params, &path.child("validations").index(i), errs);
     }
-    audit_annotations(text(obj.metadata.name.as_ref()), annotations, &path.child("auditAnnotations"), errs);
+    let at = path.child("auditAnnotations");
+    audit_annotations(text(obj.metadata.name.as_ref()), annotations, &at, errs);
+    let options = Options { params, authorizer: true, ..Options::default() };
+    for (i, annotation) in annotations.iter().enumerate() {
+        let expression = annotation.value_expression.trim();
+        if !expression.is_empty() && expression.len() <= MAX_ANNOTATION_EXPRESSION {
+            let compiled = compiler.compile(expression, options, Returns::StringOrNull);
+            let at = at.index(i).child("valueExpression");
+            matching::compiled_or(compiled, &annotation.value_expression, at, errs);
+        }
+    }
 }
 
-fn validation(one: &Validation, path: &Path, errs: &mut ErrorList) {
+fn validation(one: &Validation, compiler: &Compiler, params: bool, path: &Path, errs: &mut ErrorList) {
+    let options = Options { params, authorizer: true, ..Options::default() };
     if one.expression.trim().is_empty() {
         errs.required(path.child("expression"), "expression is not specified");
+    } else {
+        let compiled = compiler.compile(&one.expression, options, Returns::Bool);
+        matching::compiled_or(compiled, &one.expression, path.child("expression"), errs);
     }
     let blank = |text: &str| !text.is_empty() && text.trim().is_empty();
     let expression = text(one.message_expression.as_ref());
     if blank(expression) {
         errs.invalid(path.child("messageExpression"), expression, "must be non-empty if specified");
+    } else if !expression.is_empty() {
+        let options = Options { params, ..Options::default() };
+        let compiled = compiler.compile(expression, options, Returns::String);
+        matching::compiled_or(compiled, expression, path.child("messageExpression"), errs);
     }
     let message = text(one.message.as_ref());
     if blank(message) {

@@ -178,7 +178,7 @@ fn one(hook: &Webhook<'_>, strict: Strictness, path: &Path, errs: &mut ErrorList
         _ => errs.required(at, "exactly one of url or service is required"),
     }
     if strict.conditions {
-        matching::conditions(hook.conditions, &path.child("matchConditions"), errs);
+        matching::conditions(hook.conditions, false, &path.child("matchConditions"), errs);
     }
 }
 

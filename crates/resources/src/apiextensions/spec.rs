@@ -31,6 +31,8 @@ pub(super) struct Options {
     loose_ca: bool,
     /// Versions with as many selectable fields as before, too many though they are.
     crowded: Vec<String>,
+    /// The schemas as they were.
+    known: Vec<v1::JSONSchemaProps>,
 }
 
 impl Options {
@@ -43,6 +45,7 @@ impl Options {
             known_reviews: true,
             loose_ca: true,
             crowded: Vec::new(),
+            known: Vec::new(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Options {
             known_reviews: before.is_empty() || before.iter().any(|v| is_known_review(v)),
             loose_ca: !established || ca_of(old).is_some_and(|ca| !ca.is_empty() && ca_fault(&ca).is_some()),
             crowded: crowded.collect(),
+            known: props::of(old).cloned().collect(),
         }
     }
 }
@@ -399,6 +403,13 @@ fn check_schema(
     schema_rules::check(props, opts.strict, &at, &mut found);
     if let Some(why) = refused.filter(|_| found.is_empty()) {
         found.invalid(&at, "", why);
+    }
+    if let Ok(schema) = Schema::new(props)
+        && opts.structural
+        && found.is_empty()
+        && schema.any(&mut |inner| !inner.rules.is_empty())
+    {
+        coracle_cel::rules::check(&publish::value(&schema), &at, opts.known.contains(props), &mut found);
     }
     errs.extend(found);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coracle_apiextensions::{defaults, list_types, object_meta, prune, validate};
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
 use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status, names};
 use parking_lot::RwLock;
 use serde_json::{Map, Value};
@@ -101,7 +101,7 @@ fn content(obj: &DynamicObject) -> Map<String, Value> {
 impl CustomStrategy {
     fn check(&self, new: &dyn Object, old: Option<&dyn Object>, errs: &mut ErrorList) {
         let version = self.current();
-        let (schema, at) = (version.schema(), Path::new(""));
+        let (schema, at, told) = (version.schema(), Path::new(""), errs.len());
         let value = new.to_value();
         let before = old.map(Object::to_value);
         match &before {
@@ -120,7 +120,32 @@ impl CustomStrategy {
         if already.is_empty() {
             list_types::validate(&value, schema, &at, errs);
         }
+        check_rules(&version, &value, before.as_ref(), told, errs);
     }
+}
+
+/// Applies the rules, unless an error (behind those that were told `already`) says that they would not know what
+/// they look at.
+fn check_rules(
+    version: &CustomVersion,
+    value: &Value,
+    before: Option<&Value>,
+    already: usize,
+    errs: &mut ErrorList,
+) {
+    let Some(rules) = version.rules() else { return };
+    let blocking = |e: &Error| {
+        use ErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+        matches!(e.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid)
+    };
+    if errs.iter().skip(already).any(blocking) {
+        let why = "some validation rules were not checked because the object was invalid; correct the existing \
+                   errors to complete validation";
+        errs.invalid(Path::new("<nil>"), Value::Null, why);
+        return;
+    }
+    // Upstream drops the warnings of ratcheting, too.
+    rules.validate(value, before, errs, &mut Vec::new());
 }
 
 /// A count that must be a number that fits.
@@ -250,7 +275,7 @@ impl ErasedStrategy for CustomStrategy {
 
     fn validate_status_update(&self, new: &dyn Object, old: &dyn Object, errs: &mut ErrorList) {
         let version = self.current();
-        let (schema, none) = (version.schema(), Path::new(""));
+        let (schema, none, told) = (version.schema(), Path::new(""), errs.len());
         let (value, before) = (new.to_value(), old.to_value());
         if let (Some(status), Some(of_status)) = (value.get("status"), schema.properties.get("status")) {
             let at = Path::new("status");
@@ -268,6 +293,7 @@ impl ErasedStrategy for CustomStrategy {
                 errs.extend(found);
             }
         }
+        check_rules(&version, &value, Some(&before), told, errs);
     }
 
     fn prepare_part_update(&self, _: Subresource, cx: Context<'_>, new: &mut dyn Object, old: &dyn Object) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use coracle_apiextensions::column::Column;
 use coracle_apiextensions::json_path::JsonPath;
 use coracle_apiextensions::{Schema, publish};
+use coracle_cel::rules::Rules;
 use coracle_meta::names::compare_versions;
 use coracle_meta::schema::Schemas;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -78,6 +79,7 @@ pub struct CustomVersion {
     /// The definition, to read the schema from.
     definition: Arc<CustomResourceDefinition>,
     schema: Arc<OnceLock<Schema>>,
+    rules: Arc<OnceLock<Option<Rules>>>,
     /// Types of all versions, shared by them.
     fields: Arc<OnceLock<Schemas>>,
     /// The kind's name in `fields`.
@@ -88,6 +90,11 @@ impl CustomVersion {
     /// What the schema says, words left out.
     pub fn schema(&self) -> &Schema {
         self.schema.get_or_init(|| schema_of(self.props()))
+    }
+
+    /// The rules (`x-kubernetes-validations`) of the schema, if it has any.
+    pub fn rules(&self) -> Option<&Rules> {
+        self.rules.get_or_init(|| Rules::new(&publish::value(self.schema()))).as_ref()
     }
 
     /// The types for field tracking: those of all versions, each under its [`CustomVersion::fields_name`].
@@ -114,6 +121,7 @@ impl CustomVersion {
     pub(super) fn inherit(&mut self, before: &Self) {
         if self.source == before.source {
             self.schema = before.schema.clone();
+            self.rules = before.rules.clone();
             self.fields = before.fields.clone();
         }
     }
@@ -238,6 +246,7 @@ fn new_version(
         source: (meta.uid.clone().unwrap_or_default(), meta.generation.unwrap_or(0)),
         definition: crd.clone(),
         schema: Arc::default(),
+        rules: Arc::default(),
         fields: fields.clone(),
         fields_name: fields_name(version),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use coracle_cel::device::{MAX_COST, Selector};
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::resource::v1::{
@@ -159,7 +160,17 @@ pub(super) fn selectors(list: &[DeviceSelector], path: &Path, errs: &mut ErrorLi
         Some(cel) if cel.expression.len() > MAX_EXPRESSION => {
             errs.too_long(path.child("cel").child("expression"), MAX_EXPRESSION);
         }
-        Some(_) => {}
+        Some(cel) => {
+            let at = path.child("cel").child("expression");
+            match Selector::compile(&cel.expression) {
+                Err(why) if why.internal => errs.internal(at, why.detail),
+                Err(why) => errs.invalid(at, cel.expression.as_str(), why.detail),
+                Ok(selector) if selector.max_cost > MAX_COST => {
+                    errs.forbidden(at, "too complex, exceeds cost limit");
+                }
+                Ok(_) => {}
+            }
+        }
     });
 }
 

@@ -1,0 +1,120 @@
+//! Admission around the verbs: one place makes the requests that plugins see, and hands on what they say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coracle_admission::{HookTarget, Host, Operation, Reinvocation, Request};
+use coracle_auth::{Attributes, Decision};
+use coracle_client::WriteOptions;
+use coracle_meta::{Object, Status};
+use coracle_resources::def::ResourceDef;
+use serde_json::Value;
+
+use super::{Caller, Input, Part};
+use crate::registry::Resource;
+use crate::server::Server;
+
+/// Which passes of the chain run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Mutate,
+    Validate,
+    Both,
+}
+
+/// What is about to happen, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Act<'a> {
+    pub(crate) operation: Operation,
+    pub(crate) resource: &'a Resource,
+    /// Path segment, or empty.
+    pub(crate) subresource: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) dry_run: bool,
+}
+
+impl Server {
+    /// Runs the chain. Warnings and notes reach the client and the audit log also when it refuses; warnings are
+    /// returned, too.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) async fn admit(
+        &self,
+        caller: &Caller,
+        pass: Pass,
+        act: Act<'_>,
+        object: Option<&mut Box<dyn Object>>,
+        old: Option<&dyn Object>,
+    ) -> Result<Vec<String>, Status> {
+        let mut request = Request {
+            operation: act.operation,
+            resource: act.resource.def,
+            subresource: act.subresource,
+            namespace: act.namespace,
+            name: act.name,
+            user: &caller.user,
+            object,
+            old,
+            dry_run: act.dry_run,
+            warnings: Vec::new(),
+            annotations: Vec::new(),
+            options: &caller.options,
+            reinvocation: Reinvocation::default(),
+        };
+        let mut verdict = Ok(());
+        if pass != Pass::Validate {
+            verdict = self.admission.mutate(&mut request).await;
+        }
+        if pass != Pass::Mutate && verdict.is_ok() {
+            verdict = self.admission.validate(&mut request).await;
+        }
+        let (warnings, annotations) = (request.warnings, request.annotations);
+        caller.warn(&warnings);
+        caller.note(annotations);
+        verdict.map(|()| warnings)
+    }
+}
+
+/// The server as plugins see it.
+pub(crate) struct AdmissionHost(pub(crate) Arc<Server>);
+
+#[async_trait]
+impl Host for AdmissionHost {
+    async fn update_status(&self, group: &str, plural: &str, obj: Box<dyn Object>) -> Result<(), Status> {
+        let server = &self.0;
+        let resource = server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)?.clone();
+        let (namespace, name) = (obj.namespace().to_owned(), obj.name().to_owned());
+        let (caller, opts) = (Server::loopback(), WriteOptions::default());
+        let input = Input::Object(Arc::from(obj));
+        server.update(&caller, &resource, &namespace, &name, Part::Status, input, &opts).await.map(drop)
+    }
+
+    fn show(&self, def: &ResourceDef, obj: &dyn Object) -> Result<Value, Status> {
+        let found = self.0.cache.registry.served(def.group, def.version, def.plural);
+        let resource = found.ok_or_else(Status::no_such_path)?;
+        self.0.fields.value_in(resource, obj)
+    }
+
+    fn read(&self, def: &ResourceDef, value: Value) -> Result<Box<dyn Object>, Status> {
+        let found = self.0.cache.registry.served(def.group, def.version, def.plural);
+        let resource = found.ok_or_else(Status::no_such_path)?;
+        let mut obj = self.0.decode_value(resource, value, "Ignore")?.obj;
+        resource.def.strategy.default(&mut *obj);
+        Ok(obj)
+    }
+
+    fn merge(&self, def: &ResourceDef, object: Value, configuration: &Value) -> Result<Value, String> {
+        self.0.fields.merged(def, object, configuration)
+    }
+
+    async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String> {
+        crate::hooks::post(&self.0, target, body, timeout).await
+    }
+
+    fn authorize(&self, attributes: &Attributes) -> (Decision, String) {
+        self.0.authorize(attributes)
+    }
+}
