@@ -120,6 +120,14 @@ async fn proxied(
     Ok(response)
 }
 
+/// A JSON document of a node's kubelet.
+///
+/// # Errors
+/// The node is unknown, or its kubelet does not answer with JSON.
+pub(crate) async fn fetch(server: &Server, node: &str, path: String) -> Result<Value, Status> {
+    forward::fetch(server, target::kubelet(server, node, path)?).await
+}
+
 /// exec, attach, port-forward and proxy pass admission as CONNECT, with their options as the object.
 async fn admit(
     server: &Server,

@@ -14,6 +14,7 @@ mod fields;
 mod hooks;
 mod http;
 mod kubelet;
+mod metrics_api;
 mod openapi;
 mod protobuf;
 mod registry;

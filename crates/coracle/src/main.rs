@@ -14,6 +14,7 @@ mod kubeconfig;
 mod node;
 mod pki;
 mod ports;
+mod preload;
 mod process;
 mod progress;
 mod up;

@@ -158,6 +158,7 @@ impl Node {
         let runtime =
             Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
         tasks.spawn(make_self_image(runtime.clone()));
+        tasks.spawn(crate::preload::run(runtime.clone(), paths.file("images")));
         progress.step("runtime", "container runtime open");
         let about = json!({
             "pid": std::process::id(), "version": crate::GIT_VERSION, "node_ip": node_ip,
@@ -373,12 +374,21 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         server_key_pem: pki.kubelet.key.clone(),
         client_ca_pem: pki.ca.clone(),
         root: paths.file("kubelet"),
+        own_log: Some(paths.file("coracle.log")),
+        static_pods: paths.file("manifests"),
         log_root: paths.file("logs/pods"),
         cgroup_root: format!("/coracle/{}/pods", cluster.id),
         cluster_dns: vec![cluster.service_ip(10).into()],
         cluster_domain: cluster.cluster_domain.clone(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        eviction: coracle_kubelet::Thresholds {
+            memory: 100 << 20,
+            disk_percent: 5,
+            disk_most: 4 << 30,
+            inodes_percent: 5,
+            pid_percent: 0,
+        },
         log_max_size: 10 << 20,
         log_max_files: 5,
     }

@@ -33,6 +33,7 @@ pub fn require_root() -> Result<(), Failure> {
 /// The runtime's configuration for a cluster.
 pub fn runtime_config(paths: &Paths, cluster: &Cluster) -> RuntimeConfig {
     RuntimeConfig {
+        registries: paths.file("registries.yaml"),
         root: paths.file("runtime"),
         state: paths.run.clone(),
         cluster_id: cluster.id.clone(),

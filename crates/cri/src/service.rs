@@ -5,8 +5,8 @@ use tokio::sync::mpsc;
 
 use crate::v1::{
     AuthConfig, Container, ContainerConfig, ContainerEventResponse, ContainerFilter, ContainerStats,
-    ContainerStatus, ExecSyncResponse, Image, ImageSpec, PodSandbox, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxStatus, RuntimeStatus, VersionResponse,
+    ContainerStatus, ExecSyncResponse, FilesystemUsage, Image, ImageSpec, LinuxResources, PodSandbox,
+    PodSandboxConfig, PodSandboxFilter, PodSandboxStats, PodSandboxStatus, RuntimeStatus, VersionResponse,
 };
 
 /// Why a runtime call failed; the variants are the gRPC codes that CRI clients rely on.
@@ -63,6 +63,12 @@ pub trait RuntimeService: Send + Sync + 'static {
     async fn exec_sync(&self, id: &str, cmd: Vec<String>, timeout: i64)
     -> Result<ExecSyncResponse, CriError>;
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, CriError>;
+    async fn pod_sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, CriError>;
+    /// Changes the limits of a container that runs; zero fields are left as they are.
+    async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<(), CriError>;
+    /// Changes the limits of a whole pod; zero fields are left as they are.
+    async fn update_pod_sandbox_resources(&self, id: &str, resources: LinuxResources)
+    -> Result<(), CriError>;
     /// Container and sandbox events from now on; dropped events are made up for by listing.
     async fn container_events(&self) -> Result<mpsc::Receiver<ContainerEventResponse>, CriError>;
 }
@@ -77,4 +83,6 @@ pub trait ImageService: Send + Sync + 'static {
     /// Returns the image id.
     async fn pull_image(&self, image: &ImageSpec, auth: Option<AuthConfig>) -> Result<String, CriError>;
     async fn remove_image(&self, image: &ImageSpec) -> Result<(), CriError>;
+    /// Where images are, and how much room they take.
+    async fn image_fs_info(&self) -> Result<FilesystemUsage, CriError>;
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 /// Declares a plain message struct with public fields.
 macro_rules! messages {
-    ($($(#[$m:meta])* $name:ident { $($field:ident : $ty:ty),* $(,)? })*) => {$(
+    ($($(#[$m:meta])* $name:ident { $($(#[$f:meta])* $field:ident : $ty:ty),* $(,)? })*) => {$(
         $(#[$m])*
         #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default)]
         #[expect(missing_docs, reason = "fields as in runtime.v1")]
-        pub struct $name { $(pub $field: $ty),* }
+        pub struct $name { $($(#[$f])* pub $field: $ty),* }
     )*};
 }
 
@@ -27,7 +27,10 @@ messages! {
     /// Resolver configuration of a pod.
     DnsConfig { servers: Vec<String>, searches: Vec<String>, options: Vec<String> }
     /// Namespace modes; `true` means the node's (host) namespace.
-    NamespaceOptions { host_network: bool, host_pid: bool, host_ipc: bool, share_process_namespace: bool }
+    NamespaceOptions { host_network: bool, host_pid: bool, host_ipc: bool, share_process_namespace: bool,
+        user_namespace: Option<IdMapping> }
+    /// Users and groups 0 to `length` of a pod are those from `host_id` on of the host.
+    IdMapping { host_id: u32, length: u32 }
     /// What a sandbox is to be.
     PodSandboxConfig {
         metadata: PodSandboxMetadata,
@@ -59,8 +62,10 @@ messages! {
     ImageSpec { image: String, annotations: Map }
     /// An environment variable.
     KeyValue { key: String, value: String }
-    /// A bind mount. `propagation`: 0 private, 1 host to container, 2 bidirectional.
-    Mount { container_path: String, host_path: String, readonly: bool, propagation: i32 }
+    /// A bind mount. `propagation`: 0 private, 1 host to container, 2 bidirectional. With `image` the files are
+    /// those of an image (below `image_sub_path`), which is present, and `host_path` is empty.
+    Mount { container_path: String, host_path: String, readonly: bool, recursive_read_only: bool,
+        propagation: i32, image: String, image_sub_path: String }
     /// A device made available.
     Device { container_path: String, host_path: String, permissions: String }
     /// cgroup limits; 0 means unset. Memory in bytes, quota and period in microseconds.
@@ -82,6 +87,12 @@ messages! {
         masked_paths: Vec<String>,
         readonly_paths: Vec<String>,
         seccomp_unconfined: bool,
+        /// Path of a profile on the host, instead of the runtime's default.
+        seccomp_localhost: String,
+        /// The groups that the image gives the user are left out.
+        supplemental_groups_strict: bool,
+        /// A container whose process namespace is shared; empty for the pod's or an own one.
+        pid_target: String,
     }
     /// What a container is to be. `command` overrides the image's entrypoint, `args` its command.
     ContainerConfig {
@@ -115,13 +126,26 @@ messages! {
         id: String, pod_sandbox_id: String, metadata: ContainerMetadata, state: ContainerState,
         created_at: i64, started_at: i64, finished_at: i64, exit_code: i32, signal: i32, image: ImageSpec,
         image_ref: String, image_id: String, reason: String, message: String, labels: Map, annotations: Map,
-        log_path: String, mounts: Vec<Mount>, pid: i32,
+        log_path: String, mounts: Vec<Mount>, pid: i32, user: Option<LinuxContainerUser>,
+        resources: LinuxResources,
     }
+    /// Whom a container's first process ran as.
+    LinuxContainerUser { uid: i64, gid: i64, supplemental_groups: Vec<i64> }
     /// Result of a command.
     ExecSyncResponse { stdout: Vec<u8>, stderr: Vec<u8>, exit_code: i32 }
-    /// Usage counters: CPU in nanoseconds since start, memory in bytes.
+    /// Usage counters: CPU in nanoseconds since start, memory in bytes. The writable layer's size is found by
+    /// walking it and may be some time old.
     ContainerStats { id: String, cpu_usage_core_nano_seconds: u64, memory_working_set_bytes: u64,
-        memory_usage_bytes: u64 }
+        memory_usage_bytes: u64, memory_rss_bytes: u64, memory_page_faults: u64,
+        memory_major_page_faults: u64, process_count: u64, writable_layer_bytes: u64,
+        writable_layer_inodes: u64 }
+    /// Usage counters of a whole pod; the network's are those of its first interface.
+    PodSandboxStats { id: String, cpu_usage_core_nano_seconds: u64, memory_working_set_bytes: u64,
+        memory_usage_bytes: u64, memory_rss_bytes: u64, memory_page_faults: u64,
+        memory_major_page_faults: u64, process_count: u64, rx_bytes: u64, rx_errors: u64, tx_bytes: u64,
+        tx_errors: u64 }
+    /// What a file system's part is used for; sizes in bytes.
+    FilesystemUsage { mountpoint: String, used_bytes: u64, inodes_used: u64 }
     /// An image. `id` is `sha256:…` of its configuration.
     Image {
         id: String, repo_tags: Vec<String>, repo_digests: Vec<String>, size: u64, uid: Option<i64>,

@@ -28,6 +28,10 @@ pub struct KubeletConfig {
     pub client_ca_pem: String,
     /// Pod directories: `<root>/pods/<uid>`.
     pub root: PathBuf,
+    /// The log of this program, for node log queries.
+    pub own_log: Option<PathBuf>,
+    /// Directory of manifests of static pods; need not exist.
+    pub static_pods: PathBuf,
     /// Container logs: `<log_root>/<ns>_<name>_<uid>/<container>/<n>.log`.
     pub log_root: PathBuf,
     /// Parent of the pods' cgroups, as the runtime understands it, e.g. `/coracle/0a1b2c3d/pods`.
@@ -40,6 +44,8 @@ pub struct KubeletConfig {
     pub resolv_conf: PathBuf,
     /// `status.capacity.pods`.
     pub max_pods: u32,
+    /// When the node is short of something and pods must go.
+    pub eviction: crate::evict::Thresholds,
     /// Size in bytes at which a container log is rotated.
     pub log_max_size: u64,
     /// How many files a container's log may have, the current one included.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use coracle_cri::v1::{self as cri, ContainerState as Cri};
+use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, Pod, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, Pod, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -72,22 +73,47 @@ impl Sources<'_> {
             name: c.name.clone(),
             image: c.image.clone().unwrap_or_default(),
             volume_mounts: mounts(c),
-            started: Some(false),
+            started: (role != Role::Ephemeral).then_some(false),
             ..ContainerStatus::default()
         };
         let has_init = pod::init_containers(self.pod).next().is_some();
         let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
         match newest {
             Some(n) => self.fill_from_runtime(&mut status, n, c, role, default_reason),
-            None => status.state = Some(self.without_instance(c, default_reason)),
+            None => {
+                status.state = Some(self.without_instance(c, default_reason));
+                self.recall(&mut status);
+            }
         }
-        let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
-        if running {
-            let resources = c.resources.clone().unwrap_or_default();
-            status.allocated_resources = resources.requests.clone().filter(|r| !r.is_empty());
-            status.resources = Some(resources);
+        if let Some(n) = newest {
+            if role != Role::Ephemeral {
+                let resources = c.resources.clone().unwrap_or_default();
+                status.allocated_resources = resources.requests.filter(|r| !r.is_empty());
+                status.resources = Some(actual_resources(c, n));
+            }
+            status.user = n.user.as_ref().map(|u| ContainerUser {
+                linux: Some(LinuxContainerUser {
+                    uid: u.uid,
+                    gid: u.gid,
+                    supplemental_groups: Some(u.supplemental_groups.clone()),
+                }),
+            });
         }
         status
+    }
+
+    /// What the status told before of a container whose instances are all gone.
+    fn recall(&self, status: &mut ContainerStatus) {
+        let told = self.pod.status.as_ref();
+        let lists = [
+            told.and_then(|s| s.container_statuses.as_ref()),
+            told.and_then(|s| s.init_container_statuses.as_ref()),
+        ];
+        let old = lists.into_iter().flatten().flatten().find(|s| s.name == status.name);
+        let Some(old) = old else { return };
+        status.restart_count = old.restart_count;
+        let ended = old.state.as_ref().is_some_and(|s| s.terminated.is_some());
+        status.last_state = if ended { old.state.clone() } else { old.last_state.clone() };
     }
 
     fn without_instance(&self, c: &Container, default_reason: &str) -> ContainerState {
@@ -139,7 +165,8 @@ impl Sources<'_> {
                     running: Some(ContainerStateRunning { started_at: time(n.started_at) }),
                     ..ContainerState::default()
                 });
-                status.started = Some(role == Role::Init || self.memory.started.contains(&n.id));
+                let started = role == Role::Init || self.memory.started.contains(&n.id);
+                status.started = (role != Role::Ephemeral).then_some(started);
                 status.ready = role != Role::Init && self.memory.ready.contains(&n.id);
             }
             Cri::Exited => {
@@ -168,6 +195,36 @@ impl Sources<'_> {
     }
 }
 
+/// The resources that a container has: those it was given, with the limits that the kernel knows.
+fn actual_resources(c: &Container, n: &cri::ContainerStatus) -> ResourceRequirements {
+    let mut resources = c.resources.clone().unwrap_or_default();
+    let now = &n.resources;
+    if n.state != Cri::Running || *now == cri::LinuxResources::default() {
+        return resources;
+    }
+    let mut set = |limits: bool, name: &str, amount: i128, least: i128| {
+        let side = if limits { &mut resources.limits } else { &mut resources.requests };
+        let Some(side) = side else { return };
+        let given = side.get(name).map_or(0, |q| Quantity::from_api(q).milli());
+        // Around the least that the kernel takes, what was asked for says more.
+        if amount > 0 && amount != given && (amount > least || given > least) {
+            let value = if name == "cpu" {
+                Quantity::parse(&format!("{amount}m")).unwrap_or_default()
+            } else {
+                Quantity::from_bytes(i64::try_from(amount / 1000).unwrap_or(i64::MAX))
+            };
+            side.insert(name.to_owned(), value.to_api());
+        }
+    };
+    if now.cpu_period > 0 {
+        set(true, "cpu", i128::from(now.cpu_quota) * 1000 / i128::from(now.cpu_period), 10);
+    }
+    set(true, "memory", i128::from(now.memory_limit_in_bytes) * 1000, 0);
+    let milli = i128::from(now.cpu_shares) * 1000;
+    set(false, "cpu", milli / 1024 + i128::from(milli % 1024 != 0), 2);
+    resources
+}
+
 /// How often the container was restarted before this instance.
 pub fn restart_count(c: &cri::ContainerStatus) -> i32 {
     let noted = c.annotations.get(crate::names::RESTART_COUNT).and_then(|v| v.parse().ok());
@@ -180,7 +237,10 @@ fn mounts(c: &Container) -> Option<Vec<VolumeMountStatus>> {
         name: m.name.clone(),
         mount_path: m.mount_path.clone(),
         read_only: m.read_only,
-        recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_owned()),
+        recursive_read_only: (m.read_only == Some(true)).then(|| {
+            let wanted = matches!(m.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+            if wanted { "Enabled" } else { "Disabled" }.to_owned()
+        }),
         ..VolumeMountStatus::default()
     };
     Some(mounts.iter().map(one).collect())

@@ -1,20 +1,25 @@
 //! What all parts of the kubelet share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coracle_client::{Client, EventRecorder, EventType, Informer};
+use coracle_client::{Client, EventRecorder, EventType, Informer, Informers};
 use coracle_cri::v1::DnsConfig;
 use coracle_cri::{ImageService, RuntimeService, Streaming};
 use coracle_stdx::Clock;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use parking_lot::Mutex;
 
+use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::container::fields::Facts;
+use crate::evict::Pressures;
 use crate::files::Watcher;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::pod::field_path;
+use crate::prober::ProbeKey;
 use crate::tokens::Tokens;
 
 /// Shared by the workers, the server and the node's status.
@@ -33,6 +38,8 @@ pub struct Context {
     pub clock: Clock,
     /// Events.
     pub events: EventRecorder,
+    /// Watches of objects.
+    pub informers: Informers,
     /// Services, for environment variables.
     pub services: Informer<Service>,
     /// ConfigMaps and Secrets in use.
@@ -43,10 +50,16 @@ pub struct Context {
     pub images: Images,
     /// What the machine has.
     pub machine: Machine,
+    /// Who has how much of it.
+    pub allocations: Allocations,
     /// The host's resolver configuration.
     pub host_dns: DnsConfig,
     /// Changes of log files.
     pub files: Watcher,
+    /// What the node is short of.
+    pub pressures: Mutex<Pressures>,
+    /// How often probes went how.
+    pub probe_counts: Mutex<BTreeMap<ProbeKey, u64>>,
     /// When this kubelet began.
     pub started: jiff::Timestamp,
 }

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::names::{HASH, container_hash};
 use crate::pod::{self, Role, earliest};
+use crate::resize::{self, Difference};
 use crate::state::{Failure, Memory, Observed, Step};
 
 /// A container to kill.
@@ -45,6 +46,10 @@ pub struct Actions {
     pub kill: Vec<Kill>,
     /// These containers wait after a crash.
     pub back_off: Vec<BackOff>,
+    /// Remove all containers, so that the pod starts over in its sandbox.
+    pub reset: bool,
+    /// Change the limits of running containers.
+    pub resize: bool,
     /// The pod fails as a whole.
     pub fail: Option<Failure>,
     /// The pod has run to its end or must end.
@@ -133,7 +138,7 @@ impl Decider<'_> {
             .map(|(c, _)| c.name.as_str())
             .collect();
         let is_sidecar = |c: &&ContainerStatus| sidecars.contains(&c.metadata.name.as_str());
-        let grace = pod::grace_period(self.pod);
+        let grace = self.memory.grace.unwrap_or_else(|| pod::grace_period(self.pod));
         let alive: Vec<_> = self.seen.running().collect();
         let mut now: Vec<&ContainerStatus> = alive.iter().copied().filter(|c| !is_sidecar(c)).collect();
         if now.is_empty() {
@@ -176,6 +181,10 @@ impl Decider<'_> {
         };
         let id = sandbox.id.clone();
         self.stop_sandboxes(actions, |s| s != id);
+        if self.restart_all(actions, &id) {
+            return;
+        }
+        self.ephemeral(actions);
         let begun = self.apps().any(|c| self.seen.newest_in(&id, &c.name).is_some());
         for (c, role) in pod::init_containers(self.pod) {
             if role == Role::Init && begun {
@@ -200,6 +209,41 @@ impl Decider<'_> {
             unfinished |= self.app(actions, &id, c);
         }
         actions.end = !unfinished;
+    }
+
+    /// A container has ended with a code by which the whole pod starts over: ends what runs, then clears the sandbox.
+    /// Whether that is under way.
+    fn restart_all(&self, actions: &mut Actions, sandbox: &str) -> bool {
+        let ended = |c: &Container| {
+            let newest = self.seen.newest_in(sandbox, &c.name);
+            newest.filter(|s| {
+                s.state == ContainerState::Exited
+                    && pod::matching_rule(c, s.exit_code) == Some(pod::RESTART_ALL)
+            })
+        };
+        let Some(cause) = pod::containers(self.pod).find_map(|(c, _)| ended(c)) else { return false };
+        for c in self.seen.running() {
+            let message = format!("Stopping container {}", c.metadata.name);
+            self.kill(actions, c, pod::grace_period(self.pod), message);
+        }
+        if self.seen.running().next().is_some() || self.memory.busy() || self.memory.resetting {
+            return true;
+        }
+        let failed = pod::from_nanos(cause.finished_at);
+        match self.memory.backoff.waiting(RESET, failed, self.now) {
+            Some((_, until)) => actions.wake(Some(until)),
+            None => actions.reset = true,
+        }
+        true
+    }
+
+    /// Starts ephemeral containers that never ran; nothing waits for them.
+    fn ephemeral(&self, actions: &mut Actions) {
+        for c in pod::ephemeral_containers(self.pod) {
+            if self.seen.newest(&c.name).is_none() {
+                self.start(actions, &pod::as_container(c));
+            }
+        }
     }
 
     fn apps(&self) -> impl Iterator<Item = &Container> {
@@ -304,6 +348,25 @@ impl Decider<'_> {
         } else if s.annotations.get(HASH).is_some_and(|h| *h != container_hash(c)) {
             let message = format!("Container {} definition changed, will be restarted", c.name);
             self.kill(actions, s, pod::grace_period(self.pod), message);
+        } else {
+            self.resize(actions, c, s);
+        }
+    }
+
+    /// Lets a running container get the limits that it should have, by a restart if it wants one.
+    fn resize(&self, actions: &mut Actions, c: &Container, s: &ContainerStatus) {
+        match resize::difference(self.pod, c, s) {
+            Difference::None => {}
+            Difference::Restart => {
+                let message = format!("Container {} resize requires restart", c.name);
+                self.kill(actions, s, pod::grace_period(self.pod), message);
+            }
+            Difference::InPlace => {
+                let state = &self.memory.resize;
+                let held = state.retry_at.filter(|at| *at > self.now);
+                actions.resize |= !state.busy && held.is_none();
+                actions.wake(held);
+            }
         }
     }
 
@@ -333,6 +396,9 @@ impl Decider<'_> {
         actions.start.push(c.name.clone());
     }
 }
+
+/// Key of the whole pod in the back-off.
+pub const RESET: &str = "";
 
 /// Key of a container in the crash-loop back-off: a changed definition starts over.
 pub fn backoff_key(c: &Container) -> String {

@@ -75,6 +75,15 @@ impl Watcher {
         self.add(path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
 
+    /// Wakes on files that are written, appear in or vanish from a directory.
+    ///
+    /// # Errors
+    /// The kernel's, e.g. when the directory does not exist.
+    pub fn folder(&self, path: &Path) -> std::io::Result<Watch> {
+        let gone = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+        self.add(path, WatchFlags::CLOSE_WRITE | WatchFlags::CREATE | WatchFlags::MOVED_TO | gone)
+    }
+
     /// Wakes once, on the next write to a file.
     ///
     /// # Errors

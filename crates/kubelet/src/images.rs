@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::backoff::CrashBackoff;
 use crate::context::Context;
+use crate::keyring;
 use crate::names;
 use crate::pod::{image_spec, spec};
 use crate::state::Waiting;
@@ -47,12 +48,34 @@ pub struct Images {
     failures: Mutex<std::collections::HashMap<String, Failed>>,
 }
 
+/// An image that a container needs: its own, or one that it mounts.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The container, for events.
+    pub container: &'a str,
+    /// The image's name.
+    pub image: &'a str,
+    /// What the specification says about pulling.
+    pub policy: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    /// The image that a container is made from.
+    pub fn of(container: &'a Container) -> Self {
+        Self {
+            container: &container.name,
+            image: container.image.as_deref().unwrap_or("").trim(),
+            policy: container.image_pull_policy.as_deref(),
+        }
+    }
+}
+
 /// `Always`, `IfNotPresent` or `Never`; by tag when nothing is said.
-fn policy(container: &Container) -> &str {
-    if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
+fn policy<'a>(wanted: Wanted<'a>) -> &'a str {
+    if let Some(policy) = wanted.policy.filter(|p| !p.is_empty()) {
         return policy;
     }
-    let image = container.image.as_deref().unwrap_or("");
+    let image = wanted.image;
     let last = image.rsplit('/').next().unwrap_or("");
     let latest = !last.contains(':') || last.ends_with(":latest");
     if latest && !image.contains('@') { "Always" } else { "IfNotPresent" }
@@ -76,10 +99,10 @@ impl Images {
     ///
     /// # Errors
     /// What the container's status is to show meanwhile.
-    pub async fn ensure(&self, cx: &Context, pod: &Pod, container: &Container) -> Result<Image, Held> {
-        let name = container.image.as_deref().unwrap_or("").trim();
+    pub async fn ensure(&self, cx: &Context, pod: &Pod, wanted: Wanted<'_>) -> Result<Image, Held> {
+        let name = wanted.image;
         let warn = |reason: &str, message: String| {
-            cx.container_warning(pod, &container.name, reason, message);
+            cx.container_warning(pod, wanted.container, reason, message);
         };
         let now = self.clock.now();
         let retry = Some(crate::pod::after(now, 10));
@@ -97,7 +120,7 @@ impl Images {
                 return Err(Held::new("ImageInspectError", message, retry));
             }
         };
-        match (policy(container), present) {
+        match (policy(wanted), present) {
             ("Never", None) => {
                 let message = format!("Container image {name:?} is not present with pull policy of Never");
                 warn("ErrImageNeverPull", message.clone());
@@ -107,27 +130,27 @@ impl Images {
                 let message = format!(
                     "Container image {name:?} already present on machine and can be accessed by the pod"
                 );
-                cx.container_event(pod, &container.name, "Pulled", message);
+                cx.container_event(pod, wanted.container, "Pulled", message);
                 Ok(image)
             }
-            _ => self.pull(cx, pod, container, name).await,
+            _ => self.pull(cx, pod, wanted.container, name).await,
         }
     }
 
-    async fn pull(&self, cx: &Context, pod: &Pod, c: &Container, name: &str) -> Result<Image, Held> {
+    async fn pull(&self, cx: &Context, pod: &Pod, container: &str, name: &str) -> Result<Image, Held> {
         let key = format!("{}_{name}", names::uid(pod));
         let failed = self.failures.lock().get(&key).cloned();
         if let Some(failed) = failed {
             let wait = self.backoff.lock().waiting(&key, failed.at, self.clock.now());
             if let Some((_, until)) = wait {
                 let message = format!("Back-off pulling image {name:?}");
-                cx.container_event(pod, &c.name, "BackOff", message.clone());
-                cx.container_warning(pod, &c.name, "Failed", "Error: ImagePullBackOff");
+                cx.container_event(pod, container, "BackOff", message.clone());
+                cx.container_warning(pod, container, "Failed", "Error: ImagePullBackOff");
                 let text = format!("{message}: ErrImagePull: {}", failed.error);
                 return Err(Held::new("ImagePullBackOff", text, Some(until)));
             }
         }
-        cx.container_event(pod, &c.name, "Pulling", format!("Pulling image {name:?}"));
+        cx.container_event(pod, container, "Pulling", format!("Pulling image {name:?}"));
         let begun = self.clock.now();
         let result = self.pull_with_credentials(cx, pod, name).await;
         let now = self.clock.now();
@@ -141,18 +164,18 @@ impl Images {
                      Image size: {} bytes.",
                     image.size
                 );
-                cx.container_event(pod, &c.name, "Pulled", message);
+                cx.container_event(pod, container, "Pulled", message);
                 Ok(image)
             }
             Err(e) => {
                 let error = e.to_string();
                 cx.container_warning(
                     pod,
-                    &c.name,
+                    container,
                     "Failed",
                     format!("Failed to pull image {name:?}: {error}"),
                 );
-                cx.container_warning(pod, &c.name, "Failed", "Error: ErrImagePull");
+                cx.container_warning(pod, container, "Failed", "Error: ErrImagePull");
                 self.backoff.lock().next(&key, now);
                 self.failures.lock().insert(key, Failed { at: now, error: error.clone() });
                 // Tried again after a moment, when it shows as ImagePullBackOff.
@@ -189,55 +212,27 @@ impl Images {
     }
 }
 
-/// Registry host of an image name.
-fn registry(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => "docker.io",
-    }
-}
-
-/// Credentials for an image out of the pod's `imagePullSecrets`.
+/// Credentials for an image: of the pod's pull secrets, then of the node's own docker configuration.
 async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<Option<AuthConfig>> {
-    let host = registry(image);
-    let mut found = Vec::new();
-    for secret in spec(pod).image_pull_secrets.iter().flatten() {
-        let Ok(secret) = cx.client.api::<Secret>().get(names::namespace(pod), &secret.name).await else {
+    let mut entries = Vec::new();
+    for reference in spec(pod).image_pull_secrets.iter().flatten() {
+        let secret = cx.client.api::<Secret>().get(names::namespace(pod), &reference.name).await;
+        let Ok(secret) = secret else {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                reference.name
+            );
+            cx.pod_warning(pod, "FailedToRetrieveImagePullSecret", message);
             continue;
         };
-        let data = secret.data.as_ref().and_then(|d| d.get(".dockerconfigjson"));
-        let Some(data) = data else { continue };
-        let Ok(config) = serde_json::from_slice::<serde_json::Value>(&data.0) else { continue };
-        for (server, entry) in config["auths"].as_object().into_iter().flatten() {
-            let bare = server.trim_start_matches("https://").trim_start_matches("http://");
-            let bare = bare.split('/').next().unwrap_or(bare);
-            if bare != host && !(host == "docker.io" && bare == "index.docker.io") {
-                continue;
-            }
-            let text = |key: &str| entry[key].as_str().unwrap_or("").to_owned();
-            let mut auth = AuthConfig {
-                username: text("username"),
-                password: text("password"),
-                server_address: server.clone(),
-                ..AuthConfig::default()
-            };
-            if auth.username.is_empty() {
-                decode_auth(&text("auth"), &mut auth);
-            }
-            found.push(Some(auth));
-        }
+        let data = secret.data.as_ref();
+        let data = data.and_then(|d| d.get(".dockerconfigjson").or_else(|| d.get(".dockercfg")));
+        entries.extend(data.map(|d| keyring::parse(&d.0)).unwrap_or_default());
     }
-    found
-}
-
-/// `base64(user:password)`.
-fn decode_auth(encoded: &str, auth: &mut AuthConfig) {
-    use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
-    if let Some((user, password)) = String::from_utf8_lossy(&bytes).split_once(':') {
-        auth.username = user.to_owned();
-        auth.password = password.to_owned();
-    }
+    let own = std::fs::read(cx.config.root.join("config.json")).unwrap_or_default();
+    let mut found = keyring::lookup(&entries, image);
+    found.extend(keyring::lookup(&keyring::parse(&own), image));
+    found.into_iter().map(Some).collect()
 }
 
 #[cfg(test)]
@@ -248,16 +243,12 @@ mod tests {
     fn policy_defaults_by_tag() {
         let check = |image: &str, expected: &str| {
             let c = Container { image: Some(image.into()), ..Container::default() };
-            assert_eq!(policy(&c), expected, "{image}");
+            assert_eq!(policy(Wanted::of(&c)), expected, "{image}");
         };
         check("busybox", "Always");
         check("localhost:5000/busybox", "Always");
         check("busybox:latest", "Always");
         check("busybox:1", "IfNotPresent");
         check("busybox@sha256:abc", "IfNotPresent");
-        assert_eq!(
-            (registry("busybox"), registry("r.io/x/y"), registry("a/b")),
-            ("docker.io", "r.io", "docker.io")
-        );
     }
 }

@@ -28,8 +28,9 @@ pub async fn kill(
     if !overtake {
         cx.container_event(pod, &kill.name, "Killing", kill.message.clone());
         let container = crate::pod::container(pod, &kill.name).map(|(c, _)| c);
-        let hook = container.and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.as_ref());
-        if let (Some(container), Some(hook), true) = (container, hook, grace > 0) {
+        let lifecycle = container.as_ref().and_then(|c| c.lifecycle.as_ref());
+        let hook = lifecycle.and_then(|l| l.pre_stop.as_ref());
+        if let (Some(container), Some(hook), true) = (&container, hook, grace > 0) {
             let begun = tokio::time::Instant::now();
             let limit = Duration::from_secs(grace.unsigned_abs());
             let run = hooks::run(cx, container, &kill.id, pod_ip, hook);

@@ -9,6 +9,7 @@ use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::net::TcpListener;
 
+use crate::allocation::Allocations;
 use crate::config::{KubeletConfig, KubeletError};
 use crate::container::dns;
 use crate::context::Context;
@@ -19,7 +20,7 @@ use crate::manager::Pods;
 use crate::objects::Objects;
 use crate::server::{Server, tls};
 use crate::tokens::Tokens;
-use crate::{node, rotate};
+use crate::{node, rotate, watchman};
 
 /// The agent of a node.
 pub struct Kubelet {
@@ -73,6 +74,8 @@ impl Kubelet {
         tasks.supervise("log rotation", move || rotate_logs(rotate_cx.clone()));
         let listener = Arc::new(listener);
         tasks.supervise("kubelet server", move || server.clone().serve(listener.clone(), tls.clone()));
+        let (watch_cx, watch_pods) = (cx.clone(), pods.clone());
+        tasks.supervise("eviction", move || watchman::run(watch_cx.clone(), watch_pods.clone()));
         tasks.supervise("pods", move || {
             let (pods, cx, informer) = (pods.clone(), cx.clone(), pods_informer.clone());
             async move { pods.run(cx, informer).await }
@@ -89,6 +92,7 @@ impl Kubelet {
         let host_resolv = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
         let files = Watcher::new()
             .map_err(|source| KubeletError::Directory { path: "inotify instance".into(), source })?;
+        let machine = Machine::read(&config.root, config.max_pods);
         Ok(Context {
             events: EventRecorder::with_host(
                 self.client.clone(),
@@ -97,15 +101,19 @@ impl Kubelet {
                 self.clock.clone(),
             ),
             services: self.informers.get::<Service>(),
+            informers: self.informers.clone(),
             objects: Objects::new(self.informers),
             tokens: Arc::new(Tokens::new(self.client.clone(), self.clock.clone())),
             images: Images::new(self.images.clone(), self.clock.clone()),
-            machine: Machine::read(&config.root, config.max_pods),
+            allocations: Allocations::new(machine.view(&config.node_name)),
+            machine,
             host_dns: dns::parse_resolv_conf(&host_resolv),
             client: self.client,
             runtime: self.runtime,
             image_service: self.images,
             streaming: self.streaming,
+            pressures: Default::default(),
+            probe_counts: Default::default(),
             started: self.clock.now(),
             clock: self.clock,
             files,

@@ -4,17 +4,22 @@
 //! An HTTPS server answers the API server's requests for logs and streams. Containers are reached only
 //! through `cri` traits, the cluster only through `client`.
 
+mod admit;
+mod allocation;
 mod backoff;
 mod config;
 mod container;
 mod container_status;
 mod context;
 mod decide;
+mod evict;
 mod files;
 mod grpc_health;
 mod hooks;
 mod http_get;
+mod image_gc;
 mod images;
+mod keyring;
 mod kill;
 mod kubelet;
 mod logs;
@@ -24,19 +29,25 @@ mod names;
 mod node;
 mod objects;
 mod observe;
+mod phase;
 mod pod;
 mod probe;
 mod prober;
+mod resize;
 mod rotate;
 mod server;
 mod start;
 mod state;
+mod statics;
 mod status;
 #[cfg(test)]
 mod testing;
 mod tokens;
+mod usage;
 mod volumes;
+mod watchman;
 mod worker;
 
 pub use config::{KubeletConfig, KubeletError};
+pub use evict::Thresholds;
 pub use kubelet::{Kubelet, purge};

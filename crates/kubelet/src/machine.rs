@@ -5,6 +5,8 @@ use std::path::Path;
 
 use coracle_meta::quantity::Quantity;
 
+use crate::admit::NodeView;
+
 /// Facts about the machine, read once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -16,6 +18,8 @@ pub struct Machine {
     pub disk: i64,
     /// Pods.
     pub pods: i64,
+    /// Bytes of huge pages by the size of a page in bytes.
+    pub huge_pages: BTreeMap<i64, i64>,
     /// `/etc/machine-id`.
     pub machine_id: String,
     /// DMI product id, else the machine id.
@@ -28,6 +32,8 @@ pub struct Machine {
     pub os_image: String,
     /// `amd64`, `arm64`, ….
     pub architecture: &'static str,
+    /// Whether the kernel enforces AppArmor profiles.
+    pub app_armor: bool,
 }
 
 fn read(path: &str) -> String {
@@ -70,34 +76,78 @@ impl Machine {
             memory,
             disk: i64::try_from(disk).unwrap_or(i64::MAX),
             pods: i64::from(max_pods),
+            huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             kernel: read("/proc/sys/kernel/osrelease"),
             os_image: os_release(&read("/etc/os-release"), "PRETTY_NAME").unwrap_or_else(|| "Linux".into()),
             architecture: architecture(),
+            app_armor: read("/sys/module/apparmor/parameters/enabled") == "Y",
         }
     }
 
     /// `status.capacity`.
     pub fn capacity(&self) -> BTreeMap<String, Quantity> {
         let bytes = |n: i64| Quantity::parse(&format!("{}Ki", n / 1024)).unwrap_or_default();
-        BTreeMap::from([
+        let mut amounts = BTreeMap::from([
             ("cpu".to_owned(), Quantity::from(self.cpus)),
             ("memory".to_owned(), bytes(self.memory)),
             ("pods".to_owned(), Quantity::from(self.pods)),
             ("ephemeral-storage".to_owned(), bytes(self.disk)),
-        ])
+        ]);
+        for (size, total) in &self.huge_pages {
+            let size = Quantity::from_bytes(*size).to_api().0;
+            amounts.insert(format!("hugepages-{size}"), Quantity::from_bytes(*total));
+        }
+        amounts
     }
 
     /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk).
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         let mut amounts = self.capacity();
-        let memory = (self.memory - (100 << 20)).max(0) / 1024;
+        let huge: i64 = self.huge_pages.values().sum();
+        let memory = (self.memory - huge - (100 << 20)).max(0) / 1024;
         amounts.insert("memory".into(), Quantity::parse(&format!("{memory}Ki")).unwrap_or_default());
         amounts.insert("ephemeral-storage".into(), Quantity::from(self.disk / 10 * 9));
         amounts
     }
+
+    /// The node as pods meet it before its object is known.
+    pub fn view(&self, name: &str) -> NodeView {
+        NodeView {
+            name: name.to_owned(),
+            labels: self.labels(name),
+            taints: Vec::new(),
+            allocatable: self.allocatable(),
+            app_armor: self.app_armor,
+        }
+    }
+
+    /// The labels that the kubelet answers for.
+    pub fn labels(&self, name: &str) -> BTreeMap<String, String> {
+        let labels = [
+            ("kubernetes.io/hostname", name),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", self.architecture),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", self.architecture),
+        ];
+        labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+    }
+}
+
+/// Reads how many pages of which size there are.
+fn huge_pages(root: &Path) -> BTreeMap<i64, i64> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let size = name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB"));
+        let Some(kib) = size.and_then(|s| s.parse::<i64>().ok()) else { continue };
+        let count = read(&entry.path().join("nr_hugepages").to_string_lossy()).parse::<i64>().unwrap_or(0);
+        found.insert(kib * 1024, count * kib * 1024);
+    }
+    found
 }
 
 #[cfg(test)]

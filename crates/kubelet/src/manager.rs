@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::names;
+use crate::statics::{self, Source};
 use crate::volumes;
 use crate::worker::{Handle, Message, Worker};
 
@@ -78,21 +79,77 @@ impl Pods {
         });
     }
 
-    /// Runs workers for the pods of `informer`.
+    /// The static pod that bears a mirror's name.
+    fn behind(&self, mirror: &Pod) -> Option<Handle> {
+        let own = self.find(names::namespace(mirror), names::name(mirror));
+        own.filter(|h| names::is_static(&h.pod))
+    }
+
+    /// A mirror is there or has changed; one without a static pod goes.
+    fn mirrored(&self, cx: &Arc<Context>, mirror: Arc<Pod>) {
+        match self.behind(&mirror) {
+            // A worker that just ended takes no messages; its mirror goes with the next change.
+            Some(handle) => drop(handle.sender.send(Message::Mirror(Some(mirror)))),
+            None => drop(tokio::spawn(statics::remove_mirror(cx.clone(), mirror))),
+        }
+    }
+
+    /// Starts the static pods that are new and ends those that are gone. One that changed is another pod of the same
+    /// name: it starts once the old one has ended.
+    fn statics(&self, cx: &Arc<Context>, wanted: &[Arc<Pod>], mirrors: &Informer<Pod>) {
+        let own = |h: &&Handle| names::is_static(&h.pod);
+        let stays = |h: &Handle| wanted.iter().any(|p| names::uid(p) == names::uid(&h.pod));
+        for gone in self.workers.read().values().filter(own).filter(|h| !stays(h)) {
+            let _ = gone.sender.send(Message::Gone);
+        }
+        for pod in wanted {
+            if self.workers.read().contains_key(names::uid(pod)) {
+                continue;
+            }
+            let (pods, cx, pod, mirrors) = (self.clone(), cx.clone(), pod.clone(), mirrors.clone());
+            tokio::spawn(async move {
+                while pods.find(names::namespace(&pod), names::name(&pod)).is_some() {
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+                pods.update(&cx, pod.clone());
+                if let Some(mirror) = mirrors.get(names::namespace(&pod), names::name(&pod)) {
+                    pods.tell(names::uid(&pod), Message::Mirror(Some(mirror)));
+                }
+            });
+        }
+    }
+
+    /// Runs workers for the pods of `informer` and of the manifests.
     pub async fn run(&self, cx: Arc<Context>, informer: Informer<Pod>) {
         let mut events = cx.runtime.container_events().await.ok();
+        let mut source = Source::new(&cx);
+        let statics = source.read(&cx);
         informer.wait_synced().await;
         let orphans = cx.clone();
-        let known: HashSet<String> = informer.list().iter().map(|p| names::uid(p).to_owned()).collect();
+        let known = informer.list().into_iter().chain(statics.iter().cloned());
+        let known: HashSet<String> = known.map(|p| names::uid(&p).to_owned()).collect();
         tokio::spawn(async move { remove_orphans(&orphans, &known).await });
+        self.statics(&cx, &statics, &informer);
         let mut changes = informer.subscribe();
         loop {
             tokio::select! {
                 change = changes.next() => match change {
+                    Some(Change::Added(pod) | Change::Modified { new: pod, .. }) if names::is_mirror(&pod) => {
+                        self.mirrored(&cx, pod);
+                    }
+                    Some(Change::Deleted(pod)) if names::is_mirror(&pod) => {
+                        if let Some(handle) = self.behind(&pod) {
+                            let _ = handle.sender.send(Message::Mirror(None));
+                        }
+                    }
                     Some(Change::Added(pod) | Change::Modified { new: pod, .. }) => self.update(&cx, pod),
                     Some(Change::Deleted(pod)) => self.tell(names::uid(&pod), Message::Gone),
                     None => return,
                 },
+                () = source.changed() => {
+                    let statics = source.read(&cx);
+                    self.statics(&cx, &statics, &informer);
+                }
                 event = next(&mut events) => match event {
                     Some(event) => self.tell(&event.pod.uid, Message::Runtime),
                     None => {

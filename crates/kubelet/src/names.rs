@@ -21,6 +21,8 @@ pub const HASH: &str = "io.kubernetes.container.hash";
 pub const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 /// Annotation: `File` or `FallbackToLogsOnError`.
 pub const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+/// Annotation: the memory request that the container was started with, as text.
+pub const MEMORY_REQUEST: &str = "io.coracle.container.memoryRequest";
 /// Annotation: the pod's grace period, for pods that are gone from the API.
 pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 
@@ -37,6 +39,30 @@ pub fn name(pod: &Pod) -> &str {
 /// `metadata.namespace`, or the empty string.
 pub fn namespace(pod: &Pod) -> &str {
     pod.metadata.namespace.as_deref().unwrap_or("")
+}
+
+/// Annotation: where a pod comes from, `api`, `file` or `http`.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Annotation: when this kubelet first saw a pod that is not from the API.
+pub const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
+/// Annotation: identity of a pod that is not from the API; its uid.
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Annotation: marks an object of the API that mirrors such a pod; its value is that pod's hash.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// An annotation's value.
+pub fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Whether the pod comes from a file or a URL of the node instead of the API.
+pub fn is_static(pod: &Pod) -> bool {
+    annotation(pod, CONFIG_SOURCE).is_some_and(|source| source != "api")
+}
+
+/// Whether the object only shows a static pod in the API.
+pub fn is_mirror(pod: &Pod) -> bool {
+    annotation(pod, CONFIG_MIRROR).is_some()
 }
 
 /// `name_namespace(uid)`: how messages of the kubelet name a pod.

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_client::LeaseKeeper;
+use coracle_client::{Change, LeaseKeeper, ListOptions};
 use coracle_meta::quantity::Quantity;
 use coracle_meta::{Reason, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
-    NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use tracing::{info, warn};
 
+use crate::admit::NodeView;
 use crate::context::Context;
 use crate::pod::whole_seconds;
 
@@ -38,6 +39,16 @@ struct Seen {
 
 fn amounts(map: BTreeMap<String, Quantity>) -> BTreeMap<String, ApiQuantity> {
     map.into_iter().map(|(name, amount)| (name, amount.to_api())).collect()
+}
+
+/// Features of upstream's that a node declares, of those that this one has.
+const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling"];
+
+/// What the machine has, and the resources that somebody else told the API of: the kubelet knows nothing of them,
+/// all of them can be given away.
+fn with_extended(machine: BTreeMap<String, Quantity>, old: &NodeStatus) -> BTreeMap<String, ApiQuantity> {
+    let told = old.capacity.iter().flatten().filter(|(name, _)| crate::admit::is_extended(name));
+    told.map(|(name, amount)| (name.clone(), amount.clone())).chain(amounts(machine)).collect()
 }
 
 async fn look(cx: &Context) -> Seen {
@@ -87,38 +98,44 @@ fn condition(
     }
 }
 
-fn conditions(old: &[NodeCondition], seen: &Seen, now: Timestamp) -> Vec<NodeCondition> {
-    let mut list = vec![
-        condition(
-            old,
-            "MemoryPressure",
-            false,
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available",
-            now,
-        ),
-        condition(
-            old,
-            "DiskPressure",
-            false,
-            "KubeletHasNoDiskPressure",
-            "kubelet has no disk pressure",
-            now,
-        ),
-        condition(
-            old,
-            "PIDPressure",
-            false,
-            "KubeletHasSufficientPID",
-            "kubelet has sufficient PID available",
-            now,
-        ),
-        if seen.not_ready.is_empty() {
-            condition(old, "Ready", true, "KubeletReady", "kubelet is posting ready status", now)
-        } else {
-            condition(old, "Ready", false, "KubeletNotReady", &seen.not_ready.join(", "), now)
-        },
-    ];
+/// Each pressure: type, reason and message when there is none, reason and message when there is.
+const PRESSURES: [[&str; 5]; 3] = [
+    [
+        "MemoryPressure",
+        "KubeletHasSufficientMemory",
+        "kubelet has sufficient memory available",
+        "KubeletHasInsufficientMemory",
+        "kubelet has insufficient memory available",
+    ],
+    [
+        "DiskPressure",
+        "KubeletHasNoDiskPressure",
+        "kubelet has no disk pressure",
+        "KubeletHasDiskPressure",
+        "kubelet has disk pressure",
+    ],
+    [
+        "PIDPressure",
+        "KubeletHasSufficientPID",
+        "kubelet has sufficient PID available",
+        "KubeletHasInsufficientPID",
+        "kubelet has insufficient PID available",
+    ],
+];
+
+fn conditions(old: &[NodeCondition], seen: &Seen, pressures: &[&str], now: Timestamp) -> Vec<NodeCondition> {
+    let mut list: Vec<NodeCondition> = PRESSURES
+        .iter()
+        .map(|[kind, calm, calm_text, bad, bad_text]| match pressures.contains(kind) {
+            true => condition(old, kind, true, bad, bad_text, now),
+            false => condition(old, kind, false, calm, calm_text, now),
+        })
+        .collect();
+    list.push(if seen.not_ready.is_empty() {
+        condition(old, "Ready", true, "KubeletReady", "kubelet is posting ready status", now)
+    } else {
+        condition(old, "Ready", false, "KubeletNotReady", &seen.not_ready.join(", "), now)
+    });
     let ours: Vec<String> = list.iter().map(|c| c.type_.clone()).collect();
     list.extend(old.iter().filter(|c| !ours.contains(&c.type_)).cloned());
     list
@@ -132,9 +149,23 @@ fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeSt
             address("InternalIP", cx.config.node_ip.to_string()),
             address("Hostname", cx.config.node_name.clone()),
         ]),
-        capacity: Some(amounts(m.capacity())),
-        allocatable: Some(amounts(m.allocatable())),
-        conditions: Some(conditions(old.conditions.as_deref().unwrap_or_default(), seen, now)),
+        capacity: Some(with_extended(m.capacity(), old)),
+        allocatable: Some(with_extended(m.allocatable(), old)),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        declared_features: Some(DECLARED.map(str::to_owned).to_vec()),
+        runtime_handlers: Some(vec![NodeRuntimeHandler {
+            name: Some(String::new()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(true),
+                user_namespaces: Some(false),
+            }),
+        }]),
+        conditions: Some(conditions(
+            old.conditions.as_deref().unwrap_or_default(),
+            seen,
+            &cx.pressures.lock().conditions(now),
+            now,
+        )),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(cx.config.port) }),
         }),
@@ -159,15 +190,7 @@ fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeSt
 /// The labels that the kubelet answers for.
 fn labels(cx: &Context) -> BTreeMap<String, String> {
     let mut labels = cx.config.node_labels.clone();
-    for (key, value) in [
-        ("kubernetes.io/hostname", cx.config.node_name.as_str()),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", cx.machine.architecture),
-        ("beta.kubernetes.io/os", "linux"),
-        ("beta.kubernetes.io/arch", cx.machine.architecture),
-    ] {
-        labels.insert(key.to_owned(), value.to_owned());
-    }
+    labels.extend(cx.machine.labels(&cx.config.node_name));
     labels
 }
 
@@ -282,7 +305,22 @@ pub async fn run(cx: Arc<Context>) {
     tokio::join!(lease.run(), keep_status(&cx, &mut node, seen));
 }
 
+/// What admission needs to know of the node.
+fn view(cx: &Context, node: &Node) -> NodeView {
+    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+    let mut view = cx.machine.view(&cx.config.node_name);
+    view.labels.extend(node.metadata.labels.iter().flatten().map(|(k, v)| (k.clone(), v.clone())));
+    view.taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+    view.allocatable
+        .extend(allocatable.into_iter().flatten().map(|(k, v)| (k.clone(), Quantity::from_api(v))));
+    view
+}
+
 async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
+    let own = format!("metadata.name={}", cx.config.node_name);
+    let options = ListOptions { field_selector: own, ..ListOptions::default() };
+    let informer = cx.informers.filtered::<Node>("", options);
+    let mut changes = informer.subscribe();
     let mut reported = tokio::time::Instant::now();
     let mut force = true;
     loop {
@@ -299,12 +337,29 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
             },
             Err(s) => warn!(status = %s, "node status not reported"),
         }
+        cx.allocations.set_node(view(cx, node));
         // While the node is not ready every moment counts.
         let pause = if seen.not_ready.is_empty() { LOOK } else { Duration::from_millis(200) };
-        tokio::time::sleep(pause).await;
+        let until = tokio::time::Instant::now() + pause;
+        while let Ok(change) = tokio::time::timeout_at(until, changes.next()).await {
+            match change {
+                Some(Change::Added(new) | Change::Modified { new, .. }) if newer(&new, node) => {
+                    *node = new;
+                    cx.allocations.set_node(view(cx, node));
+                }
+                Some(_) => {}
+                None => tokio::time::sleep_until(until).await,
+            }
+        }
         seen = look(cx).await;
         force = reported.elapsed() >= REPORT;
     }
+}
+
+/// Whether `new` is a later state than `old`.
+fn newer(new: &Node, old: &Node) -> bool {
+    let version = |n: &Node| n.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+    version(new) > version(old)
 }
 
 #[cfg(test)]
@@ -314,7 +369,7 @@ mod tests {
     #[test]
     fn a_runtime_that_is_not_ready_makes_the_node_not_ready_and_says_why() {
         let now = Timestamp::UNIX_EPOCH;
-        let ready = |seen: &Seen| conditions(&[], seen, now).into_iter().find(|c| c.type_ == "Ready");
+        let ready = |seen: &Seen| conditions(&[], seen, &[], now).into_iter().find(|c| c.type_ == "Ready");
         let good = ready(&Seen::default()).expect("condition");
         assert_eq!((good.status.as_str(), good.reason.as_deref()), ("True", Some("KubeletReady")));
         let bad = ready(&Seen { not_ready: vec!["x".into()], ..Seen::default() }).expect("condition");

@@ -1,8 +1,10 @@
 //! Small readings of a pod that several parts of the kubelet share.
 
+use std::borrow::Cow;
+
 use coracle_cri::v1::ImageSpec;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
 /// What part a container plays in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +15,8 @@ pub enum Role {
     Sidecar,
     /// Ordinary container.
     App,
+    /// Added to a pod that runs, to look around in it; never started twice.
+    Ephemeral,
 }
 
 /// The specification; an empty one for a pod without.
@@ -29,20 +33,53 @@ pub fn init_containers(pod: &Pod) -> impl DoubleEndedIterator<Item = (&Container
     })
 }
 
-/// All containers: init containers first.
+/// Ephemeral containers in order.
+pub fn ephemeral_containers(pod: &Pod) -> impl Iterator<Item = &EphemeralContainer> {
+    spec(pod).ephemeral_containers.iter().flatten()
+}
+
+/// An ephemeral container as an ordinary one: the fields are the same.
+pub fn as_container(e: &EphemeralContainer) -> Container {
+    Container {
+        name: e.name.clone(),
+        image: e.image.clone(),
+        image_pull_policy: e.image_pull_policy.clone(),
+        command: e.command.clone(),
+        args: e.args.clone(),
+        working_dir: e.working_dir.clone(),
+        env: e.env.clone(),
+        env_from: e.env_from.clone(),
+        volume_mounts: e.volume_mounts.clone(),
+        volume_devices: e.volume_devices.clone(),
+        security_context: e.security_context.clone(),
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        tty: e.tty,
+        termination_message_path: e.termination_message_path.clone(),
+        termination_message_policy: e.termination_message_policy.clone(),
+        ..Container::default()
+    }
+}
+
+/// All containers but the ephemeral ones: init containers first.
 pub fn containers(pod: &Pod) -> impl Iterator<Item = (&Container, Role)> {
     init_containers(pod).chain(spec(pod).containers.iter().map(|c| (c, Role::App)))
 }
 
 /// A container by name.
-pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<(&'a Container, Role)> {
-    containers(pod).find(|(c, _)| c.name == name)
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Cow<'a, Container>, Role)> {
+    let ordinary = containers(pod).find(|(c, _)| c.name == name);
+    ordinary.map(|(c, role)| (Cow::Borrowed(c), role)).or_else(|| {
+        let found = ephemeral_containers(pod).find(|c| c.name == name)?;
+        Some((Cow::Owned(as_container(found)), Role::Ephemeral))
+    })
 }
 
 /// `spec.containers{web}`: the field path of a container in events.
 pub fn field_path(pod: &Pod, name: &str) -> String {
     match container(pod, name) {
         Some((_, Role::App)) | None => format!("spec.containers{{{name}}}"),
+        Some((_, Role::Ephemeral)) => format!("spec.ephemeralContainers{{{name}}}"),
         Some(_) => format!("spec.initContainers{{{name}}}"),
     }
 }
@@ -54,24 +91,46 @@ pub fn restart_policy(pod: &Pod) -> &str {
 
 /// Whether a container that ended with `exit_code` is to be started again.
 pub fn restarts(pod: &Pod, container: &Container, role: Role, exit_code: i32) -> bool {
-    if role == Role::Sidecar {
-        return true;
+    match role {
+        Role::Sidecar => return true,
+        Role::Ephemeral => return false,
+        Role::App | Role::Init => {}
     }
     let own = container.restart_policy.as_deref();
-    if let Some(rules) = &container.restart_policy_rules {
-        for rule in rules {
-            let Some(codes) = &rule.exit_codes else { continue };
-            let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-            if (codes.operator == "In") == listed {
-                return rule.action == "Restart";
-            }
-        }
+    if let Some(action) = matching_rule(container, exit_code)
+        && matches!(action, "Restart" | RESTART_ALL)
+    {
+        return true;
     }
     match own.unwrap_or_else(|| restart_policy(pod)) {
         "Never" => false,
         "OnFailure" => exit_code != 0,
         _ => role == Role::App || exit_code != 0,
     }
+}
+
+/// Action of a restart rule: the pod starts over in its sandbox, init containers first.
+pub const RESTART_ALL: &str = "RestartAllContainers";
+
+/// The action of the first restart rule that speaks of `exit_code`.
+pub fn matching_rule(container: &Container, exit_code: i32) -> Option<&str> {
+    container.restart_policy.as_ref()?;
+    let speaks = |rule: &&k8s_openapi::api::core::v1::ContainerRestartRule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
+        match codes.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        }
+    };
+    container.restart_policy_rules.iter().flatten().find(speaks).map(|rule| rule.action.as_str())
+}
+
+/// Whether some restart rule may start the whole pod over.
+pub fn may_restart_all(pod: &Pod) -> bool {
+    let mut rules = containers(pod).flat_map(|(c, _)| c.restart_policy_rules.iter().flatten());
+    rules.any(|rule| rule.action == RESTART_ALL)
 }
 
 /// Uses the node's network.
@@ -138,7 +197,17 @@ pub(crate) mod tests {
             "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}],
         }]}));
         let (c, role) = container(&p, "a").expect("container");
-        assert!(restarts(&p, c, role, 42));
-        assert!(!restarts(&p, c, role, 1));
+        assert!(restarts(&p, &c, role, 42));
+        assert!(!restarts(&p, &c, role, 1));
+    }
+
+    #[test]
+    fn ephemeral_containers_are_found_by_name_and_never_restarted() {
+        let p = pod(json!({"containers": [{"name": "a"}],
+            "ephemeralContainers": [{"name": "d", "image": "i", "stdin": true, "targetContainerName": "a"}]}));
+        let (c, role) = container(&p, "d").expect("container");
+        assert_eq!((c.stdin, role), (Some(true), Role::Ephemeral));
+        assert!(!restarts(&p, &c, role, 1));
+        assert_eq!(field_path(&p, "d"), "spec.ephemeralContainers{d}");
     }
 }

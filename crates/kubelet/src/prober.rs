@@ -46,6 +46,29 @@ pub struct Target {
     pub kind: Kind,
 }
 
+/// What is counted of probes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProbeKey {
+    pub namespace: String,
+    pub pod: String,
+    pub uid: String,
+    pub container: String,
+    pub kind: &'static str,
+    pub result: &'static str,
+}
+
+fn count(cx: &Context, t: &Target, result: &'static str) {
+    let key = ProbeKey {
+        namespace: crate::names::namespace(&t.pod).to_owned(),
+        pod: crate::names::name(&t.pod).to_owned(),
+        uid: crate::names::uid(&t.pod).to_owned(),
+        container: t.container.name.clone(),
+        kind: t.kind.as_str(),
+        result,
+    };
+    *cx.probe_counts.lock().entry(key).or_default() += 1;
+}
+
 /// How one attempt went.
 enum Outcome {
     Success,
@@ -100,6 +123,15 @@ async fn attempt(cx: &Context, t: &Target, probe: &Probe) -> bool {
         outcome = once(cx, t, probe).await;
     }
     let kind = t.kind.as_str();
+    count(
+        cx,
+        t,
+        match outcome {
+            Outcome::Success => "successful",
+            Outcome::Failure(_) => "failed",
+            Outcome::Errored(_) => "unknown",
+        },
+    );
     let message = match outcome {
         Outcome::Success => return true,
         Outcome::Failure(output) => format!("{kind} probe failed: {output}"),

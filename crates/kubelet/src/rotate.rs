@@ -44,6 +44,31 @@ pub fn rotate(log: &Path, size: u64, files: u32, stamp: &str) -> std::io::Result
     Ok(true)
 }
 
+/// Packs the rotated files of a log that are not packed yet; whole or not at all.
+///
+/// # Errors
+/// The file system's; the unpacked file stays then.
+pub fn compress(log: &Path) -> std::io::Result<()> {
+    for file in files_of(log) {
+        let name = file.to_string_lossy().into_owned();
+        if name.ends_with(".gz") {
+            continue;
+        }
+        if name.ends_with(".tmp") {
+            std::fs::remove_file(&file)?;
+            continue;
+        }
+        let temporary = PathBuf::from(format!("{name}.tmp"));
+        let packed = std::fs::File::create(&temporary)?;
+        let mut packer = flate2::write::GzEncoder::new(packed, flate2::Compression::default());
+        std::io::copy(&mut std::fs::File::open(&file)?, &mut packer)?;
+        packer.finish()?;
+        std::fs::rename(&temporary, format!("{name}.gz"))?;
+        std::fs::remove_file(&file)?;
+    }
+    Ok(())
+}
+
 /// Rotates the log of one container for as long as it runs.
 pub async fn keep(cx: Arc<Context>, id: String, log: PathBuf) {
     loop {
@@ -52,6 +77,15 @@ pub async fn keep(cx: Arc<Context>, id: String, log: PathBuf) {
         drop(watch);
         tokio::time::sleep(SETTLE).await;
         let stamp = cx.clock.now().strftime("%Y%m%d-%H%M%S").to_string();
+        // The file rotated last is left as it is: somebody may still read or write it. Older ones are packed now.
+        let due = std::fs::metadata(&log).is_ok_and(|m| m.len() >= cx.config.log_max_size);
+        if due {
+            let packing = log.clone();
+            let packed = tokio::task::spawn_blocking(move || compress(&packing)).await;
+            if let Ok(Err(e)) = packed {
+                warn!(log = %log.display(), error = %e, "rotated log not packed");
+            }
+        }
         match rotate(&log, cx.config.log_max_size, cx.config.log_max_files, &stamp) {
             Ok(false) => {}
             Ok(true) => {
@@ -84,6 +118,23 @@ pub async fn log_of(cx: &Context, id: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rotated_files_are_packed_once() {
+        use std::io::Read as _;
+        let dir = tempfile::tempdir().expect("directory");
+        let log = dir.path().join("0.log");
+        std::fs::write(dir.path().join("0.log.1"), "one\n").expect("write");
+        std::fs::write(dir.path().join("0.log.2.tmp"), "half").expect("write");
+        compress(&log).expect("packed");
+        compress(&log).expect("nothing to do");
+        let names: Vec<_> = files_of(&log).iter().map(|p| p.file_name().expect("name").to_owned()).collect();
+        assert_eq!(names, ["0.log.1.gz"]);
+        let file = std::fs::File::open(dir.path().join("0.log.1.gz")).expect("file");
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("gzip");
+        assert_eq!(text, "one\n");
+    }
 
     #[test]
     fn a_full_log_is_renamed_and_the_oldest_go() {

@@ -1,9 +1,14 @@
 //! The kubelet's HTTPS server: logs, exec, attach, port-forward, health, pods, stats.
 //!
-//! Only the API server may call it: a client certificate of the cluster with the right name is required.
+//! The API server may do everything; whoever else comes with a certificate or a token of the cluster is asked for in
+//! the API: what matters is what the user may do with subresources of the node.
 
+mod authorize;
 mod exec;
+pub mod figures;
 mod log;
+mod metrics;
+mod node_logs;
 mod portforward;
 mod remote;
 mod request;
@@ -16,7 +21,7 @@ mod websocket;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -52,6 +57,10 @@ fn json(value: &serde_json::Value) -> Response<Body> {
     answer(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
 }
 
+fn prometheus(body: String) -> Response<Body> {
+    answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(body))
+}
+
 /// A refused request: status and text.
 pub type Refusal = (StatusCode, String);
 
@@ -59,12 +68,13 @@ pub type Refusal = (StatusCode, String);
 pub struct Server {
     cx: Arc<Context>,
     pods: Pods,
+    rates: figures::Rates,
 }
 
 impl Server {
     /// A server for the pods of `pods`.
     pub fn new(cx: Arc<Context>, pods: Pods) -> Self {
-        Self { cx, pods }
+        Self { cx, pods, rates: figures::Rates::default() }
     }
 
     /// Accepts connections for ever.
@@ -102,15 +112,15 @@ impl Server {
     }
 
     async fn handle(&self, request: Request<Incoming>, caller: &Caller) -> Response<Body> {
-        match caller {
-            Caller::Anonymous => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
-            Caller::Other(user) => {
-                let verb = if request.method() == Method::GET { "get" } else { "create" };
-                let message =
-                    format!("Forbidden (user={user}, verb={verb}, resource=nodes, subresource(s)=[proxy])");
+        if *caller != Caller::ApiServer {
+            let Some(user) = authorize::user(&self.cx, caller, request.headers()).await else {
+                return text(StatusCode::UNAUTHORIZED, "Unauthorized");
+            };
+            let wanted = authorize::subresources(request.uri().path());
+            let verb = authorize::verb(request.method());
+            if let Err(message) = authorize::check(&self.cx, &user, verb, &wanted).await {
                 return text(StatusCode::FORBIDDEN, message);
             }
-            Caller::ApiServer => {}
         }
         match self.route(request).await {
             Ok(response) => response,
@@ -124,8 +134,23 @@ impl Server {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         match parts.as_slice() {
             ["healthz"] => Ok(text(StatusCode::OK, "ok")),
+            ["healthz", "ping" | "log" | "syncloop"] => Ok(text(StatusCode::OK, "ok")),
             ["pods"] => Ok(json(&stats::pods(&self.pods))),
-            ["stats", "summary"] => Ok(json(&stats::summary(&self.cx, &self.pods).await)),
+            ["runningpods"] => Ok(json(&stats::running_pods(&self.pods))),
+            ["configz"] => Ok(json(&self.configuration())),
+            ["stats", "summary"] => {
+                let few = query.is(&["only_cpu_and_memory"]);
+                Ok(json(&stats::summary(&self.cx, &self.pods, &self.rates, few).await))
+            }
+            ["metrics"] => Ok(prometheus(metrics::own(&self.cx, &self.pods))),
+            ["metrics", "resource"] => {
+                Ok(prometheus(metrics::resource(&self.cx, &self.pods, &self.rates).await))
+            }
+            ["metrics", "cadvisor"] => {
+                Ok(prometheus(metrics::cadvisor(&self.cx, &self.pods, &self.rates).await))
+            }
+            ["metrics", "probes"] => Ok(prometheus(metrics::probes(&self.cx))),
+            ["logs", rest @ ..] => node_logs::serve(&self.cx, rest, &query).await,
             ["containerLogs", ns, pod, container] => {
                 log::logs(&self.cx, &self.pod(ns, pod, None)?, container, &query)
             }
@@ -147,6 +172,19 @@ impl Server {
             }
             _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
         }
+    }
+
+    /// What the kubelet was told, under upstream's names.
+    fn configuration(&self) -> serde_json::Value {
+        let c = &self.cx.config;
+        serde_json::json!({"kubeletconfig": {
+            "staticPodPath": c.static_pods, "address": "0.0.0.0", "port": c.port, "maxPods": c.max_pods,
+            "clusterDomain": c.cluster_domain, "clusterDNS": c.cluster_dns, "resolvConf": c.resolv_conf,
+            "containerLogMaxSize": c.log_max_size.to_string(), "containerLogMaxFiles": c.log_max_files,
+            "cgroupRoot": c.cgroup_root, "authentication": {"anonymous": {"enabled": false},
+                "webhook": {"enabled": true}}, "authorization": {"mode": "Webhook"},
+            "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        }})
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: Option<&&str>) -> Result<Handle, Refusal> {

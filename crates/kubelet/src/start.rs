@@ -1,5 +1,6 @@
 //! Starting things: sandboxes and containers, with their events. The acting half of the worker's decisions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_cri::CriError;
@@ -12,7 +13,7 @@ use crate::container::env::{self, References};
 use crate::container::{hosts, sandbox};
 use crate::context::Context;
 use crate::hooks;
-use crate::images::Held;
+use crate::images::{Held, Wanted};
 use crate::names;
 use crate::volumes::MountedVolumes;
 
@@ -74,6 +75,8 @@ pub struct Start {
     pub ips: Vec<String>,
     /// The pod's volumes.
     pub volumes: Arc<MountedVolumes>,
+    /// Id of the container whose process namespace it shares, for ephemeral containers.
+    pub target: String,
 }
 
 /// Finds the image, creates the container, starts it and runs its postStart hook; returns its id.
@@ -84,8 +87,9 @@ pub async fn start_container(cx: &Context, s: &Start) -> Result<String, Held> {
     let retry = || Some(crate::pod::after(cx.clock.now(), 10));
     let name = &s.container.name;
     let warn = |message: String| cx.container_warning(&s.pod, name, "Failed", message);
-    let image = cx.images.ensure(cx, &s.pod, &s.container).await?;
-    let config = match configure(cx, s, &image).await {
+    let image = cx.images.ensure(cx, &s.pod, Wanted::of(&s.container)).await?;
+    let image_volumes = image_volumes(cx, s).await?;
+    let config = match configure(cx, s, &image, &image_volumes).await {
         Ok(config) => config,
         Err(e) => {
             warn(format!("Error: {e}"));
@@ -135,10 +139,30 @@ pub fn log_directory(cx: &Context, pod: &Pod) -> std::path::PathBuf {
     names::log_directory(&cx.config.log_root, names::namespace(pod), names::name(pod), names::uid(pod))
 }
 
+/// Pulls the images that the container mounts; their ids by volume.
+async fn image_volumes(cx: &Context, s: &Start) -> Result<BTreeMap<String, String>, Held> {
+    let mut found = BTreeMap::new();
+    for volume in crate::pod::spec(&s.pod).volumes.iter().flatten() {
+        let Some(source) = &volume.image else { continue };
+        if !s.container.volume_mounts.iter().flatten().any(|m| m.name == volume.name) {
+            continue;
+        }
+        let wanted = Wanted {
+            container: &s.container.name,
+            image: source.reference.as_deref().unwrap_or(""),
+            policy: source.pull_policy.as_deref(),
+        };
+        let image = cx.images.ensure(cx, &s.pod, wanted).await?;
+        found.insert(volume.name.clone(), image.id);
+    }
+    Ok(found)
+}
+
 async fn configure(
     cx: &Context,
     s: &Start,
     image: &Image,
+    image_volumes: &BTreeMap<String, String>,
 ) -> Result<coracle_cri::v1::ContainerConfig, String> {
     let refs = references(cx, &s.pod, &s.container).await.map_err(|e| e.to_string())?;
     let facts = cx.facts(&s.pod, &s.ips);
@@ -154,8 +178,11 @@ async fn configure(
         image,
         env: &env,
         volumes: &s.volumes,
+        image_volumes,
+        root: &cx.config.root,
         directory: &cx.directory(names::uid(&s.pod)),
         memory_capacity: cx.machine.memory,
+        target: &s.target,
     })
 }
 

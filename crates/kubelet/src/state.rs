@@ -136,8 +136,18 @@ pub struct Memory {
     pub killing: HashMap<String, Timestamp>,
     /// The pod is gone from the API.
     pub gone: bool,
-    /// The pod failed as a whole (deadline).
+    /// The pod failed as a whole (deadline, eviction, refusal).
     pub failed: Option<Failure>,
+    /// The pod was evicted because the node is short of something.
+    pub disrupted: bool,
+    /// Seconds that the pod gets to end, instead of its own.
+    pub grace: Option<i64>,
+    /// The node refused the pod; it never ran.
+    pub rejected: bool,
+    /// All containers are being removed to start over.
+    pub resetting: bool,
+    /// Resizing in place.
+    pub resize: crate::resize::State,
     /// The pod has ended once; it never starts anything again.
     pub ended: bool,
 }

@@ -1,12 +1,15 @@
 //! A pod's status from the runtime's state and the worker's memory. Pure.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodCondition, PodIP, PodStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::container_status::Sources;
+use crate::phase::Facts;
 use crate::pod::{self, Role};
 
 /// Conditions that the kubelet owns, in the order in which it writes them.
@@ -17,10 +20,13 @@ const OWN: [&str; 5] =
 /// transition times come from it.
 pub fn generate(s: Sources<'_>, base: &PodStatus, node_ip: IpAddr, now: Timestamp) -> PodStatus {
     let now = pod::whole_seconds(now);
+    if s.memory.rejected {
+        return rejected(s, base, now);
+    }
     let init: Vec<_> = pod::init_containers(s.pod).map(|(c, role)| s.container(c, role)).collect();
-    let apps: Vec<_> = pod::spec(s.pod).containers.iter().map(|c| s.container(c, Role::App)).collect();
+    let mut apps: Vec<_> = pod::spec(s.pod).containers.iter().map(|c| s.container(c, Role::App)).collect();
     let phase = phase(s, &init, &apps, base);
-    let failed = s.memory.failed.as_ref();
+    let failed = failure(s);
     let mut status = PodStatus {
         observed_generation: s.pod.metadata.generation,
         phase: Some(phase.to_owned()),
@@ -32,7 +38,6 @@ pub fn generate(s: Sources<'_>, base: &PodStatus, node_ip: IpAddr, now: Timestam
         qos_class: Some(coracle_meta::pod::qos(s.pod).to_owned()),
         nominated_node_name: base.nominated_node_name.clone(),
         resource_claim_statuses: base.resource_claim_statuses.clone(),
-        ephemeral_container_statuses: base.ephemeral_container_statuses.clone(),
         ..PodStatus::default()
     };
     let ips = addresses(s, node_ip);
@@ -45,8 +50,52 @@ pub fn generate(s: Sources<'_>, base: &PodStatus, node_ip: IpAddr, now: Timestam
     }
     status.conditions = Some(conditions(s, base, phase, &init, &apps, now));
     status.init_container_statuses = (!init.is_empty()).then_some(init);
+    apps.sort_by(|a, b| a.name.cmp(&b.name));
     status.container_statuses = Some(apps);
+    let ephemeral = pod::ephemeral_containers(s.pod).map(pod::as_container);
+    let mut ephemeral: Vec<_> = ephemeral.map(|c| s.container(&c, Role::Ephemeral)).collect();
+    ephemeral.sort_by(|a, b| a.name.cmp(&b.name));
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
+    pod_level_resources(s.pod, &mut status);
     status
+}
+
+/// The status of a pod that the node refused: nothing of it was ever made.
+fn rejected(s: Sources<'_>, base: &PodStatus, now: Timestamp) -> PodStatus {
+    let failed = s.memory.failed.as_ref();
+    let old = base.conditions.as_deref().unwrap_or_default();
+    let (reason, nothing) = ("PodFailed", String::new());
+    let mut conditions: Vec<PodCondition> =
+        old.iter().filter(|c| !OWN.contains(&c.type_.as_str())).cloned().collect();
+    for kind in ["Ready", "ContainersReady"] {
+        let verdict = (false, reason, nothing.clone());
+        conditions.push(condition(s, old, kind, verdict, now));
+    }
+    PodStatus {
+        observed_generation: s.pod.metadata.generation,
+        phase: Some("Failed".to_owned()),
+        reason: failed.map(|f| f.reason.clone()),
+        message: failed.map(|f| f.message.clone()),
+        start_time: base.start_time.clone().or(Some(Time(now))),
+        qos_class: Some(coracle_meta::pod::qos(s.pod).to_owned()),
+        conditions: Some(conditions),
+        resource_claim_statuses: base.resource_claim_statuses.clone(),
+        ..PodStatus::default()
+    }
+}
+
+/// What the pod as a whole was given.
+fn pod_level_resources(pod: &k8s_openapi::api::core::v1::Pod, status: &mut PodStatus) {
+    let amounts = |map: coracle_meta::pod::Resources| -> Option<BTreeMap<String, ApiQuantity>> {
+        let map: BTreeMap<_, _> = map.into_iter().map(|(name, amount)| (name, amount.to_api())).collect();
+        (!map.is_empty()).then_some(map)
+    };
+    let requests = amounts(coracle_meta::pod::requests(pod));
+    let mut whole = pod::spec(pod).resources.clone().unwrap_or_default();
+    whole.requests.clone_from(&requests);
+    whole.limits = amounts(coracle_meta::pod::limits(pod));
+    status.allocated_resources = requests;
+    status.resources = Some(whole);
 }
 
 fn addresses(s: Sources<'_>, node_ip: IpAddr) -> Vec<String> {
@@ -54,32 +103,17 @@ fn addresses(s: Sources<'_>, node_ip: IpAddr) -> Vec<String> {
     if pod::host_network(s.pod) { vec![node_ip.to_string()] } else { sandbox.ips.clone() }
 }
 
-fn exit_of(state: Option<&k8s_openapi::api::core::v1::ContainerState>) -> Option<i32> {
-    state.and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code)
+/// Why the pod failed as a whole; told only once nothing of it runs, since others then make a new one.
+fn failure<'a>(s: Sources<'a>) -> Option<&'a crate::state::Failure> {
+    s.memory.failed.as_ref().filter(|_| s.seen.running().next().is_none())
 }
 
-fn is_running(c: &ContainerStatus) -> bool {
-    c.state.as_ref().is_some_and(|s| s.running.is_some())
-}
-
-/// Whether initialization is still under way, and whether an init container failed.
-fn initialization(s: Sources<'_>, init: &[ContainerStatus], begun: bool) -> (bool, bool) {
-    let (mut pending, mut failed) = (false, false);
-    for ((_, role), c) in pod::init_containers(s.pod).zip(init) {
-        if role == Role::Sidecar {
-            pending |= !begun && c.started != Some(true);
-            continue;
-        }
-        match exit_of(c.state.as_ref()).or_else(|| {
-            let held = c.state.as_ref().is_some_and(|s| s.waiting.is_some());
-            if held { exit_of(c.last_state.as_ref()) } else { None }
-        }) {
-            Some(0) => {}
-            Some(_) => failed = true,
-            None => pending = true,
-        }
+/// What the phase depends on besides the containers.
+fn facts(s: Sources<'_>, apps: &[ContainerStatus]) -> Facts {
+    Facts {
+        terminal: s.memory.ended && s.seen.running().next().is_none(),
+        initialized: apps.iter().any(|c| c.container_id.is_some()),
     }
-    (pending && (!begun || failed), failed)
 }
 
 fn phase(
@@ -89,43 +123,10 @@ fn phase(
     base: &PodStatus,
 ) -> &'static str {
     match base.phase.as_deref() {
-        Some("Failed") => return "Failed",
-        Some("Succeeded") => return "Succeeded",
-        _ => {}
-    }
-    if s.memory.failed.is_some() {
-        return "Failed";
-    }
-    let policy = pod::restart_policy(s.pod);
-    let begun = apps.iter().any(|c| c.container_id.is_some());
-    let (pending_init, failed_init) = initialization(s, init, begun);
-    if failed_init && policy == "Never" {
-        return "Failed";
-    }
-    let running = apps.iter().filter(|c| is_running(c)).count();
-    let stopped: Vec<i32> = apps
-        .iter()
-        .filter(|c| !is_running(c))
-        .filter_map(|c| exit_of(c.state.as_ref()).or_else(|| exit_of(c.last_state.as_ref())))
-        .collect();
-    let waiting = apps.len() - running - stopped.len();
-    if (pending_init || failed_init) && !begun && !s.memory.ended {
-        return "Pending";
-    }
-    if waiting > 0 {
-        return if s.memory.ended { "Failed" } else { "Pending" };
-    }
-    if running > 0 {
-        return "Running";
-    }
-    let good = stopped.iter().all(|code| *code == 0);
-    match (s.memory.ended, good) {
-        (true, true) => "Succeeded",
-        (true, false) => "Failed",
-        (false, _) if policy == "Always" => "Running",
-        (false, true) => "Succeeded",
-        (false, false) if policy == "Never" => "Failed",
-        (false, false) => "Running",
+        Some("Failed") => "Failed",
+        Some("Succeeded") => "Succeeded",
+        _ if failure(s).is_some() => "Failed",
+        _ => crate::phase::phase(s.pod, init, apps, facts(s, apps)),
     }
 }
 
@@ -150,26 +151,73 @@ fn conditions(
         containers,
         (true, "", String::new()),
     ];
-    let mut result: Vec<PodCondition> = OWN
-        .iter()
-        .zip(verdicts)
-        .map(|(kind, (status, reason, message))| {
-            let status = if status { "True" } else { "False" };
-            let before = old.iter().find(|c| c.type_ == *kind);
-            let same = before.filter(|c| c.status == status);
-            PodCondition {
-                type_: (*kind).to_owned(),
-                status: status.to_owned(),
-                reason: (!reason.is_empty()).then(|| reason.to_owned()),
-                message: (!message.is_empty()).then_some(message),
-                last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
-                observed_generation: s.pod.metadata.generation,
-                last_probe_time: None,
+    let mut result: Vec<PodCondition> =
+        OWN.iter().zip(verdicts).map(|(kind, verdict)| condition(s, old, kind, verdict, now)).collect();
+    result.extend(old.iter().filter(|c| !is_own(&c.type_)).cloned());
+    result.extend(resizing(s, old, now));
+    if pod::may_restart_all(s.pod) {
+        result.retain(|c| c.type_ != "AllContainersRestarting");
+        let verdict = match phase {
+            "Succeeded" => (false, "PodCompleted", String::new()),
+            "Failed" => (false, "PodFailed", String::new()),
+            _ if s.memory.resetting => {
+                (true, "RestartAllContainersStarted", "container exited with restart policy rule".to_owned())
             }
-        })
-        .collect();
-    result.extend(old.iter().filter(|c| !OWN.contains(&c.type_.as_str())).cloned());
+            _ => (false, "", String::new()),
+        };
+        result.push(condition(s, old, "AllContainersRestarting", verdict, now));
+    }
+    if let Some(failure) = failure(s).filter(|_| s.memory.disrupted) {
+        result.retain(|c| c.type_ != "DisruptionTarget");
+        let verdict = (true, "TerminationByKubelet", failure.message.clone());
+        result.push(condition(s, old, "DisruptionTarget", verdict, now));
+    }
     result
+}
+
+/// Whether the kubelet alone writes conditions of this type.
+fn is_own(kind: &str) -> bool {
+    OWN.contains(&kind) || matches!(kind, "PodResizePending" | "PodResizeInProgress")
+}
+
+fn condition(
+    s: Sources<'_>,
+    old: &[PodCondition],
+    kind: &str,
+    (status, reason, message): Verdict,
+    now: Timestamp,
+) -> PodCondition {
+    let status = if status { "True" } else { "False" };
+    let same = old.iter().find(|c| c.type_ == kind && c.status == status);
+    PodCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: (!reason.is_empty()).then(|| reason.to_owned()),
+        message: (!message.is_empty()).then_some(message),
+        last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+        observed_generation: s.pod.metadata.generation,
+        last_probe_time: None,
+    }
+}
+
+/// Where a resize stands: asked for and not granted, granted and not done.
+fn resizing(s: Sources<'_>, old: &[PodCondition], now: Timestamp) -> Vec<PodCondition> {
+    if s.memory.ended {
+        return Vec::new();
+    }
+    let state = &s.memory.resize;
+    let mut list = Vec::new();
+    if let Some(p) = &state.pending {
+        let verdict = (true, p.reason, p.message.clone());
+        let c = condition(s, old, "PodResizePending", verdict, now);
+        list.push(PodCondition { observed_generation: Some(p.generation), ..c });
+    }
+    if let Some(p) = &state.in_progress {
+        let reason = if p.error.is_empty() { "" } else { "Error" };
+        let c = condition(s, old, "PodResizeInProgress", (true, reason, p.error.clone()), now);
+        list.push(PodCondition { observed_generation: Some(p.generation), ..c });
+    }
+    list
 }
 
 fn named<'a>(list: impl Iterator<Item = &'a str>) -> String {
@@ -305,7 +353,7 @@ mod tests {
         let c = &s.container_statuses.as_ref().expect("statuses")[0];
         let waiting = c.state.as_ref().and_then(|s| s.waiting.as_ref()).expect("waiting");
         assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
-        assert_eq!(exit_of(c.last_state.as_ref()), Some(7));
+        assert_eq!(c.last_state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code), Some(7));
         assert_eq!(s.phase.as_deref(), Some("Running"));
         assert_eq!(
             condition(&s, "ContainersReady").message.as_deref(),

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::context::Context;
 use crate::files::Watcher;
@@ -156,6 +157,7 @@ impl RuntimeService for FakeRuntime {
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
             mounts: config.mounts.clone(),
+            resources: config.resources.clone(),
             ..ContainerStatus::default()
         };
         state.containers.insert(id.clone(), (config, status));
@@ -219,6 +221,18 @@ impl RuntimeService for FakeRuntime {
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, CriError> {
         Ok(ContainerStats { id: id.into(), ..ContainerStats::default() })
     }
+    async fn pod_sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, CriError> {
+        Ok(PodSandboxStats { id: id.into(), ..PodSandboxStats::default() })
+    }
+    async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<(), CriError> {
+        let mut state = self.0.lock();
+        let c = state.containers.get_mut(id).ok_or_else(|| CriError::NotFound(id.into()))?;
+        c.1.resources = resources;
+        Ok(())
+    }
+    async fn update_pod_sandbox_resources(&self, _: &str, _: LinuxResources) -> Result<(), CriError> {
+        Ok(())
+    }
     async fn container_events(&self) -> Result<mpsc::Receiver<ContainerEventResponse>, CriError> {
         let (sender, receiver) = mpsc::channel(100);
         self.0.lock().listeners.push(sender);
@@ -240,6 +254,9 @@ impl ImageService for FakeRuntime {
     }
     async fn remove_image(&self, _: &ImageSpec) -> Result<(), CriError> {
         Ok(())
+    }
+    async fn image_fs_info(&self) -> Result<FilesystemUsage, CriError> {
+        Ok(FilesystemUsage::default())
     }
 }
 
@@ -291,28 +308,42 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         server_key_pem: String::new(),
         client_ca_pem: String::new(),
         root: directory.join("kubelet"),
+        own_log: None,
+        static_pods: directory.join("manifests"),
         log_root: directory.join("logs"),
         cgroup_root: "/x".into(),
         cluster_dns: vec![[10, 96, 0, 10].into()],
         cluster_domain: "cluster.local".into(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        eviction: crate::evict::Thresholds {
+            memory: 100 << 20,
+            disk_percent: 5,
+            disk_most: 4 << 30,
+            inodes_percent: 5,
+            pid_percent: 0,
+        },
         log_max_size: 10 << 20,
         log_max_files: 5,
     };
     std::fs::create_dir_all(config.root.join("pods")).expect("directory");
+    let machine = Machine::read(directory, 110);
     let cx = Context {
         events: EventRecorder::with_host(client.clone(), "kubelet", "n1", clock.clone()),
         services: informers.get::<Service>(),
+        informers: informers.clone(),
         objects: Objects::new(informers.clone()),
         tokens: Arc::new(Tokens::new(client.clone(), clock.clone())),
         images: Images::new(runtime.clone(), clock.clone()),
-        machine: Machine::read(directory, 110),
+        allocations: Allocations::new(machine.view("n1")),
+        machine,
         host_dns: DnsConfig::default(),
         client,
         runtime: runtime.clone(),
         image_service: runtime.clone(),
         streaming: runtime.clone(),
+        pressures: Default::default(),
+        probe_counts: Default::default(),
         started: clock.now(),
         clock,
         files: Watcher::new().expect("inotify"),

@@ -5,7 +5,9 @@ mod config_map;
 mod downward_api;
 mod empty_dir;
 mod host_path;
+mod image;
 pub mod ownership;
+mod persistent;
 mod projected;
 mod secret;
 pub mod sub_path;
@@ -26,12 +28,14 @@ use crate::pod::{earliest, spec};
 use crate::tokens::Tokens;
 
 /// A volume on the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mounted {
-    /// Directory or file to bind.
+    /// Directory, file or device to bind; empty for an image, which the runtime mounts.
     pub path: PathBuf,
     /// Containers may only read it.
     pub read_only: bool,
+    /// A group that users of the volume must be in.
+    pub group: Option<i64>,
 }
 
 /// Volumes of a pod by name.
@@ -50,6 +54,8 @@ pub struct VolumeContext {
     pub directory: PathBuf,
     /// What the downward API knows.
     pub facts: Arc<Facts>,
+    /// The node's labels, for volumes that are not everywhere.
+    pub node_labels: Arc<BTreeMap<String, String>>,
 }
 
 impl VolumeContext {
@@ -67,14 +73,39 @@ impl VolumeContext {
     }
 }
 
-/// A failed set-up; the text ends up in a `FailedMount` event.
+/// Why a volume is not there; the text ends up in a `FailedMount` event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
-pub struct VolumeError {
-    /// Name of the volume.
-    pub volume: String,
-    /// What went wrong.
-    pub cause: String,
+pub enum VolumeError {
+    /// It could not be made.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    SetUp {
+        /// Name of the volume.
+        volume: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// What it is could not be found out.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], \
+         failed to process volumes=[{volume}]: {cause}"
+    )]
+    Unknown {
+        /// Name of the volume.
+        volume: String,
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+impl VolumeError {
+    fn new(volume: &str, cause: String) -> Self {
+        let volume = volume.to_owned();
+        if cause.starts_with(persistent::UNPROCESSED) {
+            Self::Unknown { volume, cause }
+        } else {
+            Self::SetUp { volume, cause }
+        }
+    }
 }
 
 /// A kind of volume.
@@ -109,18 +140,20 @@ pub struct SetUp {
 impl SetUp {
     /// A volume that needs no renewal.
     pub fn plain(path: PathBuf, read_only: bool) -> Self {
-        Self { mounted: Mounted { path, read_only }, renew_at: None }
+        Self { mounted: Mounted { path, read_only, group: None }, renew_at: None }
     }
 }
 
 /// All kinds.
-static TABLE: [&dyn VolumeKind; 6] = [
+static TABLE: [&dyn VolumeKind; 8] = [
     &empty_dir::EmptyDir,
     &host_path::HostPath,
     &config_map::ConfigMapVolume,
     &secret::SecretVolume,
     &projected::Projected,
     &downward_api::DownwardApi,
+    &image::ImageVolume,
+    &persistent::Claim,
 ];
 
 fn kind_of(volume: &Volume) -> Option<&'static dyn VolumeKind> {
@@ -138,7 +171,7 @@ pub async fn set_up(
 ) -> Result<(MountedVolumes, Option<Timestamp>), VolumeError> {
     let volumes = spec(&cx.pod).volumes.as_deref().unwrap_or_default();
     let work = volumes.iter().map(|volume| async move {
-        let error = |cause: String| VolumeError { volume: volume.name.clone(), cause };
+        let error = |cause: String| VolumeError::new(&volume.name, cause);
         let Some(kind) = kind_of(volume) else {
             return Err(error("no volume plugin matched".to_owned()));
         };

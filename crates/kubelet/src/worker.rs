@@ -6,7 +6,9 @@
 mod act;
 mod close;
 mod finish;
+mod mirror;
 mod probes;
+mod room;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
+use crate::allocation::Allocated;
 use crate::container_status::{Messages, Sources};
 use crate::context::Context;
 use crate::decide::{Actions, decide};
@@ -38,10 +41,14 @@ use crate::volumes::{MountedVolumes, VolumeError};
 pub enum Message {
     /// A newer state of the pod.
     Pod(Arc<Pod>),
-    /// The pod is gone from the API.
+    /// The pod is gone from the API, or from the manifests.
     Gone,
+    /// The object that mirrors this static pod has changed or is gone.
+    Mirror(Option<Arc<Pod>>),
     /// Something changed in the runtime.
     Runtime,
+    /// The pod must go; whether because the node is short of something.
+    Evict(crate::state::Failure, bool),
     /// A probe's verdict changed.
     Probe(Report),
     /// An object that the pod refers to changed.
@@ -59,6 +66,9 @@ enum Done {
     Killed(String, Result<(), CriError>),
     SandboxStopped(String, Result<(), CriError>),
     Removed,
+    Reset,
+    Resized(Result<(), String>),
+    Mirrored(Result<Arc<Pod>, Status>),
     StatusWritten(Result<Arc<Pod>, Status>),
     /// The status was not written: somebody else had changed the pod, which is now this.
     Refreshed(Result<Arc<Pod>, Status>),
@@ -88,8 +98,15 @@ enum Closing {
 /// A pod's worker; [`Worker::run`] it in a task of its own.
 pub struct Worker {
     cx: Arc<Context>,
-    /// The newest state known, with our own status writes.
+    /// The newest state known, with our own status writes, and with the resources that the pod was given.
     pod: Arc<Pod>,
+    /// The same with the resources that the API asks for.
+    desired: Arc<Pod>,
+    allocated: Allocated,
+    /// What shows a static pod in the API.
+    mirror: Option<Arc<Pod>>,
+    /// Tells when room on the node may have become free.
+    freed: watch::Receiver<u64>,
     seen: Arc<Observed>,
     memory: Memory,
     messages: Messages,
@@ -141,10 +158,16 @@ impl Worker {
         let (outbox, inbox) = mpsc::unbounded_channel();
         let (observed, receiver) = watch::channel(Arc::default());
         let handle = Handle { sender: outbox.clone(), observed: receiver, pod: pod.clone() };
+        let allocated =
+            Allocated::load(&cx.directory(names::uid(&pod))).unwrap_or_else(|| Allocated::of(&pod));
         let worker = Self {
-            cx,
             memory: adopt(&pod),
-            pod,
+            pod: allocated.apply(&pod),
+            desired: pod,
+            allocated,
+            mirror: None,
+            freed: cx.allocations.freed(),
+            cx,
             seen: Arc::default(),
             messages: Messages::new(),
             volumes: Arc::default(),
@@ -179,6 +202,7 @@ impl Worker {
 
     /// Works until the pod is gone from the API and from the machine.
     pub async fn run(mut self) {
+        self.take_room();
         loop {
             self.sync().await;
             if self.closing == Closing::Closed {
@@ -211,6 +235,7 @@ impl Worker {
             }
             done = self.tasks.join_next(), if !self.tasks.is_empty() => self.joined(done),
             () = timer => self.dirty |= self.retry_at.is_some(),
+            _ = self.freed.changed(), if self.memory.resize.pending.is_some() => self.consider_resize(),
         }
         while let Ok(message) = self.inbox.try_recv() {
             self.take(message);
@@ -229,6 +254,8 @@ impl Worker {
                 self.memory.slots.values_mut().for_each(|s| s.starting = false);
                 self.memory.killing.clear();
                 self.memory.stopping.clear();
+                self.memory.resize.busy = false;
+                self.memory.resetting = false;
                 self.writing = false;
                 self.renewing = false;
                 self.dirty = true;
@@ -243,14 +270,20 @@ impl Worker {
                 if at_least_as_new(&pod, &self.pod) {
                     let relabelled = pod.metadata.labels != self.pod.metadata.labels
                         || pod.metadata.annotations != self.pod.metadata.annotations;
-                    self.pod = pod;
+                    self.set_pod(pod);
                     if relabelled {
                         self.renew_at = Some(self.now());
                     }
+                    self.consider_resize();
                 }
             }
+            Message::Evict(failure, node) => self.evict(failure, node),
+            Message::Mirror(mirror) => self.mirrored(mirror),
             Message::Gone => {
                 self.memory.gone = true;
+                if let Some(mirror) = self.mirror.take() {
+                    tokio::spawn(crate::statics::remove_mirror(self.cx.clone(), mirror));
+                }
                 if matches!(self.closing, Closing::Deleting) {
                     self.closing = Closing::Released;
                 }
@@ -283,6 +316,7 @@ impl Worker {
         let actions = self.decide();
         self.wake_at = actions.wake_at;
         self.update_probes();
+        self.follow_resize();
         let status = self.status();
         self.write_status(&status);
         self.act(actions);
@@ -350,10 +384,12 @@ impl Worker {
 
     /// Whether the API has this status.
     fn is_written(&self, status: &PodStatus) -> bool {
-        self.pod.status.as_ref() == Some(status)
+        let shown = if names::is_static(&self.pod) { self.mirror.as_ref() } else { Some(&self.pod) };
+        let Some(shown) = shown else { return false };
+        shown.status.as_ref() == Some(status)
             || (self.written.as_ref() == Some(status)
                 && self.written_version.is_some()
-                && self.written_version == self.pod.metadata.resource_version)
+                && self.written_version == shown.metadata.resource_version)
     }
 
     /// Writes the status if it differs from what the API has. One write at a time, in order.
@@ -363,9 +399,13 @@ impl Worker {
         if held || self.is_written(status) {
             return;
         }
+        let is_static = names::is_static(&self.pod);
+        let Some(object) = (if is_static { self.mirror.clone() } else { Some(self.pod.clone()) }) else {
+            return self.make_mirror();
+        };
         self.written = Some(status.clone());
         self.writing = true;
-        let mut pod = (*self.pod).clone();
+        let mut pod = (*object).clone();
         pod.status = Some(status.clone());
         let client = self.cx.client.clone();
         self.tasks.spawn(async move {

@@ -25,6 +25,10 @@ pub(crate) struct Usage {
     pub cpu_nanoseconds: u64,
     pub memory_usage: u64,
     pub memory_working_set: u64,
+    pub memory_rss: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+    pub processes: u64,
 }
 
 impl Hierarchies {
@@ -143,6 +147,48 @@ impl Hierarchies {
             _ => Ok(()),
         }
     }
+    /// Changes the limits of a cgroup in use; zero fields are left alone. Memory is never limited to less than
+    /// what is in use: the kernel would kill.
+    ///
+    /// # Errors
+    /// The kernel's; some limits may have been changed then.
+    pub fn change(&self, path: &str, r: &LinuxResources) -> io::Result<()> {
+        let v2 = self.is_v2();
+        let set = |controller: &str, file: &str, value: String| {
+            let dir = if v2 { self.dirs(path).next() } else { self.v1_dir(controller, path) };
+            let Some(dir) = dir else { return Ok(()) };
+            fs::write(dir.join(file), &value)
+                .map_err(|e| io::Error::new(e.kind(), format!("cannot write {value} to {file}: {e}")))
+        };
+        if r.memory_limit_in_bytes > 0 {
+            let usage = self.usage(path).memory_working_set;
+            if usage > r.memory_limit_in_bytes.unsigned_abs() {
+                return Err(io::Error::other(format!(
+                    "attempting to set memory limit ({}) below current usage ({usage})",
+                    r.memory_limit_in_bytes
+                )));
+            }
+            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+            set("memory", file, r.memory_limit_in_bytes.to_string())?;
+        }
+        if r.cpu_shares > 0 {
+            match v2 {
+                true => set("cpu", "cpu.weight", weight(r.cpu_shares).to_string())?,
+                false => set("cpu", "cpu.shares", r.cpu_shares.to_string())?,
+            }
+        }
+        if r.cpu_quota != 0 {
+            let period = if r.cpu_period > 0 { r.cpu_period } else { 100_000 };
+            if v2 {
+                let quota = if r.cpu_quota < 0 { "max".to_owned() } else { r.cpu_quota.to_string() };
+                set("cpu", "cpu.max", format!("{quota} {period}"))?;
+            } else {
+                set("cpu", "cpu.cfs_period_us", period.to_string())?;
+                set("cpu", "cpu.cfs_quota_us", r.cpu_quota.max(-1).to_string())?;
+            }
+        }
+        Ok(())
+    }
     /// Limits a pod's cgroup; zero fields are left alone. Limits that the kernel refuses are skipped: the
     /// containers' own limits still hold.
     pub fn limit(&self, path: &str, r: &LinuxResources) {
@@ -225,21 +271,29 @@ impl Hierarchies {
             dir.and_then(|d| fs::read_to_string(d.join(file)).ok()).unwrap_or_default()
         };
         let number = |text: String| text.trim().parse::<u64>().unwrap_or(0);
-        let (cpu, usage, inactive) = if self.is_v2() {
-            let dir = || self.dirs(path).next();
-            let cpu = field(&read(dir(), "cpu.stat"), "usage_usec").unwrap_or(0) * 1000;
-            let inactive = field(&read(dir(), "memory.stat"), "inactive_file").unwrap_or(0);
-            (cpu, number(read(dir(), "memory.current")), inactive)
-        } else {
-            let memory = || self.v1_dir("memory", path);
-            let inactive = field(&read(memory(), "memory.stat"), "total_inactive_file").unwrap_or(0);
-            let cpu = number(read(self.v1_dir("cpuacct", path), "cpuacct.usage"));
-            (cpu, number(read(memory(), "memory.usage_in_bytes")), inactive)
+        let v2 = self.is_v2();
+        let dir = |controller: &str| {
+            if v2 { self.dirs(path).next() } else { self.v1_dir(controller, path) }
         };
+        let stat = read(dir("memory"), "memory.stat");
+        let counter =
+            |v2_name: &str, v1_name: &str| field(&stat, if v2 { v2_name } else { v1_name }).unwrap_or(0);
+        let (cpu, usage) = if v2 {
+            let cpu = field(&read(dir("cpu"), "cpu.stat"), "usage_usec").unwrap_or(0) * 1000;
+            (cpu, number(read(dir("memory"), "memory.current")))
+        } else {
+            let cpu = number(read(dir("cpuacct"), "cpuacct.usage"));
+            (cpu, number(read(dir("memory"), "memory.usage_in_bytes")))
+        };
+        let inactive = counter("inactive_file", "total_inactive_file");
         Usage {
             cpu_nanoseconds: cpu,
             memory_usage: usage,
             memory_working_set: usage.saturating_sub(inactive),
+            memory_rss: counter("anon", "total_rss"),
+            page_faults: counter("pgfault", "total_pgfault"),
+            major_page_faults: counter("pgmajfault", "total_pgmajfault"),
+            processes: number(read(dir("pids"), "pids.current")),
         }
     }
     /// Removes the cgroup and all below it, waiting a little for dying processes.

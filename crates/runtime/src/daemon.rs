@@ -4,6 +4,8 @@
 mod adopt;
 mod containers;
 mod events;
+mod figures;
+mod limits;
 mod sandboxes;
 mod service;
 mod shim_client;
@@ -15,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use coracle_cri::v1::{
-    ContainerConfig, ContainerEventResponse, ContainerState, PodSandboxConfig, PodSandboxMetadata,
+    ContainerConfig, ContainerEventResponse, ContainerState, LinuxResources, PodSandboxConfig,
+    PodSandboxMetadata,
 };
 use coracle_cri::{CriError, PodNetwork};
 use parking_lot::Mutex;
@@ -48,6 +51,8 @@ struct SandboxState {
     stopped: bool,
     ips: Vec<String>,
     pause_pid: i32,
+    /// The pod's limits, where they were changed since.
+    resources: Option<LinuxResources>,
 }
 
 struct Sandbox {
@@ -72,9 +77,27 @@ struct ContainerRecord {
     image_ref: String,
     image_id: String,
     layers: Vec<String>,
+    /// Layers of the images that are mounted as volumes.
+    volume_layers: Vec<String>,
+    /// Supplementary groups of its first process.
+    groups: Vec<u32>,
     created_at: i64,
     stop_signal: i32,
     launch: LaunchSpec,
+}
+
+impl ContainerEntry {
+    fn new(record: ContainerRecord, pin: Pin) -> Self {
+        let now = ContainerStatusNow { state: ContainerState::Created, ..Default::default() };
+        Self { record, now: now.into(), disk: Mutex::default(), busy: Default::default(), _pin: pin }
+    }
+}
+
+impl ContainerRecord {
+    /// Everything of the image store that it stands on.
+    fn all_layers(&self) -> impl Iterator<Item = String> {
+        self.layers.iter().chain(&self.volume_layers).cloned().collect::<Vec<_>>().into_iter()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,12 +106,16 @@ struct ContainerStatusNow {
     pid: i32,
     started_at: i64,
     exit: Option<Exit>,
+    /// The limits, where they were changed after the start.
+    resources: Option<LinuxResources>,
 }
 
 struct ContainerEntry {
     record: ContainerRecord,
     now: Mutex<ContainerStatusNow>,
-    /// Held while it is started or removed.
+    /// The size of its writable layer, when last looked at.
+    disk: Mutex<Option<figures::Disk>>,
+    /// Held while it is started, changed or removed.
     busy: tokio::sync::Mutex<()>,
     _pin: Pin,
 }
@@ -215,6 +242,7 @@ impl Sandbox {
                 stopped: record.stopped,
                 ips: record.ips,
                 pause_pid: 0,
+                resources: None,
             }),
             child: Mutex::new(None),
             ending: tokio::sync::Mutex::default(),

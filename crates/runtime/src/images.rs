@@ -9,6 +9,7 @@ mod archive;
 mod layer;
 mod pull;
 mod reference;
+mod registries;
 mod self_image;
 mod store;
 
@@ -23,4 +24,4 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 }
 pub(crate) use pull::pull;
 pub(crate) use self_image::ensure as ensure_self_image;
-pub(crate) use store::{ImageConfig, ImageStore, Pin};
+pub(crate) use store::{ImageConfig, ImageRecord, ImageStore, Pin};

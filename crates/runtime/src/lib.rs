@@ -15,6 +15,7 @@ mod protocol;
 mod purge;
 mod rootfs;
 mod seccomp;
+mod seccomp_profile;
 mod seccomp_table;
 mod shim;
 mod snapshot;
@@ -35,6 +36,8 @@ pub struct RuntimeConfig {
     pub root: PathBuf,
     /// Sockets, namespaces and records of running things; on a memory file system, gone after a reboot.
     pub state: PathBuf,
+    /// File that says how registries are reached, in k3s' form; need not exist.
+    pub registries: PathBuf,
     /// Identity of the cluster, 8 hex digits; marks what is made on the machine.
     pub cluster_id: String,
     /// cgroup below which everything runs, in every hierarchy, e.g. `/coracle/1a2b3c4d`.

@@ -32,8 +32,10 @@ pub(crate) struct LaunchSpec {
     pub tty: bool,
     pub stdin: bool,
     pub stdin_once: bool,
-    /// Install the default system call filter.
+    /// Install a system call filter: the default one, or that of `seccomp_profile`.
     pub seccomp: bool,
+    /// A profile's JSON; empty for the default one.
+    pub seccomp_profile: String,
     pub no_new_privs: bool,
     /// Capabilities the process ends up with.
     pub capabilities: Vec<String>,

@@ -49,13 +49,20 @@ impl RootFs {
         Ok(())
     }
     /// Resolves who to run as. `user` is `name`, `uid`, `name:group` or `uid:gid` in any mixture, as in an
-    /// image's configuration; `group` overrides its group.
+    /// image's configuration; `group` overrides its group. With `strict` the groups are only `extra`, not those
+    /// that the image's files give the user.
     ///
     /// # Errors
     /// A name that the image's files do not have; the text is as Docker's.
-    pub fn identity(&self, user: &str, group: Option<u32>, extra: &[u32]) -> Result<Identity, String> {
+    pub fn identity(
+        &self,
+        user: &str,
+        group: Option<u32>,
+        extra: &[u32],
+        strict: bool,
+    ) -> Result<Identity, String> {
         let (passwd, groups) = (self.read("etc/passwd"), self.read("etc/group"));
-        resolve(&passwd, &groups, user, group, extra)
+        resolve(&passwd, &groups, user, group, extra, strict)
     }
 }
 
@@ -65,6 +72,7 @@ fn resolve(
     user: &str,
     group: Option<u32>,
     extra: &[u32],
+    strict: bool,
 ) -> Result<Identity, String> {
     let (name, group_name) = user.split_once(':').map_or((user, None), |(u, g)| (u, Some(g)));
     let name = if name.is_empty() { "0" } else { name };
@@ -94,7 +102,7 @@ fn resolve(
     };
     let mut all = vec![gid];
     all.extend(extra);
-    if let Some(fields) = &entry {
+    if let Some(fields) = entry.as_ref().filter(|_| !strict) {
         for line in groups.lines() {
             let f: Vec<&str> = line.split(':').collect();
             if f.len() >= 4 && f[3].split(',').any(|m| m.trim() == fields[0]) {
@@ -111,6 +119,19 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
     groups.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 3 && f[0] == name)?[2]
         .parse()
         .ok()
+}
+
+/// Where `inner` of the tree at `root` is, links followed within the tree.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn inside(root: &Path, inner: &str) -> io::Result<std::path::PathBuf> {
+    if inner.is_empty() {
+        return Ok(root.to_owned());
+    }
+    let dir = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let found = openat2(&dir, inner, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found)))
 }
 
 /// Whether a path names a device; gives its kind letter (`c` or `b`), numbers and mode.
@@ -135,7 +156,7 @@ mod tests {
     #[track_caller]
     fn check(user: &str, uid: u32, gid: u32, groups: &[u32]) {
         let want = Identity { uid, gid, groups: groups.to_vec() };
-        assert_eq!(resolve(PASSWD, GROUP, user, None, &[]).unwrap(), want);
+        assert_eq!(resolve(PASSWD, GROUP, user, None, &[], false).unwrap(), want);
     }
 
     #[test]
@@ -149,10 +170,16 @@ mod tests {
     }
 
     #[test]
+    fn strict_groups_leave_out_those_of_the_image() {
+        let got = resolve(PASSWD, GROUP, "web", None, &[7], true).unwrap();
+        assert_eq!(got.groups, [33, 7]);
+    }
+
+    #[test]
     fn unknown_names_are_refused() {
-        let message = resolve(PASSWD, GROUP, "ghost", None, &[]).unwrap_err();
+        let message = resolve(PASSWD, GROUP, "ghost", None, &[], false).unwrap_err();
         assert_eq!(message, "unable to find user ghost: no matching entries in passwd file");
-        assert!(resolve(PASSWD, GROUP, "web:none", None, &[]).is_err());
+        assert!(resolve(PASSWD, GROUP, "web:none", None, &[], false).is_err());
     }
 
     #[test]

@@ -14,14 +14,23 @@ use syscalls::Sysno;
 
 use crate::seccomp_table::{ALWAYS, ARGUMENTS, Compare, NOT_IMPLEMENTED, WITH_CAPABILITY};
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// Rules by system call; an empty list matches every call of it.
+pub(crate) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// This processor's architecture.
+///
+/// # Errors
+/// There are no filters for it.
+pub(crate) fn architecture() -> Result<TargetArch, String> {
+    TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())
+}
 
 /// The default profile for a container with these capabilities.
 ///
 /// # Errors
 /// This processor's architecture has no filters.
 pub(crate) fn default_filters(keep: &CapsHashSet) -> Result<Vec<BpfProgram>, String> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
+    let arch = architecture()?;
     let mut allow = Rules::new();
     // Conditional rules first: an unconditional one (empty list) replaces them.
     for (names, argument, compare) in ARGUMENTS {
@@ -67,7 +76,8 @@ pub(crate) fn default_filters(keep: &CapsHashSet) -> Result<Vec<BpfProgram>, Str
     Ok(filters)
 }
 
-fn compile(
+/// One program: `matched` for what `rules` say, `other` for the rest.
+pub(crate) fn compile(
     rules: Rules,
     other: SeccompAction,
     matched: SeccompAction,
@@ -78,7 +88,7 @@ fn compile(
 }
 
 /// A system call's number here; `None` where this architecture does not have it.
-fn number(name: &str) -> Option<i64> {
+pub(crate) fn number(name: &str) -> Option<i64> {
     Sysno::from_str(name).ok().map(|s| i64::from(s.id()))
 }
 

@@ -24,9 +24,13 @@ impl Snapshot {
     pub fn merged(&self) -> PathBuf {
         self.dir.join("merged")
     }
+    /// The files that the container made or changed.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
     /// Makes the directories and mounts; `layers` lowest first.
     pub fn mount(&self, layers: &[PathBuf]) -> io::Result<()> {
-        let (upper, work, merged) = (self.dir.join("upper"), self.dir.join("work"), self.merged());
+        let (upper, work, merged) = (self.upper(), self.dir.join("work"), self.merged());
         for dir in [&upper, &work, &merged] {
             fs::create_dir_all(dir)?;
         }
@@ -44,9 +48,26 @@ impl Snapshot {
             io::Error::new(e.kind(), format!("cannot mount overlay at {}: {e}", merged.display()))
         })
     }
+    /// Mounts an image's files read-only, for a volume; where. `layers` lowest first.
+    pub fn view(&self, number: usize, layers: &[PathBuf]) -> io::Result<PathBuf> {
+        let dir = self.dir.join("views").join(number.to_string());
+        let (lowest, highest, place) = (dir.join("lowest"), dir.join("highest"), dir.join("fs"));
+        for dir in [&lowest, &highest, &place] {
+            fs::create_dir_all(dir)?;
+        }
+        // An overlay without an upper part has two layers at least.
+        let layers: Vec<PathBuf> = [&lowest].into_iter().chain(layers).chain([&highest]).cloned().collect();
+        read_only(&layers, &place).map_err(|e| {
+            io::Error::new(e.kind(), format!("cannot mount image at {}: {e}", place.display()))
+        })?;
+        Ok(place)
+    }
     /// Unmounts and deletes.
     pub fn remove(&self) -> io::Result<()> {
         crate::files::unmount(&self.merged());
+        for view in fs::read_dir(self.dir.join("views")).into_iter().flatten().flatten() {
+            crate::files::unmount(&view.path().join("fs"));
+        }
         crate::files::remove_tree(&self.dir)
     }
 }
@@ -65,8 +86,32 @@ fn mount_by_descriptor(layers: &[PathBuf], upper: &Path, work: &Path, merged: &P
     Ok(())
 }
 
+/// An overlay that nobody can write to.
+fn read_only(layers: &[PathBuf], place: &Path) -> io::Result<()> {
+    let by_descriptor = || -> io::Result<()> {
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for layer in layers.iter().rev() {
+            fsconfig_set_string(&fs, "lowerdir+", layer)?;
+        }
+        fsconfig_create(&fs)?;
+        let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        move_mount(&mounted, "", rustix::fs::CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        Ok(())
+    };
+    if by_descriptor().is_ok() {
+        return Ok(());
+    }
+    let lower: Vec<String> = layers.iter().rev().map(|l| escape(l)).collect();
+    let options = CString::new(format!("lowerdir={}", lower.join(":")))?;
+    Ok(mount("overlay", place, "overlay", MountFlags::RDONLY, Some(options.as_c_str()))?)
+}
+
+/// A path as overlayfs reads it in its options.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+}
+
 fn mount_by_options(layers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> io::Result<()> {
-    let escape = |p: &Path| p.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
     let lower: Vec<String> = layers.iter().rev().map(|l| escape(l)).collect();
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), escape(upper), escape(work));
     mount("overlay", merged, "overlay", MountFlags::empty(), Some(CString::new(options)?.as_c_str()))?;

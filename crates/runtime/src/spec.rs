@@ -369,7 +369,11 @@ fn bind(volume: &Mount) -> Result<Value, String> {
         2 => "rshared",
         _ => "rprivate",
     };
-    let access = if volume.readonly { "ro" } else { "rw" };
+    let access = match (volume.readonly, volume.recursive_read_only) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, _) => "rw",
+    };
     Ok(json!({
         "destination": volume.container_path, "type": "bind", "source": source,
         "options": ["rbind", propagation, access],

@@ -12,6 +12,7 @@ use super::body::Body;
 use super::negotiate::Format;
 use super::respond::{PROTOBUF, json_value, method_not_allowed, negotiated, not_found_page, status};
 use crate::codec;
+use crate::metrics_api;
 use crate::server::Server;
 
 /// Order of the groups in discovery; groups not named come behind.
@@ -56,9 +57,19 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
         return Some(status(&method_not_allowed()));
     }
     let served = server.cache.registry.defs();
+    let metrics = metrics_api::is_served(server);
     Some(match parts.as_slice() {
-        ["api"] => root(request, &served, true, || versions(server)),
-        ["apis"] => root(request, &served, false, || group_list(&served)),
+        ["apis", metrics_api::GROUP] if metrics => {
+            let mut value = metrics_api::group();
+            value["kind"] = "APIGroup".into();
+            value["apiVersion"] = "v1".into();
+            json_value(StatusCode::OK, &value)
+        }
+        ["apis", metrics_api::GROUP, metrics_api::VERSION] if metrics => {
+            json_value(StatusCode::OK, &metrics_api::resources())
+        }
+        ["api"] => root(request, &served, (true, false), || versions(server)),
+        ["apis"] => root(request, &served, (false, metrics), || group_list(&served, metrics)),
         ["api", version] => resources(server, &served, "", version),
         ["apis", group] => match group_value(&served, group) {
             Some(mut value) => {
@@ -77,7 +88,7 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
 fn root(
     request: &Request<Incoming>,
     served: Served<'_>,
-    legacy: bool,
+    (legacy, metrics): (bool, bool),
     plain: impl Fn() -> Value,
 ) -> Response<Body> {
     let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
@@ -89,7 +100,7 @@ fn root(
             return json_value(StatusCode::OK, &plain());
         }
         if has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2") {
-            let mut response = json_value(StatusCode::OK, &aggregated(served, legacy));
+            let mut response = json_value(StatusCode::OK, &aggregated(served, legacy, metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
             let format = if clause.starts_with(PROTOBUF) { Format::Protobuf } else { Format::Json };
             return negotiated(response, format);
@@ -147,9 +158,10 @@ fn group_value(served: Served<'_>, group: &str) -> Option<Value> {
     Some(json!({ "name": group, "versions": versions, "preferredVersion": preferred }))
 }
 
-fn group_list(served: Served<'_>) -> Value {
-    let groups: Vec<Value> =
+fn group_list(served: Served<'_>, metrics: bool) -> Value {
+    let mut groups: Vec<Value> =
         groups(served).into_iter().filter_map(|group| group_value(served, group)).collect();
+    groups.extend(metrics.then(metrics_api::group));
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
 }
 
@@ -289,9 +301,9 @@ fn subresource_value(def: &ResourceDef, sub: Subresource) -> Value {
     value
 }
 
-fn aggregated(served: Served<'_>, legacy: bool) -> Value {
+fn aggregated(served: Served<'_>, legacy: bool, metrics: bool) -> Value {
     let groups = if legacy { vec![""] } else { groups(served) };
-    let items: Vec<Value> = groups
+    let mut items: Vec<Value> = groups
         .into_iter()
         .map(|group| {
             let versions: Vec<Value> = versions_of(served, group)
@@ -306,6 +318,7 @@ fn aggregated(served: Served<'_>, legacy: bool) -> Value {
             json!({ "metadata": metadata, "versions": versions })
         })
         .collect();
+    items.extend((metrics && !legacy).then(metrics_api::aggregated));
     json!({
         "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {},
         "items": items,

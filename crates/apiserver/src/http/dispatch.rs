@@ -19,6 +19,7 @@ use super::pipeline::Incomer;
 use super::query::{Query, check_dry_run};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
+use crate::metrics_api;
 use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
@@ -51,6 +52,9 @@ pub(crate) async fn resource(
 ) -> Response<Body> {
     if info.group.is_empty() && info.resource == "bindings" && info.namespaced_path && info.name.is_empty() {
         return bindings(server, incomer, info, query).await;
+    }
+    if info.group == metrics_api::GROUP && metrics_api::is_served(server) {
+        return metrics_api::handle(server, incomer.request.method(), info, query).await;
     }
     let Some(resource) = find(server, info) else {
         let registry = &server.cache.registry;

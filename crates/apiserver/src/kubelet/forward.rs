@@ -74,6 +74,34 @@ pub(super) async fn forward(
     Ok(passed_back(&target, response))
 }
 
+/// Most that is read of a document.
+const MOST: usize = 64 << 20;
+
+/// Reads a JSON document from a target.
+///
+/// # Errors
+/// It cannot be reached, or does not answer with success and JSON.
+pub(super) async fn fetch(server: &Server, target: Target) -> Result<serde_json::Value, Status> {
+    let io = connect(server, &target).await?;
+    let failed = |e: hyper::Error| Status::internal(format!("error sending request: {e}"));
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
+    let driver = tokio::spawn(connection);
+    let request = Request::get(&target.path)
+        .header(HOST, format!("{}:{}", target.host, target.port))
+        .body(http_body_util::Empty::<Bytes>::new())
+        .map_err(Status::internal)?;
+    let response = sender.send_request(request).await.map_err(failed)?;
+    let status = response.status();
+    let body = http_body_util::Limited::new(response.into_body(), MOST).collect().await;
+    driver.abort();
+    let body = body.map_err(|e| Status::internal(format!("error reading answer: {e}")))?.to_bytes();
+    if !status.is_success() {
+        return Err(Status::internal(format!("{status}: {}", String::from_utf8_lossy(&body))));
+    }
+    serde_json::from_slice(&body).map_err(|e| Status::internal(format!("answer is not JSON: {e}")))
+}
+
 /// The request as the target gets it.
 fn outgoing(
     target: &Target,

@@ -143,7 +143,7 @@ fn container(pod: &Pod, pod_name: &str, asked: &str) -> Result<String, Status> {
 }
 
 /// The kubelet of a node.
-fn kubelet(server: &Server, node: &str, path: String) -> Result<Target, Status> {
+pub(super) fn kubelet(server: &Server, node: &str, path: String) -> Result<Target, Status> {
     let nodes = server.cache.registry.find("", "nodes").ok_or_else(Status::no_such_path)?;
     let node = server.present(&nodes, "", node)?.decoded()?;
     let status = node.downcast::<Node>().and_then(|n| n.status.as_ref());

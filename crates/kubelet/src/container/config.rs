@@ -1,9 +1,9 @@
 //! The container configuration: everything that was decided about one container, in the runtime's terms.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use coracle_cri::v1::{ContainerConfig, ContainerMetadata, Image, KeyValue, Mount};
+use coracle_cri::v1::{ContainerConfig, ContainerMetadata, Device, Image, KeyValue, Mount};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::expand::expand;
@@ -32,10 +32,16 @@ pub struct Inputs<'a> {
     pub env: &'a [KeyValue],
     /// The pod's volumes.
     pub volumes: &'a MountedVolumes,
+    /// Ids of the images that are mounted as volumes, by volume.
+    pub image_volumes: &'a BTreeMap<String, String>,
+    /// The kubelet's directory.
+    pub root: &'a Path,
     /// The pod's directory.
     pub directory: &'a Path,
     /// Memory of the machine in bytes.
     pub memory_capacity: i64,
+    /// Id of the container whose process namespace it shares; empty for none.
+    pub target: &'a str,
 }
 
 /// Builds the configuration; creates the termination message file and subpath directories.
@@ -63,9 +69,12 @@ pub fn build(i: Inputs<'_>) -> Result<ContainerConfig, String> {
     let policy = c.termination_message_policy.clone().unwrap_or_else(|| "File".to_owned());
     annotations.insert(names::RESTART_COUNT.to_owned(), i.attempt.to_string());
     annotations.insert(names::HASH.to_owned(), names::container_hash(c));
+    annotations.insert(names::MEMORY_REQUEST.to_owned(), crate::resize::memory_request(c));
     annotations.insert(names::MESSAGE_PATH.to_owned(), message_path.to_owned());
     annotations.insert(names::MESSAGE_POLICY.to_owned(), policy);
     annotations.insert(names::GRACE_PERIOD.to_owned(), crate::pod::grace_period(i.pod).to_string());
+    let mut security = security::context(i.pod, c, i.image, i.root, i.volumes)?;
+    i.target.clone_into(&mut security.pid_target);
     Ok(ContainerConfig {
         metadata: ContainerMetadata { name: c.name.clone(), attempt: i.attempt },
         image: image_spec(c.image.as_deref().unwrap_or("")),
@@ -74,7 +83,7 @@ pub fn build(i: Inputs<'_>) -> Result<ContainerConfig, String> {
         working_dir: c.working_dir.clone().unwrap_or_default(),
         envs: i.env.to_vec(),
         mounts,
-        devices: Vec::new(),
+        devices: block_devices(i)?,
         labels,
         annotations,
         log_path: format!("{}/{}.log", c.name, i.attempt),
@@ -82,7 +91,7 @@ pub fn build(i: Inputs<'_>) -> Result<ContainerConfig, String> {
         stdin_once: c.stdin_once == Some(true),
         tty: c.tty == Some(true),
         resources: resources::of_container(i.pod, c, i.memory_capacity),
-        security: security::context(i.pod, c, i.image, &[])?,
+        security,
     })
 }
 
@@ -91,7 +100,7 @@ fn bind(host: &Path, container: &str, readonly: bool) -> Mount {
         container_path: container.to_owned(),
         host_path: host.to_string_lossy().into_owned(),
         readonly,
-        propagation: 0,
+        ..Mount::default()
     }
 }
 
@@ -104,6 +113,21 @@ fn termination_file(directory: &Path, container: &str) -> std::io::Result<PathBu
     std::fs::write(&path, b"")?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
     Ok(path)
+}
+
+/// Persistent volumes that the container uses as devices.
+fn block_devices(i: Inputs<'_>) -> Result<Vec<Device>, String> {
+    let one = |device: &k8s_openapi::api::core::v1::VolumeDevice| {
+        let volume = i.volumes.get(&device.name).ok_or_else(|| {
+            format!("cannot find volume {:?} to pass into container {:?}", device.name, i.container.name)
+        })?;
+        Ok(Device {
+            container_path: device.device_path.clone(),
+            host_path: volume.path.to_string_lossy().into_owned(),
+            permissions: if volume.read_only { "r".to_owned() } else { "mrw".to_owned() },
+        })
+    };
+    i.container.volume_devices.iter().flatten().map(one).collect()
 }
 
 fn volume_mounts(i: Inputs<'_>, env: &HashMap<&str, &str>) -> Result<Vec<Mount>, String> {
@@ -119,7 +143,9 @@ fn volume_mounts(i: Inputs<'_>, env: &HashMap<&str, &str>) -> Result<Vec<Mount>,
             Some(expr) => Some(expand_sub_path(expr, env)?),
             None => mount.sub_path.clone().filter(|p| !p.is_empty()),
         };
-        let host_path = match inner {
+        let image = i.image_volumes.get(&mount.name).cloned().unwrap_or_default();
+        let image_sub_path = inner.clone().filter(|_| !image.is_empty()).unwrap_or_default();
+        let host_path = match inner.filter(|_| image.is_empty()) {
             Some(inner) => sub_path::resolve(&volume.path, &inner).map_err(|e| {
                 format!(
                     "failed to prepare subPath for volumeMount {:?} of container {:?}: {e}",
@@ -133,13 +159,18 @@ fn volume_mounts(i: Inputs<'_>, env: &HashMap<&str, &str>) -> Result<Vec<Mount>,
         } else {
             format!("/{}", mount.mount_path)
         };
+        let read_only = mount.read_only == Some(true) || volume.read_only;
+        let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
         mounts.push(Mount {
+            image,
+            image_sub_path,
+            recursive_read_only: mount.read_only == Some(true) && recursive,
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => 1,
                 Some("Bidirectional") => 2,
                 _ => 0,
             },
-            ..bind(&host_path, &path, mount.read_only == Some(true) || volume.read_only)
+            ..bind(&host_path, &path, read_only)
         });
     }
     Ok(mounts)

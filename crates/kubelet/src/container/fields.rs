@@ -85,7 +85,7 @@ pub fn resource(
     let container = match (name, named) {
         (Some(name), None) => return Err(format!("container {name} not found")),
         (Some(_), found) => found,
-        (None, _) => own,
+        (None, _) => own.map(std::borrow::Cow::Borrowed),
     };
     let container = container.ok_or("containerName must be specified")?;
     let divisor = selector.divisor.as_ref().map(Quantity::from_api);

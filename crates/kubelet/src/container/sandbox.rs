@@ -81,6 +81,7 @@ pub fn config(pod: &Pod, attempt: u32, host_dns: &DnsConfig, config: &KubeletCon
             host_pid: s.host_pid == Some(true),
             host_ipc: s.host_ipc == Some(true),
             share_process_namespace: s.share_process_namespace == Some(true),
+            user_namespace: None,
         },
         resources: resources::of_pod(pod),
     }

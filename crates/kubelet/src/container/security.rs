@@ -1,10 +1,13 @@
 //! Security contexts: who a container runs as and what it may do.
 
+use std::path::Path;
+
 use coracle_cri::v1::{Image, LinuxSecurityContext};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile};
 
 use crate::names::full_name;
 use crate::pod::spec;
+use crate::volumes::MountedVolumes;
 
 const MASKED: [&str; 12] = [
     "/proc/asound",
@@ -34,7 +37,8 @@ pub fn context(
     pod: &Pod,
     container: &Container,
     image: &Image,
-    volume_groups: &[i64],
+    root: &Path,
+    volumes: &MountedVolumes,
 ) -> Result<LinuxSecurityContext, String> {
     let none = k8s_openapi::api::core::v1::SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&none);
@@ -47,8 +51,9 @@ pub fn context(
     }
     let mut groups = shared.supplemental_groups.clone().unwrap_or_default();
     groups.extend(shared.fs_group);
-    groups.extend(volume_groups);
-    groups.dedup();
+    groups.extend(mounted_groups(container, volumes));
+    let mut known = std::collections::HashSet::new();
+    groups.retain(|g| known.insert(*g));
     let seccomp = own.seccomp_profile.as_ref().or(shared.seccomp_profile.as_ref());
     let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
     let capabilities = own.capabilities.clone().unwrap_or_default();
@@ -66,7 +71,26 @@ pub fn context(
         readonly_paths: if unmasked { Vec::new() } else { paths(&READ_ONLY) },
         // No profile means unconfined, as upstream's kubelet does without --seccomp-default.
         seccomp_unconfined: privileged || seccomp.is_none_or(|p| p.type_ == "Unconfined"),
+        seccomp_localhost: match seccomp.filter(|p| p.type_ == "Localhost") {
+            Some(profile) => localhost_profile(profile, root)?,
+            None => String::new(),
+        },
+        supplemental_groups_strict: shared.supplemental_groups_policy.as_deref() == Some("Strict"),
+        pid_target: String::new(),
     })
+}
+
+/// Groups that own what a container mounts, as its volumes say.
+fn mounted_groups(container: &Container, volumes: &MountedVolumes) -> Vec<i64> {
+    let mounts = container.volume_mounts.iter().flatten();
+    mounts.filter_map(|m| volumes.get(&m.name)?.group).collect()
+}
+
+/// Where a profile of the node is.
+fn localhost_profile(profile: &SeccompProfile, root: &Path) -> Result<String, String> {
+    let name = profile.localhost_profile.as_deref().filter(|n| !n.is_empty());
+    let name = name.ok_or("localhostProfile must be set if seccompProfile type is Localhost.")?;
+    Ok(root.join("seccomp").join(name).to_string_lossy().into_owned())
 }
 
 fn verify_non_root(pod: &Pod, c: &Container, user: Option<i64>, image: &Image) -> Result<(), String> {
@@ -97,7 +121,8 @@ mod tests {
     fn run_as_non_root_is_checked_against_user_and_image() {
         let check = |context: serde_json::Value, image: Image, expected: Option<&str>| {
             let p = pod(json!({"containers": [{"name": "a", "securityContext": context}]}));
-            let got = super::context(&p, &spec(&p).containers[0], &image, &[]).err();
+            let none = MountedVolumes::new();
+            let got = super::context(&p, &spec(&p).containers[0], &image, Path::new("/k"), &none).err();
             let place = "(pod: \"web_default(u1)\", container: a)";
             assert_eq!(got, expected.map(|e| format!("{e} {place}")));
         };

@@ -181,6 +181,21 @@ fn sidecars_are_killed_after_the_app_containers_and_from_the_last() {
 }
 
 #[test]
+fn a_rule_starts_the_whole_pod_over_once_nothing_of_it_runs() {
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [9]}}]);
+    let p = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [
+        {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "b"}]}));
+    let view = vec![exited("x", "a", 9, 1), running("y", "b"), exited("z", "i", 0, 0)];
+    let first = decide(&p, &seen(view), &mounted(), at(2));
+    assert_eq!((first.kill.len(), first.reset, first.end), (1, false, false));
+    let view = vec![exited("x", "a", 9, 1), exited("y", "b", 137, 2), exited("z", "i", 0, 0)];
+    assert!(decide(&p, &seen(view.clone()), &mounted(), at(3)).reset);
+    let mut m = mounted();
+    m.resetting = true;
+    assert!(!decide(&p, &seen(view), &m, at(3)).reset);
+}
+
+#[test]
 fn the_deadline_fails_the_pod_and_is_waited_for() {
     let mut p = pod(json!({"activeDeadlineSeconds": 60, "containers": [{"name": "a"}]}));
     p.status = serde_json::from_value(json!({"startTime": "1970-01-01T00:00:00Z"})).ok();

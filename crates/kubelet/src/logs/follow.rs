@@ -98,8 +98,13 @@ where
         }
         let Some(watch) = watch.as_ref().filter(|_| !formatter.is_full()) else { return Ok(()) };
         if !reader.is_current(&path) {
-            // Rotated: what remains of the old file was read above.
+            // Rotated. Until the new file was there, the writer may have gone on with the old one.
             if let Ok(next) = Reader::open(&path) {
+                let mut rest = Vec::new();
+                while reader.read(&mut formatter, &mut rest)? {}
+                if !rest.is_empty() && output.send(Chunk::from(rest)).await.is_err() {
+                    return Ok(());
+                }
                 reader = next;
                 continue;
             }

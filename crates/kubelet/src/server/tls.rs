@@ -21,8 +21,13 @@ const MASTERS: &str = "system:masters";
 pub enum Caller {
     /// The API server or an administrator.
     ApiServer,
-    /// Somebody known who has no business here.
-    Other(String),
+    /// Somebody with a certificate of the cluster.
+    Other {
+        /// Common name.
+        name: String,
+        /// Organizations.
+        groups: Vec<String>,
+    },
     /// No certificate.
     Anonymous,
 }
@@ -67,6 +72,10 @@ pub fn caller(certificates: Option<&[CertificateDer<'_>]>) -> Caller {
     let Ok((_, cert)) = X509Certificate::from_der(first) else { return Caller::Anonymous };
     let subject = cert.subject();
     let name = subject.iter_common_name().next().and_then(|n| n.as_str().ok()).unwrap_or("");
-    let master = subject.iter_organization().any(|o| o.as_str() == Ok(MASTERS));
-    if name == API_SERVER || master { Caller::ApiServer } else { Caller::Other(name.to_owned()) }
+    let groups: Vec<String> =
+        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    if name == API_SERVER || groups.iter().any(|g| g == MASTERS) {
+        return Caller::ApiServer;
+    }
+    Caller::Other { name: name.to_owned(), groups }
 }

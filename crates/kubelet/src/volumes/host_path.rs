@@ -47,6 +47,19 @@ fn prepare(path: &Path, kind: &str) -> Result<(), String> {
     if fits { Ok(()) } else { Err(format!("hostPath type check failed: {shown} is not a {noun}")) }
 }
 
+/// Checks what is there, makes what may be missing.
+///
+/// # Errors
+/// It is not what `kind` says.
+pub(super) fn provide(path: &Path, kind: &str) -> Result<(), String> {
+    prepare(path, kind)?;
+    if kind.is_empty() && !path.exists() {
+        // Container runtimes make a missing bind source a directory.
+        fs::create_dir_all(path).map_err(|e| format!("mkdir {}: {e}", path.display()))?;
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl VolumeKind for HostPath {
     fn is(&self, volume: &Volume) -> bool {
@@ -56,11 +69,7 @@ impl VolumeKind for HostPath {
     async fn set_up(&self, _: &VolumeContext, volume: &Volume) -> Result<SetUp, String> {
         let source = volume.host_path.as_ref().ok_or("not a hostPath")?;
         let path = PathBuf::from(&source.path);
-        prepare(&path, source.type_.as_deref().unwrap_or(""))?;
-        if source.type_.as_deref().unwrap_or("").is_empty() && !path.exists() {
-            // Container runtimes make a missing bind source a directory.
-            fs::create_dir_all(&path).map_err(|e| format!("mkdir {}: {e}", path.display()))?;
-        }
+        provide(&path, source.type_.as_deref().unwrap_or(""))?;
         Ok(SetUp::plain(path, false))
     }
 }

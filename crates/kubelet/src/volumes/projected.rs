@@ -98,7 +98,7 @@ impl VolumeKind for Projected {
         let path = cx.path("projected", &volume.name);
         mount_tmpfs(&path, None)?;
         atomic_writer::write(&path, &files, cx.fs_group()).map_err(|e| e.to_string())?;
-        Ok(SetUp { mounted: Mounted { path, read_only: true }, renew_at })
+        Ok(SetUp { mounted: Mounted { path, read_only: true, group: None }, renew_at })
     }
 
     fn references(&self, namespace: &str, volume: &Volume) -> Vec<Reference> {

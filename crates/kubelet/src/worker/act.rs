@@ -33,6 +33,12 @@ impl Worker {
         for name in actions.start {
             self.start(&name);
         }
+        if actions.reset {
+            self.reset();
+        }
+        if actions.resize {
+            self.resize();
+        }
         if actions.over {
             self.close();
         }
@@ -56,6 +62,7 @@ impl Worker {
             pod: self.pod.clone(),
             directory: self.cx.directory(self.uid()),
             facts: Arc::new(self.cx.facts(&self.pod, &self.ips())),
+            node_labels: Arc::new(self.cx.allocations.node().labels),
         }
     }
 
@@ -63,7 +70,9 @@ impl Worker {
     fn follow_objects(&self) {
         let mut references = volumes::references(&self.pod);
         let namespace = names::namespace(&self.pod);
-        for (container, _) in crate::pod::containers(&self.pod) {
+        let ephemeral: Vec<_> =
+            crate::pod::ephemeral_containers(&self.pod).map(crate::pod::as_container).collect();
+        for container in crate::pod::containers(&self.pod).map(|(c, _)| c).chain(&ephemeral) {
             let (maps, secrets) = crate::container::env::referenced(container);
             references.extend(maps.iter().map(|n| crate::objects::Reference::config_map(namespace, n)));
             references.extend(secrets.iter().map(|n| crate::objects::Reference::secret(namespace, n)));
@@ -123,12 +132,15 @@ impl Worker {
 
     fn start(&mut self, name: &str) {
         let Some((container, _)) = crate::pod::container(&self.pod, name) else { return };
-        let container = container.clone();
+        let container = container.into_owned();
         let Some(sandbox) = self.seen.sandboxes.first() else { return };
         let newest = self.seen.newest(name);
-        let attempt = newest.map_or(0, |n| {
-            u32::try_from(crate::container_status::restart_count(n)).unwrap_or(0).saturating_add(1)
-        });
+        let attempt = match newest {
+            Some(n) => {
+                u32::try_from(crate::container_status::restart_count(n)).unwrap_or(0).saturating_add(1)
+            }
+            None => self.attempt_by_status(name),
+        };
         if newest.is_some_and(|n| n.state == ContainerState::Exited) {
             let now = self.now();
             self.memory.backoff.next(&backoff_key(&container), now);
@@ -141,6 +153,7 @@ impl Worker {
             sandbox_attempt: sandbox.metadata.attempt,
             ips: self.ips(),
             volumes: self.volumes.clone(),
+            target: self.target_of(name),
         };
         let slot = self.memory.slot(name);
         slot.starting = true;
@@ -151,6 +164,56 @@ impl Worker {
             let result = start::start_container(&cx, &start).await;
             Done::Started(name, result)
         });
+    }
+
+    /// The number of the next instance of a container that the runtime does not know: it was removed.
+    fn attempt_by_status(&self, name: &str) -> u32 {
+        let status = self.pod.status.as_ref();
+        let lists = [
+            status.and_then(|s| s.container_statuses.as_ref()),
+            status.and_then(|s| s.init_container_statuses.as_ref()),
+        ];
+        let known = lists.into_iter().flatten().flatten().find(|c| c.name == name);
+        let known = known.filter(|c| {
+            let state = c.state.as_ref();
+            let ran = |s: &k8s_openapi::api::core::v1::ContainerState| {
+                s.running.is_some() || s.terminated.is_some()
+            };
+            state.is_some_and(ran) || c.last_state.as_ref().is_some_and(ran)
+        });
+        known.map_or(0, |c| u32::try_from(c.restart_count).unwrap_or(0).saturating_add(1))
+    }
+
+    /// Removes the containers of the sandbox; the pod then starts over.
+    fn reset(&mut self) {
+        self.memory.resetting = true;
+        let now = self.now();
+        self.memory.backoff.next(crate::decide::RESET, now);
+        self.memory.slots.clear();
+        let ephemeral: Vec<String> =
+            crate::pod::ephemeral_containers(&self.pod).map(|c| c.name.clone()).collect();
+        let old: Vec<String> = self
+            .seen
+            .containers
+            .iter()
+            .filter(|c| !ephemeral.contains(&c.metadata.name))
+            .map(|c| c.id.clone())
+            .collect();
+        let cx = self.cx.clone();
+        self.tasks.spawn(async move {
+            for id in old {
+                remove_container(&cx, &id).await;
+            }
+            Done::Reset
+        });
+    }
+
+    /// The running container whose processes an ephemeral container wants to see.
+    fn target_of(&self, name: &str) -> String {
+        let own = crate::pod::ephemeral_containers(&self.pod).find(|c| c.name == name);
+        let target = own.and_then(|c| c.target_container_name.as_deref()).filter(|t| !t.is_empty());
+        let instance = target.and_then(|t| self.seen.newest(t));
+        instance.filter(|c| c.state == ContainerState::Running).map(|c| c.id.clone()).unwrap_or_default()
     }
 
     /// Shows a crash loop and records it, once per wait.

@@ -38,15 +38,7 @@ impl Worker {
                 }
             }
             Done::Started(name, result) => self.started(&name, result),
-            Done::Killed(id, result) => {
-                self.dirty = true;
-                if let Err(e) = result {
-                    warn!(container = id, error = %e, "container not killed");
-                    self.cx.pod_warning(&self.pod, "FailedKillPod", format!("error killing pod: {e}"));
-                    self.memory.killing.remove(&id);
-                    self.retry_at = Some(crate::pod::after(self.now(), 1));
-                }
-            }
+            Done::Killed(id, result) => self.killed(&id, result),
             Done::SandboxStopped(id, result) => {
                 self.memory.stopping.remove(&id);
                 self.dirty = true;
@@ -59,6 +51,15 @@ impl Worker {
             }
             // The runtime's own event makes the worker look again.
             Done::Removed => {}
+            Done::Reset => {
+                self.memory.resetting = false;
+                self.dirty = true;
+            }
+            Done::Mirrored(result) => self.mirror_made(result),
+            Done::Resized(result) => self.resized(result),
+            Done::StatusWritten(result) | Done::Refreshed(result) if names::is_static(&self.pod) => {
+                self.mirror_written(result);
+            }
             Done::StatusWritten(result) => {
                 if let Ok(pod) = &result {
                     self.written_version.clone_from(&pod.metadata.resource_version);
@@ -84,6 +85,16 @@ impl Worker {
                     self.closing = Closing::Closed;
                 }
             }
+        }
+    }
+
+    fn killed(&mut self, id: &str, result: Result<(), coracle_cri::CriError>) {
+        self.dirty = true;
+        if let Err(e) = result {
+            warn!(container = id, error = %e, "container not killed");
+            self.cx.pod_warning(&self.pod, "FailedKillPod", format!("error killing pod: {e}"));
+            self.memory.killing.remove(id);
+            self.retry_at = Some(crate::pod::after(self.now(), 1));
         }
     }
 
@@ -133,7 +144,8 @@ impl Worker {
         match result {
             Ok(pod) => {
                 if super::at_least_as_new(&pod, &self.pod) {
-                    self.pod = pod;
+                    self.set_pod(pod);
+                    self.consider_resize();
                 }
             }
             Err(s) if s.reason() == Reason::NotFound => self.memory.gone = true,

@@ -32,9 +32,10 @@ impl Worker {
     fn probe_container(&mut self, running: &ContainerStatus) {
         let pod = self.pod.clone();
         let Some((container, role)) = crate::pod::container(&pod, &running.metadata.name) else { return };
-        if role == Role::Init {
+        if matches!(role, Role::Init | Role::Ephemeral) {
             return;
         }
+        let container = &*container;
         // A container counts as running only after its postStart hook.
         if self.memory.slots.get(&container.name).is_some_and(|s| s.starting) {
             return;

@@ -55,10 +55,9 @@ fn read_records(runtime: &Runtime) -> io::Result<Vec<Arc<Sandbox>>> {
         match record {
             Ok(record) if runtime.sandboxes.lock().contains_key(&record.sandbox_id) => {
                 known.insert(record.id.clone());
-                let pin = runtime.images.pin(record.layers.iter().cloned());
-                let now = ContainerStatusNow { state: ContainerState::Created, ..Default::default() };
+                let pin = runtime.images.pin(record.all_layers());
                 let id = record.id.clone();
-                let entry = ContainerEntry { record, now: now.into(), busy: Default::default(), _pin: pin };
+                let entry = ContainerEntry::new(record, pin);
                 if let Some(exit) = Runtime::recorded_exit(&entry) {
                     runtime.mark_exited(&entry, exit);
                 }
@@ -72,8 +71,8 @@ fn read_records(runtime: &Runtime) -> io::Result<Vec<Arc<Sandbox>>> {
     }
     for dir in subdirectories(&runtime.config.root.join("containers"))? {
         if !known.contains(&*dir.file_name().unwrap_or_default().to_string_lossy()) {
-            crate::files::unmount(&dir.join("merged"));
-            crate::files::remove_tree(&dir)?;
+            let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            crate::snapshot::Snapshot::new(&runtime.config.root, &name).remove()?;
         }
     }
     Ok(half_made)
@@ -111,7 +110,7 @@ async fn adopt_sandbox(runtime: &Arc<Runtime>, sandbox: &Arc<Sandbox>) {
                             state: ContainerState::Running,
                             pid: seen.pid,
                             started_at: seen.started_at,
-                            exit: None,
+                            ..ContainerStatusNow::default()
                         };
                     }
                 }

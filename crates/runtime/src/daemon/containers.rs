@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::shim_client::{self, unexpected};
 use super::{ContainerEntry, ContainerRecord, ContainerStatusNow, Runtime, Sandbox, blocking};
 use crate::capabilities;
-use crate::images::ImageConfig;
+use crate::images::{ImageConfig, ImageRecord};
 use crate::protocol::{Exit, LaunchSpec, Reply, Request};
 use crate::rootfs::{Identity, RootFs};
 use crate::snapshot::Snapshot;
@@ -37,7 +37,11 @@ impl Runtime {
         let image = self.images.find(&config.image.image).ok_or_else(|| {
             CriError::NotFound(format!("failed to resolve image {:?}: not found", config.image.image))
         })?;
-        let pin = self.images.pin(image.layers.iter().cloned());
+        let volumes = self.volume_images(&config)?;
+        let volume_layers: Vec<String> = volumes.iter().flat_map(|v| v.layers.clone()).collect();
+        let pin = self.images.pin(image.layers.iter().cloned().chain(volume_layers.iter().cloned()));
+        let seccomp_profile = seccomp_profile(&config)?;
+        let pid_target = self.pid_target(&config)?;
         let id = coracle_stdx::random_hex(32);
         let log_path = match (config.log_path.is_empty(), sandbox_config.log_directory.is_empty()) {
             (true, _) => PathBuf::new(),
@@ -48,6 +52,8 @@ impl Runtime {
             image_ref: image.digests.iter().next().unwrap_or(&image.id).clone(),
             image_id: image.id.clone(),
             layers: image.layers.clone(),
+            volume_layers,
+            groups: Vec::new(),
             created_at: self.now_nanos(),
             stop_signal: stop_signal(&image.config.stop_signal),
             launch: LaunchSpec {
@@ -60,6 +66,7 @@ impl Runtime {
                 stdin: config.stdin,
                 stdin_once: config.stdin_once,
                 seccomp: !config.security.seccomp_unconfined && !config.security.privileged,
+                seccomp_profile,
                 no_new_privs: config.security.no_new_privs,
                 ..LaunchSpec::default()
             },
@@ -68,7 +75,8 @@ impl Runtime {
         };
         let (runtime, owner, image_config) = (self.clone(), sandbox.clone(), image.config.clone());
         let prepared = tokio::task::spawn_blocking(move || {
-            let result = runtime.prepare(&owner, &image_config, record.clone());
+            let parts = Extras { volumes, pid_target };
+            let result = runtime.prepare(&owner, &image_config, record.clone(), &parts);
             if result.is_err() {
                 let _ = runtime.clean_up(&record);
             }
@@ -76,9 +84,7 @@ impl Runtime {
         })
         .await
         .map_err(|e| CriError::Internal(e.to_string()))??;
-        let now = ContainerStatusNow { state: ContainerState::Created, ..Default::default() };
-        let entry = ContainerEntry { record: prepared, now: now.into(), busy: Default::default(), _pin: pin };
-        self.containers.lock().insert(id.clone(), Arc::new(entry));
+        self.containers.lock().insert(id.clone(), Arc::new(ContainerEntry::new(prepared, pin)));
         self.emit(ContainerEventType::Created, &id, &sandbox);
         Ok(id)
     }
@@ -89,12 +95,14 @@ impl Runtime {
         sandbox: &Sandbox,
         image: &ImageConfig,
         mut record: ContainerRecord,
+        extras: &Extras,
     ) -> Result<ContainerRecord, CriError> {
         let failed = |e: io::Error| CriError::Internal(format!("failed to create container: {e}"));
         std::fs::create_dir_all(&record.launch.bundle).map_err(failed)?;
         let snapshot = Snapshot::new(&self.config.root, &record.id);
         let layers: Vec<PathBuf> = record.layers.iter().map(|l| self.images.layer_dir(l)).collect();
         snapshot.mount(&layers).map_err(failed)?;
+        self.mount_images(&snapshot, &mut record.config, &extras.volumes)?;
         let root = RootFs::open(&snapshot.merged()).map_err(failed)?;
         let identity = identity(&root, &record.config, image).map_err(CriError::InvalidArgument)?;
         root.make_dir(working_dir(&record.config, image).as_ref()).map_err(failed)?;
@@ -103,11 +111,13 @@ impl Runtime {
         record.launch.capabilities = capabilities::names(&capabilities);
         record.launch.uid = identity.uid;
         record.launch.gid = identity.gid;
+        record.groups.clone_from(&identity.groups);
         self.hierarchies.create(&record.launch.cgroup).map_err(failed)?;
         let namespaces = self.namespaces(&sandbox.id);
         let options = &sandbox.config.namespaces;
         let pause_pid = sandbox.state.lock().pause_pid;
-        let pid = (pause_pid != 0 && !options.host_pid).then(|| format!("/proc/{pause_pid}/ns/pid").into());
+        let shared = (pause_pid != 0 && !options.host_pid).then_some(pause_pid);
+        let pid = extras.pid_target.or(shared).map(|pid| format!("/proc/{pid}/ns/pid").into());
         let spec = build(&SpecInput {
             config: &record.config,
             sandbox: &sandbox.config,
@@ -160,7 +170,7 @@ impl Runtime {
                             state: ContainerState::Running,
                             pid,
                             started_at,
-                            exit: None,
+                            ..ContainerStatusNow::default()
                         };
                     }
                 }
@@ -249,7 +259,92 @@ fn identity(root: &RootFs, config: &ContainerConfig, image: &ImageConfig) -> Res
         None if !security.run_as_username.is_empty() => security.run_as_username.clone(),
         None => image.user.clone(),
     };
-    root.identity(&user, group, &extra)
+    root.identity(&user, group, &extra, security.supplemental_groups_strict)
+}
+
+/// What a container is made of beyond its own image.
+struct Extras {
+    /// Images mounted as volumes, in the order of the mounts that name them.
+    volumes: Vec<Arc<ImageRecord>>,
+    /// The process whose namespace it joins.
+    pid_target: Option<i32>,
+}
+
+/// The text of the profile that a container asks for.
+fn seccomp_profile(config: &ContainerConfig) -> Result<String, CriError> {
+    let path = &config.security.seccomp_localhost;
+    if path.is_empty() || config.security.privileged {
+        return Ok(String::new());
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let why = if e.kind() == io::ErrorKind::NotFound {
+            "no such file or directory".into()
+        } else {
+            e.to_string()
+        };
+        CriError::Internal(format!(
+            "failed to generate seccomp spec opts: cannot load seccomp profile {path:?}: open {path}: {why}"
+        ))
+    })?;
+    crate::seccomp_profile::filters(&text, &Default::default())
+        .map_err(|e| CriError::Internal(format!("failed to generate seccomp spec opts: {e}")))?;
+    Ok(text)
+}
+
+impl Runtime {
+    /// The images that a container's volumes name.
+    fn volume_images(&self, config: &ContainerConfig) -> Result<Vec<Arc<ImageRecord>>, CriError> {
+        let named = config.mounts.iter().filter(|m| !m.image.is_empty());
+        named
+            .map(|m| {
+                self.images.find(&m.image).ok_or_else(|| {
+                    CriError::NotFound(format!(
+                        "failed to resolve image {:?} of a volume: not found",
+                        m.image
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    /// The first process of the container whose namespace is wanted.
+    fn pid_target(&self, config: &ContainerConfig) -> Result<Option<i32>, CriError> {
+        let target = &config.security.pid_target;
+        if target.is_empty() {
+            return Ok(None);
+        }
+        let pid = self.container(target).map(|c| c.now.lock().pid).unwrap_or(0);
+        if pid != 0 {
+            return Ok(Some(pid));
+        }
+        Err(CriError::FailedPrecondition(format!(
+            "invalid target container: container {target:?} is not running"
+        )))
+    }
+
+    /// Mounts the images of volumes and lets the mounts point at them.
+    fn mount_images(
+        &self,
+        snapshot: &Snapshot,
+        config: &mut ContainerConfig,
+        images: &[Arc<ImageRecord>],
+    ) -> Result<(), CriError> {
+        let failed = |e: io::Error| CriError::Internal(format!("failed to mount image volume: {e}"));
+        let wanted = config.mounts.iter_mut().filter(|m| !m.image.is_empty());
+        for (number, (mount, image)) in wanted.zip(images).enumerate() {
+            let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.images.layer_dir(l)).collect();
+            let view = snapshot.view(number, &layers).map_err(failed)?;
+            let place = crate::rootfs::inside(&view, &mount.image_sub_path).map_err(|_| {
+                CriError::Internal(format!(
+                    "failed to mount image volume: sub path {:?} does not exist in the image",
+                    mount.image_sub_path
+                ))
+            })?;
+            mount.host_path = place.to_string_lossy().into_owned();
+            mount.readonly = true;
+        }
+        Ok(())
+    }
 }
 
 /// An image's stop signal: a name with or without `SIG`, or a number.

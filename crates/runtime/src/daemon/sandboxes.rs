@@ -33,6 +33,7 @@ impl Runtime {
         match self.build_sandbox(&sandbox).await {
             Ok(connection) => {
                 self.sandboxes.lock().insert(id.clone(), sandbox.clone());
+                self.weigh(&sandbox.config).await;
                 self.follow(&sandbox, connection);
                 self.emit(ContainerEventType::Started, "", &sandbox);
                 Ok(id)
@@ -118,6 +119,7 @@ impl Runtime {
         let was_ready = std::mem::replace(&mut sandbox.state.lock().ready, false);
         let saved = sandbox.clone();
         blocking(move || saved.save()).await?;
+        self.weigh(&sandbox.config).await;
         if was_ready {
             self.emit(ContainerEventType::Stopped, "", sandbox);
         }

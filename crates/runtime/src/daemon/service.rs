@@ -5,8 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use coracle_cri::v1::{
     AuthConfig, Container, ContainerConfig, ContainerEventResponse, ContainerFilter, ContainerState,
-    ContainerStats, ContainerStatus, ExecSyncResponse, Image, ImageSpec, Map, PodSandbox, PodSandboxConfig,
-    PodSandboxFilter, PodSandboxStatus, RuntimeStatus, VersionResponse,
+    ContainerStats, ContainerStatus, ExecSyncResponse, FilesystemUsage, Image, ImageSpec, LinuxContainerUser,
+    LinuxResources, Map, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStats, PodSandboxStatus,
+    RuntimeStatus, VersionResponse,
 };
 use coracle_cri::{CriError, ExecRequest, ExecSession, ImageService, RuntimeService, Streaming};
 use tokio::sync::mpsc;
@@ -50,6 +51,12 @@ impl ContainerEntry {
             log_path: record.launch.log_path.to_string_lossy().into_owned(),
             mounts: record.config.mounts.clone(),
             pid: now.pid,
+            user: Some(LinuxContainerUser {
+                uid: record.launch.uid.into(),
+                gid: record.launch.gid.into(),
+                supplemental_groups: record.groups.iter().map(|g| i64::from(*g)).collect(),
+            }),
+            resources: now.resources.clone().unwrap_or_else(|| record.config.resources.clone()),
         }
     }
 }
@@ -180,15 +187,20 @@ impl RuntimeService for Runtime {
         self.run_to_end(id, cmd, timeout).await
     }
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, CriError> {
-        let container = self.container(id)?;
-        // A handful of reads of kernel memory: quicker than a thread switch.
-        let usage = self.hierarchies.usage(&container.record.launch.cgroup);
-        Ok(ContainerStats {
-            id: id.to_owned(),
-            cpu_usage_core_nano_seconds: usage.cpu_nanoseconds,
-            memory_working_set_bytes: usage.memory_working_set,
-            memory_usage_bytes: usage.memory_usage,
-        })
+        self.figures_of_container(id).await
+    }
+    async fn pod_sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, CriError> {
+        self.figures_of_sandbox(id)
+    }
+    async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<(), CriError> {
+        self.change_container(id, resources).await
+    }
+    async fn update_pod_sandbox_resources(
+        &self,
+        id: &str,
+        resources: LinuxResources,
+    ) -> Result<(), CriError> {
+        self.change_sandbox(id, resources).await
     }
     async fn container_events(&self) -> Result<mpsc::Receiver<ContainerEventResponse>, CriError> {
         Ok(self.listen())
@@ -213,11 +225,14 @@ impl ImageService for Runtime {
             };
             return present.map(|i| i.id).ok_or_else(absent);
         }
-        crate::images::pull(&self.images, &image.image, auth).await
+        crate::images::pull(&self.images, &image.image, auth, &self.config.registries).await
     }
     async fn remove_image(&self, image: &ImageSpec) -> Result<(), CriError> {
         let (images, name) = (self.images.clone(), image.image.clone());
         blocking(move || images.remove(&name)).await
+    }
+    async fn image_fs_info(&self) -> Result<FilesystemUsage, CriError> {
+        Ok(self.image_usage())
     }
 }
 

@@ -33,7 +33,11 @@ struct Prepared {
 pub(crate) fn prepare(launch: &LaunchSpec) -> Result<(), String> {
     let keep: CapsHashSet =
         launch.capabilities.iter().filter_map(|name| Capability::from_str(name).ok()).collect();
-    let filters = if launch.seccomp { crate::seccomp::default_filters(&keep)? } else { Vec::new() };
+    let filters = match (launch.seccomp, launch.seccomp_profile.as_str()) {
+        (false, _) => Vec::new(),
+        (true, "") => crate::seccomp::default_filters(&keep)?,
+        (true, profile) => crate::seccomp_profile::filters(profile, &keep)?,
+    };
     let _ = PREPARED.set(Prepared { filters, keep });
     Ok(())
 }

@@ -140,7 +140,7 @@ pub async fn volumes_are_mounted(lab: &Lab) {
         container_path: container.into(),
         host_path: host.to_string_lossy().into_owned(),
         readonly,
-        propagation: 0,
+        ..Mount::default()
     };
     let mut config =
         shell("main", "cat /v/file; echo x > /v/inner/y; echo z > /ro/z || echo refused; cat /etc/hosts");
@@ -168,8 +168,8 @@ pub async fn mounts_propagate_when_asked(lab: &Lab) {
     let volume = |propagation| Mount {
         container_path: "/v".into(),
         host_path: host.to_string_lossy().into_owned(),
-        readonly: false,
         propagation,
+        ..Mount::default()
     };
     let none = ContainerConfig { mounts: vec![volume(0)], ..shell("none", "sleep 100") };
     let slave = ContainerConfig { mounts: vec![volume(1)], ..shell("slave", "sleep 100") };
@@ -199,7 +199,7 @@ pub async fn host_namespaces_are_the_hosts(lab: &Lab) {
         host_network: true,
         host_pid: true,
         host_ipc: true,
-        share_process_namespace: false,
+        ..NamespaceOptions::default()
     };
     let pod = (lab.runtime.run_pod_sandbox(config.clone()).await.unwrap(), config);
     let id = lab.run(&pod, shell("main", "sleep 100 & sleep 200")).await;

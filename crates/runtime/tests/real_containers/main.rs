@@ -149,6 +149,7 @@ fn shell(name: &str, script: &str) -> ContainerConfig {
 
 fn config(dir: &Path) -> RuntimeConfig {
     RuntimeConfig {
+        registries: dir.join("registries.yaml"),
         root: dir.join("root"),
         // As in real life on a memory file system.
         state: Path::new("/run").join(dir.file_name().unwrap()),

@@ -2,7 +2,9 @@
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, ContainerStatus, Pod, PodSpec, Toleration,
+};
 
 use crate::check::named;
 use crate::common::text;
@@ -193,25 +195,64 @@ pub(super) fn validate_status(new: &Pod, old: &Pod, errs: &mut ErrorList) {
     if !text(before.qos_class.as_ref()).is_empty() {
         errs.immutable(path.child("qosClass"), &status.qos_class, &before.qos_class);
     }
-    let restart = text(old.spec.as_ref().and_then(|s| s.restart_policy.as_ref()));
-    let lists = (status.container_statuses.as_deref(), before.container_statuses.as_deref());
-    transitions(lists.0, lists.1, restart, &path.child("containerStatuses"), errs);
+    let Some(spec) = &old.spec else { return };
+    let (now, was) = (status.container_statuses.as_deref(), before.container_statuses.as_deref());
+    transitions(now, was, spec, &spec.containers, &path.child("containerStatuses"), errs);
+    let (now, was) = (status.init_container_statuses.as_deref(), before.init_container_statuses.as_deref());
+    let init = spec.init_containers.as_deref().unwrap_or_default();
+    transitions(now, was, spec, init, &path.child("initContainerStatuses"), errs);
+}
+
+/// Action of a restart rule that starts the whole pod over.
+const RESTART_ALL: &str = "RestartAllContainers";
+
+/// Whether a container that ended with this code may run again: by its rules, its own policy, or the pod's.
+fn restarts(spec: &PodSpec, container: &Container, code: i32) -> bool {
+    let by_policy = |policy: &str| match policy {
+        "Always" => Some(true),
+        "OnFailure" => Some(code != 0),
+        "Never" => Some(false),
+        _ => None,
+    };
+    if let Some(own) = container.restart_policy.as_deref() {
+        let speaks = |rule: &&ContainerRestartRule| {
+            let Some(codes) = &rule.exit_codes else { return false };
+            let listed = codes.values.iter().flatten().any(|v| *v == code);
+            match codes.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                _ => false,
+            }
+        };
+        let rule = container.restart_policy_rules.iter().flatten().find(speaks);
+        if rule.is_some_and(|r| matches!(r.action.as_str(), "Restart" | RESTART_ALL)) {
+            return true;
+        }
+        if let Some(answer) = by_policy(own) {
+            return answer;
+        }
+    }
+    by_policy(text(spec.restart_policy.as_ref())).unwrap_or(true)
 }
 
 /// A container that has ended for good cannot run again.
 fn transitions(
     new: Option<&[ContainerStatus]>,
     old: Option<&[ContainerStatus]>,
-    restart: &str,
+    spec: &PodSpec,
+    containers: &[Container],
     path: &Path,
     errs: &mut ErrorList,
 ) {
-    if restart == "Always" {
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut rules = all.flat_map(|c| c.restart_policy_rules.iter().flatten());
+    if rules.any(|rule| rule.action == RESTART_ALL) {
         return;
     }
     for (i, before) in old.unwrap_or_default().iter().enumerate() {
         let Some(ended) = before.state.as_ref().and_then(|s| s.terminated.as_ref()) else { continue };
-        if restart == "OnFailure" && ended.exit_code != 0 {
+        let container = containers.iter().find(|c| c.name == before.name);
+        if container.is_some_and(|c| restarts(spec, c, ended.exit_code)) {
             continue;
         }
         let now = new.unwrap_or_default().iter().find(|s| s.name == before.name);

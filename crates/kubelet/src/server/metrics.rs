@@ -1,0 +1,236 @@
+//! `/metrics`, `/metrics/resource`, `/metrics/probes` and `/metrics/cadvisor` in Prometheus' text form.
+
+use std::fmt::Write as _;
+
+use super::figures::{self, Rates};
+use crate::context::Context;
+use crate::manager::Pods;
+use crate::names;
+
+/// A metric being written.
+struct Family<'a> {
+    out: &'a mut String,
+    name: &'static str,
+}
+
+impl<'a> Family<'a> {
+    fn new(out: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        Self { out, name }
+    }
+    fn add(&mut self, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
+        let escape = |v: &str| v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let list: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{}\"", escape(v))).collect();
+        let labels = if list.is_empty() { String::new() } else { format!("{{{}}}", list.join(",")) };
+        let at = at.map(|t| format!(" {t}")).unwrap_or_default();
+        let _ = writeln!(self.out, "{}{labels} {value}{at}", self.name);
+    }
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// CPU and memory of containers, pods and the node.
+pub async fn resource(cx: &Context, pods: &Pods, rates: &Rates) -> String {
+    let now = cx.clock.now().as_millisecond();
+    let node = figures::node(cx, rates);
+    let list = figures::pods(cx, pods, rates).await;
+    let mut out = String::new();
+    let all: Vec<_> = list
+        .iter()
+        .flat_map(|p| p.containers.iter().map(move |c| (p, c)))
+        .map(|(p, c)| {
+            let pod = &p.handle.pod;
+            (
+                c,
+                [
+                    ("container", c.status.metadata.name.as_str()),
+                    ("namespace", names::namespace(pod)),
+                    ("pod", names::name(pod)),
+                ],
+            )
+        })
+        .collect();
+    let help = "[STABLE] Cumulative cpu time consumed by the container in core-seconds";
+    let mut f = Family::new(&mut out, "container_cpu_usage_seconds_total", "counter", help);
+    all.iter().for_each(|(c, l)| f.add(l, seconds(c.stats.cpu_usage_core_nano_seconds), Some(now)));
+    let help = "[STABLE] Current working set of the container in bytes";
+    let mut f = Family::new(&mut out, "container_memory_working_set_bytes", "gauge", help);
+    all.iter().for_each(|(c, l)| f.add(l, c.stats.memory_working_set_bytes as f64, Some(now)));
+    let help = "[STABLE] Start time of the container since unix epoch in seconds";
+    let mut f = Family::new(&mut out, "container_start_time_seconds", "gauge", help);
+    all.iter().for_each(|(c, l)| f.add(l, c.status.started_at as f64 / 1e9, None));
+    let help = "[STABLE] Cumulative cpu time consumed by the node in core-seconds";
+    Family::new(&mut out, "node_cpu_usage_seconds_total", "counter", help).add(
+        &[],
+        seconds(node.cpu),
+        Some(now),
+    );
+    let help = "[STABLE] Current working set of the node in bytes";
+    Family::new(&mut out, "node_memory_working_set_bytes", "gauge", help).add(
+        &[],
+        node.memory_working_set as f64,
+        Some(now),
+    );
+    let pod_labels = |p: &figures::PodFigures| {
+        [
+            ("namespace", names::namespace(&p.handle.pod).to_owned()),
+            ("pod", names::name(&p.handle.pod).to_owned()),
+        ]
+    };
+    let help = "[STABLE] Cumulative cpu time consumed by the pod in core-seconds";
+    let mut f = Family::new(&mut out, "pod_cpu_usage_seconds_total", "counter", help);
+    for p in &list {
+        let labels = pod_labels(p);
+        let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
+        f.add(&labels, seconds(p.stats.cpu_usage_core_nano_seconds), Some(now));
+    }
+    let help = "[STABLE] Current working set of the pod in bytes";
+    let mut f = Family::new(&mut out, "pod_memory_working_set_bytes", "gauge", help);
+    for p in &list {
+        let labels = pod_labels(p);
+        let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
+        f.add(&labels, p.stats.memory_working_set_bytes as f64, Some(now));
+    }
+    let help = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
+    Family::new(&mut out, "resource_scrape_error", "gauge", help).add(&[], 0.0, None);
+    out
+}
+
+/// Containers as cAdvisor shows them: the figures that dashboards ask for.
+pub async fn cadvisor(cx: &Context, pods: &Pods, rates: &Rates) -> String {
+    let now = cx.clock.now().as_millisecond();
+    let list = figures::pods(cx, pods, rates).await;
+    let mut out = String::new();
+    let rows: Vec<_> = list
+        .iter()
+        .flat_map(|p| p.containers.iter().map(move |c| (p, c)))
+        .map(|(p, c)| {
+            let labels = [
+                ("container", c.status.metadata.name.as_str()),
+                ("id", c.status.id.as_str()),
+                ("image", c.status.image.image.as_str()),
+                ("name", c.status.id.as_str()),
+                ("namespace", names::namespace(&p.handle.pod)),
+                ("pod", names::name(&p.handle.pod)),
+            ];
+            (c, labels)
+        })
+        .collect();
+    let mut family = |name, kind, help, value: fn(&figures::ContainerFigures) -> f64| {
+        let mut f = Family::new(&mut out, name, kind, help);
+        rows.iter().for_each(|(c, labels)| f.add(labels, value(c), Some(now)));
+    };
+    family("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", |c| {
+        seconds(c.stats.cpu_usage_core_nano_seconds)
+    });
+    family("container_memory_usage_bytes", "gauge", "Current memory usage in bytes.", |c| {
+        c.stats.memory_usage_bytes as f64
+    });
+    family("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |c| {
+        c.stats.memory_working_set_bytes as f64
+    });
+    family("container_memory_rss", "gauge", "Size of RSS in bytes.", |c| c.stats.memory_rss_bytes as f64);
+    family("container_processes", "gauge", "Number of processes running inside the container.", |c| {
+        c.stats.process_count as f64
+    });
+    family("container_start_time_seconds", "gauge", "Start time of the container since unix epoch.", |c| {
+        c.status.started_at as f64 / 1e9
+    });
+    family("container_spec_memory_limit_bytes", "gauge", "Memory limit for the container.", |c| {
+        c.status.resources.memory_limit_in_bytes as f64
+    });
+    family("container_spec_cpu_shares", "gauge", "CPU share of the container.", |c| {
+        c.status.resources.cpu_shares as f64
+    });
+    type Read = fn(&figures::PodFigures) -> f64;
+    let network: [(&'static str, &str, Read); 2] = [
+        ("container_network_receive_bytes_total", "Cumulative count of bytes received", |p| {
+            p.stats.rx_bytes as f64
+        }),
+        ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |p| {
+            p.stats.tx_bytes as f64
+        }),
+    ];
+    for (name, help, value) in network {
+        let mut f = Family::new(&mut out, name, "counter", help);
+        for p in list.iter().filter(|p| !crate::pod::host_network(&p.handle.pod)) {
+            let (namespace, pod) = (names::namespace(&p.handle.pod), names::name(&p.handle.pod));
+            f.add(&[("interface", "eth0"), ("namespace", namespace), ("pod", pod)], value(p), Some(now));
+        }
+    }
+    out
+}
+
+/// How probes went.
+pub fn probes(cx: &Context) -> String {
+    let mut out = String::new();
+    let help =
+        "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.";
+    let mut f = Family::new(&mut out, "prober_probe_total", "counter", help);
+    for (key, count) in cx.probe_counts.lock().iter() {
+        let labels = [
+            ("container", key.container.as_str()),
+            ("namespace", key.namespace.as_str()),
+            ("pod", key.pod.as_str()),
+            ("pod_uid", key.uid.as_str()),
+            ("probe_type", key.kind),
+            ("result", key.result),
+        ];
+        f.add(&labels, *count as f64, None);
+    }
+    out
+}
+
+/// The kubelet itself.
+pub fn own(cx: &Context, pods: &Pods) -> String {
+    let mut out = String::new();
+    let (running_pods, running) = super::stats::counts(pods);
+    let node = [("node", cx.config.node_name.as_str())];
+    Family::new(&mut out, "kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.")
+        .add(&node, 1.0, None);
+    let help = "[ALPHA] Number of pods that have a running pod sandbox";
+    Family::new(&mut out, "kubelet_running_pods", "gauge", help).add(&[], running_pods as f64, None);
+    let help = "[ALPHA] Number of containers currently running";
+    Family::new(&mut out, "kubelet_running_containers", "gauge", help).add(
+        &[("container_state", "running")],
+        running as f64,
+        None,
+    );
+    let help = "[ALPHA] The number of pods the kubelet works on";
+    Family::new(&mut out, "kubelet_working_pods", "gauge", help).add(&[], pods.all().len() as f64, None);
+    let version = [("git_version", cx.config.version.as_str()), ("major", "1"), ("minor", "36")];
+    Family::new(&mut out, "kubernetes_build_info", "gauge", "[ALPHA] Build information.")
+        .add(&version, 1.0, None);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let rss =
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let help = "[ALPHA] Resident memory size in bytes.";
+    Family::new(&mut out, "process_resident_memory_bytes", "gauge", help).add(
+        &[],
+        rss.unwrap_or(0.0) * 1024.0,
+        None,
+    );
+    let help = "[ALPHA] Start time of the process since unix epoch in seconds.";
+    let started = cx.started.as_millisecond() as f64 / 1e3;
+    Family::new(&mut out, "process_start_time_seconds", "gauge", help).add(&[], started, None);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_text_with_escaped_labels() {
+        let mut out = String::new();
+        let mut f = Family::new(&mut out, "x_total", "counter", "help");
+        f.add(&[("a", "q\"b")], 1.5, Some(7));
+        f.add(&[], 2.0, None);
+        assert_eq!(
+            out,
+            "# HELP x_total help\n# TYPE x_total counter\nx_total{a=\"q\\\"b\"} 1.5 7\nx_total 2\n"
+        );
+    }
+}
