@@ -87,7 +87,8 @@ impl Server {
         if let Some(alias) = spec.filter(|s| s.type_.as_deref() == Some("ExternalName")) {
             return Ok(format!("{}:{port}", alias.external_name.as_deref().unwrap_or("")));
         }
-        let found = kubelet::service_address(self, &services, namespace, name, &port.to_string());
+        let number = u16::try_from(port).map_err(|e| e.to_string())?;
+        let found = kubelet::service_address(self, namespace, name, number);
         let (address, port) = found.map_err(|e| e.message().to_owned())?;
         Ok(if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") })
     }

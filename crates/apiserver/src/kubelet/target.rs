@@ -216,7 +216,7 @@ fn pod_address(
 }
 
 /// A random ready endpoint of a service.
-pub(crate) fn service_address(
+pub(super) fn service_address(
     server: &Server,
     resource: &Resource,
     namespace: &str,

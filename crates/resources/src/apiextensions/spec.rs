@@ -1,6 +1,6 @@
 //! Checks of a definition's spec: names, versions, columns, subresources, selectable fields, conversion.
 
-use coracle_apiextensions::{Schema, defaults, field_path, prune, structure};
+use coracle_apiextensions::{Schema, defaults, field_path, prune, publish, structure};
 use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1;
