@@ -68,6 +68,8 @@ pub struct Config {
     pub compaction_interval: Duration,
     /// How long Events are kept.
     pub event_ttl: Duration,
+    /// The audit log, if there is one.
+    pub audit: Option<crate::AuditConfig>,
 }
 
 impl std::fmt::Debug for Config {

@@ -3,6 +3,7 @@
 //! The only crate that sees the store. One path for every kind: a kind contributes its definition and strategy
 //! (crate `resources`), never a handler. HTTP requests and in-process requests meet in the same verbs.
 
+mod audit;
 mod authn;
 mod bootstrap;
 mod cache;
@@ -26,5 +27,6 @@ mod verbs;
 mod views;
 mod webhook;
 
+pub use audit::{AuditConfig, AuditPolicy, AuditSink, PolicyError};
 pub use config::{Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};
 pub use server::ApiServer;

@@ -15,11 +15,13 @@ use coracle_stdx::{Clock, Tasks};
 use coracle_store::Store;
 use parking_lot::Mutex;
 
+use crate::audit::AuditLog;
 use crate::authn::TokenCache;
 use crate::cache::{Cache, feed};
 use crate::config::{Config, StartError, Tls};
 use crate::fields::Fields;
 use crate::http::docs::Docs;
+use crate::http::metrics::Metrics;
 use crate::kubelet::Kubelets;
 use crate::registry::{Registry, Resource};
 use crate::services::Services;
@@ -43,6 +45,8 @@ pub(crate) struct Server {
     pub(crate) services: Services,
     pub(crate) fields: Fields,
     pub(crate) docs: Docs,
+    pub(crate) metrics: Metrics,
+    pub(crate) audit: Option<AuditLog>,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) advertise: SocketAddr,
 }
@@ -134,6 +138,8 @@ impl ApiServer {
             services,
             fields: Fields::new(),
             docs: Docs::default(),
+            metrics: Metrics::default(),
+            audit: config.audit.map(AuditLog::new),
             kubelets,
             advertise: config.advertise,
         });

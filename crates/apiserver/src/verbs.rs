@@ -32,6 +32,7 @@ use coracle_resources::def::{Context, Subresource};
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use crate::audit::Trail;
 use crate::cache::CacheEntry;
 
 /// Who makes a request, and with what program.
@@ -53,6 +54,14 @@ impl Caller {
     /// A caller without warnings so far.
     pub(crate) fn new(user: Arc<UserInfo>, agent: Arc<str>) -> Self {
         Self { user, agent, warned: Arc::default(), noted: Arc::default(), options: Arc::default() }
+    }
+
+    /// With notes that go into a trail of the audit log.
+    pub(crate) fn noting(mut self, trail: Option<&Trail>) -> Self {
+        if let Some(trail) = trail {
+            self.noted = trail.notes.clone();
+        }
+        self
     }
 
     /// The caller of a write with these options; `patch`: by PATCH.

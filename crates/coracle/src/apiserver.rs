@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use coracle_apiserver::{ApiServer, Tls};
+use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::static_token::StaticTokens;
@@ -36,6 +36,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let client_ca = args.client_ca_file.as_deref().map(read).transpose()?;
     let node_ports = port_range(&args.service_node_port_range)?;
     let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
+    let audit = audit(&args)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
@@ -57,6 +58,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         advertise: SocketAddr::new(advertise, args.secure_port),
         kubelet_client: None,
         bootstrap: coracle_auth::bootstrap::objects(),
+        audit,
     });
     let server = ApiServer::start(config)
         .await
@@ -96,6 +98,22 @@ fn tokens(path: &Path) -> Result<Arc<dyn coracle_auth::Authenticator>, Failure> 
         Failure::new(format!("{}: {e}", path.display()), "each line is token,user,uid,\"group1,group2\"")
     })?;
     Ok(Arc::new(tokens))
+}
+
+/// The audit log that the flags ask for: it takes a policy and a file (`-` for the standard output).
+fn audit(args: &ApiserverArgs) -> Result<Option<AuditConfig>, Failure> {
+    let (Some(policy), Some(log)) = (&args.audit_policy_file, &args.audit_log_path) else { return Ok(None) };
+    let parsed = AuditPolicy::parse(&read(policy)?);
+    let policy = parsed.map_err(|e| {
+        Failure::new(format!("{}: {e}", policy.display()), "give an audit.k8s.io/v1 Policy with rules")
+    })?;
+    let sink: AuditSink = if log.as_os_str() == "-" {
+        Box::new(std::io::stdout())
+    } else {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+        Box::new(file.map_err(|e| Failure::file("open", log, &e))?)
+    };
+    Ok(Some(AuditConfig { policy, sink }))
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), Failure> {

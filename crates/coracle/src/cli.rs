@@ -185,6 +185,12 @@ pub struct ApiserverArgs {
     /// Key that signs service-account tokens (PEM).
     #[arg(long)]
     pub service_account_signing_key_file: Option<PathBuf>,
+    /// Policy that says which requests the audit log notes (audit.k8s.io/v1).
+    #[arg(long, requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+    /// File that audit events are appended to, one JSON line each; `-` is the standard output.
+    #[arg(long)]
+    pub audit_log_path: Option<PathBuf>,
     /// Whether privileged containers are allowed. Always true.
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true")]
     pub allow_privileged: bool,

@@ -76,6 +76,8 @@ pub struct ServerParts<'a> {
     pub kubelet_client: Option<KubeletClient>,
     /// Objects that must exist.
     pub bootstrap: Vec<Box<dyn coracle_meta::Object>>,
+    /// The audit log, if one is wanted.
+    pub audit: Option<coracle_apiserver::AuditConfig>,
 }
 
 /// Puts a configuration together: authenticators, authorizers and admission are those of every cluster.
@@ -114,6 +116,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         bootstrap: parts.bootstrap,
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        audit: parts.audit,
     }
 }
 
@@ -252,6 +255,7 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
             ca_pem: pki.ca.clone(),
         }),
         bootstrap,
+        audit: None,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
 }

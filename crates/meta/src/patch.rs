@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::Status;
 use crate::schema::Schemas;
 
-pub use json::{json_patch, json_patch_if_tested};
+pub use json::{json_patch, json_patch_operations};
 
 /// Applies an RFC 7386 merge patch: nulls delete, objects merge, all else replaces.
 pub fn merge_patch(target: &mut Value, patch: &Value) {

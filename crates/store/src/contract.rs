@@ -139,6 +139,10 @@ async fn old_revisions_stay_readable_until_compaction(store: AnyStore) {
     assert_eq!(keys(&store, "/h/", Some(three)).await, ["/h/a=2", "/h/c=3"]);
     let limited = store.range(under("/h/", 1, Some(one))).await.expect("range");
     assert_eq!((limited.entries.len(), limited.remaining), (1, 1));
+    // A page behind a key begins with the key and a zero byte.
+    let behind = Range { start: "/h/a\0".into(), ..under("/h/", 0, Some(one)) };
+    let behind = store.range(behind).await.expect("range");
+    assert_eq!(behind.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/h/b"]);
     match store.range(under("/h/", 0, Some(three + 1))).await {
         Err(StoreError::Future { asked, newest }) => assert_eq!((asked, newest), (three + 1, three)),
         other => panic!("expected Future, got {other:?}"),

@@ -259,11 +259,11 @@ fn mutate(
     let mut json = shown.map_err(Failure::Server)?;
     if mutation.patch_type == "JSONPatch" {
         let patch = json_patch(&value).map_err(Failure::Policy)?;
-        match coracle_meta::patch::json_patch_if_tested(&mut json, &patch) {
+        match coracle_meta::patch::json_patch_operations(&mut json, &patch) {
             Ok(true) => {}
             // A test that fails is a way to say that there is nothing to do.
             Ok(false) => return Ok(()),
-            Err(status) => return Err(Failure::Policy(format!("JSON Patch: {}", status.message()))),
+            Err(why) => return Err(Failure::Policy(format!("JSON Patch: {why}"))),
         }
     } else {
         let configuration = configuration(&value, &json).map_err(Failure::Policy)?;
@@ -275,7 +275,12 @@ fn mutate(
         let read = DynamicObject::from_value(gvk, json);
         Box::new(read.map_err(|e| Failure::Server(Status::internal(e)))?)
     } else {
-        host.read(def, json).map_err(|status| Failure::Server(Status::internal(status.message())))?
+        host.read(def, json).map_err(|status| {
+            // Only what Go's decoder says.
+            let why = status.message();
+            let why = why.split_once("cannot be handled as a ").and_then(|(_, rest)| rest.split_once(": "));
+            Failure::Server(Status::internal(why.map_or(status.message(), |(_, why)| why)))
+        })?
     };
     Ok(())
 }
@@ -286,7 +291,7 @@ fn misnamed(record: &Record) -> Result<(), String> {
 }
 
 /// The operations that an expression made.
-fn json_patch(value: &Value) -> Result<Json, String> {
+fn json_patch(value: &Value) -> Result<Vec<Json>, String> {
     let Value::List(list) = value else {
         return Err("type mismatch: JSONPatchType.expression should evaluate to array".to_owned());
     };
@@ -314,7 +319,7 @@ fn json_patch(value: &Value) -> Result<Json, String> {
         }
         operations.push(operation);
     }
-    Ok(operations.into())
+    Ok(operations)
 }
 
 /// The apply configuration that an expression made, as one for `object`.

@@ -115,3 +115,123 @@ fn note(request: &mut Request<'_>, invocation: &Invocation<'_>, place: &str, mut
     let said = json!({ "configuration": hook.configuration, "webhook": hook.name, "mutated": mutated });
     request.annotate(&format!("mutation.webhook.admission.k8s.io/{place}"), said.to_string());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use coracle_auth::{Attributes, Decision};
+    use coracle_meta::Object;
+    use coracle_resources::def::ResourceDef;
+    use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+    use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+
+    use super::super::testing::{Said, admit_inside};
+    use super::*;
+    use crate::{HookTarget, Host};
+
+    /// A server whose webhooks answer by their path.
+    struct Fake;
+
+    #[async_trait]
+    impl Host for Fake {
+        async fn update_status(&self, _: &str, _: &str, _: Box<dyn Object>) -> Result<(), Status> {
+            Err(Status::no_such_path())
+        }
+        fn show(&self, _: &ResourceDef, obj: &dyn Object) -> Result<Value, Status> {
+            Ok(obj.to_value())
+        }
+        fn read(&self, _: &ResourceDef, value: Value) -> Result<Box<dyn Object>, Status> {
+            let map: ConfigMap = serde_json::from_value(value).map_err(Status::internal)?;
+            Ok(Box::new(map))
+        }
+        async fn call(&self, target: &HookTarget, body: Vec<u8>, _: Duration) -> Result<Vec<u8>, String> {
+            let review: Value = serde_json::from_slice(&body).unwrap();
+            let uid = review["request"]["uid"].clone();
+            let mut response = json!({ "uid": uid, "allowed": true });
+            match target.url.rsplit('/').next() {
+                Some("patch") => {
+                    let patch = json!([{ "op": "add", "path": "/data", "value": { "k": "v" } }]).to_string();
+                    response["patch"] = STANDARD.encode(patch).into();
+                    response["patchType"] = "JSONPatch".into();
+                    response["warnings"] = json!(["patched"]);
+                }
+                Some("deny") => {
+                    response = json!({ "uid": uid, "allowed": false, "status": { "message": "no" } })
+                }
+                _ => return Err("Post \"https://x\": connection refused".to_owned()),
+            }
+            let kind = "AdmissionReview";
+            let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": kind, "response": response });
+            Ok(review.to_string().into_bytes())
+        }
+        fn merge(&self, _: &ResourceDef, _: Value, _: &Value) -> Result<Value, String> {
+            Err("nothing is applied here".to_owned())
+        }
+        fn authorize(&self, _: &Attributes) -> (Decision, String) {
+            (Decision::NoOpinion, String::new())
+        }
+    }
+
+    fn run(path: &str, extra: Value) -> Result<(Value, Said), String> {
+        let mut hook = json!({ "name": "h.example.com", "clientConfig": { "url": format!("https://h/{path}") },
+            "rules": [{ "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"],
+                "resources": ["configmaps"] }],
+            "sideEffects": "None", "admissionReviewVersions": ["v1"] });
+        hook.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let configuration: MutatingWebhookConfiguration =
+            serde_json::from_value(json!({ "metadata": { "name": "c" }, "webhooks": [hook] })).unwrap();
+        let namespace: Namespace =
+            serde_json::from_value(json!({ "metadata": { "name": "ns", "labels": { "a": "b" } } })).unwrap();
+        let meta = json!({ "name": "m", "namespace": "ns" });
+        let map: ConfigMap = serde_json::from_value(json!({ "metadata": meta })).unwrap();
+        let mut object: Box<dyn Object> = Box::new(map);
+        let host: Arc<dyn Host> = Arc::new(Fake);
+        let objects: [Arc<dyn Object>; 2] = [Arc::new(configuration), Arc::new(namespace)];
+        let said = admit_inside(&host, &MutatingWebhook, &objects, ("", "configmaps"), &mut object);
+        let said = said.map_err(|status| status.message().to_owned())?;
+        Ok((object.to_value()["data"].clone(), said))
+    }
+
+    #[test]
+    fn patches_change_the_object_and_are_noted() {
+        let (data, (warnings, notes)) = run("patch", json!({})).unwrap();
+        assert_eq!((data, warnings), (json!({ "k": "v" }), vec!["patched".to_owned()]));
+        let (key, said) = notes.last().unwrap();
+        assert_eq!(key, "mutation.webhook.admission.k8s.io/round_0_index_0");
+        assert_eq!(said, r#"{"configuration":"c","mutated":true,"webhook":"h.example.com"}"#);
+    }
+
+    #[test]
+    fn refusals_and_failures_are_told_as_upstream_does() {
+        let denied = "admission webhook \"h.example.com\" denied the request: no";
+        assert_eq!(run("deny", json!({})).unwrap_err(), denied);
+        let failed = "Internal error occurred: failed calling webhook \"h.example.com\": failed to call webhook: Post \
+                      \"https://x\": connection refused";
+        assert_eq!(run("down", json!({})).unwrap_err(), failed);
+        let open = run("down", json!({ "failurePolicy": "Ignore" })).unwrap();
+        assert!(
+            open.1.1.iter().any(|(k, _)| k.starts_with("failed-open.mutation.webhook.admission.k8s.io/"))
+        );
+    }
+
+    #[test]
+    fn selectors_and_rules_decide_who_is_asked() {
+        let none = |extra: Value| assert_eq!(run("deny", extra).unwrap().0, Value::Null);
+        none(json!({ "namespaceSelector": { "matchLabels": { "a": "c" } } }));
+        none(json!({ "objectSelector": { "matchLabels": { "x": "y" } } }));
+        let rule = |key: &str, value: &str| {
+            let mut rule = json!({ "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"],
+                "resources": ["configmaps"] });
+            rule[key] = if key == "scope" { value.into() } else { json!([value]) };
+            json!({ "rules": [rule] })
+        };
+        none(rule("operations", "UPDATE"));
+        none(rule("resources", "configmaps/status"));
+        none(rule("scope", "Cluster"));
+        assert!(run("deny", rule("resources", "*/*")).is_err());
+    }
+}

@@ -9,6 +9,9 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use crate::{Environment, Operation, Options, Plugin, Request};
 
+/// What a plugin said: warnings, and notes by key.
+pub(super) type Said = (Vec<String>, Vec<(String, String)>);
+
 struct Fixed(Vec<Arc<dyn Object>>);
 
 impl ObjectReader for Fixed {
@@ -96,6 +99,31 @@ fn run(
     object: &mut Box<dyn Object>,
 ) -> Result<(), Status> {
     let environment = Environment::new(Arc::new(Fixed(objects.to_vec())), Clock::system());
+    run_in(&environment, pass, plugin, user, (group, plural), object).map(drop)
+}
+
+/// Runs both passes of a plugin inside a server; yields the warnings and notes.
+pub(super) fn admit_inside(
+    host: &Arc<dyn crate::Host>,
+    plugin: &dyn Plugin,
+    objects: &[Arc<dyn Object>],
+    resource: (&str, &str),
+    object: &mut Box<dyn Object>,
+) -> Result<Said, Status> {
+    let environment = Environment::new(Arc::new(Fixed(objects.to_vec())), Clock::system());
+    let _ = environment.host.set(Arc::downgrade(host));
+    let user = UserInfo::authenticated("jane", &[]);
+    run_in(&environment, Pass::Mutate, plugin, &user, resource, object)
+}
+
+fn run_in(
+    environment: &Environment,
+    pass: Pass,
+    plugin: &dyn Plugin,
+    user: &UserInfo,
+    (group, plural): (&str, &str),
+    object: &mut Box<dyn Object>,
+) -> Result<Said, Status> {
     let (name, options) = (object.name().to_owned(), Options::default());
     let mut request = Request {
         operation: Operation::Create,
@@ -113,11 +141,12 @@ fn run(
         reinvocation: crate::Reinvocation::default(),
     };
     if !plugin.handles(&request) {
-        return Ok(());
+        return Ok((Vec::new(), Vec::new()));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     match pass {
-        Pass::Mutate => runtime.block_on(plugin.mutate(&environment, &mut request)),
-        Pass::Validate => runtime.block_on(plugin.validate(&environment, &mut request)),
+        Pass::Mutate => runtime.block_on(plugin.mutate(environment, &mut request))?,
+        Pass::Validate => runtime.block_on(plugin.validate(environment, &mut request))?,
     }
+    Ok((request.warnings, request.annotations))
 }

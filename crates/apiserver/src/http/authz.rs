@@ -8,7 +8,7 @@ use coracle_meta::Status;
 use super::info::Info;
 use crate::server::Server;
 
-/// Checks that the user may do what the request asks.
+/// Checks that the user may do what the request asks; yields why.
 ///
 /// # Errors
 /// 403 with upstream's text.
@@ -18,19 +18,21 @@ pub(crate) fn check(
     info: &Info<'_>,
     path: &str,
     field_selector: &str,
-) -> Result<(), Status> {
+) -> Result<String, Status> {
     if user.in_group(coracle_auth::SYSTEM_MASTERS) {
-        return Ok(());
+        return Ok(String::new());
     }
     let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
     let field_selector = if collection { field_selector } else { "" };
     let name = if info.name.is_empty() { name_in(field_selector) } else { info.name };
+    // Paths of discovery are no resources, though they name a group.
+    let (group, version) = if info.is_resource { (info.group, info.version) } else { ("", "") };
     let attributes = Attributes {
         user: (**user).clone(),
         verb: info.verb.clone(),
         is_resource: info.is_resource,
-        group: info.group.to_owned(),
-        version: info.version.to_owned(),
+        group: group.to_owned(),
+        version: version.to_owned(),
         resource: info.resource.to_owned(),
         subresource: info.subresource.to_owned(),
         namespace: info.namespace.to_owned(),
@@ -39,7 +41,7 @@ pub(crate) fn check(
         field_selector: field_selector.to_owned(),
     };
     match server.authorize(&attributes) {
-        (Decision::Allow, _) => Ok(()),
+        (Decision::Allow, reason) => Ok(reason),
         (_, reason) => Err(forbidden(&attributes, &reason)),
     }
 }

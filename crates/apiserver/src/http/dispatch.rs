@@ -19,6 +19,7 @@ use super::pipeline::Incomer;
 use super::query::{Query, check_dry_run};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
+use crate::audit::Trail;
 use crate::metrics_api;
 use crate::protobuf;
 use crate::registry::Resource;
@@ -41,6 +42,8 @@ struct Call<'a> {
     headers: HeaderMap,
     method: Method,
     caller: Caller,
+    /// What the audit log notes of the request.
+    trail: Option<Arc<Trail>>,
 }
 
 /// Answers a resource request.
@@ -70,7 +73,8 @@ pub(crate) async fn resource(
         return crate::kubelet::handle(server, &resource, incomer, info, query).await;
     }
     let (parts, incoming) = incomer.request.into_parts();
-    let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method));
+    let trail = parts.extensions.get::<Arc<Trail>>().cloned();
+    let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method)).noting(trail.as_deref());
     let warned = caller.warned.clone();
     let call = Call {
         server,
@@ -80,6 +84,7 @@ pub(crate) async fn resource(
         headers: parts.headers,
         method: parts.method,
         caller,
+        trail,
     };
     let answer = if info.subresource.is_empty() {
         call.main(incoming).await
@@ -142,7 +147,8 @@ async fn bindings(
     let (parts, incoming) = incomer.request.into_parts();
     let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method));
     let (headers, method) = (parts.headers, parts.method);
-    let call = Call { server, resource: pods, info: &info, query, headers, method, caller };
+    let trail = None;
+    let call = Call { server, resource: pods, info: &info, query, headers, method, caller, trail };
     call.action(incoming).await.unwrap_or_else(|status| respond::status(&status))
 }
 
@@ -357,7 +363,7 @@ impl Call<'_> {
         let answer = self.answer(false)?;
         let kind = self.patch_kind()?;
         let opts = self.query.write_options("PatchOptions")?;
-        let text = body::read(incoming).await?;
+        let text = self.received(incoming).await?;
         let body = patch_body(kind, &text)?;
         let twice = if matches!(kind, PatchKind::Json | PatchKind::Apply) || opts.field_validation == "Ignore"
         {
@@ -463,7 +469,7 @@ impl Call<'_> {
         } else {
             let kind = self.patch_kind()?;
             let opts = self.query.write_options("PatchOptions")?;
-            let text = body::read(incoming).await?;
+            let text = self.received(incoming).await?;
             let body = patch_body(kind, &text)?;
             let write = ScaleWrite::Patch(kind, &body);
             self.server.write_scale(&self.caller, &self.resource, namespace, name, write, &opts).await?
@@ -494,10 +500,19 @@ impl Call<'_> {
         answer.value(StatusCode::CREATED, &status)
     }
 
+    /// The bytes of the body, noted where the audit log wants them.
+    async fn received(&self, incoming: Incoming) -> Result<Bytes, Status> {
+        let text = body::read(incoming).await?;
+        if let Some(trail) = self.trail.as_ref().filter(|trail| trail.wants_request()) {
+            trail.request(&text);
+        }
+        Ok(text)
+    }
+
     /// The body of a write.
     async fn input(&self, incoming: Incoming, kind: &str) -> Result<Input, Status> {
         let format = negotiate::body_format(&self.headers)?;
-        let text: Bytes = body::read(incoming).await?;
+        let text: Bytes = self.received(incoming).await?;
         match format {
             Format::Json => Ok(Input::Text(text)),
             Format::Yaml => {

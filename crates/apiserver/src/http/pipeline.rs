@@ -1,20 +1,22 @@
 //! The path of every HTTP request. This file alone fixes the order of the stages.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use coracle_auth::UserInfo;
 use coracle_meta::Status;
 use futures::FutureExt;
-use http::header::{AUTHORIZATION, HeaderName};
-use http::{HeaderMap, Request, Response};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use tracing::error;
 
 use super::body::Body;
 use super::info::Info;
 use super::query::{Query, decode_path};
-use super::{authz, discovery, dispatch, misc, negotiate, respond};
+use super::{authz, discovery, dispatch, metrics, misc, negotiate, respond};
+use crate::audit::{AuditLog, Trail};
 use crate::authn::Connection;
 use crate::server::Server;
 
@@ -38,53 +40,98 @@ pub(crate) async fn handle(
     connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let head = request.method() == http::Method::HEAD;
-    let target = request.uri().path().to_owned();
+    let head = request.method() == Method::HEAD;
     let format = negotiate::document_format(request.headers());
-    let answer = AssertUnwindSafe(stages(&server, &connection, request)).catch_unwind().await;
+    let (uri, method) = (request.uri().clone(), request.method().clone());
+    let started = Instant::now();
+    let _in_flight = server.metrics.begin(&method);
+    let Some(path) = decode_path(uri.path()) else {
+        return respond::status(&Status::bad_request("malformed path"));
+    };
+    let query = Query::new(uri.query().unwrap_or(""));
+    let info = Info::new(&method, &path, &query);
+    let apply = is_apply(request.headers());
+    let trail = OnceLock::new();
+    let stages = stages(&server, &connection, request, &path, &query, &info, &trail);
+    let answer = AssertUnwindSafe(stages).catch_unwind().await;
     let mut response = answer.unwrap_or_else(|_| {
-        error!(path = target, "request handler panicked");
+        error!(path = uri.path(), "request handler panicked");
         let why = "This request caused apiserver to panic. Look in the logs for details.";
         respond::status(&Status::internal(why))
     });
+    if let (Some(log), Some(trail)) = (&server.audit, trail.get()) {
+        audit(log, trail, &response, server.clock.now());
+    }
     response = respond::negotiated(response, format);
+    let (verb, dry_run) = (metrics::verb(&method, &info, apply), query.get("dryRun").is_some());
+    server.metrics.note(&info, verb, dry_run, response.status().as_u16(), started.elapsed());
     if head {
         *response.body_mut() = Body::Full(bytes::Bytes::new());
     }
     response
 }
 
-async fn stages(server: &Arc<Server>, connection: &Connection, request: Request<Incoming>) -> Response<Body> {
+/// Logs how a request ended.
+fn audit(log: &AuditLog, trail: &Trail, response: &Response<Body>, now: jiff::Timestamp) {
+    let code = response.status().as_u16();
+    let body = match response.body() {
+        Body::Full(bytes) if trail.wants_response() || code >= 400 => serde_json::from_slice(bytes).ok(),
+        _ => None,
+    };
+    log.end(trail, code, body.as_ref(), matches!(response.body(), Body::Stream(_)), now);
+}
+
+fn is_apply(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/apply-patch"))
+}
+
+async fn stages(
+    server: &Arc<Server>,
+    connection: &Connection,
+    mut request: Request<Incoming>,
+    path: &str,
+    query: &Query<'_>,
+    info: &Info<'_>,
+    trail: &OnceLock<Arc<Trail>>,
+) -> Response<Body> {
     // authentication
     let bearer = bearer(request.headers());
     let Some(user) = server.authenticate(connection, bearer).await else {
         return respond::status(&Status::unauthorized());
     };
+    // audit
+    let begun = server
+        .audit
+        .as_ref()
+        .and_then(|log| log.begin(&user, info, request.uri(), request.headers(), server.clock.now()));
+    let begun = begun.map(|begun| trail.get_or_init(|| begun));
     // impersonation
+    let asked = user.clone();
     let user = match impersonate(server, user, request.headers()) {
         Ok(user) => user,
         Err(status) => return respond::status(&status),
     };
-    // request info
-    let uri = request.uri().clone();
-    let Some(path) = decode_path(uri.path()) else {
-        return respond::status(&Status::bad_request("malformed path"));
-    };
-    let query = Query::new(uri.query().unwrap_or(""));
-    let info = Info::new(request.method(), &path, &query);
+    if let Some(trail) = begun.filter(|_| !Arc::ptr_eq(&asked, &user)) {
+        trail.impersonated(&user);
+    }
     // authorization
-    if let Err(status) = authz::check(server, &user, &info, &path, query.get("fieldSelector").unwrap_or("")) {
+    let allowed = authz::check(server, &user, info, path, query.get("fieldSelector").unwrap_or(""));
+    if let Some(trail) = begun {
+        trail.decided(allowed.is_ok(), allowed.as_ref().map_or("", String::as_str));
+        request.extensions_mut().insert(trail.clone());
+    }
+    if let Err(status) = allowed {
         return respond::status(&status);
     }
     // the request itself
     let incomer = Incomer { request, user };
     if info.is_resource {
-        return dispatch::resource(server, incomer, &info, &query).await;
+        return dispatch::resource(server, incomer, info, query).await;
     }
-    if let Some(response) = discovery::handle(server, &incomer.request, &path) {
+    if let Some(response) = discovery::handle(server, &incomer.request, path) {
         return response;
     }
-    misc::handle(server, &incomer, &path, &query).await
+    misc::handle(server, &incomer, path, query).await
 }
 
 /// The bearer token, if one is shown.
@@ -181,5 +228,5 @@ fn may_impersonate(
         version: "v1",
         ..Info::default()
     };
-    authz::check(server, user, &info, "", "")
+    authz::check(server, user, &info, "", "").map(drop)
 }

@@ -56,12 +56,24 @@ impl Server {
         name: &str,
         opts: &DeleteOptions,
     ) -> Result<Deleted, Status> {
+        self.delete_as(caller, resource, namespace, (name, name), opts).await
+    }
+
+    /// Deletes the object of the first name; admission is told the second.
+    async fn delete_as(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        namespace: &str,
+        (name, told): (&str, &str),
+        opts: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         check_delete_options(opts)?;
         warn_of_orphans(caller, resource, opts);
         let caller = &caller.deleting(opts);
         for _ in 0..CONFLICT_TRIES {
             let entry = self.get(resource, namespace, name).await?;
-            match self.delete_once(caller, resource, namespace, &entry, opts).await {
+            match self.delete_once(caller, resource, (namespace, told), &entry, opts).await {
                 Err(Some(status)) => return Err(status),
                 Err(None) => {}
                 Ok(deleted) => return Ok(deleted),
@@ -75,13 +87,13 @@ impl Server {
         &self,
         caller: &Caller,
         resource: &Resource,
-        namespace: &str,
+        (namespace, told): (&str, &str),
         entry: &Arc<CacheEntry>,
         opts: &DeleteOptions,
     ) -> Result<Deleted, Option<Status>> {
         let old = entry.decode_full()?;
         check_delete_preconditions(resource, &*old, entry.revision, opts)?;
-        self.admit_delete(caller, resource, namespace, &*old, opts.dry_run).await?;
+        self.admit_delete(caller, resource, (namespace, told), &*old, opts.dry_run).await?;
         let step = if let Some(ns) = old.downcast::<Namespace>() {
             self.namespace_step(ns)
         } else if let Some(crd) = old.downcast::<CustomResourceDefinition>()
@@ -185,11 +197,11 @@ impl Server {
         &self,
         caller: &Caller,
         resource: &Resource,
-        namespace: &str,
+        (namespace, name): (&str, &str),
         old: &dyn Object,
         dry_run: bool,
     ) -> Result<(), Status> {
-        let (operation, name) = (Operation::Delete, old.name());
+        let operation = Operation::Delete;
         let act = Act { operation, resource, subresource: "", namespace, name, dry_run };
         self.admit(caller, Pass::Both, act, None, Some(old)).await.map(drop)
     }
@@ -251,7 +263,8 @@ impl Server {
         let mut gone = Vec::with_capacity(page.entries.len());
         for entry in &page.entries {
             let (ns, name) = entry.namespace_name();
-            match self.delete(caller, resource, ns, name, opts).await {
+            // As upstream: admission hears no names when a collection is deleted.
+            match self.delete_as(caller, resource, ns, (name, ""), opts).await {
                 Ok(Deleted::Object(outcome)) => gone.push(outcome.entry),
                 Ok(Deleted::Status(_)) => gone.push(entry.clone()),
                 Err(status) if status.code() == 404 => {}

@@ -79,6 +79,7 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         bootstrap: Vec::new(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        audit: None,
     };
     (config, ca.cert_pem().to_owned())
 }

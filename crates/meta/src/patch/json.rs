@@ -13,19 +13,6 @@ const MAX_OPERATIONS: usize = 10_000;
 /// 400 when it is no list, 413 when it is too long, 422 when an operation does not apply. `target` is then
 /// half changed.
 pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
-    if json_patch_if_tested(target, patch)? { Ok(()) } else { Err(rejected()) }
-}
-
-fn rejected() -> Status {
-    let message = "the server rejected our request due to an error in our request";
-    Status::new(422, Reason::Invalid, message, Some(json!({})))
-}
-
-/// As [`json_patch`]; false when a `test` found something else than it wanted.
-///
-/// # Errors
-/// As [`json_patch`].
-pub fn json_patch_if_tested(target: &mut Value, patch: &Value) -> Result<bool, Status> {
     let Value::Array(operations) = patch else {
         let kind = match patch {
             Value::Object(_) => "object",
@@ -33,7 +20,7 @@ pub fn json_patch_if_tested(target: &mut Value, patch: &Value) -> Result<bool, S
             Value::Number(_) => "number",
             Value::Bool(_) => "bool",
             // Go decodes null into an empty list.
-            Value::Null | Value::Array(_) => return Ok(true),
+            Value::Null | Value::Array(_) => return Ok(()),
         };
         return Err(Status::bad_request(format!(
             "error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
@@ -46,13 +33,51 @@ pub fn json_patch_if_tested(target: &mut Value, patch: &Value) -> Result<bool, S
             operations.len()
         )));
     }
+    if matches!(json_patch_operations(target, operations), Ok(true)) {
+        return Ok(());
+    }
+    let message = "the server rejected our request due to an error in our request";
+    Err(Status::new(422, Reason::Invalid, message, Some(json!({}))))
+}
+
+/// Applies the operations of an RFC 6902 patch; false when a `test` found something else than it wanted.
+/// `target` is then half changed.
+///
+/// # Errors
+/// Why an operation does not apply, in the words of upstream's library.
+pub fn json_patch_operations(target: &mut Value, operations: &[Value]) -> Result<bool, String> {
     for operation in operations {
         if apply(target, operation).is_none() {
-            let tested = operation.get("op").and_then(Value::as_str) == Some("test");
-            return if tested { Ok(false) } else { Err(rejected()) };
+            let text = |key: &str| operation.get(key).and_then(Value::as_str).unwrap_or("");
+            return if text("op") == "test" {
+                Ok(false)
+            } else {
+                Err(misfit(target, text("op"), text("path")))
+            };
         }
     }
     Ok(true)
+}
+
+/// Why an operation does not apply.
+fn misfit(target: &Value, op: &str, path: &str) -> String {
+    if !matches!(op, "add" | "remove" | "replace" | "move" | "copy") {
+        return format!("Unexpected kind: {op}");
+    }
+    let (above, last) = path.rsplit_once('/').unwrap_or(("", path));
+    match find(target, above) {
+        Some(Value::Object(_)) if op == "remove" => {
+            let key = unescape(last);
+            format!(
+                "error in remove for path: '{path}': Unable to remove nonexistent key: {key}: missing value"
+            )
+        }
+        Some(Value::Array(_)) if matches!(op, "add" | "remove") => {
+            let why = "invalid index referenced";
+            format!("error in {op} for path: '{path}': Unable to access invalid index: {last}: {why}")
+        }
+        _ => format!("{op} operation does not apply: doc is missing path: \"{path}\": missing value"),
+    }
 }
 
 fn apply(root: &mut Value, operation: &Value) -> Option<()> {

@@ -221,7 +221,8 @@ impl Shared {
             }
         };
         let visit = |key: &str, slot: Slot, kind, _| {
-            if slot.modified > revision {
+            // On the disk a key comes before itself with a zero byte, which is how pages begin.
+            if slot.modified > revision || key < range.start.as_str() {
                 return true;
             }
             match &mut candidate {
