@@ -247,7 +247,9 @@ fn storage_hash(server: &Server, def: &'static ResourceDef) -> String {
     let def = resource.map_or_else(|| def.stored(), |r| r.storage);
     let version = match def.kind {
         // Upstream still stores these in their older version.
-        "CustomResourceDefinition" | "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => "v1beta1",
+        "CustomResourceDefinition" | "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => {
+            "v1beta1"
+        }
         _ => def.version,
     };
     let digest = sha2::Sha256::digest(format!("{}/{version}/{}", def.group, def.kind));
