@@ -37,9 +37,9 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
             .cache
             .registry
             .all()
-            .iter()
+            .into_iter()
             .find(|r| r.def.group == gvk.group && r.def.version == gvk.version && r.def.kind == gvk.kind);
-        let Some(resource) = resource.cloned() else {
+        let Some(resource) = resource else {
             warn!(kind = gvk.kind, "bootstrap object of a kind that is not served");
             continue;
         };
@@ -57,7 +57,7 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
 }
 
 fn find(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
-    server.cache.registry.find(group, plural).cloned().ok_or_else(Status::no_such_path)
+    server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)
 }
 
 /// Creates an object when it is absent.
@@ -83,8 +83,8 @@ async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
     let text = |pointer: &str| want.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
     let (api_version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    let mut all = server.cache.registry.all().iter();
-    let Some(resource) = all.find(|r| r.def.group == group && r.def.kind == kind).cloned() else {
+    let mut all = server.cache.registry.all().into_iter();
+    let Some(resource) = all.find(|r| r.def.group == group && r.def.kind == kind) else {
         return Ok(());
     };
     let Some(entry) = resource.cache.get(&resource.key("", &name)) else {

@@ -65,11 +65,11 @@ pub(crate) fn service_address(
     port: u16,
 ) -> Result<(String, u16), Status> {
     let services = server.cache.registry.find("", "services").ok_or_else(Status::no_such_path)?;
-    if server.present(services, namespace, name).is_err() {
+    if server.present(&services, namespace, name).is_err() {
         let why = format!("service {name:?} not found");
         return Err(Status::new(404, coracle_meta::Reason::NotFound, why, None));
     }
-    target::service_address(server, services, namespace, name, &port.to_string())
+    target::service_address(server, &services, namespace, name, &port.to_string())
 }
 
 /// Answers a request of a streaming subresource.

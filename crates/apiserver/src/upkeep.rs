@@ -134,7 +134,7 @@ async fn apply_condition(
     condition: Value,
     manager: &str,
 ) -> Result<(), Status> {
-    let resource = server.cache.registry.find(group, plural).cloned().ok_or_else(Status::no_such_path)?;
+    let resource = server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)?;
     let body = json!({
         "apiVersion": format!("{group}/v1"), "kind": kind,
         "metadata": { "name": name }, "status": { "conditions": [condition] },
@@ -150,7 +150,7 @@ async fn apply_condition(
 
 /// Creates the ServiceCIDR of the range that the server was started with, and says that it is ready.
 async fn service_cidr(server: &Arc<Server>) -> Result<(), Status> {
-    let Some(resource) = server.cache.registry.find(NETWORKING, "servicecidrs").cloned() else {
+    let Some(resource) = server.cache.registry.find(NETWORKING, "servicecidrs") else {
         return Ok(());
     };
     let cidr = server.services.cidr();
@@ -188,7 +188,7 @@ fn unnoted(found: &ServiceCIDR, cidr: &str) -> bool {
 
 /// Creates the IPAddresses that are missing and deletes those whose Service is gone.
 async fn addresses_once(server: &Arc<Server>) -> Result<(), Status> {
-    let Some(resource) = server.cache.registry.find(NETWORKING, "ipaddresses").cloned() else {
+    let Some(resource) = server.cache.registry.find(NETWORKING, "ipaddresses") else {
         return Ok(());
     };
     if server.store.shared() {

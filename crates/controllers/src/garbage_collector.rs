@@ -17,7 +17,7 @@ use coracle_meta::{Object, Reason, Status};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -40,17 +40,21 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let client = cx.client(DESCRIPTOR.name);
     let resources: Vec<ResourceEntry> =
         cx.config.resources.iter().filter(|entry| entry.id.resource != "events").copied().collect();
+    let customs = cx.config.customs.clone();
     async move {
+        let total = resources.len();
+        let resources = RwLock::new(resources);
         let collector = Arc::new(Collector { client, resources, graph: Mutex::default() });
         let controller = Controller::new(DESCRIPTOR);
         let queue = controller.queue();
         let synced = watch::Sender::new(0_usize);
         let mut watches = JoinSet::new();
-        for position in 0..collector.resources.len() {
+        for position in 0..total {
             watches.spawn(follow(collector.clone(), position, queue.clone(), synced.clone()));
         }
-        let (total, mut count) = (collector.resources.len(), synced.subscribe());
-        let all = count.wait_for(|count| *count == total);
+        watches.spawn(follow_customs(collector.clone(), customs, queue.clone(), synced.clone()));
+        let mut count = synced.subscribe();
+        let all = count.wait_for(|count| *count >= total);
         if tokio::time::timeout(SYNC_WAIT, all).await.is_err() {
             warn!("garbage collection starts although some resources could not be listed");
         }
@@ -98,13 +102,65 @@ async fn follow(
         drop(graph);
         enqueue(&queue, tasks);
     };
-    let id = collector.resources[resource].id;
+    let id = collector.entry(resource).id;
     reflect(&collector.client, id, "", &ListOptions::default(), &mut sink).await;
+}
+
+/// Follows the custom resources as they come and go. The place of one that is gone is not used again.
+async fn follow_customs(
+    collector: Arc<Collector>,
+    mut customs: watch::Receiver<Vec<ResourceEntry>>,
+    queue: Arc<WorkQueue<ObjectKey>>,
+    synced: watch::Sender<usize>,
+) {
+    let mut followed: Vec<(ResourceEntry, usize, AbortOnDrop)> = Vec::new();
+    loop {
+        let wanted = customs.borrow_and_update().clone();
+        followed.retain(|(entry, position, _)| {
+            if wanted.contains(entry) {
+                return true;
+            }
+            // Nobody finds it by its kind any more.
+            collector.resources.write()[*position].kind = "";
+            let tasks = {
+                let mut graph = collector.graph.lock();
+                graph.begin_list(*position);
+                graph.end_list(*position)
+            };
+            enqueue(&queue, tasks);
+            false
+        });
+        for entry in wanted {
+            if followed.iter().any(|(known, ..)| *known == entry) {
+                continue;
+            }
+            let position = {
+                let mut resources = collector.resources.write();
+                resources.push(entry);
+                resources.len() - 1
+            };
+            let task = tokio::spawn(follow(collector.clone(), position, queue.clone(), synced.clone()));
+            followed.push((entry, position, AbortOnDrop(task.abort_handle())));
+        }
+        if customs.changed().await.is_err() {
+            // Nobody will tell of others; those that are there are still followed.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Ends a task when it is dropped.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 struct Collector {
     client: Client,
-    resources: Vec<ResourceEntry>,
+    resources: RwLock<Vec<ResourceEntry>>,
     graph: Mutex<Graph>,
 }
 
@@ -133,9 +189,13 @@ struct Owners {
 }
 
 impl Collector {
+    fn entry(&self, position: usize) -> ResourceEntry {
+        self.resources.read()[position]
+    }
+
     async fn request(&self, node: &Node, verb: Verb) -> Result<ApiResponse, Status> {
         let (namespace, name) = (node.namespace.to_string(), node.name.to_string());
-        let resource = self.resources[node.resource].id;
+        let resource = self.entry(node.resource).id;
         self.client.request(ApiRequest { resource, namespace, name, subresource: "", verb }).await
     }
 
@@ -269,8 +329,9 @@ impl Collector {
     async fn look_up(&self, node: &Node, reference: &OwnerReference) -> Result<Option<Phase>, Status> {
         let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
         let entry = |entry: &ResourceEntry| entry.id.group == group && entry.kind == reference.kind;
-        let Some(resource) = self.resources.iter().position(entry) else { return Ok(Some(Phase::Lives)) };
-        let namespace: Arc<str> = match (self.resources[resource].namespaced, &*node.namespace) {
+        let found = self.resources.read().iter().rposition(entry);
+        let Some(resource) = found else { return Ok(Some(Phase::Lives)) };
+        let namespace: Arc<str> = match (self.entry(resource).namespaced, &*node.namespace) {
             (false, _) => "".into(),
             (true, "") => return Ok(Some(Phase::Lives)),
             (true, namespace) => namespace.into(),

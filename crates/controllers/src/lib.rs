@@ -31,6 +31,7 @@ use std::time::Duration;
 use coracle_client::{Informers, ResourceId};
 use coracle_stdx::{Clock, Tasks};
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
 use runtime::{Context, MakeClient};
 
@@ -52,6 +53,8 @@ pub struct ControllersConfig {
     pub root_ca_pem: String,
     /// Every served resource that supports list, watch and delete, one version each, without Events' twins.
     pub resources: Vec<ResourceEntry>,
+    /// The custom resources that are served now; changes while the controllers run.
+    pub customs: watch::Receiver<Vec<ResourceEntry>>,
     /// Finished pods kept in the whole cluster.
     pub terminated_pod_threshold: usize,
     /// A node not heard of for this long is not ready.
@@ -66,6 +69,7 @@ impl ControllersConfig {
         Self {
             root_ca_pem,
             resources,
+            customs: watch::channel(Vec::new()).1,
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),

@@ -17,6 +17,8 @@ use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::ResourceEntry;
+use tokio::sync::watch;
+
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "namespace-controller", workers: 10 };
@@ -34,6 +36,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         api: client.api(),
         client,
         resources: cx.config.resources.iter().filter(|r| r.namespaced).copied().collect(),
+        customs: cx.config.customs.clone(),
         clock: cx.clock.clone(),
     });
     let terminating = namespaces.clone();
@@ -64,6 +67,7 @@ struct Reconcile {
     api: Api<Namespace>,
     client: Client,
     resources: Vec<ResourceEntry>,
+    customs: watch::Receiver<Vec<ResourceEntry>>,
     clock: Clock,
 }
 
@@ -130,7 +134,9 @@ impl Reconcile {
     async fn empty(&self, namespace: &str) -> Remains {
         let mut remains = Remains::default();
         let is_pod = |entry: &&ResourceEntry| entry.id.group.is_empty() && entry.id.resource == "pods";
-        let (pods, others): (Vec<_>, Vec<_>) = self.resources.iter().partition(is_pod);
+        let customs = self.customs.borrow().clone();
+        let all = self.resources.iter().chain(customs.iter().filter(|r| r.namespaced));
+        let (pods, others): (Vec<_>, Vec<_>) = all.partition(is_pod);
         for entries in [pods, others] {
             for entry in entries {
                 if let Err(status) = self.delete_all(namespace, entry, &mut remains).await {

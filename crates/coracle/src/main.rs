@@ -50,6 +50,8 @@ fn run() -> Result<(), Failure> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Schemas nest, and what reads them recurses.
+        .thread_stack_size(4 << 20)
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {

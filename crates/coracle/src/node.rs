@@ -11,7 +11,7 @@ use coracle_client::{Client, Informers, PatchKind, ResourceId};
 use coracle_controllers::{ControllersConfig, ResourceEntry};
 use coracle_kubelet::{Kubelet, KubeletConfig};
 use coracle_network::{DnsServer, PodLinks, ServiceProxy};
-use coracle_resources::def::{Scope, Storage};
+use coracle_resources::def::{ResourceDef, Scope, Storage};
 use coracle_runtime::Runtime;
 use coracle_scheduler::{Scheduler, SchedulerConfig};
 use coracle_stdx::{Clock, Tasks};
@@ -301,17 +301,36 @@ async fn publish_dns(admin: &Client, cluster: &Cluster) -> Result<(), Failure> {
     Ok(())
 }
 
+fn entry_of(def: &ResourceDef) -> ResourceEntry {
+    ResourceEntry {
+        id: ResourceId { group: def.group, version: def.version, resource: def.plural },
+        namespaced: def.scope == Scope::Namespaced,
+        kind: def.kind,
+    }
+}
+
 fn start_control(tasks: &mut Tasks, server: &Arc<ApiServer>, pki: &Pki, clock: &Clock) {
     let resources = coracle_resources::all()
         .iter()
         .filter(|def| def.storage == Storage::Stored)
-        .map(|def| ResourceEntry {
-            id: ResourceId { group: def.group, version: def.version, resource: def.plural },
-            namespaced: def.scope == Scope::Namespaced,
-            kind: def.kind,
-        })
+        .map(|def| entry_of(def))
         .collect();
-    let config = ControllersConfig::new(pki.ca.clone(), resources);
+    let mut config = ControllersConfig::new(pki.ca.clone(), resources);
+    let (told, customs) = tokio::sync::watch::channel(Vec::new());
+    config.customs = customs;
+    let defined = server.custom_resources();
+    tasks.supervise("custom-resources", move || {
+        let (told, mut defined) = (told.clone(), defined.clone());
+        async move {
+            loop {
+                let now = defined.borrow_and_update().iter().map(|def| entry_of(def)).collect();
+                told.send_replace(now);
+                if defined.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
     let accounts = server.clone();
     let make_client: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(move |name| {
         let user = if name == "informers" {

@@ -105,13 +105,13 @@ impl Frames {
             () = tokio::time::sleep_until(self.deadline) => return None,
         };
         self.gather(&next).await;
-        let first = self.frame(next)?;
+        let first = self.frame(next).await?;
         self.written = Some(tokio::time::Instant::now());
         let Some(mut more) = self.watching.ready() else { return Some(first) };
         let mut out = BytesMut::with_capacity(first.len() * 4);
         out.put_slice(&first);
         loop {
-            match self.frame(more) {
+            match self.frame(more).await {
                 Some(bytes) => out.put_slice(&bytes),
                 None => break,
             }
@@ -136,11 +136,19 @@ impl Frames {
     }
 
     /// One frame; `None` when the watch is over.
-    fn frame(&mut self, next: Next) -> Option<Bytes> {
+    async fn frame(&mut self, next: Next) -> Option<Bytes> {
         // Frames of the stored version are made once for all watchers.
         let plain = self.wanted.shape == Shape::Object && self.resource.view().is_none();
         let format = self.wanted.format;
+        let foreign = |entry: &CacheEntry| {
+            self.resource.custom().is_some() && !std::ptr::eq(entry.def, self.resource.def)
+        };
         let made = match next {
+            Next::Initial(entry) if foreign(&entry) => self.converted(EventKind::Added, entry).await,
+            Next::Event(kind, event) if event.entry(kind).is_some_and(|e| foreign(e)) => {
+                let entry = event.entry(kind)?.clone();
+                self.converted(kind, entry).await
+            }
             Next::Initial(entry) if plain && format == Format::Protobuf => {
                 return binary(EventKind::Added, &entry);
             }
@@ -163,6 +171,12 @@ impl Frames {
                 Some(framed(format, "ERROR", &status.to_value()))
             }
         }
+    }
+
+    /// The frame of a custom resource that is stored in another version.
+    async fn converted(&mut self, kind: EventKind, entry: Arc<CacheEntry>) -> Result<Bytes, Status> {
+        let entry = self.server.in_version(&self.resource, entry).await?;
+        self.shaped(kind, &entry)
     }
 
     fn shaped(&mut self, kind: EventKind, entry: &Arc<CacheEntry>) -> Result<Bytes, Status> {

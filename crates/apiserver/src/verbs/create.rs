@@ -130,6 +130,9 @@ impl Server {
         let mut errs = ErrorList::new();
         let check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
         object_meta::validate(obj.meta(), resource.namespaced(), &check, &mut errs);
+        if resource.def.of_core() {
+            object_meta::validate_standard_finalizers(obj.meta(), &mut errs);
+        }
         strategy.validate(obj, &mut errs);
         if errs.is_empty() {
             return Ok(());

@@ -32,7 +32,21 @@ impl Server {
         name: &str,
     ) -> Result<Arc<CacheEntry>, Status> {
         self.fresh().await?;
-        self.present(resource, namespace, name)
+        let entry = self.present(resource, namespace, name)?;
+        self.in_version(resource, entry).await
+    }
+
+    /// One object of the cache as it is, in the version of the resource, if it is there.
+    pub(crate) async fn look(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<CacheEntry>>, Status> {
+        match resource.cache.get(&resource.key(namespace, name)) {
+            Some(entry) => self.in_version(resource, entry).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// One object of the cache as it is, or 404.
