@@ -1,7 +1,8 @@
 //! Cluster IPs and node ports of Services.
 //!
 //! Reservations live in memory and are rebuilt from the stored Services at start; where other processes write
-//! too, whenever a Service changes. A reservation made for a write that fails is given back when its [`Allocation`] is dropped.
+//! too, whenever a Service changes. A reservation made for a write that fails is given back when its
+//! [`Allocation`] is dropped.
 
 mod families;
 
