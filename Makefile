@@ -30,8 +30,8 @@ build: deps
 	cargo build --release --package coracle
 
 test: test-deps tools  ## All tests. Needs root for the end-to-end ones.
-	cargo build --package coracle
-	CORACLE_BIN=$(abspath $(TESTED)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace
+	cargo build --workspace --all-targets
+	CORACLE_BIN=$(abspath $(TESTED)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace --all-targets
 
 lint:
 	cargo fmt --all --check

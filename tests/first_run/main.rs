@@ -2,6 +2,7 @@
 //! DNS, rollouts, a crash of the daemon, a second cluster, down. Each step stands in a file of its own.
 
 mod crash;
+mod custom;
 mod rollout;
 mod second;
 mod services;
@@ -69,6 +70,7 @@ fn a_new_user_gets_from_up_to_down_without_a_trace() {
     streams::run(&story);
     services::run(&story);
     rollout::run(&story);
+    custom::run(&story);
     crash::run(&story);
     second::run(&story);
 

@@ -99,5 +99,5 @@ fn restart(story: &Story) {
     assert!(story.kubectl("get pod crashing -n shop").contains("CrashLoopBackOff"));
     let message = status(&pod)["state"]["waiting"]["message"].as_str().unwrap_or("").to_owned();
     assert!(message.starts_with("back-off ") && message.contains("restarting failed container"), "{message}");
-    story.kubectl("delete pod crashing -n shop --grace-period=0 --force --wait=false");
+    story.kubectl("delete pod crashing -n shop --grace-period=0 --force");
 }

@@ -31,7 +31,7 @@ pub fn run(story: &Story) {
         let got = story.kubectl(&format!("exec -n shop namer -- /coracle demo get http://{name}/"));
         assert!(got.starts_with("web-"), "{name}: {got}");
     }
-    story.kubectl("delete pod namer -n shop --grace-period=0 --force --wait=false");
+    story.kubectl("delete pod namer -n shop --grace-period=0 --force");
     // The API answers inside the cluster under its service name.
     let api = story.sh("client", "nslookup kubernetes.default.svc.cluster.local");
     assert!(api.contains("Address: 10."), "{api}");
@@ -48,7 +48,7 @@ pub fn run(story: &Story) {
     assert!(host(&format!("http://{ip}:80/")).ok().starts_with("web-"), "ClusterIP from the host");
 
     readiness(story, &ip);
-    story.kubectl("delete pod client -n shop --grace-period=0 --force --wait=false");
+    story.kubectl("delete pod client -n shop --grace-period=0 --force");
 }
 
 fn endpoints(story: &Story) -> usize {

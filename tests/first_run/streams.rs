@@ -34,7 +34,7 @@ fn logs(story: &Story) {
     assert_eq!(story.kubectl("logs -n shop talker --tail=1"), "last\n");
     let stamped = story.kubectl("logs -n shop talker --timestamps --tail=1");
     assert!(stamped.contains("T") && stamped.contains("Z last"), "{stamped}");
-    story.kubectl("delete pod talker -n shop --grace-period=0 --force --wait=false");
+    story.kubectl("delete pod talker -n shop --grace-period=0 --force");
 }
 
 fn exec(story: &Story) {

@@ -37,9 +37,9 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
             .cache
             .registry
             .all()
-            .iter()
+            .into_iter()
             .find(|r| r.def.group == gvk.group && r.def.version == gvk.version && r.def.kind == gvk.kind);
-        let Some(resource) = resource.cloned() else {
+        let Some(resource) = resource else {
             warn!(kind = gvk.kind, "bootstrap object of a kind that is not served");
             continue;
         };
@@ -57,7 +57,7 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
 }
 
 fn find(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
-    server.cache.registry.find(group, plural).cloned().ok_or_else(Status::no_such_path)
+    server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)
 }
 
 /// Creates an object when it is absent.
@@ -74,10 +74,7 @@ async fn ensure(
         return Ok(());
     }
     let (caller, opts) = (Server::loopback(), WriteOptions::default());
-    match server.create(&caller, &resource, namespace, Input::Json(value), &opts).await {
-        Err(status) if status.code() != 409 => Err(status),
-        _ => Ok(()),
-    }
+    unless_raced(server.create(&caller, &resource, namespace, Input::Json(value), &opts).await)
 }
 
 /// Creates an object that every cluster has. One that is annotated to be kept up to date gets its spec back.
@@ -86,8 +83,8 @@ async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
     let text = |pointer: &str| want.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
     let (api_version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    let mut all = server.cache.registry.all().iter();
-    let Some(resource) = all.find(|r| r.def.group == group && r.def.kind == kind).cloned() else {
+    let mut all = server.cache.registry.all().into_iter();
+    let Some(resource) = all.find(|r| r.def.group == group && r.def.kind == kind) else {
         return Ok(());
     };
     let Some(entry) = resource.cache.get(&resource.key("", &name)) else {
@@ -100,7 +97,15 @@ async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
     }
     have["spec"] = want["spec"].clone();
     let (caller, opts) = (Server::loopback(), WriteOptions::default());
-    server.update(&caller, &resource, "", &name, Part::Main, Input::Json(have), &opts).await.map(drop)
+    unless_raced(server.update(&caller, &resource, "", &name, Part::Main, Input::Json(have), &opts).await)
+}
+
+/// A conflict means that another API server on the same store has done it.
+fn unless_raced<T>(done: Result<T, Status>) -> Result<(), Status> {
+    match done {
+        Err(status) if status.code() != 409 => Err(status),
+        _ => Ok(()),
+    }
 }
 
 /// Creates a bootstrap object, or brings back what of it has been taken away, as upstream's reconciliation
@@ -118,7 +123,7 @@ async fn reconcile(server: &Arc<Server>, resource: &Arc<Resource>, obj: &dyn Obj
     }
     let (caller, opts) = (Server::loopback(), WriteOptions::default());
     let input = Input::Json(value);
-    server.update(&caller, resource, namespace, name, Part::Main, input, &opts).await.map(drop)
+    unless_raced(server.update(&caller, resource, namespace, name, Part::Main, input, &opts).await)
 }
 
 /// Adds to `have` the rules, subjects and labels of `want` that are missing; whether anything was.
@@ -231,12 +236,32 @@ async fn keep(server: &Arc<Server>, group: &str, plural: &str, want: Value, at: 
     ensure(server, group, plural, "default", SERVICE, want.clone()).await?;
     let entry = server.get(&resource, "default", SERVICE).await?;
     let have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut want = want;
+    if server.store.shared() {
+        want = joined(&have, want, at);
+    }
     if covers(have.pointer(at), want.pointer(at)) && covers(have.get("ports"), want.get("ports")) {
         return Ok(());
     }
     let (caller, opts) = (Server::loopback(), WriteOptions::default());
     let input = Input::Json(want);
-    server.update(&caller, &resource, "default", SERVICE, Part::Main, input, &opts).await.map(drop)
+    unless_raced(server.update(&caller, &resource, "default", SERVICE, Part::Main, input, &opts).await)
+}
+
+/// `want` with the list at `at` begun by what others have put into it: every API server on a shared store adds its
+/// own address and leaves the others'.
+fn joined(have: &Value, mut want: Value, at: &str) -> Value {
+    let others = have.pointer(at).and_then(Value::as_array).cloned().unwrap_or_default();
+    if let Some(Value::Array(list)) = want.pointer_mut(at) {
+        let own = std::mem::take(list);
+        list.extend(others);
+        for item in own {
+            if !list.iter().any(|l| covers(Some(l), Some(&item))) {
+                list.push(item);
+            }
+        }
+    }
+    want
 }
 
 /// Whether `have` says at least what `want` says (defaults may have been added).

@@ -2,6 +2,7 @@
 //!
 //! One task applies the store's events in revision order ([`feed`]). Readers take references, never copies.
 
+pub(crate) mod definitions;
 pub(crate) mod entry;
 pub(crate) mod feed;
 mod reader;

@@ -7,6 +7,7 @@ use coracle_client::PatchKind;
 use coracle_meta::apply::{self, Manager, Operation, update_managed_fields};
 use coracle_meta::schema::Schemas;
 use coracle_meta::{Object, Status, patch};
+use coracle_resources::custom::CustomStrategy;
 use coracle_resources::def::ResourceDef;
 use coracle_stdx::Clock;
 use jiff::Timestamp;
@@ -42,24 +43,49 @@ impl Fields {
         self.names.get(&(def.group, def.version, def.kind)).map_or("", String::as_str)
     }
 
+    /// Calls `with` with the types that a kind is one of, and its name in them.
+    fn with_types<T>(&self, def: &ResourceDef, with: impl FnOnce(&Schemas, &str) -> T) -> T {
+        match def.strategy.custom().map(CustomStrategy::current) {
+            Some(version) => with(version.fields(), version.fields_name()),
+            None => with(&self.schemas, self.name(def)),
+        }
+    }
+
     /// Messages for fields that the kind does not have, and for fields given twice.
     pub(crate) fn strict_errors(&self, def: &ResourceDef, text: &[u8]) -> Vec<String> {
-        self.schemas.strict_errors(self.name(def), text)
+        if def.strategy.custom().is_none() {
+            return self.schemas.strict_errors(self.name(def), text);
+        }
+        let mut out = coracle_meta::schema::duplicate_fields(text);
+        out.extend(serde_json::from_slice(text).map(|value| self.unknown(def, &value)).unwrap_or_default());
+        out
     }
 
     /// Messages for fields that the kind does not have.
     pub(crate) fn unknown(&self, def: &ResourceDef, value: &Value) -> Vec<String> {
-        self.schemas.unknown_fields(self.name(def), value)
+        match def.strategy.custom() {
+            None => self.schemas.unknown_fields(self.name(def), value),
+            Some(custom) => {
+                let gone = custom.prune(&mut value.clone(), false).unwrap_or_default();
+                gone.into_iter().map(|path| format!("unknown field {path:?}")).collect()
+            }
+        }
     }
 
-    /// Brings a value into the shape that Go would encode.
+    /// Brings a value into the shape that Go would encode. That of a custom resource is what it is.
     pub(crate) fn complete(&self, def: &ResourceDef, value: &mut Value) {
-        let _ = self.schemas.normalize(self.name(def), value);
+        if def.strategy.custom().is_none() {
+            let _ = self.schemas.normalize(self.name(def), value);
+            tidy(def, value);
+        }
     }
 
     /// As [`Fields::complete`], but keeps the empty lists that a client sent: it owns them.
     pub(crate) fn complete_sent(&self, def: &ResourceDef, value: &mut Value) {
-        let _ = self.schemas.normalize_sent(self.name(def), value);
+        if def.strategy.custom().is_none() {
+            let _ = self.schemas.normalize_sent(self.name(def), value);
+            tidy(def, value);
+        }
     }
 
     /// Encodes an object for the store, in the shape Go would give it. Its resourceVersion is cleared.
@@ -73,6 +99,10 @@ impl Fields {
         size: usize,
     ) -> Result<Bytes, Status> {
         let def = def.stored();
+        if def.strategy.custom().is_some() {
+            obj.meta_mut().resource_version = None;
+            return codec::encode_value(def, &obj.to_value(), size);
+        }
         if is_plain(obj) {
             return codec::encode(obj, size);
         }
@@ -137,8 +167,9 @@ impl Fields {
         let mut value =
             if is_plain(new) { new.to_value() } else { self.sent_in(resource, new).unwrap_or_default() };
         let others = OtherVersions { fields: self, resource };
-        let name = self.name(resource.def);
-        update_managed_fields(&self.schemas, name, live.as_ref(), &mut value, &manager, &others);
+        self.with_types(resource.def, |schemas, name| {
+            update_managed_fields(schemas, name, live.as_ref(), &mut value, &manager, &others);
+        });
         new.meta_mut().managed_fields = managed_of(&mut value);
     }
 
@@ -162,7 +193,9 @@ impl Fields {
             now: how.clock.now(),
         };
         let others = OtherVersions { fields: self, resource };
-        apply::apply(&self.schemas, self.name(resource.def), live, config, &manager, how.force, &others)
+        self.with_types(resource.def, |schemas, name| {
+            apply::apply(schemas, name, live, config, &manager, how.force, &others)
+        })
     }
 
     /// `live` with `config` merged into it, nobody owning anything.
@@ -189,6 +222,13 @@ impl Fields {
             "time": crate::verbs::create::whole_seconds(now).to_string(), "fieldsType": "FieldsV1",
             "fieldsV1": { "f:spec": spec }, "subresource": "token",
         }]);
+    }
+}
+
+/// Schemas within definitions of custom resources have rules of their own.
+pub(crate) fn tidy(def: &ResourceDef, value: &mut Value) {
+    if def.kind == "CustomResourceDefinition" {
+        coracle_resources::apiextensions::tidy(value);
     }
 }
 

@@ -17,3 +17,4 @@ pub(crate) mod serve;
 mod table;
 pub(crate) mod tls;
 mod watch;
+mod written;

@@ -1,6 +1,7 @@
 //! Requests that end at a kubelet, a pod or a service: logs, exec, attach, port-forward, proxy.
 
 mod forward;
+mod log_socket;
 mod target;
 
 use std::sync::Arc;
@@ -64,11 +65,11 @@ pub(crate) fn service_address(
     port: u16,
 ) -> Result<(String, u16), Status> {
     let services = server.cache.registry.find("", "services").ok_or_else(Status::no_such_path)?;
-    if server.present(services, namespace, name).is_err() {
+    if server.present(&services, namespace, name).is_err() {
         let why = format!("service {name:?} not found");
         return Err(Status::new(404, coracle_meta::Reason::NotFound, why, None));
     }
-    target::service_address(server, services, namespace, name, &port.to_string())
+    target::service_address(server, &services, namespace, name, &port.to_string())
 }
 
 /// Answers a request of a streaming subresource.
@@ -102,7 +103,7 @@ async fn proxied(
     if !allowed {
         return Err(respond::method_not_allowed());
     }
-    server.fresh().await;
+    server.fresh().await?;
     if info.subresource != "log" {
         admit(server, resource, &incomer, info, query).await?;
     }
@@ -110,12 +111,16 @@ async fn proxied(
         // A log of a pod that runs nowhere yet is empty.
         return Ok(respond::text(http::StatusCode::OK, ""));
     };
-    let checked = info.subresource == "log";
-    let mut response = forward::forward(server, target, incomer.request).await?;
-    if checked && !response.status().is_success() {
+    let (mut request, log) = (incomer.request, info.subresource == "log");
+    let socket = if log { log_socket::take(&mut request)? } else { None };
+    let mut response = forward::forward(server, target, request).await?;
+    if log && !response.status().is_success() {
         return Err(forward::failure(&mut response, info.name).await);
     }
-    Ok(response)
+    Ok(match socket {
+        Some(socket) => socket.serve(response),
+        None => response,
+    })
 }
 
 /// A JSON document of a node's kubelet.

@@ -9,6 +9,8 @@ mod bootstrap;
 mod cache;
 mod codec;
 mod config;
+mod conversion;
+mod definitions;
 mod fields;
 mod hooks;
 mod http;
@@ -23,6 +25,7 @@ mod transport;
 mod upkeep;
 mod verbs;
 mod views;
+mod webhook;
 
 pub use audit::{AuditConfig, AuditPolicy, AuditSink, PolicyError};
 pub use config::{Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};

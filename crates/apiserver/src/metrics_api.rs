@@ -113,7 +113,7 @@ async fn selected(
     info: &Info<'_>,
     query: &Query<'_>,
 ) -> Result<Vec<Arc<dyn Object>>, Status> {
-    let resource = server.cache.registry.find("", plural).cloned().ok_or_else(Status::no_such_path)?;
+    let resource = server.cache.registry.find("", plural).ok_or_else(Status::no_such_path)?;
     let namespace = if resource.namespaced() { info.namespace } else { "" };
     if !info.name.is_empty() {
         return Ok(vec![server.present(&resource, namespace, info.name)?.decoded()?]);

@@ -4,6 +4,7 @@
 //! The documents are large: callers keep the encoded bytes they serve, not these values.
 
 mod binary;
+mod custom;
 mod operations;
 mod params;
 mod render;
@@ -30,8 +31,14 @@ pub fn builtin_schemas(defs: &[&ResourceDef]) -> Schemas {
 
 /// The OpenAPI v2 (Swagger) document. `version` is the server's, e.g. `v1.36.0`.
 pub fn v2(defs: &[&ResourceDef], version: &str) -> Value {
-    let paths = render::paths(&all_paths(defs), Flavour::V2);
-    let definitions = schemas::published(defs, &group_versions(defs), Flavour::V2);
+    let (builtin, customs) = custom::split(defs);
+    let (defs, mut items) = (&*builtin, all_paths(&builtin));
+    let mut definitions = schemas::published(defs, &group_versions(defs), Flavour::V2);
+    for def in customs {
+        items.extend(custom::paths(def));
+        definitions.extend(custom::definitions(def, Flavour::V2));
+    }
+    let paths = render::paths(&items, Flavour::V2);
     json!({
         "swagger": "2.0",
         "info": { "title": "Kubernetes", "version": version },
@@ -76,8 +83,9 @@ pub fn v3_index(defs: &[&ResourceDef]) -> Value {
             (key, json!({ "serverRelativeURL": url }))
         })
         .collect();
-    for key in roots::keys(defs) {
-        let url = format!("/openapi/v3/{key}?hash={}", root_hash(defs, &key));
+    let builtin = &*custom::split(defs).0;
+    for key in roots::keys(builtin) {
+        let url = format!("/openapi/v3/{key}?hash={}", root_hash(builtin, &key));
         paths.insert(key, json!({ "serverRelativeURL": url }));
     }
     json!({ "paths": paths })
@@ -92,6 +100,9 @@ pub fn hash(defs: &[&ResourceDef], group: &str, version: &str) -> String {
         digest.update(format!("/{group}/{version}/{}/{}", def.plural, def.kind));
         for subresource in def.subresources {
             digest.update(subresource.path());
+        }
+        if let Some(custom) = def.strategy.custom() {
+            digest.update(format!("{:?}", custom.current().source));
         }
     }
     digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
@@ -111,7 +122,7 @@ pub fn root_hash(defs: &[&ResourceDef], key: &str) -> String {
 /// The v3 document of a path that is no group version (`api`, `apis/apps`, `version` …); `None` when there
 /// is no such path.
 pub fn v3_root(defs: &[&ResourceDef], key: &str) -> Option<Value> {
-    let paths = render::paths(&roots::paths(defs, key)?, Flavour::V3);
+    let paths = render::paths(&roots::paths(&custom::split(defs).0, key)?, Flavour::V3);
     let schemas = schemas::reachable(schemas::of_discovery(), &paths);
     Some(document(paths, schemas))
 }
@@ -132,8 +143,12 @@ pub fn v3(defs: &[&ResourceDef], group: &str, version: &str) -> Option<Value> {
     if own.is_empty() {
         return None;
     }
-    let paths = render::paths(&operations::of_group_version(&own, group, version), Flavour::V3);
-    let definitions = schemas::published(&own, &[(group, version)], Flavour::V3);
+    let (builtin, customs) = custom::split(&own);
+    if !customs.is_empty() {
+        return Some(custom::document(&customs));
+    }
+    let paths = render::paths(&operations::of_group_version(&builtin, group, version), Flavour::V3);
+    let definitions = schemas::published(&builtin, &[(group, version)], Flavour::V3);
     Some(document(paths.clone(), schemas::reachable(definitions, &paths)))
 }
 

@@ -1,10 +1,14 @@
-//! The served resources: each definition with its keys and its part of the watch cache.
+//! The served resources: each definition with its keys and its part of the watch cache. Those of built-in kinds
+//! are there from the start, those of custom resources come and go with their definitions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
+use coracle_resources::custom::{self, CustomStrategy, CustomVersion};
 use coracle_resources::def::{ResourceDef, Scope, Storage};
 use coracle_resources::version::View;
+use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::cache::ResourceCache;
 use crate::codec;
@@ -13,6 +17,10 @@ use crate::codec;
 pub(crate) struct Resource {
     /// Its definition.
     pub(crate) def: &'static ResourceDef,
+    /// The definition of the version that objects are stored in.
+    pub(crate) storage: &'static ResourceDef,
+    /// All versions that objects may be stored in.
+    versions: Vec<&'static ResourceDef>,
     /// `/registry/<group or core>/<resource>/`.
     pub(crate) prefix: String,
     /// What every encoding begins with; left out of list items.
@@ -22,15 +30,52 @@ pub(crate) struct Resource {
     selectable: OnceLock<Vec<&'static str>>,
 }
 
+fn prefix_of(def: &ResourceDef) -> String {
+    let group = if def.group.is_empty() { "core" } else { def.group };
+    format!("/registry/{group}/{}/", def.plural)
+}
+
 impl Resource {
     /// `siblings`: resources made before, among them that of the stored version if this is another one.
     fn new(def: &'static ResourceDef, siblings: &[Arc<Self>]) -> Self {
         let stored = def.stored();
-        let group = if stored.group.is_empty() { "core" } else { stored.group };
-        let prefix = format!("/registry/{group}/{}/", stored.plural);
+        let prefix = prefix_of(stored);
         let sibling = siblings.iter().find(|r| r.prefix == prefix);
         let cache = sibling.map_or_else(|| Arc::new(ResourceCache::new(prefix.len())), |r| r.cache.clone());
-        Self { def, cache, prefix, head: codec::type_head(def), selectable: OnceLock::new() }
+        let (head, selectable) = (codec::type_head(def), OnceLock::new());
+        Self { def, storage: stored, versions: vec![stored], cache, prefix, head, selectable }
+    }
+
+    /// A version of a custom resource; `versions` are all of them.
+    fn custom_version(
+        def: &'static ResourceDef,
+        versions: &[&'static ResourceDef],
+        cache: Arc<ResourceCache>,
+    ) -> Self {
+        let is_storage =
+            |def: &&&'static ResourceDef| def.strategy.custom().is_some_and(|c| c.current().storage);
+        let storage = versions.iter().find(is_storage).copied().unwrap_or(def);
+        let (prefix, head) = (prefix_of(def), codec::type_head(def));
+        Self { def, storage, versions: versions.to_vec(), prefix, head, cache, selectable: OnceLock::new() }
+    }
+
+    /// The strategy as that of a custom resource, if it is one.
+    pub(crate) fn custom(&self) -> Option<&'static CustomStrategy> {
+        self.def.strategy.custom()
+    }
+
+    /// The definition of the version that stored bytes have.
+    pub(crate) fn version_of(&self, encoded: &[u8]) -> &'static ResourceDef {
+        if self.versions.len() == 1 {
+            return self.versions[0];
+        }
+        let of = |def: &&&'static ResourceDef| encoded.starts_with(codec::type_head(def).as_bytes());
+        self.versions.iter().find(of).copied().unwrap_or(self.storage)
+    }
+
+    /// The definition of another version of a custom resource, by its `apiVersion`.
+    pub(crate) fn version(&self, api_version: &str) -> Option<&'static ResourceDef> {
+        self.versions.iter().find(|def| codec::api_version(def) == api_version).copied()
     }
 
     /// How to show stored objects, if this is not the version that is stored.
@@ -72,12 +117,16 @@ impl Resource {
     }
 
     /// Paths of the selectable fields beside name and namespace.
-    pub(crate) fn selectable(&self) -> &[&'static str] {
-        self.selectable.get_or_init(|| {
+    pub(crate) fn selectable(&self) -> Vec<&'static str> {
+        if let Some(custom) = self.custom() {
+            return custom.current().selectable.iter().map(|(name, _)| *name).collect();
+        }
+        let names = self.selectable.get_or_init(|| {
             let text = format!("{}\"metadata\":{{}}}}", self.head);
             let Ok(obj) = self.def.strategy.decode_slice(text.as_bytes()) else { return Vec::new() };
             self.def.strategy.selectable(&*obj).into_iter().map(|(path, _)| path).collect()
-        })
+        });
+        names.clone()
     }
 
     /// `deployments.apps`, or `pods`.
@@ -86,62 +135,173 @@ impl Resource {
     }
 }
 
-/// All served resources.
-pub(crate) struct Registry {
+/// All served resources, at one moment.
+#[derive(Default)]
+struct Served {
+    /// All that have objects or answers of their own, in the order of the table.
     all: Vec<Arc<Resource>>,
-    /// Versions that are views of another: beside `all`.
+    /// Other versions of them.
     views: Vec<Arc<Resource>>,
     by_group: HashMap<&'static str, HashMap<&'static str, Arc<Resource>>>,
     by_prefix: HashMap<String, Arc<Resource>>,
+    /// The definitions of everything, in the order of the table; custom ones behind.
+    defs: Vec<&'static ResourceDef>,
+    /// Changes with the custom resources.
+    generation: u64,
+}
+
+impl Served {
+    fn add(&mut self, resource: Arc<Resource>, is_view: bool) {
+        let def = resource.def;
+        let group = self.by_group.entry(def.group).or_default();
+        group.entry(def.plural).or_insert_with(|| resource.clone());
+        if is_view {
+            self.views.push(resource);
+        } else {
+            self.by_prefix.insert(resource.prefix.clone(), resource.clone());
+            self.all.push(resource);
+        }
+    }
+
+    fn served(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
+        let found = self.by_group.get(group)?.get(resource)?;
+        let is = |def: &ResourceDef| (def.group, def.version, def.plural) == (group, version, resource);
+        let found =
+            if found.def.version == version { found } else { self.views.iter().find(|r| is(r.def))? };
+        found.custom().is_none_or(|c| c.current().served).then_some(found)
+    }
+}
+
+/// All served resources.
+pub(crate) struct Registry {
+    served: RwLock<Arc<Served>>,
+    builtin: &'static [&'static ResourceDef],
+    /// Custom resources in the version they are stored in, for who follows them.
+    customs: watch::Sender<Vec<&'static ResourceDef>>,
+    /// Parts of the cache by prefix; they outlive the definition, as stored objects may.
+    caches: RwLock<BTreeMap<String, Arc<ResourceCache>>>,
 }
 
 impl Registry {
     /// From the table of definitions.
     pub(crate) fn new(defs: &'static [&'static ResourceDef]) -> Self {
+        let mut served = Served { defs: defs.to_vec(), ..Served::default() };
         let (views, own): (Vec<_>, Vec<_>) = defs.iter().partition(|def| def.strategy.view().is_some());
-        let all: Vec<Arc<Resource>> = own.into_iter().map(|def| Arc::new(Resource::new(def, &[]))).collect();
-        let views: Vec<_> = views.into_iter().map(|def| Arc::new(Resource::new(def, &all))).collect();
-        let mut by_group: HashMap<_, HashMap<_, _>> = HashMap::new();
-        let mut by_prefix = HashMap::new();
-        for resource in &all {
-            by_prefix.insert(resource.prefix.clone(), resource.clone());
+        for def in own {
+            served.add(Arc::new(Resource::new(def, &[])), false);
         }
-        for resource in all.iter().chain(&views) {
-            let group: &mut HashMap<_, _> = by_group.entry(resource.def.group).or_default();
-            group.entry(resource.def.plural).or_insert_with(|| resource.clone());
+        for def in views {
+            let view = Resource::new(def, &served.all);
+            served.add(Arc::new(view), true);
         }
-        Self { all, views, by_group, by_prefix }
+        let customs = watch::channel(Vec::new()).0;
+        Self { served: RwLock::new(Arc::new(served)), builtin: defs, customs, caches: RwLock::default() }
+    }
+
+    /// Serves these custom resources, each with all its versions, and no others.
+    pub(crate) fn define(&self, customs: Vec<Vec<CustomVersion>>) {
+        let before = self.served.read().clone();
+        let is_builtin = |r: &&Arc<Resource>| r.custom().is_none();
+        let mut next =
+            Served { defs: self.builtin.to_vec(), generation: before.generation + 1, ..Served::default() };
+        for resource in before.all.iter().filter(is_builtin) {
+            next.add(resource.clone(), false);
+        }
+        for resource in before.views.iter().filter(is_builtin) {
+            next.add(resource.clone(), true);
+        }
+        for versions in customs {
+            // What is built in stays what it is.
+            let built_in = |v: &CustomVersion| {
+                self.builtin
+                    .iter()
+                    .any(|def| (def.group, def.plural) == (v.group.as_str(), v.plural.as_str()))
+            };
+            if versions.iter().any(built_in) {
+                continue;
+            }
+            let rows: Vec<&'static ResourceDef> = versions.into_iter().map(custom::row).collect();
+            let Some(first) = rows.first() else { continue };
+            let prefix = prefix_of(first);
+            let cache = self.cache_of(&prefix);
+            let made = rows.iter().map(|def| Resource::custom_version(def, &rows, cache.clone()));
+            let (storage, others): (Vec<_>, Vec<_>) = made.partition(|r| std::ptr::eq(r.def, r.storage));
+            next.defs
+                .extend(rows.iter().filter(|def| def.strategy.custom().is_some_and(|c| c.current().served)));
+            storage.into_iter().for_each(|r| next.add(Arc::new(r), false));
+            others.into_iter().for_each(|r| next.add(Arc::new(r), true));
+        }
+        for gone in
+            before.all.iter().filter(|r| r.custom().is_some() && !next.by_prefix.contains_key(&r.prefix))
+        {
+            gone.cache.close();
+        }
+        let customs: Vec<_> = next
+            .by_group
+            .values()
+            .flat_map(HashMap::values)
+            .filter(|r| r.custom().is_some_and(|c| c.current().served))
+            .map(|r| r.def)
+            .collect();
+        *self.served.write() = Arc::new(next);
+        self.customs.send_if_modified(|known| {
+            let same = known.len() == customs.len()
+                && customs.iter().all(|d| known.iter().any(|k| std::ptr::eq(*k, *d)));
+            *known = customs;
+            !same
+        });
+    }
+
+    /// The custom resources that are served, as they change.
+    pub(crate) fn customs(&self) -> watch::Receiver<Vec<&'static ResourceDef>> {
+        self.customs.subscribe()
+    }
+
+    fn cache_of(&self, prefix: &str) -> Arc<ResourceCache> {
+        let mut caches = self.caches.write();
+        let cache = caches.entry(prefix.to_owned());
+        cache.or_insert_with(|| Arc::new(ResourceCache::new(prefix.len()))).clone()
     }
 
     /// All that have objects or answers of their own, in the order of the table.
-    pub(crate) fn all(&self) -> &[Arc<Resource>] {
-        &self.all
+    pub(crate) fn all(&self) -> Vec<Arc<Resource>> {
+        self.served.read().all.clone()
+    }
+
+    /// The definitions of everything served, built-in ones first.
+    pub(crate) fn defs(&self) -> Vec<&'static ResourceDef> {
+        self.served.read().defs.clone()
+    }
+
+    /// A number that changes with the custom resources served.
+    pub(crate) fn generation(&self) -> u64 {
+        self.served.read().generation
     }
 
     /// The resource of that group and plural, in the version that is stored if the group has it.
-    pub(crate) fn find(&self, group: &str, resource: &str) -> Option<&Arc<Resource>> {
-        self.by_group.get(group)?.get(resource)
+    pub(crate) fn find(&self, group: &str, resource: &str) -> Option<Arc<Resource>> {
+        self.served.read().by_group.get(group)?.get(resource).cloned()
     }
 
     /// The resource of that group and plural as served in a version.
-    pub(crate) fn served(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
-        let found = self.find(group, resource)?;
-        if found.def.version == version {
-            return Some(found);
-        }
-        let is = |def: &ResourceDef| (def.group, def.version, def.plural) == (group, version, resource);
-        self.views.iter().find(|r| is(r.def))
+    pub(crate) fn served(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
+        self.served.read().served(group, version, resource).cloned()
     }
 
     /// Whether the group is served at all.
     pub(crate) fn has_group(&self, group: &str) -> bool {
-        self.by_group.contains_key(group)
+        self.served.read().by_group.contains_key(group)
+    }
+
+    /// Whether the group is one of custom resources.
+    pub(crate) fn is_custom_group(&self, group: &str) -> bool {
+        !self.builtin.iter().any(|def| def.group == group)
     }
 
     /// The resource that a stored key belongs to.
-    pub(crate) fn of_key(&self, key: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn of_key(&self, key: &str) -> Option<Arc<Resource>> {
         let mut slashes = key.bytes().enumerate().filter(|(_, b)| *b == b'/').map(|(i, _)| i);
         let end = slashes.nth(3)?;
-        self.by_prefix.get(&key[..=end])
+        self.served.read().by_prefix.get(&key[..=end]).cloned()
     }
 }

@@ -10,6 +10,7 @@ use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::{Attributes, Authenticator, Authorizer, Decision, UserInfo};
 use coracle_client::{Transport, WriteOptions};
 use coracle_meta::{Object, ObjectReader};
+use coracle_resources::def::ResourceDef;
 use coracle_stdx::{Clock, Tasks};
 use coracle_store::Store;
 use parking_lot::Mutex;
@@ -156,6 +157,8 @@ impl ApiServer {
         tasks.supervise("flow-schemas", move || crate::upkeep::flow_schemas(keeper.clone()));
         let keeper = server.clone();
         tasks.supervise("service-addresses", move || crate::upkeep::addresses(keeper.clone()));
+        let keeper = server.clone();
+        tasks.supervise("definitions", move || crate::definitions::run(keeper.clone()));
         let (tls, client_ca) = (config.tls, config.client_ca_pem);
         Ok(Arc::new(Self { server, tls, client_ca, _host: around, _tasks: Mutex::new(tasks) }))
     }
@@ -164,6 +167,11 @@ impl ApiServer {
     /// authorization and admission as `user`.
     pub fn transport(&self, user: UserInfo) -> Arc<dyn Transport> {
         Arc::new(InProcess::new(self.server.clone(), user))
+    }
+
+    /// The custom resources that are served, one version each, as they come and go.
+    pub fn custom_resources(&self) -> tokio::sync::watch::Receiver<Vec<&'static ResourceDef>> {
+        self.server.cache.registry.customs()
     }
 
     /// Read access to the current objects.

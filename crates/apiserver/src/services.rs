@@ -1,7 +1,8 @@
 //! Cluster IPs and node ports of Services.
 //!
-//! Reservations live in memory and are rebuilt from the stored Services at start: this process is the only
-//! writer. A reservation made for a write that fails is given back when its [`Allocation`] is dropped.
+//! Reservations live in memory and are rebuilt from the stored Services at start; where other processes write
+//! too, whenever a Service changes. A reservation made for a write that fails is given back when its
+//! [`Allocation`] is dropped.
 
 mod families;
 
@@ -29,6 +30,36 @@ pub(crate) struct Services {
 struct Taken {
     addresses: HashSet<u32>,
     numbers: HashSet<u16>,
+    /// Of these, what no stored Service holds yet.
+    flying_addresses: HashSet<u32>,
+    flying_numbers: HashSet<u16>,
+}
+
+impl Taken {
+    fn address(&mut self, address: u32) -> bool {
+        let fresh = self.addresses.insert(address);
+        if fresh {
+            self.flying_addresses.insert(address);
+        }
+        fresh
+    }
+
+    fn number(&mut self, number: u16) -> bool {
+        let fresh = self.numbers.insert(number);
+        if fresh {
+            self.flying_numbers.insert(number);
+        }
+        fresh
+    }
+
+    fn landed(&mut self, allocation: &Allocation) {
+        for address in &allocation.addresses {
+            self.flying_addresses.remove(address);
+        }
+        for port in &allocation.ports {
+            self.flying_numbers.remove(port);
+        }
+    }
 }
 
 /// Reservations of one write; given back when dropped, unless [`Allocation::keep`] was called.
@@ -58,6 +89,7 @@ impl Allocation {
     pub(crate) fn keep(mut self) {
         if let Some(owner) = self.owner.take() {
             let mut taken = owner.taken.lock();
+            taken.landed(&self);
             for address in &self.freed_addresses {
                 taken.addresses.remove(address);
             }
@@ -72,6 +104,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         if let Some(owner) = &self.owner {
             let mut taken = owner.taken.lock();
+            taken.landed(self);
             for address in &self.addresses {
                 taken.addresses.remove(address);
             }
@@ -110,6 +143,18 @@ impl Services {
         let mut taken = self.taken.lock();
         taken.addresses.extend(addresses(spec));
         taken.numbers.extend(node_ports(spec));
+    }
+
+    /// Makes the reservations those of the Services given, and of writes under way: what other API servers on the
+    /// same store have given out and taken back.
+    pub(crate) fn resync<'a>(&self, stored: impl Iterator<Item = &'a ServiceSpec>) {
+        let mut taken = self.taken.lock();
+        taken.addresses = taken.flying_addresses.clone();
+        taken.numbers = taken.flying_numbers.clone();
+        for spec in stored {
+            taken.addresses.extend(addresses(spec));
+            taken.numbers.extend(node_ports(spec));
+        }
     }
 
     /// Gives back what a deleted Service held.
@@ -226,7 +271,7 @@ impl Services {
         if let Some(why) = self.outside(number) {
             return Some(why);
         }
-        let fresh = self.taken.lock().addresses.insert(number);
+        let fresh = self.taken.lock().address(number);
         (!fresh).then(|| {
             format!("failed to allocate IP {}: provided IP is already allocated", Ipv4Addr::from(number))
         })
@@ -245,7 +290,7 @@ impl Services {
             let start = rand::rng().random_range(0..span);
             for i in 0..span {
                 let number = self.first + low + (start + i) % span;
-                if taken.addresses.insert(number) {
+                if taken.address(number) {
                     return Ok(number);
                 }
             }
@@ -345,7 +390,7 @@ impl Services {
         if !(low..=high).contains(&number) {
             return Some(self.out_of_range());
         }
-        let fresh = self.taken.lock().numbers.insert(number);
+        let fresh = self.taken.lock().number(number);
         (!fresh).then(|| "provided port is already allocated".to_owned())
     }
 
@@ -356,7 +401,7 @@ impl Services {
         let start = rand::rng().random_range(0..span);
         for i in 0..span {
             let number = low + u16::try_from((start + i) % span).unwrap_or(0);
-            if taken.numbers.insert(number) {
+            if taken.number(number) {
                 return Ok(number);
             }
         }
@@ -400,6 +445,21 @@ mod tests {
         assert!(services.allocate(&mut service(Some("10.96.0.9")), None, false).is_err());
         services.release(&a);
         assert!(services.allocate(&mut service(Some("10.96.0.9")), None, false).is_ok());
+    }
+
+    #[test]
+    fn what_other_servers_gave_out_is_taken_and_writes_under_way_stay_reserved() {
+        let services = Services::new("10.96.0.0/16", (30000, 32767)).unwrap();
+        let flying = services.allocate(&mut service(Some("10.96.0.9")), None, false).unwrap();
+        services.allocate(&mut service(Some("10.96.0.10")), None, false).unwrap().keep();
+        let elsewhere = service(Some("10.96.0.11"));
+        services.resync(elsewhere.spec.iter());
+        let free = |ip| services.allocate(&mut service(Some(ip)), None, false).is_ok();
+        assert!(!free("10.96.0.9"), "a write is under way");
+        assert!(free("10.96.0.10"), "another server has deleted its Service");
+        assert!(!free("10.96.0.11"), "another server has given it out");
+        drop(flying);
+        assert!(free("10.96.0.9"));
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl InProcess {
         let found = self.server.cache.registry.served(id.group, id.version, id.resource);
         let resource = found.ok_or_else(Status::no_such_path)?;
         resource.cache.keep_decoded();
-        Ok(resource.clone())
+        Ok(resource)
     }
 
     fn authorize(
@@ -80,6 +80,7 @@ impl InProcess {
         if !outcome.entry.is_decoded()
             && let Some(shared) = resource.cache.get(&outcome.entry.key)
             && shared.revision == outcome.entry.revision
+            && std::ptr::eq(shared.def, outcome.entry.def)
         {
             return Ok(ApiResponse::Object(object(resource, &shared)?));
         }
@@ -234,22 +235,31 @@ impl Transport for InProcess {
         let watch =
             WatchOptions { bookmarks: true, send_initial_events: send_initial_events.then_some(true) };
         let watching = self.server.watch(&resource, namespace, "", &opts, watch).await?;
-        let stream = futures::stream::unfold(Some((watching, resource)), |state| async {
-            let (mut watching, resource) = state?;
-            let item = next_event(&resource, &mut watching).await;
-            let rest = item.is_ok().then_some((watching, resource));
+        let state = Some((self.server.clone(), watching, resource));
+        let stream = futures::stream::unfold(state, |state| async {
+            let (server, mut watching, resource) = state?;
+            let item = next_event(&server, &resource, &mut watching).await;
+            let rest = item.is_ok().then_some((server, watching, resource));
             Some((item, rest))
         });
         Ok(stream.boxed())
     }
 }
 
-async fn next_event(resource: &Resource, watching: &mut Watching) -> Result<WatchEvent, Status> {
+async fn next_event(
+    server: &Server,
+    resource: &Resource,
+    watching: &mut Watching,
+) -> Result<WatchEvent, Status> {
     match watching.next().await {
-        Next::Initial(entry) => Ok(WatchEvent::Added(object(resource, &entry)?)),
+        Next::Initial(entry) => {
+            let entry = server.in_version(resource, entry).await?;
+            Ok(WatchEvent::Added(object(resource, &entry)?))
+        }
         Next::Event(kind, event) => {
             let entry = event.entry(kind).ok_or_else(|| Status::internal("event without object"))?;
-            let obj = object(resource, entry)?;
+            let entry = server.in_version(resource, entry.clone()).await?;
+            let obj = object(resource, &entry)?;
             Ok(match kind {
                 EventKind::Added => WatchEvent::Added(obj),
                 EventKind::Modified => WatchEvent::Modified(obj),

@@ -134,7 +134,7 @@ async fn apply_condition(
     condition: Value,
     manager: &str,
 ) -> Result<(), Status> {
-    let resource = server.cache.registry.find(group, plural).cloned().ok_or_else(Status::no_such_path)?;
+    let resource = server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)?;
     let body = json!({
         "apiVersion": format!("{group}/v1"), "kind": kind,
         "metadata": { "name": name }, "status": { "conditions": [condition] },
@@ -150,7 +150,7 @@ async fn apply_condition(
 
 /// Creates the ServiceCIDR of the range that the server was started with, and says that it is ready.
 async fn service_cidr(server: &Arc<Server>) -> Result<(), Status> {
-    let Some(resource) = server.cache.registry.find(NETWORKING, "servicecidrs").cloned() else {
+    let Some(resource) = server.cache.registry.find(NETWORKING, "servicecidrs") else {
         return Ok(());
     };
     let cidr = server.services.cidr();
@@ -164,7 +164,11 @@ async fn service_cidr(server: &Arc<Server>) -> Result<(), Status> {
             "metadata": { "name": DEFAULT_CIDR }, "spec": { "cidrs": [cidr] },
         });
         let (caller, opts) = (Server::loopback(), WriteOptions::default());
-        server.create(&caller, &resource, "", Input::Json(object), &opts).await?;
+        match server.create(&caller, &resource, "", Input::Json(object), &opts).await {
+            // Another API server on the same store was faster.
+            Err(status) if status.code() != 409 => return Err(status),
+            _ => {}
+        }
     }
     let condition = json!({
         "type": "Ready", "status": "True", "reason": "",
@@ -184,9 +188,14 @@ fn unnoted(found: &ServiceCIDR, cidr: &str) -> bool {
 
 /// Creates the IPAddresses that are missing and deletes those whose Service is gone.
 async fn addresses_once(server: &Arc<Server>) -> Result<(), Status> {
-    let Some(resource) = server.cache.registry.find(NETWORKING, "ipaddresses").cloned() else {
+    let Some(resource) = server.cache.registry.find(NETWORKING, "ipaddresses") else {
         return Ok(());
     };
+    if server.store.shared() {
+        server.fresh().await?;
+        let services = server.cache.list("", "services", "");
+        server.services.resync(services.iter().filter_map(|s| s.downcast::<Service>()?.spec.as_ref()));
+    }
     let (missing, orphans) = compare_addresses(server);
     let caller = Server::loopback();
     for ip in orphans {

@@ -27,6 +27,7 @@ use tracing::warn;
 
 use crate::ResourceEntry;
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found};
+use crate::served::Served;
 use graph::{FOREGROUND, Graph, Node, ORPHAN, Phase, Task, Uid};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "generic-garbage-collector", workers: 20 };
@@ -64,7 +65,8 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         let tasks = collector.graph.lock().complete();
         enqueue(&watches.queue, tasks);
         let follow = async {
-            while changes.changed().await.is_ok() {
+            loop {
+                Served::next(&mut changes).await;
                 watches.adjust(&served.all());
             }
         };
@@ -96,6 +98,8 @@ impl Watches {
         for id in gone {
             if let Some((position, watch)) = self.running.remove(&id) {
                 watch.abort();
+                // Nobody finds it by its kind any more.
+                self.collector.resources.write()[position].kind = "";
                 let mut graph = self.collector.graph.lock();
                 graph.begin_list(position);
                 let tasks = graph.end_list(position);

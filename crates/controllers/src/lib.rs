@@ -40,6 +40,7 @@ use std::time::Duration;
 use coracle_client::{Informers, ResourceId};
 use coracle_stdx::{Clock, Tasks};
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
 use certificates::CertificateSigner;
 use runtime::{Context, MakeClient};
@@ -67,6 +68,8 @@ pub struct ControllersConfig {
     pub controllers: Vec<String>,
     /// Signs certificates; without it, requests stay open.
     pub signer: Option<Arc<dyn CertificateSigner>>,
+    /// The custom resources that are served now; changes while the controllers run.
+    pub customs: watch::Receiver<Vec<ResourceEntry>>,
     /// Finished pods kept in the whole cluster.
     pub terminated_pod_threshold: usize,
     /// A node not heard of for this long is not ready.
@@ -89,6 +92,7 @@ impl ControllersConfig {
             resources,
             controllers: vec!["*".to_owned()],
             signer: None,
+            customs: watch::channel(Vec::new()).1,
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
@@ -160,11 +164,9 @@ fn is_enabled(list: &[String], name: &str) -> bool {
 /// runs while nothing changes.
 pub async fn run(config: ControllersConfig, make_client: MakeClient, clock: Clock) {
     let informers = Informers::new(make_client("informers"));
-    let served = Served::new(config.resources.clone());
-    let (follower, reader) = (served.clone(), make_client("informers"));
+    let served = Served::new(config.resources.clone(), config.customs.clone());
     let cx = Context { config: Arc::new(config), informers, served, make_client, clock };
     let mut tasks = Tasks::new();
-    tasks.spawn(async move { follower.follow(&reader).await });
     for (name, start) in ALL.iter().filter(|(name, _)| is_enabled(&cx.config.controllers, name)) {
         let cx = cx.clone();
         tasks.supervise(name, move || start(&cx));

@@ -163,7 +163,7 @@ async fn watch_counted(
             });
         }
         tokio::select! {
-            changed = served_changes.changed() => if changed.is_err() { return },
+            () = Served::next(&mut served_changes) => {}
             changed = quota_changes.next() => if changed.is_none() { return },
         }
     }

@@ -1,76 +1,26 @@
-//! What the API serves: the built-in resources, and those that CustomResourceDefinitions add while the cluster runs.
+//! What the API serves: the built-in resources, and custom ones that come and go while the cluster runs.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, LazyLock};
-
-use coracle_client::{Client, ListOptions, Reflected, ResourceId, reflect};
-use parking_lot::{Mutex, RwLock};
-use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::ResourceEntry;
 
-const DEFINITIONS: ResourceId =
-    ResourceId { group: "apiextensions.k8s.io", version: "v1", resource: "customresourcedefinitions" };
-
-/// Names of custom resources live as long as the process: they are few, and the same ones come again.
-fn interned(text: &str) -> &'static str {
-    static KNOWN: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
-    let mut known = KNOWN.lock();
-    if let Some(text) = known.get(text) {
-        return text;
-    }
-    let leaked: &'static str = Box::leak(text.to_owned().into_boxed_str());
-    known.insert(leaked);
-    leaked
-}
-
-/// The resource of a definition, once it is served.
-fn entry_of(definition: &Value) -> Option<ResourceEntry> {
-    let text = |at: &str| definition.pointer(at).and_then(Value::as_str);
-    let conditions = definition.pointer("/status/conditions").and_then(Value::as_array);
-    let established =
-        conditions.into_iter().flatten().any(|c| c["type"] == "Established" && c["status"] == "True");
-    let versions = definition.pointer("/spec/versions").and_then(Value::as_array);
-    let served = versions.into_iter().flatten().filter(|version| version["served"] == true);
-    let mut served: Vec<&Value> = served.collect();
-    // Any served version tells of all objects; the stored one costs no conversion.
-    served.sort_by_key(|version| version["storage"] != true);
-    let version = served.first().and_then(|version| version["name"].as_str())?;
-    established.then_some(ResourceEntry {
-        id: ResourceId {
-            group: interned(text("/spec/group")?),
-            version: interned(version),
-            resource: interned(text("/spec/names/plural")?),
-        },
-        namespaced: text("/spec/scope") == Some("Namespaced"),
-        kind: interned(text("/spec/names/kind")?),
-    })
-}
-
-#[derive(Debug)]
-struct State {
-    builtin: Vec<ResourceEntry>,
-    /// By the definition's name.
-    custom: RwLock<BTreeMap<String, ResourceEntry>>,
-    changes: watch::Sender<u64>,
-}
-
 /// The resources served now. Clones share the list.
 #[derive(Clone, Debug)]
-pub struct Served(Arc<State>);
+pub struct Served {
+    builtin: Vec<ResourceEntry>,
+    customs: watch::Receiver<Vec<ResourceEntry>>,
+}
 
 impl Served {
-    /// The built-in resources; [`Served::follow`] adds the others.
-    pub fn new(builtin: Vec<ResourceEntry>) -> Self {
-        let (custom, changes) = (RwLock::default(), watch::Sender::new(0));
-        Self(Arc::new(State { builtin, custom, changes }))
+    /// The built-in resources, and what the channel tells of the others.
+    pub fn new(builtin: Vec<ResourceEntry>, customs: watch::Receiver<Vec<ResourceEntry>>) -> Self {
+        Self { builtin, customs }
     }
 
     /// All resources that can be listed, watched and deleted.
     pub fn all(&self) -> Vec<ResourceEntry> {
-        let custom = self.0.custom.read();
-        self.0.builtin.iter().chain(custom.values()).copied().collect()
+        let customs = self.customs.borrow();
+        self.builtin.iter().chain(customs.iter()).copied().collect()
     }
 
     /// The resource of a kind.
@@ -79,65 +29,37 @@ impl Served {
         self.all().into_iter().find(is)
     }
 
-    /// Tells when the list changed; the number means nothing.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changes.subscribe()
+    /// Tells, by [`Served::next`], when the list changed.
+    pub fn changes(&self) -> watch::Receiver<Vec<ResourceEntry>> {
+        self.customs.clone()
     }
 
-    /// Keeps the list up to date for as long as it is polled.
-    pub async fn follow(&self, client: &Client) {
-        let mut sink = |change: Reflected| {
-            let (name, entry) = match &change {
-                Reflected::Applied(object) => (object.name().to_owned(), entry_of(&object.to_value())),
-                Reflected::Deleted(object) => (object.name().to_owned(), None),
-                Reflected::Listing | Reflected::Synced(_) | Reflected::Progress(_) => return,
-            };
-            self.set(name, entry);
-        };
-        reflect(client, DEFINITIONS, "", &ListOptions::default(), &mut sink).await;
-    }
-
-    fn set(&self, name: String, entry: Option<ResourceEntry>) {
-        let mut custom = self.0.custom.write();
-        let old = match entry {
-            Some(entry) => custom.insert(name, entry),
-            None => custom.remove(&name),
-        };
-        drop(custom);
-        if old != entry {
-            self.0.changes.send_modify(|count| *count += 1);
+    /// Waits for the next change; for ever where nobody tells of any.
+    pub async fn next(changes: &mut watch::Receiver<Vec<ResourceEntry>>) {
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use coracle_client::ResourceId;
 
     use super::*;
 
-    #[test]
-    fn a_definition_is_served_once_it_is_established() {
-        let definition = |established: &str| {
-            json!({
-                "spec": { "group": "example.com", "scope": "Namespaced",
-                    "names": { "plural": "widgets", "kind": "Widget" },
-                    "versions": [{ "name": "v1", "served": true, "storage": false },
-                        { "name": "v2", "served": true, "storage": true },
-                        { "name": "v3", "served": false, "storage": false }] },
-                "status": { "conditions": [{ "type": "Established", "status": established }] },
-            })
-        };
-        assert_eq!(entry_of(&definition("False")), None);
-        let entry = entry_of(&definition("True")).expect("served");
-        assert_eq!((entry.id.group, entry.id.version, entry.id.resource), ("example.com", "v2", "widgets"));
-        assert!(entry.namespaced);
-        let served = Served::new(Vec::new());
-        let changes = served.changes();
-        served.set("widgets.example.com".into(), Some(entry));
-        assert!(changes.has_changed().expect("alive"));
+    #[tokio::test]
+    async fn custom_resources_are_found_while_they_are_served() {
+        let (tell, customs) = watch::channel(Vec::new());
+        let served = Served::new(Vec::new(), customs);
+        let mut changes = served.changes();
+        let id = ResourceId { group: "example.com", version: "v1", resource: "widgets" };
+        let entry = ResourceEntry { id, namespaced: true, kind: "Widget" };
+        tell.send_replace(vec![entry]);
+        Served::next(&mut changes).await;
         assert_eq!(served.find("example.com", "Widget"), Some(entry));
-        served.set("widgets.example.com".into(), None);
+        tell.send_replace(Vec::new());
+        Served::next(&mut changes).await;
         assert!(served.all().is_empty());
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn context(fake: &Arc<FakeTransport>) -> Context {
 pub(crate) fn context_with(fake: &Arc<FakeTransport>, resources: Vec<ResourceEntry>) -> Context {
     let client = fake.client();
     Context {
-        served: crate::served::Served::new(resources.clone()),
+        served: crate::served::Served::new(resources.clone(), tokio::sync::watch::channel(Vec::new()).1),
         config: Arc::new(ControllersConfig::new("root CA".to_owned(), resources)),
         informers: Informers::new(client.clone()),
         make_client: Arc::new(move |_| client.clone()),

@@ -9,13 +9,12 @@ use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::static_token::StaticTokens;
 use coracle_stdx::Clock;
-use coracle_store::{EmbeddedConfig, EmbeddedStore};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ApiserverArgs;
 use crate::cluster::{make_dir, node_ip};
 use crate::error::Failure;
-use crate::node::{ServerParts, server_config, store_failure};
+use crate::node::{ServerParts, server_config};
 use crate::pki;
 use crate::up::bind;
 
@@ -40,8 +39,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
-    let store = EmbeddedStore::open(EmbeddedConfig { dir: args.data_dir.join("store") })
-        .map_err(|e| store_failure(&e))?;
+    let store = args.store.open(args.data_dir.join("store")).await?;
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer =
         TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])

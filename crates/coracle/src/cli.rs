@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::Failure;
+use crate::store::StoreArgs;
 
 /// Options of all commands stand below a command's own in its help.
 const LAST: usize = 1000;
@@ -32,7 +33,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Turn this machine into a cluster: control plane, node, network and DNS in one process.
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop the cluster and its pods; leaves no process, mount, interface, rule or cgroup behind.
     Down(DownArgs),
     /// Tell whether the cluster runs, and where.
@@ -68,6 +69,9 @@ pub struct UpArgs {
     /// Where the cluster lives.
     #[command(flatten)]
     pub data: DataDir,
+    /// Where objects are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Port of the API server; default 6443, or the first free slot's for a further cluster.
     #[arg(long, env = "CORACLE_API_PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub api_port: Option<u16>,
@@ -207,6 +211,9 @@ pub struct ApiserverArgs {
     /// Directory of the embedded store and, unless given, of certificates.
     #[arg(long, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
     pub data_dir: PathBuf,
+    /// Where objects are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// HTTPS port.
     #[arg(long, default_value_t = 6443)]
     pub secure_port: u16,
@@ -340,7 +347,7 @@ mod tests {
     fn up(args: &[&str]) -> UpArgs {
         let argv = ["coracle", "up"].iter().chain(args).map(|s| (*s).to_owned()).collect();
         match parse(argv).unwrap().command {
-            Command::Up(up) => up,
+            Command::Up(up) => *up,
             other => panic!("{other:?}"),
         }
     }

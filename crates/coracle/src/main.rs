@@ -19,6 +19,7 @@ mod process;
 mod progress;
 mod release;
 mod signer;
+mod store;
 mod up;
 
 use std::time::Duration;
@@ -51,11 +52,13 @@ fn run() -> Result<(), Failure> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Schemas nest, and what reads them recurses.
+        .thread_stack_size(4 << 20)
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::up(args).await,
+            Command::Up(args) => up::up(*args).await,
             Command::Down(args) => down::down(args).await,
             Command::Status(args) => down::status(args).await,
             Command::Image(args) => image::run(args).await,

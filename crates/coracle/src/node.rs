@@ -13,11 +13,10 @@ use coracle_controllers::certificates::CertificateSigner;
 use coracle_controllers::{ControllersConfig, ResourceEntry};
 use coracle_kubelet::{Kubelet, KubeletConfig};
 use coracle_network::{DnsServer, PodLinks, ServiceProxy};
-use coracle_resources::def::{Scope, Storage};
+use coracle_resources::def::{ResourceDef, Scope, Storage};
 use coracle_runtime::Runtime;
 use coracle_scheduler::{Scheduler, SchedulerConfig};
 use coracle_stdx::{Clock, Tasks};
-use coracle_store::EmbeddedStore;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -27,6 +26,7 @@ use crate::error::Failure;
 use crate::pki::Pki;
 use crate::progress::Progress;
 use crate::signer::ClusterSigner;
+use crate::store::StoreArgs;
 use crate::{control, up};
 
 /// What a node is started from.
@@ -44,6 +44,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Which controllers run, as `--controllers` names them.
     pub controllers: Vec<String>,
+    /// Where objects are kept.
+    pub store: StoreArgs,
 }
 
 /// A running cluster. Dropping it ends every part at once; pods go on under their shims.
@@ -135,7 +137,7 @@ impl Node {
         let server = start_server(&parts, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock, controllers } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, controllers, .. } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
@@ -240,10 +242,9 @@ fn is_ready(node: &NodeObject) -> bool {
 }
 
 async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
-    let Parts { paths, cluster, pki, node_ip, clock, .. } = parts;
-    let store = EmbeddedStore::open(coracle_store::EmbeddedConfig { dir: paths.file("store") })
-        .map_err(|e| store_failure(&e))?;
-    progress.step("store", &format!("revision {}", coracle_store::Store::revision(&*store)));
+    let Parts { paths, cluster, pki, node_ip, clock, store, .. } = parts;
+    let store = store.open(paths.file("store")).await?;
+    progress.step("store", &format!("revision {}", store.revision()));
     let issuer_url = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
     let issuer = coracle_auth::service_account::TokenIssuer::new(
         &pki.service_account_key,
@@ -272,19 +273,6 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
         audit: None,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
-}
-
-/// What to do about a store that does not open.
-pub fn store_failure(why: &coracle_store::StoreError) -> Failure {
-    use coracle_store::StoreError::{Corrupted, DiskFull, Format, InUse};
-    let hint = match why {
-        DiskFull { .. } => "free some disk space and start again; nothing acknowledged is lost",
-        Corrupted { .. } => "restore the directory from a backup, or start anew with `coracle down --purge`",
-        Format { .. } => "use the version of coracle that made it, or another --data-dir",
-        InUse { .. } => "stop the other one first, or choose another --data-dir",
-        _ => "check the data directory",
-    };
-    Failure::new(why, hint)
 }
 
 /// DNS answers on its service address on every node; the Service and its endpoint tell clients so.
@@ -333,6 +321,14 @@ struct ControlSwitches {
     signer: Option<Arc<dyn CertificateSigner>>,
 }
 
+fn entry_of(def: &ResourceDef) -> ResourceEntry {
+    ResourceEntry {
+        id: ResourceId { group: def.group, version: def.version, resource: def.plural },
+        namespaced: def.scope == Scope::Namespaced,
+        kind: def.kind,
+    }
+}
+
 fn start_control(
     tasks: &mut Tasks,
     server: &Arc<ApiServer>,
@@ -343,17 +339,26 @@ fn start_control(
     let resources = coracle_resources::all()
         .iter()
         .filter(|def| def.storage == Storage::Stored)
-        .map(|def| ResourceEntry {
-            id: ResourceId { group: def.group, version: def.version, resource: def.plural },
-            namespaced: def.scope == Scope::Namespaced,
-            kind: def.kind,
-        })
+        .map(|def| entry_of(def))
         .collect();
-    let config = ControllersConfig {
-        controllers: switches.controllers,
-        signer: switches.signer,
-        ..ControllersConfig::new(pki.ca.clone(), resources)
-    };
+    let mut config = ControllersConfig::new(pki.ca.clone(), resources);
+    config.controllers = switches.controllers;
+    config.signer = switches.signer;
+    let (told, customs) = tokio::sync::watch::channel(Vec::new());
+    config.customs = customs;
+    let defined = server.custom_resources();
+    tasks.supervise("custom-resources", move || {
+        let (told, mut defined) = (told.clone(), defined.clone());
+        async move {
+            loop {
+                let now = defined.borrow_and_update().iter().map(|def| entry_of(def)).collect();
+                told.send_replace(now);
+                if defined.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
     let accounts = server.clone();
     let make_client: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(move |name| {
         let user = if name == "informers" {

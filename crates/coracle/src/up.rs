@@ -217,7 +217,15 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         return Err(Failure::usage(format!("--controllers: {name:?} is none of {}", known.join(", "))));
     }
     let controllers = args.controllers.clone();
-    let parts = Parts { paths: paths.clone(), cluster, pki, node_ip: ip, clock, controllers };
+    let parts = Parts {
+        paths: paths.clone(),
+        cluster,
+        pki,
+        node_ip: ip,
+        clock,
+        controllers,
+        store: args.store.clone(),
+    };
     let node = Node::start(parts, api, progress).await?;
     access.write(&paths.kubeconfig())?;
     let command = introduce(args, paths, &access, progress);

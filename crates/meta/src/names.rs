@@ -301,6 +301,33 @@ pub fn maybe_prefix(check: fn(&str) -> Vec<String>, name: &str, prefix: bool) ->
     }
 }
 
+/// The order of API versions: `v2` is above `v1`, which is above `v2beta1`, `v1beta2`, `v1alpha1`, and these
+/// above what is no such version; those are ordered by name, the first one on top.
+pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+    match (parse_version(a), parse_version(b)) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        (Some(_), None) => std::cmp::Ordering::Greater,
+        (None, Some(_)) => std::cmp::Ordering::Less,
+        (None, None) => b.cmp(a),
+    }
+}
+
+/// Stability (2: stable, 1: beta, 0: alpha), major and minor version.
+fn parse_version(text: &str) -> Option<(u8, u32, u32)> {
+    let number = |text: &str| {
+        let plain = !text.is_empty() && !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
+        if plain { text.parse().ok() } else { None }
+    };
+    let rest = text.strip_prefix('v')?;
+    for (word, stability) in [("alpha", 0), ("beta", 1)] {
+        if let Some((major, minor)) = rest.split_once(word) {
+            let minor = if minor.is_empty() { 0 } else { number(minor)? };
+            return Some((stability, number(major)?, minor));
+        }
+    }
+    Some((2, number(rest)?, 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

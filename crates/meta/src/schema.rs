@@ -22,6 +22,8 @@ pub enum Node {
     Scalar(Value),
     /// A `resource.Quantity`.
     Quantity,
+    /// An integer or a text.
+    IntOrString,
     /// No declared shape: maps merge by key, lists are atomic.
     Any,
     /// Declared fields.

@@ -10,6 +10,8 @@ mod validating_admission_policy_binding;
 mod validating_webhook_configuration;
 mod webhook;
 
+pub(crate) use webhook::{webhook_service, webhook_url};
+
 use coracle_meta::field::{ErrorList, Path};
 
 use crate::check::one_of;

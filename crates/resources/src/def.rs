@@ -9,6 +9,7 @@ use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Kind, Object, Status, go};
 use serde_json::Value;
 
+use crate::custom::CustomStrategy;
 use crate::gaps;
 use crate::version::View;
 
@@ -296,6 +297,10 @@ pub trait ErasedStrategy: Send + Sync {
     fn view(&self) -> Option<&dyn View> {
         None
     }
+    /// The strategy as that of a custom resource, if it is one.
+    fn custom(&self) -> Option<&CustomStrategy> {
+        None
+    }
 }
 
 /// Erases a [`Strategy`]: `&Typed::new(PodStrategy)` in a definition.
@@ -533,6 +538,11 @@ impl ResourceDef {
     /// The definition in which the objects are stored: this one, unless it is another version's view.
     pub fn stored(&'static self) -> &'static Self {
         self.strategy.view().map_or(self, View::stored)
+    }
+
+    /// Whether upstream's core validates its metadata, rather than the library that all servers share.
+    pub fn of_core(&self) -> bool {
+        self.group != "apiextensions.k8s.io" && self.strategy.custom().is_none()
     }
 
     /// Whether the resource has the subresource.

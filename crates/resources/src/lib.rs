@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Service;
 
 mod address;
 mod admissionregistration;
+pub mod apiextensions;
 mod apiregistration;
 mod apps;
 mod authentication;
@@ -21,6 +22,7 @@ mod common;
 mod conditions;
 mod coordination;
 mod core;
+pub mod custom;
 pub mod def;
 mod diff;
 mod discovery;
@@ -43,6 +45,7 @@ pub mod version;
 static GROUPS: &[&[&ResourceDef]] = &[
     core::KINDS,
     admissionregistration::KINDS,
+    apiextensions::KINDS,
     apiregistration::KINDS,
     apps::KINDS,
     authentication::KINDS,
@@ -99,6 +102,7 @@ mod tests {
     /// Folders that hold one file per kind.
     const FOLDERS: &[&str] = &[
         "admissionregistration",
+        "apiextensions",
         "apiregistration",
         "apps",
         "authentication",
@@ -134,6 +138,12 @@ mod tests {
             "admissionregistration/matching",
             "admissionregistration/policy",
             "admissionregistration/webhook",
+            "apiextensions/conditions",
+            "apiextensions/internal",
+            "apiextensions/props",
+            "apiextensions/schema_rules",
+            "apiextensions/shape",
+            "apiextensions/spec",
             "apps/rolling",
             "apps/selector",
             "certificates/pem",

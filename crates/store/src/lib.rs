@@ -5,6 +5,7 @@
 
 pub mod contract;
 mod embedded;
+mod etcd;
 mod memory;
 mod watchers;
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
+pub use etcd::{EtcdConfig, EtcdStore};
 pub use memory::MemoryStore;
 
 /// A point in the store's one totally ordered history. Starts at 1 for an empty store; never reused.
@@ -194,8 +196,20 @@ pub type Watch = mpsc::UnboundedReceiver<Arc<[Event]>>;
 pub trait Store: Send + Sync + 'static {
     /// The newest committed revision.
     fn revision(&self) -> Revision;
+    /// The newest revision that anyone has committed, once its events have reached every open watch. Differs from
+    /// [`Store::revision`] where several processes share the store: a read that must not be stale asks this.
+    ///
+    /// # Errors
+    /// Engine failures.
+    async fn newest(&self) -> Result<Revision, StoreError> {
+        Ok(self.revision())
+    }
     /// The oldest revision that can still be read or watched from.
     fn compacted(&self) -> Revision;
+    /// Whether other processes may write to it too.
+    fn shared(&self) -> bool {
+        false
+    }
     /// The current entry of a key.
     ///
     /// # Errors

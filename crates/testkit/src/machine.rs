@@ -63,6 +63,13 @@ impl Machine {
         command
     }
 
+    /// A command that runs on this machine for as long as its caller wants: a server.
+    pub fn lasting(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--").arg(program);
+        command
+    }
+
     /// Data directory of a cluster of this machine.
     pub fn data(&self, cluster: &str) -> PathBuf {
         self.dir.path().join(cluster)

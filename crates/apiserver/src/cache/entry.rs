@@ -41,8 +41,12 @@ pub(crate) struct CacheEntry {
     pub(crate) revision: u64,
     /// The JSON with its resourceVersion.
     pub(crate) encoded: Bytes,
-    /// The kind.
+    /// The kind, in the version that the JSON has.
     pub(crate) def: &'static ResourceDef,
+    /// The JSON as stored, where `encoded` is what reading makes of it.
+    pub(crate) stored: Option<Bytes>,
+    /// A write of this very object would store something else than what is stored.
+    pub(crate) stale: bool,
     decoded: Mutex<Decoded>,
     facts: OnceLock<Box<Facts>>,
 }
@@ -57,7 +61,18 @@ impl CacheEntry {
         def: &'static ResourceDef,
     ) -> Self {
         let (decoded, facts) = (Mutex::default(), OnceLock::new());
-        Self { key, prefix_len, revision, encoded, def, decoded, facts }
+        Self { key, prefix_len, revision, encoded, def, stored: None, stale: false, decoded, facts }
+    }
+
+    /// The same object in another version, or as reading it makes it.
+    pub(crate) fn read_as(&self, def: &'static ResourceDef, encoded: Bytes) -> Self {
+        let entry = Self::new(self.key.clone(), self.prefix_len, self.revision, encoded, def);
+        Self { stale: self.stale, ..entry }
+    }
+
+    /// Notes how the entry differs from what is stored.
+    pub(super) fn unlike(self, stored: Option<Bytes>, stale: bool) -> Self {
+        Self { stored, stale, ..self }
     }
 
     /// An entry for an object that is not stored (a review, a Scale, a dry run).
@@ -163,6 +178,7 @@ impl CacheEntry {
     pub(crate) fn at_revision(&self, revision: u64) -> Self {
         let encoded = codec::resplice(&self.encoded, revision);
         let entry = Self::new(self.key.clone(), self.prefix_len, revision, encoded, self.def);
+        let entry = Self { stale: self.stale, ..entry };
         let obj = match &*self.decoded.lock() {
             Decoded::Kept(obj) => Some(obj.clone_object()),
             _ => None,

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::error;
 
+use super::definitions;
 use super::entry::CacheEntry;
 use crate::codec;
 use crate::registry::{Registry, Resource};
@@ -46,18 +47,28 @@ impl Cache {
     pub(crate) async fn load(&self, store: &dyn Store) -> Result<Watch, StoreError> {
         let range = Range { start: ROOT.into(), end: prefix_end(ROOT), ..Range::default() };
         let result = store.range(range).await?;
-        let mut per: HashMap<&str, (&Resource, Vec<CacheEntry>)> = HashMap::new();
-        for e in result.entries {
+        // Definitions of custom resources first: they tell what the rest is.
+        let (definitions, rest): (Vec<_>, Vec<_>) =
+            result.entries.into_iter().partition(|e| e.key.starts_with(definitions::PREFIX));
+        self.load_all(definitions, result.revision);
+        self.define();
+        self.load_all(rest, result.revision);
+        self.applied.store(result.revision, Ordering::Release);
+        store.watch(ROOT, result.revision).await
+    }
+
+    fn load_all(&self, stored: Vec<coracle_store::Entry>, revision: u64) {
+        let mut per: HashMap<String, (Arc<Resource>, Vec<CacheEntry>)> = HashMap::new();
+        for e in stored {
             let Some(resource) = self.registry.of_key(&e.key) else { continue };
-            let entry = self.entry(resource, &e.key, &e.value, e.mod_revision);
-            per.entry(&resource.prefix).or_insert_with(|| (resource, Vec::new())).1.push(entry);
+            let entry = self.entry(&resource, &e.key, &e.value, e.mod_revision, true);
+            let of = per.entry(resource.prefix.clone()).or_insert_with(|| (resource, Vec::new()));
+            of.1.push(entry);
         }
         for resource in self.registry.all() {
             let entries = per.remove(resource.prefix.as_str()).map(|(_, e)| e).unwrap_or_default();
-            resource.cache.load(entries.into_iter(), result.revision);
+            resource.cache.load(entries.into_iter(), revision);
         }
-        self.applied.store(result.revision, Ordering::Release);
-        store.watch(ROOT, result.revision).await
     }
 
     /// Applies events until the store closes.
@@ -71,8 +82,10 @@ impl Cache {
         for event in batch {
             let Some(resource) = self.registry.of_key(&event.key) else { continue };
             let new = event.value.as_ref().map(|value| {
-                let entry = self.entry(resource, &event.key, value, event.revision);
-                if let Some(obj) = self.claim(value, &event.key) {
+                let claimed = self.claim(value, &event.key);
+                let fresh = claimed.is_none();
+                let entry = self.entry(&resource, &event.key, value, event.revision, fresh);
+                if let Some(obj) = claimed {
                     if resource.cache.keeps_decoded() {
                         entry.set_decoded(obj);
                     } else {
@@ -82,6 +95,9 @@ impl Cache {
                 Arc::new(entry)
             });
             resource.cache.apply(&event.key, new, event.revision);
+            if event.key.starts_with(definitions::PREFIX) {
+                self.define();
+            }
         }
         if let Some(last) = batch.last() {
             self.applied.fetch_max(last.revision, Ordering::AcqRel);
@@ -89,9 +105,24 @@ impl Cache {
         self.advanced.notify_waiters();
     }
 
-    fn entry(&self, resource: &Resource, key: &Arc<str>, value: &Bytes, revision: u64) -> CacheEntry {
+    /// The entry of a stored value; `fresh`: it was not written through this process, so that a custom resource
+    /// may have to be pruned and defaulted.
+    pub(crate) fn entry(
+        &self,
+        resource: &Resource,
+        key: &Arc<str>,
+        value: &Bytes,
+        revision: u64,
+        fresh: bool,
+    ) -> CacheEntry {
         let encoded = codec::splice(value, revision);
-        CacheEntry::new(key.clone(), resource.cache.prefix_len(), revision, encoded, resource.def)
+        let prefix = resource.cache.prefix_len();
+        let def = if resource.custom().is_some() { resource.version_of(&encoded) } else { resource.def };
+        let entry = CacheEntry::new(key.clone(), prefix, revision, encoded, def);
+        match resource.custom() {
+            Some(_) if fresh => definitions::read(resource, entry),
+            _ => entry,
+        }
     }
 
     /// Leaves the decoded form of a value that is about to be committed, so that nobody decodes it again.
@@ -127,6 +158,14 @@ impl Cache {
                 return;
             }
             advanced.await;
+        }
+    }
+
+    /// Serves the custom resources that are defined now.
+    fn define(&self) {
+        let changed = definitions::define(&self.registry);
+        for resource in changed {
+            resource.cache.reread(&|entry| definitions::reread(&resource, entry));
         }
     }
 

@@ -139,6 +139,22 @@ impl ResourceCache {
         state.window.push_back(event);
     }
 
+    /// Puts other entries in the place of those that `change` has some for, without an event: what is stored
+    /// stays the same, but is read in another way.
+    pub(crate) fn reread(&self, change: &dyn Fn(&CacheEntry) -> Option<CacheEntry>) {
+        let mut state = self.state.write();
+        for entry in state.entries.values_mut() {
+            if let Some(other) = change(entry) {
+                *entry = Arc::new(other);
+            }
+        }
+    }
+
+    /// Ends all watches: the resource is not served any more.
+    pub(crate) fn close(&self) {
+        self.state.write().watchers.clear();
+    }
+
     /// Drops window events that have become too old to be of use.
     pub(super) fn trim(&self, now: tokio::time::Instant) {
         self.state.write().trim(now);

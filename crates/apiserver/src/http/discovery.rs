@@ -1,5 +1,6 @@
 //! Discovery: which groups, versions and resources are served, derived from the table of definitions.
 
+use coracle_meta::names::compare_versions;
 use coracle_meta::{Reason, Status};
 use coracle_resources::def::{ResourceDef, Scope, Storage, Subresource};
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
@@ -37,6 +38,9 @@ const ORDER: &[&str] = &[
     "resource.k8s.io",
     "flowcontrol.apiserver.k8s.io",
 ];
+/// The definitions of everything served.
+type Served<'a> = &'a [&'static ResourceDef];
+
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// Answers discovery paths; `None` when `path` is none of them.
@@ -52,6 +56,7 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
     if get_only && request.method() != Method::GET {
         return Some(status(&method_not_allowed()));
     }
+    let served = server.cache.registry.defs();
     let metrics = metrics_api::is_served(server);
     Some(match parts.as_slice() {
         ["apis", metrics_api::GROUP] if metrics => {
@@ -63,10 +68,10 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
         ["apis", metrics_api::GROUP, metrics_api::VERSION] if metrics => {
             json_value(StatusCode::OK, &metrics_api::resources())
         }
-        ["api"] => root(request, true, false, || versions(server)),
-        ["apis"] => root(request, false, metrics, || group_list(metrics)),
-        ["api", version] => resources("", version),
-        ["apis", group] => match group_value(group) {
+        ["api"] => root(request, &served, (true, false), || versions(server)),
+        ["apis"] => root(request, &served, (false, metrics), || group_list(&served, metrics)),
+        ["api", version] => resources(server, &served, "", version),
+        ["apis", group] => match group_value(&served, group) {
             Some(mut value) => {
                 value["kind"] = "APIGroup".into();
                 value["apiVersion"] = "v1".into();
@@ -74,7 +79,7 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
             }
             None => not_found_page(),
         },
-        ["apis", group, version] => resources(group, version),
+        ["apis", group, version] => resources(server, &served, group, version),
         _ => status(&Status::no_such_path()),
     })
 }
@@ -82,8 +87,8 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
 /// `/api` and `/apis`: the plain document, or the aggregated one when asked for.
 fn root(
     request: &Request<Incoming>,
-    legacy: bool,
-    metrics: bool,
+    served: Served<'_>,
+    (legacy, metrics): (bool, bool),
     plain: impl Fn() -> Value,
 ) -> Response<Body> {
     let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
@@ -95,7 +100,7 @@ fn root(
             return json_value(StatusCode::OK, &plain());
         }
         if has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2") {
-            let mut response = json_value(StatusCode::OK, &aggregated(legacy, metrics));
+            let mut response = json_value(StatusCode::OK, &aggregated(served, legacy, metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
             let format = if clause.starts_with(PROTOBUF) { Format::Protobuf } else { Format::Json };
             return negotiated(response, format);
@@ -121,31 +126,31 @@ fn versions(server: &Server) -> Value {
 }
 
 /// The groups beside core, in discovery order.
-pub(crate) fn groups() -> Vec<&'static str> {
+pub(crate) fn groups(served: Served<'_>) -> Vec<&'static str> {
     let mut groups: Vec<&str> = Vec::new();
-    for def in coracle_resources::all() {
+    for def in served {
         if !def.group.is_empty() && !groups.contains(&def.group) {
             groups.push(def.group);
         }
     }
-    groups.sort_by_key(|g| ORDER.iter().position(|o| o == g).unwrap_or(ORDER.len()));
+    groups.sort_by_key(|g| (ORDER.iter().position(|o| o == g).unwrap_or(ORDER.len()), *g));
     groups
 }
 
 /// The versions of a group, preferred first.
-pub(crate) fn versions_of(group: &str) -> Vec<&'static str> {
+pub(crate) fn versions_of(served: Served<'_>, group: &str) -> Vec<&'static str> {
     let mut versions: Vec<&str> = Vec::new();
-    for def in coracle_resources::all() {
+    for def in served {
         if def.group == group && !versions.contains(&def.version) {
             versions.push(def.version);
         }
     }
-    versions.sort_by(|a, b| b.cmp(a));
+    versions.sort_by(|a, b| compare_versions(b, a));
     versions
 }
 
-fn group_value(group: &str) -> Option<Value> {
-    let versions: Vec<Value> = versions_of(group)
+fn group_value(served: Served<'_>, group: &str) -> Option<Value> {
+    let versions: Vec<Value> = versions_of(served, group)
         .into_iter()
         .map(|v| json!({ "groupVersion": format!("{group}/{v}"), "version": v }))
         .collect();
@@ -153,21 +158,23 @@ fn group_value(group: &str) -> Option<Value> {
     Some(json!({ "name": group, "versions": versions, "preferredVersion": preferred }))
 }
 
-fn group_list(metrics: bool) -> Value {
-    let mut groups: Vec<Value> = groups().into_iter().filter_map(group_value).collect();
+fn group_list(served: Served<'_>, metrics: bool) -> Value {
+    let mut groups: Vec<Value> =
+        groups(served).into_iter().filter_map(|group| group_value(served, group)).collect();
     groups.extend(metrics.then(metrics_api::group));
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
 }
 
-fn resources(group: &str, version: &str) -> Response<Body> {
-    let defs = of_version(group, version);
+fn resources(server: &Server, served: Served<'_>, group: &str, version: &str) -> Response<Body> {
+    let defs = of_version(served, group, version);
     if defs.is_empty() {
-        let known = group.is_empty() || coracle_resources::all().iter().any(|d| d.group == group);
+        let custom = server.cache.registry.is_custom_group(group);
+        let known = group.is_empty() || (!custom && served.iter().any(|d| d.group == group));
         return if known { status(&Status::no_such_path()) } else { not_found_page() };
     }
     let mut list = Vec::new();
     for def in &defs {
-        list.push(resource_value(def));
+        list.push(resource_value(server, def));
         for sub in sorted_subresources(def) {
             list.push(subresource_value(def, sub));
         }
@@ -180,8 +187,8 @@ fn resources(group: &str, version: &str) -> Response<Body> {
     json_value(StatusCode::OK, &value)
 }
 
-fn of_version(group: &str, version: &str) -> Vec<&'static ResourceDef> {
-    let all = coracle_resources::all().iter().copied();
+fn of_version(served: Served<'_>, group: &str, version: &str) -> Vec<&'static ResourceDef> {
+    let all = served.iter().copied();
     let mut defs: Vec<_> = all.filter(|d| d.group == group && d.version == version).collect();
     defs.sort_by_key(|d| d.plural);
     defs
@@ -190,6 +197,9 @@ fn of_version(group: &str, version: &str) -> Vec<&'static ResourceDef> {
 fn sorted_subresources(def: &ResourceDef) -> Vec<Subresource> {
     let mut subs = def.subresources.to_vec();
     subs.sort_by_key(|s| s.path());
+    if def.strategy.custom().is_some() {
+        subs.reverse();
+    }
     subs
 }
 
@@ -200,13 +210,16 @@ fn verbs(def: &ResourceDef) -> Value {
     if def.storage == Storage::Computed {
         return json!(["get", "list"]);
     }
+    if def.strategy.custom().is_some() {
+        return json!(["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]);
+    }
     if def.group.is_empty() && def.plural == "namespaces" {
         return json!(["create", "delete", "get", "list", "patch", "update", "watch"]);
     }
     json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"])
 }
 
-fn resource_value(def: &'static ResourceDef) -> Value {
+fn resource_value(server: &Server, def: &'static ResourceDef) -> Value {
     let mut value = json!({
         "name": def.plural,
         "singularName": def.singular,
@@ -221,17 +234,25 @@ fn resource_value(def: &'static ResourceDef) -> Value {
         value["categories"] = json!(def.categories);
     }
     if def.storage == Storage::Stored {
-        value["storageVersionHash"] = storage_hash(def).into();
+        value["storageVersionHash"] = storage_hash(server, def).into();
     }
     value
 }
 
 /// Upstream's `discovery.StorageVersionHash`: base64 of the first 8 bytes of SHA-256 over group/version/kind.
-fn storage_hash(def: &'static ResourceDef) -> String {
+fn storage_hash(server: &Server, def: &'static ResourceDef) -> String {
     use base64::Engine as _;
     use sha2::Digest as _;
-    let def = def.stored();
-    let digest = sha2::Sha256::digest(format!("{}/{}/{}", def.group, def.version, def.kind));
+    let resource = def.strategy.custom().and_then(|_| server.cache.registry.find(def.group, def.plural));
+    let def = resource.map_or_else(|| def.stored(), |r| r.storage);
+    let version = match def.kind {
+        // Upstream still stores these in their older version.
+        "CustomResourceDefinition" | "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => {
+            "v1beta1"
+        }
+        _ => def.version,
+    };
+    let digest = sha2::Sha256::digest(format!("{}/{version}/{}", def.group, def.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
@@ -282,16 +303,16 @@ fn subresource_value(def: &ResourceDef, sub: Subresource) -> Value {
     value
 }
 
-fn aggregated(legacy: bool, metrics: bool) -> Value {
-    let groups = if legacy { vec![""] } else { groups() };
+fn aggregated(served: Served<'_>, legacy: bool, metrics: bool) -> Value {
+    let groups = if legacy { vec![""] } else { groups(served) };
     let mut items: Vec<Value> = groups
         .into_iter()
         .map(|group| {
-            let versions: Vec<Value> = versions_of(group)
+            let versions: Vec<Value> = versions_of(served, group)
                 .into_iter()
                 .map(|version| {
                     let resources: Vec<Value> =
-                        of_version(group, version).into_iter().map(aggregated_resource).collect();
+                        of_version(served, group, version).into_iter().map(aggregated_resource).collect();
                     json!({ "version": version, "freshness": "Current", "resources": resources })
                 })
                 .collect();
@@ -308,9 +329,11 @@ fn aggregated(legacy: bool, metrics: bool) -> Value {
 
 fn aggregated_resource(def: &ResourceDef) -> Value {
     let scope = if def.scope == Scope::Namespaced { "Namespaced" } else { "Cluster" };
+    // Custom resources say in full what they answer with.
+    let (group, version) = if def.strategy.custom().is_some() { (def.group, def.version) } else { ("", "") };
     let mut value = json!({
         "resource": def.plural,
-        "responseKind": { "group": "", "version": "", "kind": def.kind },
+        "responseKind": { "group": group, "version": version, "kind": def.kind },
         "scope": scope,
         "singularResource": def.singular,
         "verbs": verbs(def),
@@ -324,7 +347,9 @@ fn aggregated_resource(def: &ResourceDef) -> Value {
     let subs: Vec<Value> = sorted_subresources(def)
         .into_iter()
         .map(|sub| {
-            let (group, version, kind, verbs) = subresource_facts(def, sub);
+            let (of_group, of_version, kind, verbs) = subresource_facts(def, sub);
+            let (group, version) =
+                if of_group.is_empty() { (group, version) } else { (of_group, of_version) };
             json!({
                 "subresource": sub.path(),
                 "responseKind": { "group": group, "version": version, "kind": kind },

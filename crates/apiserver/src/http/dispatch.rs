@@ -6,10 +6,9 @@ use bytes::Bytes;
 use coracle_client::{DeleteOptions, PatchKind};
 use coracle_meta::{Reason, Status};
 use coracle_resources::def::Subresource;
-use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::header::USER_AGENT;
 use http::{HeaderMap, Method, Response, StatusCode};
 use hyper::body::Incoming;
-use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::body::{self, Body};
@@ -19,6 +18,7 @@ use super::pipeline::Incomer;
 use super::query::{Query, check_dry_run};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
+use super::written::{patch_body, patch_kind, yaml};
 use crate::audit::Trail;
 use crate::metrics_api;
 use crate::protobuf;
@@ -61,8 +61,9 @@ pub(crate) async fn resource(
     }
     let Some(resource) = find(server, info) else {
         let registry = &server.cache.registry;
-        if !info.group.is_empty() && !registry.has_group(info.group) {
-            return respond::not_found_page();
+        if !info.group.is_empty() && (!registry.has_group(info.group) || registry.is_custom_group(info.group))
+        {
+            return unserved(server, info);
         }
         return respond::status(&Status::no_such_path());
     };
@@ -92,12 +93,30 @@ pub(crate) async fn resource(
     };
     let mut response = answer.unwrap_or_else(|status| respond::status(&status));
     respond::warn(&mut response, &warned.lock());
-    if let Some(text) = deprecation(info)
+    let deprecated = match resource.custom() {
+        Some(custom) => custom.current().deprecation.clone(),
+        None => deprecation(info).map(str::to_owned),
+    };
+    if let Some(text) = deprecated
         && response.status() != StatusCode::METHOD_NOT_ALLOWED
     {
-        respond::warn(&mut response, &[text.to_owned()]);
+        respond::warn(&mut response, &[text]);
     }
     response
+}
+
+/// What a path below a group of custom resources is told that leads nowhere: a subresource that the resource
+/// does not have is one of an object that is not found.
+fn unserved(server: &Server, info: &Info<'_>) -> Response<Body> {
+    let resource = server.cache.registry.served(info.group, info.version, info.resource);
+    let placed = |r: &Arc<Resource>| r.namespaced() == info.namespaced_path;
+    match resource.filter(|r| placed(r) && !info.subresource.is_empty() && !info.overlong) {
+        Some(resource) => {
+            let def = resource.def;
+            respond::status(&Status::not_found(def.group, def.plural, info.name))
+        }
+        None => respond::not_found_page(),
+    }
 }
 
 /// What users of an old resource are told.
@@ -118,7 +137,7 @@ async fn bindings(
     info: &Info<'_>,
     query: &Query<'_>,
 ) -> Response<Body> {
-    let Some(pods) = server.cache.registry.find("", "pods").cloned() else {
+    let Some(pods) = server.cache.registry.find("", "pods") else {
         return respond::status(&Status::no_such_path());
     };
     if incomer.request.method() != Method::POST {
@@ -151,7 +170,12 @@ fn find(server: &Server, info: &Info<'_>) -> Option<Arc<Resource>> {
         info.subresource.is_empty() || resource.def.subresources.iter().any(|s| s.path() == info.subresource);
     let virtual_ok = resource.stored() || resource.computed() || info.name.is_empty();
     let long_ok = !info.overlong || info.subresource == Subresource::Proxy.path();
-    (fits && subresource && virtual_ok && long_ok).then(|| resource.clone())
+    // Custom resources have no paths for all namespaces but to read.
+    let custom_ok = resource.custom().is_none()
+        || !resource.namespaced()
+        || info.namespaced_path
+        || matches!(info.verb.as_str(), "list" | "watch");
+    (fits && subresource && virtual_ok && long_ok && custom_ok).then_some(resource)
 }
 
 /// The program's name in the User-Agent, for writes.
@@ -192,6 +216,31 @@ impl Call<'_> {
         }
     }
 
+    /// 405, which custom resources word by the verb.
+    fn refused(&self) -> Status {
+        match self.resource.custom() {
+            Some(_) if self.info.name.is_empty() && matches!(self.info.verb.as_str(), "update" | "patch") => {
+                Status::bad_request("name must be provided")
+            }
+            Some(_) => {
+                let def = self.resource.def;
+                Status::method_not_supported(def.group, def.plural, &self.info.verb)
+            }
+            None => method_not_allowed(),
+        }
+    }
+
+    /// A definition that is being deleted takes nothing new.
+    fn refuse_terminating(&self) -> Result<(), Status> {
+        if !self.resource.custom().is_some_and(|c| c.current().terminating) {
+            return Ok(());
+        }
+        let (def, verb) = (self.resource.def, &self.info.verb);
+        let status = Status::method_not_supported(def.group, def.plural, verb);
+        let message = format!("{verb} not allowed while custom resource definition is terminating");
+        Err(Status::new(405, status.reason(), message, status.details().cloned()))
+    }
+
     async fn main(self, body: Incoming) -> Result<Response<Body>, Status> {
         let info = self.info;
         if info.watch_path && self.method != Method::GET {
@@ -209,14 +258,17 @@ impl Call<'_> {
                 self.query.check_timeout()?;
                 self.read().await
             }
-            (&Method::POST, true) if !all_namespaces => self.create(body).await,
+            (&Method::POST, true) if !all_namespaces => {
+                self.refuse_terminating()?;
+                self.create(body).await
+            }
             (&Method::PUT, false) => self.update(body).await,
             (&Method::PATCH, false) => self.patch(body).await,
             (&Method::DELETE, false) => self.delete(body).await,
             (&Method::DELETE, true) if !all_namespaces && self.resource.def.kind != "Namespace" => {
                 self.delete_collection(body).await
             }
-            _ => Err(method_not_allowed()),
+            _ => Err(self.refused()),
         }
     }
 
@@ -309,7 +361,7 @@ impl Call<'_> {
 
     async fn patch(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
-        let kind = patch_kind(&self.headers)?;
+        let kind = self.patch_kind()?;
         let opts = self.query.write_options("PatchOptions")?;
         let text = self.received(incoming).await?;
         let body = patch_body(kind, &text)?;
@@ -325,6 +377,17 @@ impl Call<'_> {
         let outcome =
             self.server.patch(&self.caller, &self.resource, namespace, name, part, patch, &opts).await?;
         answer.object(&self.resource, &outcome)
+    }
+
+    fn patch_kind(&self) -> Result<PatchKind, Status> {
+        match (patch_kind(&self.headers), self.resource.custom()) {
+            (kind, None) => kind,
+            (Ok(kind), _) if kind != PatchKind::Strategic => Ok(kind),
+            _ => Err(Status::unsupported_media_type(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            )),
+        }
     }
 
     async fn delete(self, incoming: Incoming) -> Result<Response<Body>, Status> {
@@ -391,7 +454,7 @@ impl Call<'_> {
             (_, &Method::GET) => self.get().await,
             (_, &Method::PUT) => self.update(incoming).await,
             (_, &Method::PATCH) => self.patch(incoming).await,
-            _ => Err(method_not_allowed()),
+            _ => Err(self.refused()),
         }
     }
 
@@ -404,7 +467,7 @@ impl Call<'_> {
             let write = ScaleWrite::Replace(crate::verbs::binding::body_value(input, "Scale")?);
             self.server.write_scale(&self.caller, &self.resource, namespace, name, write, &opts).await?
         } else {
-            let kind = patch_kind(&self.headers)?;
+            let kind = self.patch_kind()?;
             let opts = self.query.write_options("PatchOptions")?;
             let text = self.received(incoming).await?;
             let body = patch_body(kind, &text)?;
@@ -452,7 +515,13 @@ impl Call<'_> {
         let text: Bytes = self.received(incoming).await?;
         match format {
             Format::Json => Ok(Input::Text(text)),
-            Format::Yaml => Ok(Input::Json(yaml(&text, kind)?)),
+            Format::Yaml => {
+                let value = yaml(&text, kind)?;
+                if self.resource.def.kind == kind {
+                    decode::check_custom(&self.resource, &value, &text)?;
+                }
+                Ok(Input::Json(value))
+            }
             Format::Protobuf => Ok(Input::Json(self.protobuf(&text, kind)?)),
         }
     }
@@ -464,84 +533,5 @@ impl Call<'_> {
                 "the object provided is unrecognized (must be of type {kind}): {e} ({shown})"
             ))
         })
-    }
-}
-
-/// Parses a YAML body.
-fn yaml(text: &[u8], kind: &str) -> Result<Value, Status> {
-    first_document(text).map_err(|e| {
-        let (shown, why) = (decode::excerpt(text), yaml_error(&e));
-        Status::bad_request(format!(
-            "the object provided is unrecognized (must be of type {kind}): yaml: {why} ({shown})"
-        ))
-    })
-}
-
-/// The first document of a YAML text; others are not looked at.
-fn first_document(text: &[u8]) -> Result<Value, serde_yaml_ng::Error> {
-    match serde_yaml_ng::Deserializer::from_slice(text).next() {
-        Some(document) => Value::deserialize(document),
-        None => Ok(Value::Null),
-    }
-}
-
-/// The message of Go's scanner: the line in front, unless it is the first one, and no column.
-fn yaml_error(e: &serde_yaml_ng::Error) -> String {
-    let text = e.to_string();
-    let why = text.split(" at line ").next().unwrap_or("");
-    match e.location().map(|place| place.line()) {
-        Some(line) if line > 1 => format!("line {line}: {why}"),
-        _ => why.to_owned(),
-    }
-}
-
-fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
-    let text = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-    match text.split(';').next().unwrap_or("").trim() {
-        "application/json-patch+json" => Ok(PatchKind::Json),
-        "application/merge-patch+json" => Ok(PatchKind::Merge),
-        "application/strategic-merge-patch+json" => Ok(PatchKind::Strategic),
-        "application/apply-patch+yaml" => Ok(PatchKind::Apply),
-        _ => {
-            let message = "415: Unsupported Media Type";
-            Err(Status::new(415, Reason::UnsupportedMediaType, message, Some(serde_json::json!({}))))
-        }
-    }
-}
-
-fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
-    if kind == PatchKind::Apply {
-        let value: Value = first_document(text).map_err(|e| {
-            let why = yaml_error(&e);
-            Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
-        })?;
-        return match go_kind(&value) {
-            None => Ok(value),
-            Some(kind) => Err(Status::bad_request(format!(
-                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {kind} \
-                 into Go value of type map[string]interface {{}}"
-            ))),
-        };
-    }
-    let value: Value = serde_json::from_slice(text).map_err(|e| {
-        Status::bad_request(format!("error decoding patch: {}", decode::syntax_error(text, &e)))
-    })?;
-    match (kind, go_kind(&value)) {
-        (PatchKind::Merge, _) if value.is_null() => Err(Status::bad_request("Invalid JSON Patch")),
-        (PatchKind::Merge | PatchKind::Strategic, Some(kind)) => Err(Status::bad_request(format!(
-            "error decoding patch: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
-        ))),
-        _ => Ok(value),
-    }
-}
-
-/// Go's name of a JSON type that is neither an object nor null.
-fn go_kind(value: &Value) -> Option<&'static str> {
-    match value {
-        Value::Null | Value::Object(_) => None,
-        Value::Array(_) => Some("array"),
-        Value::String(_) => Some("string"),
-        Value::Bool(_) => Some("bool"),
-        Value::Number(_) => Some("number"),
     }
 }

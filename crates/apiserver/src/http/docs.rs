@@ -66,14 +66,23 @@ impl Encoding {
     }
 }
 
-/// The documents asked for so far, by path.
+/// The documents asked for so far, by path, with the generation of the custom resources that they show.
 #[derive(Default)]
-pub(crate) struct Docs(Mutex<HashMap<String, Arc<Doc>>>);
+pub(crate) struct Docs(Mutex<HashMap<String, (u64, Arc<Doc>)>>);
 
 impl Docs {
-    fn get(&self, path: &str, encoding: Encoding, make: impl FnOnce() -> Option<Value>) -> Option<Arc<Doc>> {
+    /// `generation`: that of the custom resources, or 0 for a document without them.
+    fn get(
+        &self,
+        path: &str,
+        encoding: Encoding,
+        generation: u64,
+        make: impl FnOnce() -> Option<Value>,
+    ) -> Option<Arc<Doc>> {
         let key = format!("{path} {}", encoding.mime());
-        if let Some(doc) = self.0.lock().get(&key) {
+        if let Some((of, doc)) = self.0.lock().get(&key)
+            && *of == generation
+        {
             return Some(doc.clone());
         }
         let bytes = encoding.encode(&make()?);
@@ -81,7 +90,10 @@ impl Docs {
         let etag: String = hash.iter().map(|b| format!("{b:02X}")).collect();
         let (gzip, etag) = (gzip(&bytes).ok()?, format!("\"{etag}\""));
         let doc = Arc::new(Doc { gzip, etag, mime: encoding.mime() });
-        self.0.lock().insert(key, doc.clone());
+        let mut docs = self.0.lock();
+        // Those of definitions that are gone need not stay.
+        docs.retain(|_, (of, _)| *of == 0 || *of == generation || generation == 0);
+        docs.insert(key, (generation, doc.clone()));
         Some(doc)
     }
 }
@@ -94,7 +106,8 @@ pub(crate) fn handle(
     query: &Query<'_>,
     headers: &HeaderMap,
 ) -> Option<Response<Body>> {
-    let defs = coracle_resources::all();
+    let registry = &server.cache.registry;
+    let (defs, generation) = (&*registry.defs(), registry.generation());
     let below = path.strip_prefix("/openapi/")?;
     if method != Method::GET && matches!(below, "v2" | "v3" | "v3/") {
         return Some(respond::status(&method_not_allowed()));
@@ -103,8 +116,8 @@ pub(crate) fn handle(
     let encoding = if below == "v3" { Some(Encoding::Json) } else { Encoding::wanted(headers, version) };
     let Some(encoding) = encoding else { return Some(empty(StatusCode::NOT_ACCEPTABLE)) };
     let doc = match below {
-        "v2" => server.docs.get(below, encoding, || Some(openapi::v2(defs, &server.git_version))),
-        "v3" => server.docs.get("v3", encoding, || Some(openapi::v3_index(defs))),
+        "v2" => server.docs.get(below, encoding, generation, || Some(openapi::v2(defs, &server.git_version))),
+        "v3" => server.docs.get("v3", encoding, generation, || Some(openapi::v3_index(defs))),
         _ => {
             let key = below.strip_prefix("v3/")?;
             let of_version = match key.split('/').collect::<Vec<_>>().as_slice() {
@@ -112,7 +125,9 @@ pub(crate) fn handle(
                 ["apis", group, version] => Some((*group, *version)),
                 _ => None,
             };
-            let made = server.docs.get(below, encoding, || match of_version {
+            let custom = of_version.is_some_and(|(group, _)| registry.is_custom_group(group));
+            let generation = if custom { generation } else { 0 };
+            let made = server.docs.get(below, encoding, generation, || match of_version {
                 Some((group, version)) => openapi::v3(defs, group, version),
                 None => openapi::v3_root(defs, key),
             });

@@ -35,7 +35,7 @@ pub(crate) async fn handle(
         "/version" | "/version/" if get => version(server),
         "/version" | "/version/" => status(&method_not_allowed()),
         _ if path.starts_with("/version/") => status(&Status::no_such_path()),
-        "/" | "/index.html" => json_value(StatusCode::OK, &json!({ "paths": index() })),
+        "/" | "/index.html" => json_value(StatusCode::OK, &json!({ "paths": index(server) })),
         "/.well-known/openid-configuration" | "/openid/v1/jwks" if !get => status(&method_not_allowed()),
         "/.well-known/openid-configuration" => openid(server),
         "/openid/v1/jwks" => jwks(server, incomer),
@@ -68,7 +68,8 @@ fn version(server: &Server) -> Response<Body> {
 }
 
 /// All paths served, as `/` lists them.
-fn index() -> Vec<String> {
+fn index(server: &Server) -> Vec<String> {
+    let served = server.cache.registry.defs();
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",
@@ -87,9 +88,9 @@ fn index() -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec();
-    for group in groups() {
+    for group in groups(&served) {
         paths.push(format!("/apis/{group}"));
-        paths.extend(versions_of(group).into_iter().map(|v| format!("/apis/{group}/{v}")));
+        paths.extend(versions_of(&served, group).into_iter().map(|v| format!("/apis/{group}/{v}")));
     }
     for health in ["healthz", "livez", "readyz"] {
         paths.extend(health::checks(health).into_iter().map(|c| format!("/{health}/{c}")));

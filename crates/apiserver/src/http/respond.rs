@@ -195,11 +195,16 @@ impl Answer<'_> {
     }
 
     fn list_bytes(&self, resource: &Resource, page: Page) -> Response<Body> {
-        let meta = list_meta(&page);
+        let meta = list_meta_of(resource, &page);
         let (version, kind) = (codec::api_version(resource.def), resource.def.kind);
+        let (kind, skip) = match resource.custom() {
+            // Items of custom resources say what they are.
+            Some(custom) => (custom.current().list_kind.clone(), 1),
+            None => (format!("{kind}List"), resource.head.len()),
+        };
         let head =
-            format!("{{\"kind\":\"{kind}List\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":[");
-        let body = ListBody::new(head.into(), page.entries, resource.head.len(), Bytes::from_static(b"]}\n"));
+            format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":[");
+        let body = ListBody::new(head.into(), page.entries, skip, Bytes::from_static(b"]}\n"));
         let compressed = self.gzip && body.len() >= GZIP_FROM;
         let mut response = json_bytes(StatusCode::OK, Bytes::new());
         *response.body_mut() = if compressed {
@@ -275,20 +280,30 @@ pub(crate) fn list_meta(page: &Page) -> Value {
     meta
 }
 
+/// `metadata` of a list of objects; lists of custom resources always have a continue token.
+fn list_meta_of(resource: &Resource, page: &Page) -> Value {
+    let mut meta = list_meta(page);
+    if resource.custom().is_some() && meta.get("continue").is_none() {
+        meta["continue"] = "".into();
+    }
+    meta
+}
+
 fn list_value(resource: &Resource, page: &Page) -> Result<Value, Status> {
     let mut items = Vec::with_capacity(page.entries.len());
     for entry in &page.entries {
         let mut item: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
-        if let Some(map) = item.as_object_mut() {
+        if let Some(map) = item.as_object_mut().filter(|_| resource.custom().is_none()) {
             map.remove("apiVersion");
             map.remove("kind");
         }
         items.push(item);
     }
+    let kind = resource.custom().map(|c| c.current().list_kind.clone());
     Ok(json!({
-        "kind": format!("{}List", resource.def.kind),
+        "kind": kind.unwrap_or_else(|| format!("{}List", resource.def.kind)),
         "apiVersion": codec::api_version(resource.def),
-        "metadata": list_meta(page),
+        "metadata": list_meta_of(resource, page),
         "items": items,
     }))
 }

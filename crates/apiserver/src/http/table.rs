@@ -19,7 +19,7 @@ pub(crate) fn of_object(
     let rows = vec![row(answer, resource, entry)?];
     let mut meta = json!({});
     let obj = entry.decoded()?;
-    if obj.downcast::<DynamicObject>().is_some() {
+    if is_scale(&*obj) {
         let meta = json!({ "resourceVersion": obj.meta().resource_version });
         return Ok(table(answer.wanted.version, meta, scale_columns(), rows));
     }
@@ -79,7 +79,26 @@ fn table(version: &str, metadata: Value, columns: Value, rows: Vec<Value>) -> Va
     })
 }
 
+/// Whether the object is a Scale, which is a view of its parent.
+fn is_scale(obj: &dyn Object) -> bool {
+    obj.downcast::<DynamicObject>().is_some_and(|obj| {
+        let of = obj.gvk();
+        (of.group.as_str(), of.kind.as_str()) == ("autoscaling", "Scale")
+    })
+}
+
 fn columns(resource: &Resource) -> Value {
+    if let Some(custom) = resource.custom() {
+        let name = &coracle_resources::def::NAME;
+        let name = json!({ "name": name.name, "type": name.kind, "format": name.format,
+            "description": name.description, "priority": 0 });
+        let own = custom.current();
+        let own = own.columns.iter().map(|c| {
+            json!({ "name": c.name, "type": c.kind, "format": c.format, "description": c.description,
+                "priority": c.priority })
+        });
+        return std::iter::once(name).chain(own).collect::<Vec<_>>().into();
+    }
     let columns = resource.def.columns.iter().map(|c| {
         json!({
             "name": c.name, "type": c.kind, "format": c.format, "description": c.description,
@@ -125,8 +144,7 @@ fn row(answer: &Answer<'_>, resource: &Resource, entry: &Arc<CacheEntry>) -> Res
     check_include(answer.include_object)?;
     let obj = entry.decoded()?;
     let now = answer.server.clock.now();
-    let is_scale = obj.downcast::<DynamicObject>().is_some();
-    let cells = if is_scale { scale_cells(&*obj, now) } else { resource.def.strategy.row(&*obj, now) };
+    let cells = if is_scale(&*obj) { scale_cells(&*obj, now) } else { resource.def.strategy.row(&*obj, now) };
     let mut row = json!({ "cells": cells });
     if let Some((reason, message)) = resource.def.strategy.completed(&*obj) {
         row["conditions"] =

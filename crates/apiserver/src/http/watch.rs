@@ -24,6 +24,9 @@ use crate::verbs::watch::{Next, Watching};
 
 /// Frames are joined up to this size.
 const BATCH: usize = 64 * 1024;
+/// A watch that wrote less than this ago gathers events for the rest of it: under a storm of events one write
+/// (a TLS record, an HTTP/2 frame, a wake-up at both ends) carries several; a lone event leaves at once.
+const GATHER: Duration = Duration::from_millis(2);
 /// Shortest watch when the client names no timeout; the longest is twice that.
 const MIN_SECONDS: u64 = 1800;
 
@@ -37,6 +40,8 @@ struct Frames {
     deadline: tokio::time::Instant,
     first: bool,
     done: bool,
+    /// When the last frames left.
+    written: Option<tokio::time::Instant>,
 }
 
 /// The response of a started watch.
@@ -58,6 +63,7 @@ pub(crate) fn response(
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         first: true,
         done: false,
+        written: None,
     };
     let stream = futures::stream::unfold(frames, |mut frames| async move {
         let bytes = frames.batch().await?;
@@ -98,16 +104,19 @@ impl Frames {
             next = self.watching.next() => next,
             () = tokio::time::sleep_until(self.deadline) => return None,
         };
-        let first = self.frame(next)?;
+        self.gather(&next).await;
+        let first = self.frame(next).await?;
+        self.written = Some(tokio::time::Instant::now());
         let Some(mut more) = self.watching.ready() else { return Some(first) };
         let mut out = BytesMut::with_capacity(first.len() * 4);
         out.put_slice(&first);
         loop {
-            match self.frame(more) {
+            match self.frame(more).await {
                 Some(bytes) => out.put_slice(&bytes),
                 None => break,
             }
             if out.len() >= BATCH {
+                self.written = None;
                 break;
             }
             match self.watching.ready() {
@@ -118,12 +127,28 @@ impl Frames {
         Some(out.freeze())
     }
 
+    /// Waits for company, if `next` is a live event and frames left a moment ago.
+    async fn gather(&self, next: &Next) {
+        let Some(until) = self.written.map(|written| self.deadline.min(written + GATHER)) else { return };
+        if matches!(next, Next::Event(..)) && tokio::time::Instant::now() < until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
     /// One frame; `None` when the watch is over.
-    fn frame(&mut self, next: Next) -> Option<Bytes> {
+    async fn frame(&mut self, next: Next) -> Option<Bytes> {
         // Frames of the stored version are made once for all watchers.
         let plain = self.wanted.shape == Shape::Object && self.resource.view().is_none();
         let format = self.wanted.format;
+        let foreign = |entry: &CacheEntry| {
+            self.resource.custom().is_some() && !std::ptr::eq(entry.def, self.resource.def)
+        };
         let made = match next {
+            Next::Initial(entry) if foreign(&entry) => self.converted(EventKind::Added, entry).await,
+            Next::Event(kind, event) if event.entry(kind).is_some_and(|e| foreign(e)) => {
+                let entry = event.entry(kind)?.clone();
+                self.converted(kind, entry).await
+            }
             Next::Initial(entry) if plain && format == Format::Protobuf => {
                 return binary(EventKind::Added, &entry);
             }
@@ -146,6 +171,12 @@ impl Frames {
                 Some(framed(format, "ERROR", &status.to_value()))
             }
         }
+    }
+
+    /// The frame of a custom resource that is stored in another version.
+    async fn converted(&mut self, kind: EventKind, entry: Arc<CacheEntry>) -> Result<Bytes, Status> {
+        let entry = self.server.in_version(&self.resource, entry).await?;
+        self.shaped(kind, &entry)
     }
 
     fn shaped(&mut self, kind: EventKind, entry: &Arc<CacheEntry>) -> Result<Bytes, Status> {

@@ -145,7 +145,7 @@ fn container(pod: &Pod, pod_name: &str, asked: &str) -> Result<String, Status> {
 /// The kubelet of a node.
 pub(super) fn kubelet(server: &Server, node: &str, path: String) -> Result<Target, Status> {
     let nodes = server.cache.registry.find("", "nodes").ok_or_else(Status::no_such_path)?;
-    let node = server.present(nodes, "", node)?.decoded()?;
+    let node = server.present(&nodes, "", node)?.decoded()?;
     let status = node.downcast::<Node>().and_then(|n| n.status.as_ref());
     let addresses = status.and_then(|s| s.addresses.as_deref()).unwrap_or(&[]);
     let of = |kind: &str| addresses.iter().find(|a| a.type_ == kind).map(|a| a.address.clone());

@@ -23,6 +23,8 @@ pub(super) struct Operation {
     /// Definition of the answer; `None` means text.
     pub(super) answer: Option<String>,
     pub(super) codes: &'static [&'static str],
+    /// Of a custom resource: no protobuf, no strategic merge.
+    pub(super) custom: bool,
 }
 
 /// A path with what all its operations share.
@@ -32,10 +34,10 @@ pub(super) struct PathItem {
     pub(super) operations: Vec<Operation>,
 }
 
-const OK: &[&str] = &["200", "401"];
-const CREATED: &[&str] = &["200", "201", "202", "401"];
-const WRITTEN: &[&str] = &["200", "201", "401"];
-const DELETED: &[&str] = &["200", "202", "401"];
+pub(super) const OK: &[&str] = &["200", "401"];
+pub(super) const CREATED: &[&str] = &["200", "201", "202", "401"];
+pub(super) const WRITTEN: &[&str] = &["200", "201", "401"];
+pub(super) const DELETED: &[&str] = &["200", "202", "401"];
 
 /// All paths of a group version.
 pub(super) fn of_group_version(
@@ -56,7 +58,7 @@ pub(super) fn of_group_version(
 }
 
 /// Parameters that all operations of a path have belong to the path.
-fn share_params(item: &mut PathItem) {
+pub(super) fn share_params(item: &mut PathItem) {
     let Some((first, others)) = item.operations.split_first_mut() else { return };
     let has = |operation: &Operation, name: &str| operation.params.iter().any(|param| param.name == name);
     let common: Vec<Param> =
@@ -109,6 +111,7 @@ impl Builder {
             body: None,
             answer: Some(format!("{META}APIResourceList")),
             codes: OK,
+            custom: false,
         };
         PathItem { params: Vec::new(), operations: vec![operation] }
     }
@@ -151,6 +154,7 @@ impl Builder {
             body,
             answer: Some(answer),
             codes,
+            custom: false,
         }
     }
 
@@ -313,6 +317,7 @@ impl Builder {
             body: None,
             answer: None,
             codes: OK,
+            custom: false,
         };
         methods.iter().map(one).collect()
     }

@@ -58,7 +58,7 @@ const CONTINUE: Param = query("continue", "string", "Token of the previous part 
 const FIELD_SELECTOR: Param = query("fieldSelector", "string", "Restricts the objects by their fields.");
 const LABEL_SELECTOR: Param = query("labelSelector", "string", "Restricts the objects by their labels.");
 const LIMIT: Param = query("limit", "integer", "Most objects in one part of a list.");
-const RESOURCE_VERSION: Param =
+pub(super) const RESOURCE_VERSION: Param =
     query("resourceVersion", "string", "The revision the answer must at least reflect, or begin at.");
 const RESOURCE_VERSION_MATCH: Param =
     query("resourceVersionMatch", "string", "How resourceVersion binds a list: Exact or NotOlderThan.");
@@ -119,6 +119,8 @@ pub(super) const DELETE_COLLECTION: &[Param] = &[
     SHARD,
     TIMEOUT,
 ];
+/// get of custom resources.
+pub(super) const READ: &[Param] = &[RESOURCE_VERSION];
 /// pods/log.
 pub(super) const LOG: &[Param] = &[
     query("container", "string", "The container whose log to stream; defaults to the only one."),

@@ -34,6 +34,9 @@ const PATCHES: [&str; 4] = [
     "application/apply-patch+yaml",
 ];
 
+const CUSTOM_PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
 /// All paths of a document.
 pub(super) fn paths(items: &BTreeMap<String, PathItem>, flavour: Flavour) -> Value {
     let one = |item: &PathItem| -> Value {
@@ -71,9 +74,15 @@ fn operation(operation: &Operation, flavour: Flavour) -> Value {
         "description": operation.description, "operationId": operation.id, "tags": [operation.tag],
     });
     let mut params: Vec<Value> = operation.params.iter().map(|p| param(p, flavour)).collect();
-    let consumes: &[&str] =
-        if operation.method == "patch" && operation.body.is_some() { &PATCHES } else { &["*/*"] };
+    let is_patch = operation.method == "patch" && operation.body.is_some();
+    let consumes: &[&str] = match (is_patch, operation.custom) {
+        (true, false) => &PATCHES,
+        (true, true) => &CUSTOM_PATCHES,
+        (false, false) => &["*/*"],
+        (false, true) => &ENCODINGS[..2],
+    };
     let produces: Vec<&str> = match (operation.action, &operation.answer) {
+        _ if operation.custom => ENCODINGS[..2].to_vec(),
         (Some("connect"), _) => vec!["*/*"],
         (Some("list" | "watch" | "watchlist"), _) => [&ENCODINGS[..], &STREAMS[..]].concat(),
         (_, None) => [&["text/plain"], &ENCODINGS[..]].concat(),

@@ -59,6 +59,7 @@ pub(super) fn paths(defs: &[&ResourceDef], key: &str) -> Option<BTreeMap<String,
         body: None,
         answer,
         codes: &["200", "401"],
+        custom: false,
     };
     let item = PathItem { params: Vec::new(), operations: vec![operation] };
     Some(BTreeMap::from([(format!("/{key}/"), item)]))

@@ -185,6 +185,15 @@ pub(super) fn published(
     out
 }
 
+/// The definition of Scale and what it refers to.
+pub(super) fn scale(flavour: Flavour) -> Map<String, Value> {
+    let find = |def: &&&'static ResourceDef| def.has(Subresource::Scale);
+    let with_scale: Vec<&ResourceDef> =
+        coracle_resources::all().iter().filter(find).take(1).copied().collect();
+    let wanted = |name: &str| name.starts_with("io.k8s.api.autoscaling.v1.Scale");
+    published(&with_scale, &[], flavour).into_iter().filter(|(name, _)| wanted(name)).collect()
+}
+
 fn watch_event() -> Value {
     let raw = "io.k8s.apimachinery.pkg.runtime.RawExtension";
     json!({

@@ -95,13 +95,13 @@ impl Host for AdmissionHost {
     fn show(&self, def: &ResourceDef, obj: &dyn Object) -> Result<Value, Status> {
         let found = self.0.cache.registry.served(def.group, def.version, def.plural);
         let resource = found.ok_or_else(Status::no_such_path)?;
-        self.0.fields.value_in(resource, obj)
+        self.0.fields.value_in(&resource, obj)
     }
 
     fn read(&self, def: &ResourceDef, value: Value) -> Result<Box<dyn Object>, Status> {
         let found = self.0.cache.registry.served(def.group, def.version, def.plural);
         let resource = found.ok_or_else(Status::no_such_path)?;
-        let mut obj = self.0.decode_value(resource, value, "Ignore")?.obj;
+        let mut obj = self.0.decode_value(&resource, value, "Ignore")?.obj;
         resource.def.strategy.default(&mut *obj);
         Ok(obj)
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use coracle_meta::{Object, Status};
+use coracle_resources::custom::Conversion;
 use coracle_store::{Condition, Op, StoreError, Txn};
 use tracing::error;
 
@@ -40,6 +41,22 @@ pub(crate) fn store_status(e: &StoreError) -> Status {
     }
 }
 
+/// A custom resource as it would come back from the store: without what the storage version does not have.
+fn through_storage(resource: &Resource, obj: &mut dyn Object) -> Result<Option<bytes::Bytes>, Status> {
+    let (Some(own), Some(storage)) = (resource.custom(), resource.storage.strategy.custom()) else {
+        return Ok(None);
+    };
+    if std::ptr::eq(resource.def, resource.storage) || own.current().conversion != Conversion::None {
+        return Ok(None);
+    }
+    obj.meta_mut().resource_version = None;
+    let mut value = obj.to_value();
+    for version in [storage, own] {
+        version.prune(&mut value, true).map_err(Status::internal)?;
+    }
+    codec::encode_value(resource.def, &value, 2048).map(Some)
+}
+
 impl Server {
     /// Writes an object; `expected` is the revision it replaces, or none for a new key.
     pub(crate) async fn put(
@@ -49,7 +66,11 @@ impl Server {
         mut obj: Box<dyn Object>,
         expected: Option<u64>,
     ) -> Result<Arc<CacheEntry>, Refused> {
-        let value = self.fields.encode(resource.def, &mut *obj, 2048).map_err(Refused::Failed)?;
+        let of_request = resource.custom().is_some().then(|| obj.clone_object());
+        if let Some(stored) = self.in_storage_version(resource, &*obj).await.map_err(Refused::Failed)? {
+            obj = stored;
+        }
+        let value = self.fields.encode(resource.storage, &mut *obj, 2048).map_err(Refused::Failed)?;
         if value.len() > MAX_OBJECT {
             let (size, max) = (value.len(), MAX_OBJECT);
             let why = format!("etcdserver: request is too large ({size} bytes, at most {max})");
@@ -62,10 +83,15 @@ impl Server {
         let op = Op::Put { key: key.clone(), value: value.clone() };
         self.cache.announce(&value, &key, obj);
         match self.store.commit(Txn { conditions: vec![condition], ops: vec![op] }).await {
-            Ok(revision) => Ok(self.written(resource, &key, &value, revision)),
+            Ok(revision) => {
+                // A store that others share hands the cache bytes of its own: nobody has claimed these.
+                drop(self.cache.claim(&value, &key));
+                let written = self.written(resource, &key, &value, revision);
+                self.in_version(resource, written).await.map_err(Refused::Failed)
+            }
             Err(e) => {
                 let obj = self.cache.claim(&value, &key);
-                Err(match (e, obj) {
+                Err(match (e, of_request.or(obj)) {
                     (StoreError::ConditionFailed { .. }, Some(obj)) => Refused::Condition(obj),
                     (StoreError::ConditionFailed { .. }, None) => {
                         Refused::Failed(Status::internal("object lost on its way to the store"))
@@ -85,7 +111,7 @@ impl Server {
                 resource.cache.prefix_len(),
                 revision,
                 codec::splice(value, revision),
-                resource.def,
+                if resource.custom().is_some() { resource.storage } else { resource.def },
             )),
         }
     }
@@ -98,7 +124,10 @@ impl Server {
         obj: &mut dyn Object,
         revision: u64,
     ) -> Result<Arc<CacheEntry>, Status> {
-        let value = self.fields.encode(resource.def, obj, 2048)?;
+        let value = match through_storage(resource, obj)? {
+            Some(value) => value,
+            None => self.fields.encode(resource.def, obj, 2048)?,
+        };
         let encoded = codec::splice(&value, revision);
         let prefix = resource.cache.prefix_len();
         Ok(Arc::new(CacheEntry::new(key, prefix, revision, encoded, resource.def)))

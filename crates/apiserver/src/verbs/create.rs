@@ -62,7 +62,7 @@ impl Server {
         }
         let name = obj.name().to_owned();
         // Admission reads namespaces, service accounts … as of all acknowledged writes.
-        self.fresh().await;
+        self.fresh().await?;
         let operation = Operation::Create;
         let act = Act { operation, resource, subresource: "", namespace, name: &name, dry_run };
         warnings.extend(self.admit(caller, Pass::Mutate, act, Some(&mut obj), None).await?);
@@ -89,7 +89,7 @@ impl Server {
             let key: Arc<str> = resource.key(namespace, obj.name()).into();
             let taken = |name: &str| self.taken(resource, namespace, name);
             if dry_run {
-                self.cache.wait_for(self.store.revision()).await;
+                self.fresh().await?;
                 if resource.cache.get(&key).is_some() {
                     return Err(taken(obj.name()));
                 }
@@ -130,6 +130,9 @@ impl Server {
         let mut errs = ErrorList::new();
         let check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
         object_meta::validate(obj.meta(), resource.namespaced(), &check, &mut errs);
+        if resource.def.of_core() {
+            object_meta::validate_standard_finalizers(obj.meta(), &mut errs);
+        }
         strategy.validate(obj, &mut errs);
         if errs.is_empty() {
             return Ok(());

@@ -1,6 +1,7 @@
 //! Bodies to objects: type check, unknown fields, typed decoding.
 
 use bytes::Bytes;
+use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status, go, object_meta};
 use coracle_resources::def::ResourceDef;
 use serde_json::Value;
@@ -40,7 +41,8 @@ impl Server {
                     return Ok(Decoded { obj, warnings });
                 }
                 let (text, value) = parse_lenient(text, resource.def.kind)?;
-                let value = check_type(resource, value)?;
+                check_custom(resource, &value, &text)?;
+                let value = check_type(self, resource, value)?;
                 let strict = if validation == "Ignore" {
                     Vec::new()
                 } else {
@@ -62,7 +64,10 @@ impl Server {
         value: Value,
         validation: &str,
     ) -> Result<Decoded, Status> {
-        let value = check_type(resource, value)?;
+        if resource.custom().is_some() {
+            check_custom(resource, &value, value.to_string().as_bytes())?;
+        }
+        let value = check_type(self, resource, value)?;
         let strict =
             if validation == "Ignore" { Vec::new() } else { self.fields.unknown(resource.def, &value) };
         typed(resource, value, strict, validation)
@@ -72,10 +77,11 @@ impl Server {
 /// Decodes a checked value; `strict` are the messages of the strict decoder.
 fn typed(
     resource: &Resource,
-    value: Value,
+    mut value: Value,
     strict: Vec<String>,
     validation: &str,
 ) -> Result<Decoded, Status> {
+    crate::fields::tidy(resource.def, &mut value);
     let forget =
         value.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_some_and(Vec::is_empty));
     let mut obj = resource.def.strategy.decode(value)?;
@@ -210,8 +216,37 @@ pub(crate) fn excerpt(text: &[u8]) -> String {
     cut(head.iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// Checks that a body meant to be a custom resource says what it is.
+pub(crate) fn check_custom(resource: &Resource, value: &Value, text: &[u8]) -> Result<(), Status> {
+    if resource.custom().is_none() {
+        return Ok(());
+    }
+    let said = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (said("apiVersion"), said("kind"));
+    let (def, wanted) = (resource.def, codec::api_version(resource.def));
+    if kind.is_empty() {
+        let (of, shown) = (String::from_utf8_lossy(text), excerpt(text));
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): Object 'Kind' is missing in '{of}' ({shown})",
+            def.kind
+        )));
+    }
+    if api_version != wanted {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
+        )));
+    }
+    if kind != def.kind {
+        let mut errs = ErrorList::new();
+        errs.invalid("kind", kind, format!("must be {}", def.kind));
+        let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+        return Err(Status::invalid(def.group, kind, name, &errs));
+    }
+    Ok(())
+}
+
 /// Checks (or fills in) `apiVersion` and `kind`.
-fn check_type(resource: &Resource, mut value: Value) -> Result<Value, Status> {
+fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<Value, Status> {
     if value.is_null() {
         value = Value::Object(serde_json::Map::new());
     }
@@ -224,7 +259,12 @@ fn check_type(resource: &Resource, mut value: Value) -> Result<Value, Status> {
     if !kind.is_empty() && kind != def.kind {
         let of = if api_version.is_empty() { expected.as_str() } else { &api_version };
         let version = of.rsplit('/').next().unwrap_or("");
-        let known = coracle_resources::all().iter().any(|d| d.kind == kind && codec::api_version(d) == of);
+        let known = server
+            .cache
+            .registry
+            .defs()
+            .iter()
+            .any(|d| d.strategy.custom().is_none() && d.kind == kind && codec::api_version(d) == of);
         let want = def.kind;
         let message = if known {
             format!(

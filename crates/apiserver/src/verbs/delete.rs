@@ -6,7 +6,9 @@ use coracle_admission::Operation;
 use coracle_client::{DeleteOptions, ListOptions};
 use coracle_meta::field::ErrorList;
 use coracle_meta::{Object, Status};
+use coracle_resources::apiextensions::conditions;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
@@ -92,9 +94,16 @@ impl Server {
         let old = entry.decode_full()?;
         check_delete_preconditions(resource, &*old, entry.revision, opts)?;
         self.admit_delete(caller, resource, (namespace, told), &*old, opts.dry_run).await?;
-        let step = match old.downcast::<Namespace>() {
-            Some(ns) => self.namespace_step(ns),
-            None => self.step(resource, &*old, opts),
+        let step = if let Some(ns) = old.downcast::<Namespace>() {
+            self.namespace_step(ns)
+        } else if let Some(crd) = old.downcast::<CustomResourceDefinition>()
+            && crd.metadata.deletion_timestamp.is_none()
+        {
+            let mut crd = crd.clone();
+            conditions::begin_deletion(&mut crd, self.clock.now());
+            Step::Mark(Box::new(crd))
+        } else {
+            self.step(resource, &*old, opts)
         };
         match step {
             Step::Pending => Ok(answer(resource, entry.clone(), &*old)),

@@ -61,7 +61,7 @@ impl Server {
         options.dry_run |= opts.dry_run;
         let caller = &caller.asking(opts, false);
         self.admit_eviction(caller, resource, namespace, name, &eviction, options.dry_run).await?;
-        self.fresh().await;
+        self.fresh().await?;
         let locked = options.resource_version.is_some();
         for _ in 0..CONFLICT_TRIES {
             let entry = self.present(resource, namespace, name)?;
@@ -212,7 +212,7 @@ impl Server {
             }
             match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
                 Ok(written) => return Ok(written.revision),
-                Err(super::commit::Refused::Condition(..)) => self.fresh().await,
+                Err(super::commit::Refused::Condition(..)) => self.fresh().await?,
                 Err(super::commit::Refused::Failed(status)) => return Err(status),
             }
         }

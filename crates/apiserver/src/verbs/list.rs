@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use super::commit::store_status;
 use super::read::parse_revision;
 use crate::cache::{CacheEntry, Filter};
-use crate::codec;
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -50,6 +49,19 @@ impl Server {
         name: &str,
         opts: &ListOptions,
     ) -> Result<Page, Status> {
+        let page = self.list_stored(resource, namespace, name, opts).await?;
+        let entries = self.all_in_version(resource, page.entries).await?;
+        Ok(Page { entries, ..page })
+    }
+
+    /// As [`Server::list`], each object in the version it is stored in.
+    async fn list_stored(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        opts: &ListOptions,
+    ) -> Result<Page, Status> {
         let filter = filter(resource, namespace, name, opts)?;
         if !opts.continue_token.is_empty() {
             return self.list_on(resource, &filter, opts).await;
@@ -65,7 +77,7 @@ impl Server {
             }
             Some(0) => {}
             Some(revision) => self.reach(revision).await?,
-            None => self.fresh().await,
+            None => self.fresh().await?,
         }
         Ok(self.first_page(resource, &filter, opts.limit))
     }
@@ -91,7 +103,7 @@ impl Server {
         let start = format!("{}{}", resource.prefix, token.start).max(filter.key.clone());
         if token.revision == 0 {
             // An inconsistent continuation: the newest state from there on.
-            self.fresh().await;
+            self.fresh().await?;
             let mut snapshot = resource.cache.snapshot(filter, self.cache.applied());
             snapshot.entries.retain(|e| *e.key >= *start);
             return Ok(page(snapshot.entries, snapshot.revision, opts.limit, filter.is_plain()));
@@ -131,11 +143,10 @@ impl Server {
             StoreError::Compacted { .. } => too_old_list(),
             e => store_status(&e),
         })?;
-        let entries = result.entries.into_iter().map(|e| {
-            let encoded = codec::splice(&e.value, e.mod_revision);
-            let prefix = resource.cache.prefix_len();
-            Arc::new(CacheEntry::new(e.key, prefix, e.mod_revision, encoded, resource.def))
-        });
+        let entries = result
+            .entries
+            .into_iter()
+            .map(|e| Arc::new(self.cache.entry(resource, &e.key, &e.value, e.mod_revision, true)));
         let entries = entries.filter(|e| filter.selects(e)).collect();
         Ok(page(entries, revision, limit, filter.is_plain()))
     }
@@ -205,11 +216,12 @@ fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {
     if matches!(path, "metadata.name" | "metadata.namespace") {
         return Ok(());
     }
-    let known = if resource.view().is_some() { &[] } else { resource.selectable() };
+    let known = if resource.view().is_some() { Vec::new() } else { resource.selectable() };
     if known.contains(&path) || resource.view().is_some_and(|view| view.field_label(path).is_some()) {
         return Ok(());
     }
     let message = match (resource.def.group, resource.def.kind) {
+        _ if resource.custom().is_some() => format!("field label not supported: {path}"),
         ("", "Pod" | "Node" | "Event" | "Namespace" | "Secret" | "ReplicationController" | "Service") => {
             format!("field label not supported: {path}")
         }

@@ -44,8 +44,8 @@ impl Server {
         check_patch_options(patch.kind, opts)?;
         let caller = &caller.asking(opts, true);
         for attempt in 1.. {
-            self.fresh().await;
-            let Some(entry) = resource.cache.get(&resource.key(namespace, name)) else {
+            self.fresh().await?;
+            let Some(entry) = self.look(resource, namespace, name).await? else {
                 if patch.kind == PatchKind::Apply && part == Part::Main {
                     let made = self.apply_absent(caller, resource, namespace, name, patch.body, opts).await;
                     match made {
@@ -135,7 +135,7 @@ impl Server {
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
-        if applied == live {
+        if applied == live && !entry.stale {
             let warnings = resource.def.strategy.warnings(&*old, Some(&*old));
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }

@@ -14,9 +14,14 @@ use crate::server::Server;
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
 
 impl Server {
-    /// Waits until the cache shows every acknowledged write.
-    pub(crate) async fn fresh(&self) {
-        self.cache.wait_for(self.store.revision()).await;
+    /// Waits until the cache shows every acknowledged write, also those of other API servers on the same store.
+    ///
+    /// # Errors
+    /// 500 when the store does not say what is newest.
+    pub(crate) async fn fresh(&self) -> Result<(), Status> {
+        let newest = self.store.newest().await.map_err(Status::internal)?;
+        self.cache.wait_for(newest).await;
+        Ok(())
     }
 
     /// One object, or 404.
@@ -26,8 +31,22 @@ impl Server {
         namespace: &str,
         name: &str,
     ) -> Result<Arc<CacheEntry>, Status> {
-        self.fresh().await;
-        self.present(resource, namespace, name)
+        self.fresh().await?;
+        let entry = self.present(resource, namespace, name)?;
+        self.in_version(resource, entry).await
+    }
+
+    /// One object of the cache as it is, in the version of the resource, if it is there.
+    pub(crate) async fn look(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<CacheEntry>>, Status> {
+        match resource.cache.get(&resource.key(namespace, name)) {
+            Some(entry) => self.in_version(resource, entry).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// One object of the cache as it is, or 404.

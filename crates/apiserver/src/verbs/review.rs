@@ -28,7 +28,7 @@ impl Server {
         mut obj: Box<dyn Object>,
         warnings: Vec<String>,
     ) -> Result<Outcome, Status> {
-        self.fresh().await;
+        self.fresh().await?;
         if let Some(review) = obj.downcast_mut::<authz::SubjectAccessReview>() {
             check(&review.metadata, &review.spec, Form::Cluster)?;
             review.status = Some(self.access(subject(&review.spec), &review.spec));

@@ -34,7 +34,7 @@ impl Server {
         name: &str,
     ) -> Result<Outcome, Status> {
         let entry = self.get(resource, namespace, name).await?;
-        let scale = scale_of(paths(resource)?, &entry)?;
+        let scale = scale_of(resource, paths(resource)?, &entry)?;
         Ok(Outcome::of(transient(resource.def, scale)?))
     }
 
@@ -59,14 +59,14 @@ impl Server {
                 let part = Part::Scale;
                 match self.apply_once(caller, resource, namespace, part, &entry, &config, opts).await {
                     Ok(outcome) => {
-                        let scale = scale_of(paths, &outcome.entry)?;
+                        let scale = scale_of(resource, paths, &outcome.entry)?;
                         return Ok(Outcome { entry: transient(resource.def, scale)?, ..outcome });
                     }
                     Err(Refused::Condition(..)) => continue,
                     Err(Refused::Failed(status)) => return Err(status),
                 }
             }
-            let current = scale_of(paths, &entry)?;
+            let current = scale_of(resource, paths, &entry)?;
             let wanted = match &write {
                 ScaleWrite::Replace(value) => value.clone(),
                 ScaleWrite::Patch(kind, body) => {
@@ -80,7 +80,7 @@ impl Server {
             let change = parent_with(resource, paths, &entry, replicas)?;
             match self.replace(caller, resource, namespace, Part::Scale, &entry, change, opts).await {
                 Ok(outcome) => {
-                    let scale = scale_of(paths, &outcome.entry)?;
+                    let scale = scale_of(resource, paths, &outcome.entry)?;
                     return Ok(Outcome { entry: transient(resource.def, scale)?, ..outcome });
                 }
                 Err(Refused::Condition(..)) if !locked => {}
@@ -114,11 +114,9 @@ fn applied_to_parent(resource: &Resource, name: &str, body: &Value) -> Result<Va
     }
     if let Some(replicas) = body.pointer("/spec/replicas") {
         if replicas.as_i64().is_some_and(|n| n < 0) {
-            let mut errs = ErrorList::new();
-            errs.invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
-            return Err(Status::invalid("autoscaling", "Scale", name, &errs));
+            return Err(negative(resource, name, replicas));
         }
-        config["spec"] = json!({ "replicas": replicas });
+        set_at(&mut config, paths(resource)?.spec_replicas, replicas.clone());
     }
     Ok(config)
 }
@@ -131,15 +129,16 @@ fn parent_with(
     replicas: Value,
 ) -> Result<Change, Status> {
     let mut value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
-    match value.pointer_mut(paths.spec_replicas) {
-        Some(place) => *place = replicas,
-        None => value["spec"]["replicas"] = replicas,
-    }
+    set_at(&mut value, paths.spec_replicas, replicas);
     Ok(Change { obj: resource.def.strategy.decode(value)?, warnings: Vec::new() })
 }
 
-fn scale_of(paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {
+fn scale_of(resource: &Resource, paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {
     let value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    if resource.custom().is_some() && value.pointer(paths.spec_replicas).is_none_or(Value::is_null) {
+        let path = paths.spec_replicas.replace('/', ".");
+        return Err(Status::internal(format!("the spec replicas field {path:?} does not exist")));
+    }
     let mut meta = serde_json::Map::new();
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(v) = value["metadata"].get(key) {
@@ -160,8 +159,23 @@ fn scale_of(paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {
     }))
 }
 
+/// Sets the value that a pointer leads to, through objects made on the way.
+fn set_at(value: &mut Value, pointer: &str, new: Value) {
+    let mut place = value;
+    for step in pointer.split('/').skip(1) {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[step];
+    }
+    *place = new;
+}
+
 /// The text form of a LabelSelector, or of a plain map (replication controllers).
 fn selector_text(selector: &Value) -> Option<String> {
+    if let Value::String(text) = selector {
+        return Some(text.clone());
+    }
     let typed = serde_json::from_value(selector.clone()).ok();
     let parsed = match typed {
         Some(api) if selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some() => {
@@ -234,11 +248,21 @@ fn check_scale(
     }
     let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
     if replicas < 0 {
-        let mut errs = ErrorList::new();
-        errs.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-        return Err(Status::invalid("autoscaling", "Scale", name, &errs));
+        return Err(negative(resource, name, &json!(replicas)));
     }
     Ok(())
+}
+
+/// 422: a custom resource's strategy checks the count where its schema has it.
+fn negative(resource: &Resource, name: &str, replicas: &Value) -> Status {
+    let mut errs = ErrorList::new();
+    if resource.custom().is_some() {
+        let path = resource.def.scale.map_or("", |paths| paths.spec_replicas).replace('/', ".");
+        errs.invalid(path.as_str(), replicas.clone(), "should be a non-negative integer");
+        return Status::invalid(resource.def.group, resource.def.kind, name, &errs);
+    }
+    errs.invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
+    Status::invalid("autoscaling", "Scale", name, &errs)
 }
 
 fn transient(def: &'static ResourceDef, scale: Value) -> Result<Arc<CacheEntry>, Status> {

@@ -100,7 +100,7 @@ impl Server {
             }
         };
         let resource = self.cache.registry.find("", resource).ok_or_else(Status::no_such_path)?;
-        let object = self.present(resource, at, &name)?.decoded()?;
+        let object = self.present(&resource, at, &name)?.decoded()?;
         let own = object.meta().uid.clone().unwrap_or_default();
         if !uid.is_empty() && uid != own {
             let why = format!(
@@ -112,7 +112,8 @@ impl Server {
         let node = object.downcast::<Pod>().and_then(|p| p.spec.as_ref()?.node_name.clone());
         let node = node.filter(|n| !n.is_empty()).map(|node| {
             let nodes = self.cache.registry.find("", "nodes");
-            let uid = nodes.and_then(|r| self.present(r, "", &node).ok()?.decoded().ok()?.meta().uid.clone());
+            let uid =
+                nodes.and_then(|r| self.present(&r, "", &node).ok()?.decoded().ok()?.meta().uid.clone());
             (node, uid.unwrap_or_default())
         });
         Ok((Some((kind, name, own)), node))

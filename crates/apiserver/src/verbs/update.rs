@@ -54,8 +54,8 @@ impl Server {
         check_name(&*obj, name)?;
         place(resource, namespace, &mut *obj)?;
         let sent = Change { obj, warnings: decoded.warnings };
-        self.fresh().await;
-        let Some(mut entry) = resource.cache.get(&resource.key(namespace, name)) else {
+        self.fresh().await?;
+        let Some(mut entry) = self.look(resource, namespace, name).await? else {
             return self.update_absent(caller, resource, namespace, name, part, sent, opts).await;
         };
         let present = entry.decoded()?.meta().uid.clone().unwrap_or_default();
@@ -71,8 +71,7 @@ impl Server {
             let change = Change { obj: sent.obj.clone_object(), warnings: sent.warnings.clone() };
             match self.replace(caller, resource, namespace, part, &entry, change, opts).await {
                 Err(Refused::Condition(..)) if unconditional && attempt < CONFLICT_TRIES => {
-                    self.fresh().await;
-                    entry = self.present(resource, namespace, name)?;
+                    entry = self.get(resource, namespace, name).await?;
                 }
                 Err(Refused::Condition(..)) => {
                     return Err(Status::modified(resource.def.group, resource.def.plural, name));
@@ -183,12 +182,12 @@ impl Server {
             // Never stored.
             obj.meta_mut().self_link = None;
         }
-        if self.only_times_differ(resource, entry, &*obj, old).map_err(Refused::Failed)? {
+        if !entry.stale && self.only_times_differ(resource, entry, &*obj, old).map_err(Refused::Failed)? {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
         let size = entry.encoded.len();
         let value = self.fields.encode(resource.def, &mut *obj, size).map_err(Refused::Failed)?;
-        if codec::splice(&value, entry.revision) == entry.encoded {
+        if !entry.stale && codec::splice(&value, entry.revision) == entry.encoded {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
         if dry_run {
@@ -342,6 +341,9 @@ fn validate_change(
         Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
     };
     object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
+    if resource.def.of_core() && recheck != Recheck::Change {
+        object_meta::validate_standard_finalizers(new.meta(), &mut errs);
+    }
     match part {
         Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
         Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),

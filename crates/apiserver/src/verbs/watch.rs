@@ -69,7 +69,10 @@ impl Server {
             parse_revision(&opts.resource_version).map_err(|e| Status::new(500, Reason::Unknown, e, None))?;
         let asked_initial = watch.send_initial_events == Some(true);
         let from = match (revision, watch.send_initial_events) {
-            (Some(0) | None, Some(false)) => Some(self.store.revision()),
+            (Some(0) | None, Some(false)) => {
+                self.fresh().await?;
+                Some(self.store.revision())
+            }
             (_, Some(true)) | (Some(0) | None, None) => None,
             (Some(revision), _) => Some(revision),
         };
@@ -77,7 +80,7 @@ impl Server {
             self.reach(revision).await?;
         }
         if from.is_none() && revision != Some(0) {
-            self.fresh().await;
+            self.fresh().await?;
         }
         let subscription = resource.cache.subscribe(filter, from, self.cache.applied()).map_err(|floor| {
             let asked = from.unwrap_or(0);

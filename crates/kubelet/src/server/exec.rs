@@ -18,6 +18,7 @@ use super::remote::{self, Input, Output, parse_sizes};
 use super::request::Query;
 use super::spdy::{Session, Stream};
 use super::upgrade::{Transport, negotiate, switch, transport};
+use super::websocket::Dialect;
 use super::{Body, Refusal, websocket};
 use crate::context::Context;
 use crate::worker::Handle;
@@ -128,11 +129,11 @@ fn serve(
     job: Job,
 ) -> Result<Response<Body>, Refusal> {
     let transport = transport(request.headers())?;
-    let known = match transport {
-        Transport::WebSocket => websocket::CHANNEL_PROTOCOLS,
-        Transport::Spdy => SPDY_PROTOCOLS,
+    let known: &[&'static str] = match transport {
+        Transport::WebSocket => &websocket::CHANNEL_PROTOCOLS,
+        Transport::Spdy => &SPDY_PROTOCOLS,
     };
-    let protocol = negotiate(request.headers(), transport, &known)?;
+    let protocol = negotiate(request.headers(), transport, known)?;
     let (response, upgraded) = switch(request, transport, protocol)?;
     let cx = cx.clone();
     tokio::spawn(async move {
@@ -144,7 +145,9 @@ fn serve(
             }
         };
         match transport {
-            Transport::WebSocket => over_websocket(&cx, upgraded, wanted, job).await,
+            Transport::WebSocket => {
+                over_websocket(&cx, upgraded, Dialect::of(protocol), wanted, job).await;
+            }
             Transport::Spdy => over_spdy(&cx, upgraded, wanted, job).await,
         }
     });
@@ -169,12 +172,12 @@ async fn run(
     }
 }
 
-async fn over_websocket(cx: &Context, upgraded: Upgraded, wanted: Wanted, job: Job) {
+async fn over_websocket(cx: &Context, upgraded: Upgraded, dialect: Dialect, wanted: Wanted, job: Job) {
     let socket = websocket::accept(upgraded).await;
     let (to_session, inputs) = mpsc::channel(remote::WINDOW);
     let (outputs, from_session) = mpsc::channel(remote::WINDOW);
     let work = run(cx, wanted, job, inputs, outputs);
-    let wire = websocket::carry(socket, to_session, from_session);
+    let wire = websocket::carry(socket, dialect, to_session, from_session);
     tokio::join!(work, wire);
 }
 

@@ -64,7 +64,11 @@ pub fn negotiate(
         Transport::WebSocket => WEBSOCKET_PROTOCOL,
         Transport::Spdy => STREAM_PROTOCOL,
     };
-    let offers = offered(headers, name);
+    let mut offers = offered(headers, name);
+    if offers.is_empty() && transport == Transport::WebSocket {
+        // A client that names no sub-protocol means the unnamed one, where there is one.
+        offers.push("");
+    }
     known.iter().copied().find(|k| offers.contains(k)).ok_or_else(|| {
         let message = format!(
             "unable to upgrade: unable to negotiate protocol: client supports {offers:?}, \
@@ -96,7 +100,9 @@ pub fn switch(
                 .map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert("sec-websocket-accept", accept);
-            headers.insert(WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+            if !protocol.is_empty() {
+                headers.insert(WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+            }
         }
         Transport::Spdy => {
             headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));

@@ -1,12 +1,15 @@
-//! Exec and attach over WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`), and byte tunnels through one.
+//! Exec and attach over WebSocket (see [`CHANNEL_PROTOCOLS`]), and byte tunnels through one.
 //!
 //! The first byte of a message is its channel: 0 stdin, 1 stdout, 2 stderr, 3 status, 4 resize; in v5 the
-//! message `255, n` closes channel n.
+//! message `255, n` closes channel n. In base64 sub-protocols messages are text: the channel's digit, then base64.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -15,8 +18,15 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::
 
 use super::remote::{Input, Output, parse_sizes};
 
-/// Sub-protocols of exec and attach, best first.
-pub const CHANNEL_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// Sub-protocols of exec and attach, best first; clients of old offer none.
+pub const CHANNEL_PROTOCOLS: [&str; 6] = [
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    "",
+];
 
 /// How long a client may take to answer the closing of the connection.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -33,11 +43,48 @@ pub async fn accept(upgraded: Upgraded) -> WebSocketStream<TokioIo<Upgraded>> {
     WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await
 }
 
-fn frame(channel: u8, data: &[u8]) -> Message {
-    let mut message = BytesMut::with_capacity(1 + data.len());
-    message.put_u8(channel);
-    message.put_slice(data);
-    Message::Binary(message.freeze())
+/// How a sub-protocol words its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    base64: bool,
+    /// The result is a Status; before v4 it is the text of a failure, or nothing.
+    status: bool,
+}
+
+impl Dialect {
+    /// The dialect of one of [`CHANNEL_PROTOCOLS`].
+    pub fn of(protocol: &str) -> Self {
+        Self { base64: protocol.contains("base64"), status: protocol.starts_with('v') }
+    }
+
+    fn frame(self, channel: u8, data: &[u8]) -> Message {
+        if self.base64 {
+            return Message::Text(format!("{channel}{}", STANDARD.encode(data)).into());
+        }
+        let mut message = BytesMut::with_capacity(1 + data.len());
+        message.put_u8(channel);
+        message.put_slice(data);
+        Message::Binary(message.freeze())
+    }
+
+    fn result(self, status: &Value) -> Option<Message> {
+        if self.status {
+            return Some(self.frame(STATUS, status.to_string().as_bytes()));
+        }
+        let message = status["message"].as_str()?;
+        Some(self.frame(STATUS, message.as_bytes()))
+    }
+
+    /// Channel and content of a message; `None` when it is no such message.
+    fn read(self, data: Bytes) -> Option<Bytes> {
+        if !self.base64 {
+            return Some(data);
+        }
+        let (channel, content) = data.split_first()?;
+        let mut message = vec![channel.checked_sub(b'0')?];
+        STANDARD.decode_vec(content, &mut message).ok()?;
+        Some(message.into())
+    }
 }
 
 /// What a message from the client means.
@@ -56,6 +103,7 @@ fn input(data: &Bytes, sizes: &mut Vec<u8>) -> Vec<Input> {
 /// Carries a session's input and output until it ends or the client leaves.
 pub async fn carry<S>(
     socket: WebSocketStream<S>,
+    dialect: Dialect,
     inputs: mpsc::Sender<Input>,
     mut outputs: mpsc::Receiver<Output>,
 ) where
@@ -71,6 +119,7 @@ pub async fn carry<S>(
                 Message::Close(_) => return,
                 _ => continue,
             };
+            let Some(data) = dialect.read(data) else { continue };
             for input in input(&data, &mut sizes) {
                 // Fails when the session has ended: its last output is still being written.
                 let _ = inputs.send(input).await;
@@ -79,16 +128,18 @@ pub async fn carry<S>(
     };
     let writing = async move {
         // Tells the client that the connection stands.
-        if sink.send(frame(STDOUT, &[])).await.is_err() {
+        if sink.send(dialect.frame(STDOUT, &[])).await.is_err() {
             return;
         }
         while let Some(output) = outputs.recv().await {
             let (message, last) = match output {
-                Output::Stdout(data) => (frame(STDOUT, &data), false),
-                Output::Stderr(data) => (frame(STDERR, &data), false),
-                Output::Status(status) => (frame(STATUS, status.to_string().as_bytes()), true),
+                Output::Stdout(data) => (Some(dialect.frame(STDOUT, &data)), false),
+                Output::Stderr(data) => (Some(dialect.frame(STDERR, &data)), false),
+                Output::Status(status) => (dialect.result(&status), true),
             };
-            if sink.send(message).await.is_err() {
+            if let Some(message) = message
+                && sink.send(message).await.is_err()
+            {
                 return;
             }
             if last {
@@ -143,4 +194,35 @@ where
         }
     });
     near
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_dialect_words_output_and_result_in_its_way() {
+        let failed = json!({"status": "Failure", "message": "exit status 3"});
+        let (v4, v1, text) = ("v4.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io");
+        assert_eq!(Dialect::of(v4).frame(1, b"hi"), Message::Binary(b"\x01hi"[..].into()));
+        assert_eq!(Dialect::of(text).frame(1, b"hi"), Message::Text("1aGk=".into()));
+        assert_eq!(
+            Dialect::of(v4).result(&failed),
+            Some(Dialect::of(v4).frame(3, failed.to_string().as_bytes()))
+        );
+        assert_eq!(Dialect::of("").result(&failed), Some(Message::Binary(b"\x03exit status 3"[..].into())));
+        assert_eq!(Dialect::of(v1).result(&json!({"status": "Success"})), None);
+    }
+
+    #[test]
+    fn base64_messages_are_read_and_others_left() {
+        let text = Dialect::of("v4.base64.channel.k8s.io");
+        assert_eq!(text.read(Bytes::from_static(b"0aGk=")), Some(Bytes::from_static(b"\0hi")));
+        for wrong in ["", "0!", "!aGk="] {
+            let read = text.read(Bytes::from_static(wrong.as_bytes()));
+            assert!(read.is_none_or(|m| m.len() == 1), "{wrong}");
+        }
+    }
 }

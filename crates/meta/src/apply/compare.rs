@@ -56,6 +56,9 @@ impl Scope {
     pub(super) fn of(type_name: &str, subresource: &str) -> Self {
         let kind = type_name.rsplit('.').next().unwrap_or("");
         let ignored: &[&str] = match subresource {
+            // Custom resources: only where there is a subresource, status is apart.
+            "status" if kind == "custom-status" => &["spec", "metadata"],
+            _ if kind == "custom" => &[],
             "status" if STATUS_ONLY.contains(&kind) => &["spec", "metadata"],
             "status" | "approval" => &["spec"],
             "resize" => &[],
@@ -174,7 +177,7 @@ impl Child<'_> {
 
 fn is_atomic(node: &Node) -> bool {
     match node {
-        Node::Scalar(_) | Node::Quantity => true,
+        Node::Scalar(_) | Node::Quantity | Node::IntOrString => true,
         Node::Struct(structure) => structure.atomic,
         Node::Map { atomic, .. } => *atomic,
         Node::List { kind, .. } => matches!(kind, ListKind::Atomic),
@@ -376,7 +379,7 @@ impl Walker<'_> {
                     out.insert(child.key, Value::Object(inner));
                 }
             }
-            (Node::Scalar(_) | Node::Quantity | Node::Struct(_), value) => {
+            (Node::Scalar(_) | Node::Quantity | Node::IntOrString | Node::Struct(_), value) => {
                 let zero = if field.zero == Zero::Null { Value::Null } else { self.schemas.zero(field.node) };
                 if *value != zero && !value.is_null() {
                     out.insert(child.key, leaf());

@@ -218,6 +218,9 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
         (Node::Scalar(Value::String(_)), other) if !other.is_string() => {
             errs.push(at(format!("expected string, got &value.valueUnstructured{{Value:{}}}", bare(other))));
         }
+        (Node::Scalar(Value::Number(_)), Value::String(_)) => {
+            errs.push(at("expected numeric (int or float), got string".to_owned()));
+        }
         _ => {}
     }
 }

@@ -172,8 +172,8 @@ fn user_agent_names_the_manager() {
 struct TwoVersions;
 
 impl Versions for TwoVersions {
-    fn type_name(&self, api_version: &str) -> Option<&str> {
-        matches!(api_version, "v1" | "v2").then_some("none")
+    fn type_name(&self, api_version: &str) -> Option<String> {
+        matches!(api_version, "v1" | "v2").then(|| "none".to_owned())
     }
     fn convert(&self, object: &Value, api_version: &str) -> Option<Value> {
         let mut out = object.clone();

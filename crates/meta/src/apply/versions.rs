@@ -13,7 +13,7 @@ use crate::schema::{NodeId, Schemas};
 /// The other versions an object is served in.
 pub trait Versions {
     /// The schema's name of the object's kind in `api_version`; `None` when it is not served in it.
-    fn type_name(&self, api_version: &str) -> Option<&str>;
+    fn type_name(&self, api_version: &str) -> Option<String>;
     /// The object in another version.
     fn convert(&self, object: &Value, api_version: &str) -> Option<Value>;
 }
@@ -23,7 +23,7 @@ pub trait Versions {
 pub struct OneVersion;
 
 impl Versions for OneVersion {
-    fn type_name(&self, _: &str) -> Option<&str> {
+    fn type_name(&self, _: &str) -> Option<String> {
         None
     }
     fn convert(&self, _: &Value, _: &str) -> Option<Value> {
@@ -76,7 +76,7 @@ impl<'a> Comparisons<'a> {
             Some(live) => Some(self.versions.convert(live, api_version)?),
             None => None,
         };
-        Some(compare(self.schemas, type_name, self.manager.subresource, live.as_ref(), &new))
+        Some(compare(self.schemas, &type_name, self.manager.subresource, live.as_ref(), &new))
     }
 
     /// Takes the changed fields from all entries. Managers of versions that are not served any more go.
@@ -152,7 +152,7 @@ fn prune_between<'f>(
     versions: &dyn Versions,
 ) -> Option<Value> {
     let mut pruned = in_version(merged, &last.api_version, versions)?;
-    let last_root = root(schemas, versions.type_name(&last.api_version)?);
+    let last_root = root(schemas, &versions.type_name(&last.api_version)?);
     prune_root(schemas, last_root, &mut pruned, &last.fields, &managed(&last.api_version));
     let mut seen: Vec<&str> = Vec::new();
     for version in others {
@@ -164,8 +164,8 @@ fn prune_between<'f>(
         // What went by the other version's rules stays where a manager of this version owns it.
         let mut whole = in_version(merged, version, versions)?;
         let rest = in_version(&pruned, version, versions)?;
-        let gone = compare(schemas, type_name, "", Some(&whole), &rest).removed;
-        prune_root(schemas, root(schemas, type_name), &mut whole, &gone, &managed(version));
+        let gone = compare(schemas, &type_name, "", Some(&whole), &rest).removed;
+        prune_root(schemas, root(schemas, &type_name), &mut whole, &gone, &managed(version));
         pruned = whole;
     }
     Some(pruned)

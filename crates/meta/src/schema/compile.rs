@@ -67,7 +67,16 @@ impl Compiler<'_> {
             Some("Quantity") => Node::Quantity,
             // Opaque, and owned as a whole.
             Some("RawExtension") => Node::Scalar(Value::Null),
-            Some("JSON" | "JSONSchemaProps" | "FieldsV1") => Node::Any,
+            Some("JSON" | "FieldsV1") => Node::Any,
+            Some("CustomResourceSubresourceStatus") => {
+                let name = name.to_owned();
+                Node::Struct(Box::new(Struct { name, fields: Vec::new(), atomic: false, open: false }))
+            }
+            // An object among the alternatives is a schema.
+            Some("JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray") => {
+                let props = name.split("Or").next().unwrap_or(name);
+                self.definitions.get(props).map_or(Node::Any, |schema| self.shape(props, schema, None))
+            }
             _ => self.shape(name, schema, facts::of(name, "-")),
         }
     }
@@ -88,7 +97,7 @@ impl Compiler<'_> {
             "boolean" => Node::Scalar(false.into()),
             "array" => self.list(schema, facts),
             "object" => self.object(name, schema, facts),
-            _ if schema.get("x-kubernetes-int-or-string").is_some() => Node::Scalar(0.into()),
+            _ if schema.get("x-kubernetes-int-or-string").is_some() => Node::IntOrString,
             _ => Node::Any,
         }
     }

@@ -116,7 +116,7 @@ pub(crate) fn is_dropped(schemas: &Schemas, field: &Field, value: &Value) -> boo
             Value::Bool(set) => !set,
             Value::Number(number) => {
                 number.as_i64() == Some(0)
-                    && matches!(schemas.node(field.node), Node::Scalar(Value::Number(_)))
+                    && matches!(schemas.node(field.node), Node::Scalar(Value::Number(_)) | Node::IntOrString)
             }
             _ => false,
         }
@@ -127,6 +127,7 @@ pub(super) fn zero(schemas: &Schemas, id: NodeId) -> Value {
     match schemas.node(id) {
         Node::Scalar(zero) => zero.clone(),
         Node::Quantity => "0".into(),
+        Node::IntOrString => 0.into(),
         Node::Struct(structure) => {
             let fields = structure.fields.iter().filter(|f| f.zero != Zero::Omit);
             fields

@@ -212,7 +212,7 @@ fn reviews(versions: &[String], known: bool, path: &Path, errs: &mut ErrorList) 
     }
 }
 
-fn webhook_url(text: &str, path: &Path, errs: &mut ErrorList) {
+pub(crate) fn webhook_url(text: &str, path: &Path, errs: &mut ErrorList) {
     let url = match Url::parse(text) {
         Ok(url) => url,
         Err(why) => return errs.required(path, format!("url must be a valid URL: {why}{URL_FORM}")),
