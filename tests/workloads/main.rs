@@ -63,6 +63,7 @@ fn every_kind_of_workload_runs_updates_and_goes_back() {
     cron_job(&story);
     replication_controller(&story);
     disruption_budget(&story);
+    release(&story);
     story.machine.coracle(MAIN, &["down", "--purge"]).ok();
 }
 
@@ -262,7 +263,8 @@ fn cron_job(story: &Story) {
         let status = &cron["status"];
         if status["lastSuccessfulTime"].is_string() { Ok(()) } else { Err(status.to_string()) }
     });
-    story.kubectl("delete cronjob/tick job/now");
+    story.kubectl("delete cronjob/tick");
+    story.kubectl("wait --for=delete job/now --timeout=60s");
 }
 
 fn replication_controller(story: &Story) {
@@ -304,4 +306,27 @@ fn disruption_budget(story: &Story) {
         if numbers == (Some(1), Some(0)) { Ok(()) } else { Err(status.to_string()) }
     });
     story.kubectl("delete pdb/old rc/old");
+}
+
+fn release(story: &Story) {
+    story
+        .machine
+        .kubectl(MAIN, &["create", "deployment", "shop", "--image", IMAGE, "--", "sleep", "9999"])
+        .ok();
+    let release = |action: &str| story.machine.coracle(MAIN, &["release", action, "deployment/shop"]);
+    let done = release("status").ok();
+    assert!(done.contains("1 of 1 pods are of the new version and available"), "{done}");
+    story.kubectl("set image deploy/shop busybox=test.example/missing:1");
+    let failed = release("status");
+    assert_eq!(failed.status, 1, "{}", failed.stderr);
+    assert!(
+        failed.stderr.contains("image \"test.example/missing:1\" of container busybox"),
+        "{}",
+        failed.stderr
+    );
+    assert!(release("abort").ok().contains("goes back to revision 1"));
+    release("status").ok();
+    let image = story.json("get deploy shop")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    assert_eq!(image, IMAGE);
+    story.kubectl("delete deploy/shop");
 }

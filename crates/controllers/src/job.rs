@@ -19,6 +19,7 @@ use coracle_meta::{Reason, Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
@@ -118,7 +119,10 @@ impl Reconciler for Jobs {
         }
         let pods = self.pods(&job).await?;
         let backoff = self.memory.lock().entry(uid_of(&*job).to_owned()).or_default().backoff;
-        let tally = Tally::new(&job, spec, &pods, backoff, self.clock.now());
+        // As the API keeps times: a start time that differs in its fraction would be another one.
+        let now = self.clock.now();
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let tally = Tally::new(&job, spec, &pods, backoff, now);
         let (outcome, failure, wait) = self.manage(&job, &tally).await;
         self.track(key, &job, spec, &tally, outcome).await?;
         if let Some(status) = failure.filter(|status| !is_namespace_terminating(status)) {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use coracle_client::testing::FakeTransport;
 use coracle_client::{DeleteOptions, ListOptions};
 use coracle_meta::owner::controller_of;
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rand::Rng;
 use rand::rngs::StdRng;
