@@ -1,7 +1,7 @@
 //! The etcd body: every key below one prefix of an etcd cluster, which several API servers may share.
 //!
 //! etcd's own revisions are ours. One watch feeds all watches here, and a commit is acknowledged once its events
-//! came through that watch. Why no client library: docs/adr/0008-etcd-store.md.
+//! came through that watch. Why no client library: docs/adr/0009-etcd-store.md.
 
 mod channel;
 mod feed;
