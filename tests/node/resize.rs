@@ -101,18 +101,32 @@ fn deferred(lab: &Lab) {
     main["resources"] = json!({"requests": {"cpu": "10m"}});
     lab.pod("greedy", json!({"containers": [main]}));
     lab.running("greedy");
-    patch(lab, "greedy", json!({"requests": {"cpu": "1000"}}));
+    let more = |cpu: &str| json!({"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": cpu}}}]}});
+    let too_much = more("1000").to_string();
+    let args = ["patch", "pod", "greedy", "--subresource=resize", "-p", &too_much];
+    let refused = lab.machine.kubectl(MAIN, &args).fails();
+    assert!(
+        refused.contains("node didn't have enough allocatable resources: cpu, requested: 1000000"),
+        "{refused}"
+    );
+    let mut neighbour = shell("sleep 1000");
+    neighbour["resources"] = json!({"requests": {"cpu": "10m"}});
+    lab.pod("neighbour", json!({"containers": [neighbour]}));
+    lab.running("neighbour");
+    let nodes = ["get", "nodes", "-o", "jsonpath={.items[0].status.allocatable.cpu}"];
+    let all = lab.machine.kubectl(MAIN, &nodes).ok();
+    patch(lab, "greedy", json!({"requests": {"cpu": all.trim()}}));
     let condition = |p: &Value| {
         let all = p["status"]["conditions"].as_array().cloned().unwrap_or_default();
         all.into_iter().find(|c| c["type"] == "PodResizePending").unwrap_or_default()
     };
     let pod = lab.wait("greedy", "waiting for room", |p| condition(p)["reason"] == "Deferred");
     let message = condition(&pod)["message"].as_str().unwrap_or("").to_owned();
-    let text = "Node didn't have enough resource: cpu, requested: 1000000, used: ";
+    let text = "Node didn't have enough resource: cpu, requested: ";
     assert!(message.starts_with(text), "{message}");
     patch(lab, "greedy", json!({"requests": {"cpu": "20m"}}));
     lab.wait("greedy", "granted", |p| {
         condition(p).is_null() && p["status"]["containerStatuses"][0]["resources"]["requests"]["cpu"] == "20m"
     });
-    lab.kubectl("delete pod greedy --now");
+    lab.kubectl("delete pod greedy neighbour --now");
 }
