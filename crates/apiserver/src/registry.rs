@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use coracle_resources::custom::{self, CustomStrategy, CustomVersion};
+use coracle_resources::custom::{CustomStrategy, CustomVersion, Rows};
 use coracle_resources::def::{ResourceDef, Scope, Storage};
 use coracle_resources::version::View;
 use parking_lot::RwLock;
@@ -176,6 +176,8 @@ impl Served {
 pub(crate) struct Registry {
     served: RwLock<Arc<Served>>,
     builtin: &'static [&'static ResourceDef],
+    /// The rows of custom resources: this server's own, as two servers may define the same name otherwise.
+    rows: Rows,
     /// Custom resources in the version they are stored in, for who follows them.
     customs: watch::Sender<Vec<&'static ResourceDef>>,
     /// Parts of the cache by prefix; they outlive the definition, as stored objects may.
@@ -195,7 +197,13 @@ impl Registry {
             served.add(Arc::new(view), true);
         }
         let customs = watch::channel(Vec::new()).0;
-        Self { served: RwLock::new(Arc::new(served)), builtin: defs, customs, caches: RwLock::default() }
+        Self {
+            served: RwLock::new(Arc::new(served)),
+            builtin: defs,
+            rows: Rows::default(),
+            customs,
+            caches: RwLock::default(),
+        }
     }
 
     /// Serves these custom resources, each with all its versions, and no others.
@@ -220,7 +228,7 @@ impl Registry {
             if versions.iter().any(built_in) {
                 continue;
             }
-            let rows: Vec<&'static ResourceDef> = versions.into_iter().map(custom::row).collect();
+            let rows: Vec<&'static ResourceDef> = versions.into_iter().map(|v| self.rows.row(v)).collect();
             let Some(first) = rows.first() else { continue };
             let prefix = prefix_of(first);
             let cache = self.cache_of(&prefix);
@@ -273,9 +281,10 @@ impl Registry {
         self.served.read().defs.clone()
     }
 
-    /// A number that changes with the custom resources served.
-    pub(crate) fn generation(&self) -> u64 {
-        self.served.read().generation
+    /// The same, and a number that changes with the custom resources among them.
+    pub(crate) fn defs_at(&self) -> (Vec<&'static ResourceDef>, u64) {
+        let served = self.served.read();
+        (served.defs.clone(), served.generation)
     }
 
     /// The resource of that group and plural, in the version that is stored if the group has it.

@@ -20,7 +20,6 @@ pub use strategy::CustomStrategy;
 pub use version::{Conversion, CustomVersion, Scale, of_definition};
 
 static TEXTS: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
-static ROWS: LazyLock<Mutex<HashMap<String, &'static ResourceDef>>> = LazyLock::new(Mutex::default);
 
 /// A text that lives as long as the process; the same one for equal texts.
 pub fn intern(text: &str) -> &'static str {
@@ -38,31 +37,37 @@ fn intern_all(texts: &[String]) -> &'static [&'static str] {
     Box::leak(kept.into_boxed_slice())
 }
 
-/// The row of a version; its strategy serves the version from now on.
-pub fn row(version: CustomVersion) -> &'static ResourceDef {
-    let key = format!(
-        "{}/{}/{}/{}/{}/{:?}/{:?}/{}/{}/{:?}",
-        version.group,
-        version.version,
-        version.plural,
-        version.singular,
-        version.kind,
-        version.short_names,
-        version.categories,
-        version.namespaced,
-        version.status,
-        version.scale,
-    );
-    let mut rows = ROWS.lock();
-    if let Some(found) = rows.get(&key).copied() {
-        if let Some(strategy) = found.strategy.custom() {
-            strategy.serve(version);
+/// The rows of one server's custom resources, those of definitions gone by among them.
+#[derive(Debug, Default)]
+pub struct Rows(Mutex<HashMap<String, &'static ResourceDef>>);
+
+impl Rows {
+    /// The row of a version; its strategy serves the version from now on.
+    pub fn row(&self, version: CustomVersion) -> &'static ResourceDef {
+        let key = format!(
+            "{}/{}/{}/{}/{}/{:?}/{:?}/{}/{}/{:?}",
+            version.group,
+            version.version,
+            version.plural,
+            version.singular,
+            version.kind,
+            version.short_names,
+            version.categories,
+            version.namespaced,
+            version.status,
+            version.scale,
+        );
+        let mut rows = self.0.lock();
+        if let Some(found) = rows.get(&key).copied() {
+            if let Some(strategy) = found.strategy.custom() {
+                strategy.serve(version);
+            }
+            return found;
         }
-        return found;
+        let made: &'static ResourceDef = Box::leak(Box::new(new_row(version)));
+        rows.insert(key, made);
+        made
     }
-    let made: &'static ResourceDef = Box::leak(Box::new(new_row(version)));
-    rows.insert(key, made);
-    made
 }
 
 fn new_row(version: CustomVersion) -> ResourceDef {

@@ -107,7 +107,8 @@ pub(crate) fn handle(
     headers: &HeaderMap,
 ) -> Option<Response<Body>> {
     let registry = &server.cache.registry;
-    let (defs, generation) = (&*registry.defs(), registry.generation());
+    let (defs, generation) = &registry.defs_at();
+    let generation = *generation;
     let below = path.strip_prefix("/openapi/")?;
     if method != Method::GET && matches!(below, "v2" | "v3" | "v3/") {
         return Some(respond::status(&method_not_allowed()));

@@ -84,8 +84,10 @@ impl Server {
         self.cache.announce(&value, &key, obj);
         match self.store.commit(Txn { conditions: vec![condition], ops: vec![op] }).await {
             Ok(revision) => {
-                // A store that others share hands the cache bytes of its own: nobody has claimed these.
-                drop(self.cache.claim(&value, &key));
+                // A store that others share hands the cache bytes of its own: nobody claims these.
+                if self.store.shared() {
+                    drop(self.cache.claim(&value, &key));
+                }
                 let written = self.written(resource, &key, &value, revision);
                 self.in_version(resource, written).await.map_err(Refused::Failed)
             }
