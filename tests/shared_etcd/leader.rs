@@ -68,7 +68,8 @@ fn of_two_replicas_one_leads_and_the_other_takes_over_when_it_is_killed_or_ends(
     replicas.is_scheduled("b", "before", 2);
 
     let pid = std::fs::read_to_string(replicas.machine.data("a").join("coracle.pid")).expect("a pid");
-    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("a number"));
+    let pid = pid.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("a number");
+    let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
     for lease in LEASES {
         retry("the other leads", 60, || {

@@ -392,7 +392,7 @@ mod tests {
         }
         after(120).await;
         assert_eq!(seat.now.load(Ordering::SeqCst), 1);
-        assert!(seat.order.lock().len() > 5);
+        assert!(seat.order.lock().len() > 2, "it changed hands");
         assert!(all.iter().all(|c| !c.task.is_finished()), "no work ran beside another's");
     }
 }
