@@ -130,7 +130,8 @@ impl Chunk {
                 }
                 return Ok(Some(Taken { used: used + n, data: used..used + n, end: false }));
             }
-            let Some(end) = memchr::memchr_iter(b'\r', rest).find(|at| rest.get(at + 1) == Some(&b'\n')) else {
+            let Some(end) = memchr::memchr_iter(b'\r', rest).find(|at| rest.get(at + 1) == Some(&b'\n'))
+            else {
                 break;
             };
             let line = &rest[..end];
