@@ -1,5 +1,5 @@
-//! Load balancer addresses without a cloud: a Service of type LoadBalancer gets the addresses of the nodes, whose service
-//! proxies answer there on its ports. A port of a node belongs to one Service at a time, the oldest.
+//! Load balancer addresses without a cloud: a Service of type LoadBalancer gets the addresses of the nodes, whose
+//! service proxies answer there on its ports. A port of a node belongs to one Service at a time, the oldest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

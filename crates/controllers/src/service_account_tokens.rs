@@ -1,5 +1,5 @@
-//! Tokens of service accounts that are kept in Secrets of type `kubernetes.io/service-account-token`: fills in what such
-//! a Secret lacks, and removes it with its account.
+//! Tokens of service accounts that are kept in Secrets of type `kubernetes.io/service-account-token`: fills in what
+//! such a Secret lacks, and removes it with its account.
 
 use std::sync::Arc;
 
