@@ -26,6 +26,7 @@ mod pods;
 mod policy_status;
 mod quota;
 mod replicaset;
+mod resource_claims;
 #[cfg(test)]
 mod restarts;
 mod revisions;
@@ -165,6 +166,8 @@ const ALL: &[(&str, Start)] = &[
     ("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
     ("persistentvolume-protection-controller", volume_protection::run_volumes),
     ("ephemeral-volume-controller", ephemeral_volumes::run),
+    ("resourceclaim-controller", resource_claims::run_pods),
+    ("resourceclaim-controller", resource_claims::run_claims),
     ("endpointslice-mirroring-controller", mirroring::run),
 ];
 
