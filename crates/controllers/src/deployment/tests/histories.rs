@@ -135,5 +135,5 @@ fn history(seed: u64) {
 
 #[test]
 fn a_rolling_update_keeps_its_bounds_in_any_history_and_comes_to_rest() {
-    (0..300).for_each(history);
+    (0..100).for_each(history);
 }
