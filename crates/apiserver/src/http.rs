@@ -11,6 +11,7 @@ pub(crate) mod metrics;
 mod misc;
 mod negotiate;
 pub(crate) mod pipeline;
+mod protect;
 pub(crate) mod query;
 pub(crate) mod respond;
 pub(crate) mod serve;

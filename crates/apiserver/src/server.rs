@@ -18,8 +18,9 @@ use parking_lot::Mutex;
 use crate::audit::AuditLog;
 use crate::authn::TokenCache;
 use crate::cache::{Cache, feed};
-use crate::config::{Config, StartError, Tls};
+use crate::config::{Config, RequestLimits, StartError, Tls};
 use crate::fields::Fields;
+use crate::flow::{FlowControl, InFlight, Protection};
 use crate::http::docs::Docs;
 use crate::http::metrics::Metrics;
 use crate::kubelet::Kubelets;
@@ -47,6 +48,8 @@ pub(crate) struct Server {
     pub(crate) docs: Docs,
     pub(crate) metrics: Metrics,
     pub(crate) audit: Option<AuditLog>,
+    pub(crate) protection: Protection,
+    pub(crate) limits: RequestLimits,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) advertise: SocketAddr,
 }
@@ -140,6 +143,8 @@ impl ApiServer {
             docs: Docs::default(),
             metrics: Metrics::default(),
             audit: config.audit.map(AuditLog::new),
+            protection: protection(config.limits),
+            limits: config.limits,
             kubelets,
             advertise: config.advertise,
         });
@@ -188,6 +193,14 @@ impl ApiServer {
     pub fn advertised(&self) -> (IpAddr, u16) {
         (self.server.advertise.ip(), self.server.advertise.port())
     }
+}
+
+/// Who decides which requests run.
+fn protection(limits: RequestLimits) -> Protection {
+    if limits.fair {
+        return Protection::Fair(FlowControl::new((limits.in_flight + limits.mutating_in_flight) as u64));
+    }
+    Protection::Plain(InFlight::new(limits.in_flight, limits.mutating_in_flight))
 }
 
 /// Reserves what stored Services hold.

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, Tls};
+use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::static_token::StaticTokens;
@@ -36,6 +37,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let node_ports = port_range(&args.service_node_port_range)?;
     let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
     let audit = audit(&args)?;
+    let limits = limits(&args)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
@@ -56,6 +58,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         advertise: SocketAddr::new(advertise, args.secure_port),
         kubelet_client: None,
         bootstrap: coracle_auth::bootstrap::objects(),
+        limits,
         audit,
     });
     let server = ApiServer::start(config)
@@ -89,6 +92,24 @@ fn serving(args: &ApiserverArgs, advertise: IpAddr, clock: &Clock) -> Result<Tls
     };
     let pem = ca.issue(issue, clock).map_err(|e| fail(&e))?;
     Ok(Tls { cert_pem: pem.cert, key_pem: pem.key })
+}
+
+/// The limits that the flags set, checked as upstream checks them.
+fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
+    let positive = |value: i64, flag: &str| {
+        usize::try_from(value).map_err(|_| Failure::usage(format!("--{flag} can not be negative value")))
+    };
+    let timeout = coracle_cel::go_duration(&args.request_timeout)
+        .map_err(|why| Failure::usage(format!("--request-timeout: time: {why}")))?;
+    Ok(RequestLimits {
+        in_flight: positive(args.max_requests_inflight, "max-requests-inflight")?,
+        mutating_in_flight: positive(args.max_mutating_requests_inflight, "max-mutating-requests-inflight")?,
+        fair: args.enable_priority_and_fairness,
+        timeout: Duration::from_nanos(
+            u64::try_from(timeout)
+                .map_err(|_| Failure::usage("--request-timeout can not be negative value".to_owned()))?,
+        ),
+    })
 }
 
 fn tokens(path: &Path) -> Result<Arc<dyn coracle_auth::Authenticator>, Failure> {

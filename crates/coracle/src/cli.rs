@@ -247,6 +247,26 @@ pub struct ApiserverArgs {
     /// Key that signs service-account tokens (PEM).
     #[arg(long)]
     pub service_account_signing_key_file: Option<PathBuf>,
+    /// Requests that read and run at a time. With priority and fairness, this and
+    /// --max-mutating-requests-inflight together are the seats that priority levels share.
+    #[arg(long, default_value_t = 400, allow_hyphen_values = true)]
+    pub max_requests_inflight: i64,
+    /// Requests that write and run at a time.
+    #[arg(long, default_value_t = 200, allow_hyphen_values = true)]
+    pub max_mutating_requests_inflight: i64,
+    /// Whether FlowSchemas and PriorityLevelConfigurations decide which requests run, wait and are refused.
+    #[arg(
+        long,
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub enable_priority_and_fairness: bool,
+    /// How long a request may take that is neither a watch nor a connection, e.g. `1m0s`.
+    #[arg(long, default_value = "1m0s", allow_hyphen_values = true)]
+    pub request_timeout: String,
     /// Policy that says which requests the audit log notes (audit.k8s.io/v1).
     #[arg(long, requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,

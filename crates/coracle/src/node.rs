@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Config, KubeletClient, Tls};
+use coracle_apiserver::{ApiServer, Config, KubeletClient, RequestLimits, Tls};
 use coracle_auth::UserInfo;
 use coracle_auth::pki::CertificateAuthority;
 use coracle_client::{Client, Informers, PatchKind, ResourceId};
@@ -83,6 +83,8 @@ pub struct ServerParts<'a> {
     pub kubelet_client: Option<KubeletClient>,
     /// Objects that must exist.
     pub bootstrap: Vec<Box<dyn coracle_meta::Object>>,
+    /// Limits of requests.
+    pub limits: RequestLimits,
     /// The audit log, if one is wanted.
     pub audit: Option<coracle_apiserver::AuditConfig>,
 }
@@ -123,6 +125,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         bootstrap: parts.bootstrap,
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        limits: parts.limits,
         audit: parts.audit,
     }
 }
@@ -270,6 +273,7 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
             ca_pem: pki.ca.clone(),
         }),
         bootstrap,
+        limits: RequestLimits::UPSTREAM,
         audit: None,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))

@@ -135,7 +135,7 @@ impl Server {
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
-        if applied == live && !entry.stale {
+        if applied == live && !self.out_of_date(entry).await? {
             let warnings = resource.def.strategy.warnings(&*old, Some(&*old));
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }

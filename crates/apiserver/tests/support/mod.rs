@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_apiserver::{ApiServer, Config, Tls};
+use coracle_apiserver::{ApiServer, Config, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::static_token::StaticTokens;
 use coracle_auth::{Authenticator, Authorizer};
 use coracle_stdx::Clock;
 use coracle_store::{MemoryStore, Store};
+use futures::SinkExt as _;
 use http::{Method, Request, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -38,7 +40,42 @@ pub struct Answer {
     pub bytes: Bytes,
 }
 
+/// A request whose body is under way.
+pub struct Upload {
+    body: futures::channel::mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
+    answer: tokio::task::JoinHandle<hyper::Result<http::Response<hyper::body::Incoming>>>,
+}
+
+impl Upload {
+    /// Sends more of the body.
+    pub async fn send(&mut self, bytes: Bytes) {
+        self.body.send(Ok(Frame::data(bytes))).await.unwrap();
+    }
+
+    /// Ends the body; the answer.
+    pub async fn finish(self) -> Answer {
+        let Self { body, answer } = self;
+        drop(body);
+        Answer::of(answer.await.unwrap().unwrap()).await
+    }
+
+    /// The answer, though the body has not ended.
+    pub async fn answer(self) -> Answer {
+        let Self { body, answer } = self;
+        let answer = Answer::of(answer.await.unwrap().unwrap()).await;
+        drop(body);
+        answer
+    }
+}
+
 impl Answer {
+    /// A response with its whole body.
+    pub async fn of(response: http::Response<hyper::body::Incoming>) -> Self {
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Self { code: parts.status, headers: parts.headers, bytes }
+    }
+
     /// The JSON body.
     #[track_caller]
     pub fn json(&self) -> Value {
@@ -79,6 +116,7 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         bootstrap: Vec::new(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        limits: RequestLimits::UPSTREAM,
         audit: None,
     };
     (config, ca.cert_pem().to_owned())
@@ -92,9 +130,20 @@ impl Cluster {
 
     /// Starts a server on a store.
     pub async fn over(store: Arc<dyn Store>) -> Self {
+        Self::with(store, |_| ()).await
+    }
+
+    /// Starts a server on a fresh store, with other limits.
+    pub async fn limited(limits: RequestLimits) -> Self {
+        Self::with(MemoryStore::new(), |config| config.limits = limits).await
+    }
+
+    /// Starts a server on a store, with a configuration that the test changes.
+    pub async fn with(store: Arc<dyn Store>, change: impl FnOnce(&mut Config)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (config, ca) = config(store, addr);
+        let (mut config, ca) = config(store, addr);
+        change(&mut config);
         let api = ApiServer::start(config).await.unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
@@ -116,6 +165,30 @@ impl Cluster {
         headers: &[(&str, &str)],
         body: &str,
     ) -> http::Response<hyper::body::Incoming> {
+        let body = Full::new(Bytes::from(body.to_owned()));
+        self.connect(method, target, headers, body).await.await.unwrap()
+    }
+
+    /// Begins a request whose body the test sends bit by bit.
+    pub async fn upload(&self, method: Method, target: &str, headers: &[(&str, &str)]) -> Upload {
+        let (body, rest) = futures::channel::mpsc::channel(8);
+        let rest = http_body_util::StreamBody::new(rest);
+        let answer = tokio::spawn(self.connect(method, target, headers, rest).await);
+        Upload { body, answer }
+    }
+
+    /// Connects, and begins a request.
+    async fn connect<B>(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: B,
+    ) -> impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>> + use<B>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap();
@@ -129,16 +202,13 @@ impl Cluster {
         for (key, value) in headers {
             request = request.header(*key, *value);
         }
-        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-        sender.send_request(request).await.unwrap()
+        let request = request.body(body).unwrap();
+        async move { sender.send_request(request).await }
     }
 
     /// Sends a request and reads the whole answer.
     pub async fn send(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let response = self.open(method, target, headers, body).await;
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Answer { code: parts.status, headers: parts.headers, bytes }
+        Answer::of(self.open(method, target, headers, body).await).await
     }
 
     /// GET.

@@ -304,7 +304,7 @@ impl Shared {
             self.replay(prefix, newest, until, &sender)?;
         }
         watchers.add(prefix, sender);
-        Ok(receiver)
+        Ok(receiver.into())
     }
 
     fn compact(&self, revision: Revision) -> Result<(), StoreError> {
