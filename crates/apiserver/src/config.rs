@@ -41,12 +41,20 @@ pub struct RequestLimits {
     pub fair: bool,
     /// How long a request may take that is neither a watch nor a connection.
     pub timeout: Duration,
+    /// The chance with which an HTTP/2 client is told to connect anew, so that clients spread over servers behind one
+    /// address.
+    pub goaway_chance: f64,
 }
 
 impl RequestLimits {
     /// What upstream's program has without flags.
-    pub const UPSTREAM: Self =
-        Self { in_flight: 400, mutating_in_flight: 200, fair: true, timeout: Duration::from_secs(60) };
+    pub const UPSTREAM: Self = Self {
+        in_flight: 400,
+        mutating_in_flight: 200,
+        fair: true,
+        timeout: Duration::from_secs(60),
+        goaway_chance: 0.0,
+    };
 }
 
 /// Builds the authenticators, in order, over the server's own objects.

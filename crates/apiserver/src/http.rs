@@ -15,6 +15,7 @@ mod protect;
 pub(crate) mod query;
 pub(crate) mod respond;
 pub(crate) mod serve;
+mod stall;
 mod table;
 pub(crate) mod tls;
 mod watch;

@@ -9,7 +9,7 @@ use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, RequestL
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::static_token::StaticTokens;
-use coracle_stdx::Clock;
+use coracle_stdx::{Clock, Tasks};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ApiserverArgs;
@@ -17,6 +17,7 @@ use crate::cluster::{make_dir, node_ip};
 use crate::error::Failure;
 use crate::node::{ServerParts, server_config};
 use crate::pki;
+use crate::reload::{self, CertificateFiles};
 use crate::up::bind;
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -41,7 +42,10 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
-    let store = args.store.open(args.data_dir.join("store")).await?;
+    let opened = args.store.open(args.data_dir.join("store"), None).await?;
+    let mut tasks = Tasks::new();
+    opened.serve(&mut tasks);
+    let store = opened.store;
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer =
         TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
@@ -64,6 +68,11 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let server = ApiServer::start(config)
         .await
         .map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;
+    let files = CertificateFiles {
+        serving: args.tls_cert_file.clone().zip(args.tls_private_key_file.clone()),
+        client_ca: args.client_ca_file.clone(),
+    };
+    tasks.spawn(reload::certificates(server.clone(), files));
     tracing::info!(%address, "serving");
     let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::new(e, ""))?;
     tokio::select! {
@@ -101,7 +110,12 @@ fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
     };
     let timeout = coracle_cel::go_duration(&args.request_timeout)
         .map_err(|why| Failure::usage(format!("--request-timeout: time: {why}")))?;
+    if !(0.0..=0.02).contains(&args.goaway_chance) {
+        let why = "--goaway-chance can not be less than 0 or greater than 0.02";
+        return Err(Failure::usage(why.to_owned()));
+    }
     Ok(RequestLimits {
+        goaway_chance: args.goaway_chance,
         in_flight: positive(args.max_requests_inflight, "max-requests-inflight")?,
         mutating_in_flight: positive(args.max_mutating_requests_inflight, "max-mutating-requests-inflight")?,
         fair: args.enable_priority_and_fairness,

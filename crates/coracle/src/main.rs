@@ -8,6 +8,7 @@ mod data_dir;
 mod demo;
 mod detach;
 mod down;
+mod encryption;
 mod error;
 mod image;
 mod kubeconfig;
@@ -18,7 +19,9 @@ mod preload;
 mod process;
 mod progress;
 mod release;
+mod reload;
 mod signer;
+mod snapshot;
 mod store;
 mod up;
 
@@ -63,6 +66,7 @@ fn run() -> Result<(), Failure> {
             Command::Status(args) => down::status(args).await,
             Command::Image(args) => image::run(args).await,
             Command::Release(args) => release::run(args).await,
+            Command::Snapshot(args) => snapshot::run(*args).await,
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }

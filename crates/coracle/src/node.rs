@@ -27,7 +27,7 @@ use crate::pki::Pki;
 use crate::progress::Progress;
 use crate::signer::ClusterSigner;
 use crate::store::StoreArgs;
-use crate::{control, up};
+use crate::{control, encryption, up};
 
 /// What a node is started from.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Parts {
     pub controllers: Vec<String>,
     /// Where objects are kept.
     pub store: StoreArgs,
+    /// Whether the embedded store's Secrets are encrypted.
+    pub secrets_encryption: bool,
 }
 
 /// A running cluster. Dropping it ends every part at once; pods go on under their shims.
@@ -137,7 +139,7 @@ impl Node {
     /// The first part that cannot start.
     pub async fn start(parts: Parts, api: TcpListener, progress: &Progress) -> Result<Self, Failure> {
         let mut tasks = Tasks::new();
-        let server = start_server(&parts, progress).await?;
+        let server = start_server(&parts, &mut tasks, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
         let Parts { paths, cluster, pki, node_ip, clock, controllers, .. } = parts;
@@ -244,9 +246,21 @@ fn is_ready(node: &NodeObject) -> bool {
     conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
+async fn start_server(
+    parts: &Parts,
+    tasks: &mut Tasks,
+    progress: &Progress,
+) -> Result<Arc<ApiServer>, Failure> {
     let Parts { paths, cluster, pki, node_ip, clock, store, .. } = parts;
-    let store = store.open(paths.file("store")).await?;
+    // etcd may be shared: who shares it must agree on the keys, and says so by the flag.
+    let own = parts.store.etcd_servers.is_empty();
+    let own = match own {
+        true => encryption::own(&paths.file("pki/encryption-config.yaml"), parts.secrets_encryption)?,
+        false => None,
+    };
+    let opened = store.open(paths.file("store"), own).await?;
+    opened.serve(tasks);
+    let store = opened.store;
     progress.step("store", &format!("revision {}", store.revision()));
     let issuer_url = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
     let issuer = coracle_auth::service_account::TokenIssuer::new(

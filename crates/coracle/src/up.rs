@@ -225,6 +225,7 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         clock,
         controllers,
         store: args.store.clone(),
+        secrets_encryption: args.secrets_encryption,
     };
     let node = Node::start(parts, api, progress).await?;
     access.write(&paths.kubeconfig())?;

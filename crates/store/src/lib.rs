@@ -8,6 +8,7 @@ mod embedded;
 mod etcd;
 mod memory;
 mod sealed;
+pub mod snapshot;
 mod watchers;
 
 use std::sync::Arc;

@@ -253,4 +253,27 @@ mod tests {
         assert_eq!(watch.live.try_recv().expect("the later change").1.revision, 6);
         assert!(watch.live.try_recv().is_err());
     }
+
+    #[test]
+    fn a_watcher_that_does_not_read_is_cut_off_and_one_that_reads_is_not() {
+        let def = coracle_resources::find("", "configmaps").expect("a kind");
+        let cache = ResourceCache::new(1);
+        let mut slow = cache.subscribe(Filter::default(), Some(1), 1).expect("in the window");
+        let mut quick = cache.subscribe(Filter::default(), Some(1), 1).expect("in the window");
+        let key: Arc<str> = "/ns/a".into();
+        let buffer = u64::try_from(super::super::watcher::BUFFER).expect("a number");
+        for revision in 2..buffer + 12 {
+            let text = Bytes::from_static(b"{\"metadata\":{\"name\":\"a\"}}");
+            let entry = CacheEntry::new(key.clone(), 1, revision, text, def);
+            cache.apply(&key, Some(Arc::new(entry)), revision);
+            assert_eq!(quick.live.try_recv().expect("each as it comes").1.revision, revision);
+        }
+        assert_eq!(cache.watchers_of("/ns/a"), 1);
+        let mut got = 0;
+        while slow.live.try_recv().is_ok() {
+            got += 1;
+        }
+        assert_eq!(got, buffer, "what was waiting is delivered, without gaps");
+        assert!(slow.live.is_closed());
+    }
 }

@@ -53,6 +53,7 @@ pub(crate) async fn handle(
     let info = Info::new(&method, &path, &query);
     let apply = is_apply(request.headers());
     let trail = OnceLock::new();
+    protect::note(&server, &connection, &request, &info);
     let mut response = match protect::time_limit(&server, &info, &query) {
         Ok(limit) => {
             let stages = pin!(

@@ -1,16 +1,19 @@
 //! What protects the server and its other clients from a request: the time it may take, and the seats it has to take.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coracle_auth::UserInfo;
 use coracle_meta::{Reason, Status};
 use http::header::RETRY_AFTER;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
 
 use super::body::{BLOCK, Body};
 use super::info::Info;
 use super::query::Query;
 use super::respond;
+use crate::authn::Connection;
 use crate::flow::{Asked, Marks, Place, Protection, Seat, Work, work};
 use crate::server::Server;
 
@@ -28,6 +31,17 @@ pub(super) enum Held<'a> {
 pub(super) fn lasts(info: &Info<'_>) -> bool {
     info.verb == "watch"
         || info.is_resource && matches!(info.subresource, "attach" | "exec" | "proxy" | "log" | "portforward")
+}
+
+/// What a request means for its connection.
+pub(super) fn note(server: &Server, connection: &Connection, request: &Request<Incoming>, info: &Info<'_>) {
+    if info.verb != "watch" && lasts(info) {
+        connection.patient.store(true, Ordering::Relaxed);
+    }
+    let chance = server.limits.goaway_chance;
+    if chance > 0.0 && request.version() == Version::HTTP_2 && rand::random::<f64>() < chance {
+        connection.goaway.notify_one();
+    }
 }
 
 /// How long a request may take: what it says, up to what the server allows; none for those that last.

@@ -27,10 +27,11 @@ pub const ADMIN: &str = "admintoken";
 
 /// A running server.
 pub struct Cluster {
-    _api: Arc<ApiServer>,
+    api: Arc<ApiServer>,
+    ca: CertificateAuthority,
     addr: SocketAddr,
     tls: Arc<rustls::ClientConfig>,
-    _serving: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<()>,
 }
 
 /// An answer.
@@ -38,6 +39,21 @@ pub struct Answer {
     pub code: StatusCode,
     pub headers: http::HeaderMap,
     pub bytes: Bytes,
+}
+
+/// A connection that stays.
+pub struct KeepAlive(hyper::client::conn::http1::SendRequest<Full<Bytes>>);
+
+impl KeepAlive {
+    /// GET on it.
+    pub async fn get(&mut self, target: &str) -> StatusCode {
+        let request = Request::builder().uri(target).header("host", "localhost");
+        let request = request.header("authorization", format!("Bearer {ADMIN}"));
+        let response = self.0.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        let code = response.status();
+        response.into_body().collect().await.unwrap();
+        code
+    }
 }
 
 /// A request whose body is under way.
@@ -85,10 +101,8 @@ impl Answer {
     }
 }
 
-/// Configuration over a store, on an address.
-pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) {
-    let clock = Clock::system();
-    let ca = CertificateAuthority::create("test-ca", &clock).unwrap();
+/// A serving certificate.
+fn serving(ca: &CertificateAuthority) -> Tls {
     let issue = Issue {
         common_name: "kube-apiserver".into(),
         ip_addresses: vec!["127.0.0.1".parse().unwrap()],
@@ -96,14 +110,21 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         days: 1,
         ..Issue::default()
     };
-    let serving = ca.issue(issue, &clock).unwrap();
+    let pem = ca.issue(issue, &Clock::system()).unwrap();
+    Tls { cert_pem: pem.cert, key_pem: pem.key }
+}
+
+/// Configuration over a store, on an address.
+pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, CertificateAuthority) {
+    let clock = Clock::system();
+    let ca = CertificateAuthority::create("test-ca", &clock).unwrap();
     let tokens = "admintoken,admin,admin,\"system:masters\"\nnobodytoken,nobody,nobody\n";
     let tokens = StaticTokens::parse(tokens).unwrap();
     let config = Config {
         store,
         clock,
         git_version: "v1.36.2+coracle".into(),
-        tls: Tls { cert_pem: serving.cert, key_pem: serving.key },
+        tls: serving(&ca),
         client_ca_pem: None,
         authenticators: Box::new(move |_| vec![Arc::new(tokens) as Arc<dyn Authenticator>]),
         authorizers: Box::new(|reader| vec![Arc::new(RbacAuthorizer::new(reader)) as Arc<dyn Authorizer>]),
@@ -119,7 +140,13 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         limits: RequestLimits::UPSTREAM,
         audit: None,
     };
-    (config, ca.cert_pem().to_owned())
+    (config, ca)
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
 }
 
 impl Cluster {
@@ -146,7 +173,7 @@ impl Cluster {
         change(&mut config);
         let api = ApiServer::start(config).await.unwrap();
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -154,7 +181,36 @@ impl Cluster {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let serving = tokio::spawn(api.clone().serve(listener));
-        Self { _api: api, addr, tls: Arc::new(tls), _serving: serving }
+        Self { api, ca, addr, tls: Arc::new(tls), serving }
+    }
+
+    /// The server.
+    pub fn api(&self) -> &ApiServer {
+        &self.api
+    }
+
+    /// Another serving certificate of the same CA.
+    pub fn issue(&self) -> Tls {
+        serving(&self.ca)
+    }
+
+    async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap()
+    }
+
+    /// The certificate that a new connection is shown.
+    pub async fn served_certificate(&self) -> Vec<u8> {
+        self.tls().await.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    /// A connection for several requests.
+    pub async fn keep_alive(&self) -> KeepAlive {
+        let io = TokioIo::new(self.tls().await);
+        let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        KeepAlive(sender)
     }
 
     /// Sends a request and returns the response with its body still running.
@@ -189,11 +245,8 @@ impl Cluster {
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let stream = TcpStream::connect(self.addr).await.unwrap();
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
+        let io = TokioIo::new(self.tls().await);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
         tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
         if !headers.iter().any(|(k, _)| *k == "authorization") {
