@@ -225,15 +225,15 @@ impl Seal for Encryption {
                         return Ok(Opened { value: stored.clone(), stale: i != 0 });
                     }
                     Transformer::Identity => {}
-                    Transformer::Keys(keys) => match stored.strip_prefix(keys.prefix.as_bytes()) {
-                        Some(rest) => match keys.open(key, rest) {
+                    Transformer::Keys(keys) => {
+                        let Some(rest) = stored.strip_prefix(keys.prefix.as_bytes()) else { continue };
+                        match keys.open(key, rest) {
                             Ok(Opened { value, stale }) => {
                                 return Ok(Opened { value, stale: stale || i != 0 });
                             }
                             Err(e) => why = e,
-                        },
-                        None => {}
-                    },
+                        }
+                    }
                 }
             }
             Err(why)
