@@ -29,7 +29,7 @@ fn every_cipher_opens_what_it_sealed_and_marks_it_as_upstream_does() {
         for value in ["", "a", "exactly sixteen!", "{\"data\":{\"p\":\"hunter2\"}}"] {
             let sealed = encryption.seal(KEY, value.as_bytes()).unwrap().unwrap();
             assert!(sealed.starts_with(format!("k8s:enc:{kind}:v1:k1:").as_bytes()));
-            assert!(value.is_empty() || !sealed.windows(value.len()).any(|w| w == value.as_bytes()));
+            assert!(value.len() < 8 || !sealed.windows(value.len()).any(|w| w == value.as_bytes()));
             let opened = encryption.open(KEY, &sealed).unwrap();
             assert_eq!((opened.value, opened.stale), (Bytes::from(value), false), "{kind}");
             assert_ne!(
