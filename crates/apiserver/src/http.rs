@@ -18,3 +18,4 @@ mod table;
 pub(crate) mod tls;
 mod watch;
 mod written;
+mod yaml;
