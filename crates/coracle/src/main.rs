@@ -4,6 +4,7 @@ mod apiserver;
 mod cli;
 mod cluster;
 mod control;
+mod control_plane;
 mod data_dir;
 mod demo;
 mod detach;
