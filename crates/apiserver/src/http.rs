@@ -20,3 +20,4 @@ mod table;
 pub(crate) mod tls;
 mod watch;
 mod written;
+mod yaml;

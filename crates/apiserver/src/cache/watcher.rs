@@ -23,6 +23,16 @@ pub(crate) enum EventKind {
 }
 
 impl EventKind {
+    /// What a change is to someone who selected the object before it or does now; `None` when neither.
+    pub(crate) fn of(before: bool, now: bool) -> Option<Self> {
+        match (before, now) {
+            (false, true) => Some(Self::Added),
+            (true, true) => Some(Self::Modified),
+            (true, false) => Some(Self::Deleted),
+            (false, false) => None,
+        }
+    }
+
     /// The `type` field.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -80,6 +90,11 @@ impl Event {
         }
     }
 
+    /// The object before the change.
+    pub(crate) fn before(&self) -> Option<&Arc<CacheEntry>> {
+        self.old.as_ref()
+    }
+
     /// The JSON frame with its newline; encoded once for all watchers.
     pub(crate) fn frame(&self, kind: EventKind) -> Bytes {
         let encode = || self.entry(kind).map(|e| frame(kind, &e.encoded)).unwrap_or_default();
@@ -103,12 +118,7 @@ impl Event {
         }
         let now = self.new.as_ref().is_some_and(|e| filter.selects(e));
         let before = self.old.as_ref().is_some_and(|e| filter.selects(e));
-        match (before, now) {
-            (false, true) => Some(EventKind::Added),
-            (true, true) => Some(EventKind::Modified),
-            (true, false) => Some(EventKind::Deleted),
-            (false, false) => None,
-        }
+        EventKind::of(before, now)
     }
 }
 

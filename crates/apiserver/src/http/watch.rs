@@ -78,8 +78,13 @@ pub(crate) fn response(
         written: None,
     };
     let stream = futures::stream::unfold(frames, |mut frames| async move {
-        let bytes = frames.batch().await?;
-        Some((Ok(bytes), frames))
+        loop {
+            let bytes = frames.batch().await?;
+            // Empty when nothing of it is selected.
+            if !bytes.is_empty() {
+                return Some((Ok(bytes), frames));
+            }
+        }
     });
     let mut response = json_bytes(StatusCode::OK, Bytes::new());
     if wanted.format == Format::Protobuf {
@@ -158,6 +163,11 @@ impl Frames {
         let foreign = |entry: &CacheEntry| {
             self.resource.custom().is_some() && !std::ptr::eq(entry.def, self.resource.def)
         };
+        let next = match self.watching.matched(&self.resource, next).await {
+            Ok(Some(next)) => next,
+            Ok(None) => return Some(Bytes::new()),
+            Err(status) => return Some(self.failed(&status)),
+        };
         let made = match next {
             Next::Initial(entry) if foreign(&entry) => self.converted(EventKind::Added, entry).await,
             Next::Event(kind, event) if event.entry(kind).is_some_and(|e| foreign(e)) => {
@@ -181,11 +191,14 @@ impl Frames {
         };
         match made {
             Ok(bytes) => Some(bytes),
-            Err(status) => {
-                self.done = true;
-                Some(framed(format, "ERROR", &status.to_value()))
-            }
+            Err(status) => Some(self.failed(&status)),
         }
+    }
+
+    /// The last frame of a watch that cannot go on.
+    fn failed(&mut self, status: &Status) -> Bytes {
+        self.done = true;
+        framed(self.wanted.format, "ERROR", &status.to_value())
     }
 
     /// The frame of a custom resource that is stored in another version.
