@@ -142,7 +142,7 @@ impl Node {
         let server = start_server(&parts, &mut tasks, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock, control, store } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, control, store, .. } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
