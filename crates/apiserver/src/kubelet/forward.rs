@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coracle_meta::{Reason, Status};
 use futures::StreamExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, LOCATION, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, BodyStream};
 use hyper::body::Incoming;
@@ -71,7 +71,7 @@ pub(super) async fn forward(
         *answer.headers_mut() = response.headers().clone();
         return Ok(answer);
     }
-    Ok(passed_back(&target, response))
+    Ok(passed_back(response))
 }
 
 /// Most that is read of a document.
@@ -130,17 +130,10 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn passed_back(target: &Target, response: Response<Incoming>) -> Response<Body> {
+fn passed_back(response: Response<Incoming>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     let exact = parts.headers.contains_key(CONTENT_LENGTH);
     strip(&mut parts.headers);
-    if let Some(base) = &target.base
-        && let Some(location) = parts.headers.get(LOCATION).and_then(|l| l.to_str().ok())
-        && location.starts_with('/')
-        && let Ok(moved) = HeaderValue::from_str(&format!("{base}{location}"))
-    {
-        parts.headers.insert(LOCATION, moved);
-    }
     if !exact {
         parts.headers.remove(CONTENT_LENGTH);
     }
