@@ -38,6 +38,7 @@ mod statefulset;
 mod testing;
 mod ttl_after_finished;
 mod volume_binder;
+mod volume_class_protection;
 mod volume_protection;
 
 use std::fmt;
@@ -157,6 +158,7 @@ const ALL: &[(&str, Start)] = &[
     ("persistentvolume-binder-controller", volume_binder::run),
     ("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
     ("persistentvolume-protection-controller", volume_protection::run_volumes),
+    ("volumeattributesclass-protection-controller", volume_class_protection::run),
     ("ephemeral-volume-controller", ephemeral_volumes::run),
     ("endpointslice-mirroring-controller", mirroring::run),
 ];
