@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use coracle_auth::{Credentials, UserInfo};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::server::Server;
@@ -47,17 +49,21 @@ pub(crate) struct Connection {
     /// What is wrong with the one that was shown instead.
     refused: Option<String>,
     known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
+    /// It carries something that may rest, e.g. a shell.
+    pub(crate) patient: Arc<AtomicBool>,
+    /// The client is to make another connection for its next requests.
+    pub(crate) goaway: Notify,
 }
 
 impl Connection {
     /// A connection with this client certificate.
     pub(crate) fn new(client_cert: Option<Vec<u8>>) -> Self {
-        Self { client_cert, refused: None, known: Mutex::new(None) }
+        Self { client_cert, ..Self::default() }
     }
 
     /// A connection whose client certificate is not to be believed.
     pub(crate) fn refused(why: String) -> Self {
-        Self { client_cert: None, refused: Some(why), known: Mutex::new(None) }
+        Self { refused: Some(why), ..Self::default() }
     }
 }
 

@@ -11,7 +11,9 @@ mod codec;
 mod config;
 mod conversion;
 mod definitions;
+mod encryption;
 mod fields;
+mod flow;
 mod hooks;
 mod http;
 mod kubelet;
@@ -28,5 +30,8 @@ mod views;
 mod webhook;
 
 pub use audit::{AuditConfig, AuditPolicy, AuditSink, PolicyError};
-pub use config::{Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};
+pub use config::{
+    Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, RequestLimits, StartError, Tls,
+};
+pub use encryption::Encryption;
 pub use server::ApiServer;

@@ -9,6 +9,7 @@ mod data_dir;
 mod demo;
 mod detach;
 mod down;
+mod encryption;
 mod error;
 mod image;
 mod kubeconfig;
@@ -19,7 +20,9 @@ mod preload;
 mod process;
 mod progress;
 mod release;
+mod reload;
 mod signer;
+mod snapshot;
 mod store;
 mod up;
 
@@ -64,6 +67,7 @@ fn run() -> Result<(), Failure> {
             Command::Status(args) => down::status(args).await,
             Command::Image(args) => image::run(args).await,
             Command::Release(args) => release::run(args).await,
+            Command::Snapshot(args) => snapshot::run(*args).await,
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }

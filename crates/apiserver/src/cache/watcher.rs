@@ -202,6 +202,13 @@ impl Watcher {
         }
     }
 
+    /// Whether an event of `key` has to be shown to it. One that selects by fields looks at few objects.
+    pub(super) fn looks_at(&self, key: &str) -> bool {
+        let Filter { key: range, single, fields, .. } = &self.filter;
+        let covers = if *single { range == key } else { key.starts_with(range.as_str()) };
+        covers && (*single || fields.is_none())
+    }
+
     pub(super) fn wants(&self, event: &Event) -> Option<EventKind> {
         if event.revision <= self.after { None } else { event.kind_for(&self.filter) }
     }

@@ -21,6 +21,7 @@ use super::watch;
 use super::written::{patch_body, patch_kind, yaml_body};
 use super::yaml::doubled_keys;
 use crate::audit::Trail;
+use crate::flow::Seat;
 use crate::metrics_api;
 use crate::protobuf;
 use crate::registry::Resource;
@@ -45,6 +46,8 @@ struct Call<'a> {
     caller: Caller,
     /// What the audit log notes of the request.
     trail: Option<Arc<Trail>>,
+    /// The seats of a watch, which it gives back when it has begun.
+    seat: Option<Seat>,
 }
 
 /// Answers a resource request.
@@ -73,7 +76,8 @@ pub(crate) async fn resource(
     {
         return crate::kubelet::handle(server, &resource, incomer, info, query).await;
     }
-    let (parts, incoming) = incomer.request.into_parts();
+    let (mut parts, incoming) = incomer.request.into_parts();
+    let seat = parts.extensions.remove::<Seat>();
     let trail = parts.extensions.get::<Arc<Trail>>().cloned();
     let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method)).noting(trail.as_deref());
     let warned = caller.warned.clone();
@@ -86,6 +90,7 @@ pub(crate) async fn resource(
         method: parts.method,
         caller,
         trail,
+        seat,
     };
     let answer = if info.subresource.is_empty() {
         call.main(incoming).await
@@ -148,8 +153,8 @@ async fn bindings(
     let (parts, incoming) = incomer.request.into_parts();
     let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method));
     let (headers, method) = (parts.headers, parts.method);
-    let trail = None;
-    let call = Call { server, resource: pods, info: &info, query, headers, method, caller, trail };
+    let (trail, seat) = (None, None);
+    let call = Call { server, resource: pods, info: &info, query, headers, method, caller, trail, seat };
     call.action(incoming).await.unwrap_or_else(|status| respond::status(&status))
 }
 
@@ -258,10 +263,7 @@ impl Call<'_> {
         }
         let all_namespaces = self.resource.namespaced() && !info.namespaced_path;
         match (&self.method, info.name.is_empty()) {
-            (&Method::GET, _) => {
-                self.query.check_timeout()?;
-                self.read().await
-            }
+            (&Method::GET, _) => self.read().await,
             (&Method::POST, true) if !all_namespaces => {
                 self.refuse_terminating()?;
                 self.create(body).await
@@ -340,7 +342,8 @@ impl Call<'_> {
         let name = self.info.name;
         let watching = self.server.watch(&self.resource, self.namespace(), name, &opts, watch).await?;
         let include = answer.include_object.to_owned();
-        Ok(watch::response(self.server, &self.resource, watching, answer.wanted, include, timeout))
+        let begin = watch::Begin { watching, seat: self.seat.clone() };
+        Ok(watch::response(self.server, &self.resource, begin, answer.wanted, include, timeout))
     }
 
     async fn create(self, incoming: Incoming) -> Result<Response<Body>, Status> {

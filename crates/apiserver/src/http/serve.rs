@@ -1,6 +1,7 @@
 //! Connections: accept, TLS, HTTP/1.1 and HTTP/2.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
+use super::stall::Stall;
 use super::{pipeline, tls};
 use crate::authn::Connection;
 use crate::server::{ApiServer, Server};
@@ -18,18 +20,11 @@ use crate::server::{ApiServer, Server};
 /// A client that has not finished its TLS handshake by then is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// Bytes of a request's headers.
+const MAX_HEADERS: u32 = 1 << 20;
+
 /// Accepts connections until dropped.
 pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
-    let client_ca = api.client_ca.as_deref().map(tls::ClientCa::new).transpose();
-    let made = client_ca.and_then(|ca| Ok((Arc::new(tls::server_config(&api.tls, ca.as_ref())?), ca)));
-    let (config, client_ca) = match made {
-        Ok(made) => made,
-        Err(e) => {
-            error!(error = %e, "cannot serve");
-            return;
-        }
-    };
-    let acceptor = TlsAcceptor::from(config);
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -39,9 +34,9 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
                 continue;
             }
         };
-        let (acceptor, client_ca, server) = (acceptor.clone(), client_ca.clone(), api.server.clone());
+        let (serving, server) = (api.serving.read().clone(), api.server.clone());
         tokio::spawn(async move {
-            if let Err(e) = connection(acceptor, client_ca, server, stream).await {
+            if let Err(e) = connection(&serving, server, stream).await {
                 debug!(%peer, error = %e, "connection ended");
             }
         });
@@ -49,22 +44,24 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
 }
 
 async fn connection(
-    acceptor: TlsAcceptor,
-    client_ca: Option<tls::ClientCa>,
+    serving: &tls::Serving,
     server: Arc<Server>,
     stream: TcpStream,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
+    let acceptor = TlsAcceptor::from(serving.config.clone());
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-    let connection = Arc::new(match (stream.get_ref().1.peer_certificates(), client_ca) {
+    let connection = Arc::new(match (stream.get_ref().1.peer_certificates(), &serving.client_ca) {
         (Some(chain @ [own, ..]), Some(ca)) => match ca.accepts(chain) {
             Ok(()) => Connection::new(Some(own.to_vec())),
             Err(e) => Connection::refused(e.to_string()),
         },
         _ => Connection::new(None),
     });
+    let stream = Stall::new(stream, server.limits.timeout, connection.patient.clone());
+    let theirs = connection.clone();
     let service = service_fn(move |request| {
-        let (server, connection) = (server.clone(), connection.clone());
+        let (server, connection) = (server.clone(), theirs.clone());
         async move { Ok::<_, Infallible>(pipeline::handle(server, connection, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -76,7 +73,13 @@ async fn connection(
         .initial_stream_window_size(Some(1 << 20))
         .initial_connection_window_size(Some(4 << 20))
         .max_frame_size(Some(64 * 1024))
+        .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(30));
-    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+    let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = served.as_mut() => return ended,
+        () = connection.goaway.notified() => served.as_mut().graceful_shutdown(),
+    }
+    served.await
 }

@@ -17,6 +17,7 @@ use super::respond::{Answer, json_bytes};
 use super::table;
 use crate::cache::{CacheEntry, EventKind};
 use crate::codec;
+use crate::flow::Seat;
 use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
@@ -35,6 +36,8 @@ struct Frames {
     server: Arc<Server>,
     resource: Arc<Resource>,
     watching: Watching,
+    /// The seats of the request, until it has begun.
+    seat: Option<Seat>,
     wanted: Wanted,
     include_object: String,
     deadline: tokio::time::Instant,
@@ -44,11 +47,19 @@ struct Frames {
     written: Option<tokio::time::Instant>,
 }
 
+/// A watch that begins.
+pub(crate) struct Begin {
+    /// What it delivers.
+    pub(crate) watching: Watching,
+    /// The seats it holds until the objects there were at its beginning are on their way.
+    pub(crate) seat: Option<Seat>,
+}
+
 /// The response of a started watch.
 pub(crate) fn response(
     server: &Arc<Server>,
     resource: &Arc<Resource>,
-    watching: Watching,
+    begin: Begin,
     wanted: Wanted,
     include_object: String,
     timeout_seconds: Option<u64>,
@@ -57,7 +68,8 @@ pub(crate) fn response(
     let frames = Frames {
         server: server.clone(),
         resource: resource.clone(),
-        watching,
+        watching: begin.watching,
+        seat: begin.seat,
         wanted,
         include_object,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
@@ -103,6 +115,9 @@ impl Frames {
     async fn batch(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
+        }
+        if self.seat.is_some() && self.watching.has_begun() {
+            self.seat = None;
         }
         let next = tokio::select! {
             biased;

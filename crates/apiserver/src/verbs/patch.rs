@@ -137,7 +137,7 @@ impl Server {
         let how = self.applying(opts, part);
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
         let mut warnings = doubled(patch, opts).map_err(Refused::Failed)?;
-        if applied == live && !entry.stale {
+        if applied == live && !self.out_of_date(entry).await? {
             warnings.extend(resource.def.strategy.warnings(&*old, Some(&*old)));
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }

@@ -154,6 +154,11 @@ impl Watching {
         }
     }
 
+    /// Whether all is delivered that was there at the beginning.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.initial.len() == 0 && self.backlog.len() == 0 && !self.mark_initial
+    }
+
     /// The next thing to deliver, if there is one right now.
     pub(crate) fn ready(&mut self) -> Option<Next> {
         if let Some(entry) = self.initial.next() {
