@@ -42,6 +42,7 @@ mod statefulset;
 mod testing;
 mod ttl_after_finished;
 mod volume_binder;
+mod volume_class_protection;
 mod volume_protection;
 
 use std::fmt;
@@ -165,6 +166,7 @@ const ALL: &[(&str, Start)] = &[
     ("persistentvolume-binder-controller", volume_binder::run),
     ("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
     ("persistentvolume-protection-controller", volume_protection::run_volumes),
+    ("volumeattributesclass-protection-controller", volume_class_protection::run),
     ("ephemeral-volume-controller", ephemeral_volumes::run),
     ("resourceclaim-controller", resource_claims::run_pods),
     ("resourceclaim-controller", resource_claims::run_claims),
