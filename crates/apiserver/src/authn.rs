@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_auth::{Credentials, UserInfo};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -43,21 +44,28 @@ impl TokenCache {
 #[derive(Default)]
 pub(crate) struct Connection {
     /// DER, if one was shown and chains to the client CA.
-    pub(crate) client_cert: Option<Vec<u8>>,
+    client_cert: Option<Vec<u8>>,
+    /// DER, if one was shown and chains to the CA of proxies.
+    proxy_cert: Option<Vec<u8>>,
     /// What is wrong with the one that was shown instead.
     refused: Option<String>,
     known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
 }
 
 impl Connection {
-    /// A connection with this client certificate.
-    pub(crate) fn new(client_cert: Option<Vec<u8>>) -> Self {
-        Self { client_cert, refused: None, known: Mutex::new(None) }
+    /// A connection without a client certificate.
+    pub(crate) fn plain() -> Self {
+        Self::default()
     }
 
-    /// A connection whose client certificate is not to be believed.
-    pub(crate) fn refused(why: String) -> Self {
-        Self { client_cert: None, refused: Some(why), known: Mutex::new(None) }
+    /// A connection with a certificate, and what the CA of clients and that of proxies say of it.
+    pub(crate) fn certified(der: &[u8], client: Result<(), String>, proxy: bool) -> Self {
+        let proxy_cert = proxy.then(|| der.to_vec());
+        match client {
+            Ok(()) => Self { client_cert: Some(der.to_vec()), proxy_cert, ..Self::default() },
+            Err(_) if proxy => Self { proxy_cert, ..Self::default() },
+            Err(why) => Self { refused: Some(why), ..Self::default() },
+        }
     }
 }
 
@@ -67,13 +75,24 @@ impl Server {
         &self,
         connection: &Connection,
         bearer: Option<&str>,
+        headers: &HeaderMap,
+        path: &str,
     ) -> Option<Arc<UserInfo>> {
+        let anonymous = || self.anonymous.admits(path).then(|| Arc::new(UserInfo::anonymous()));
+        let mut unproxied = None;
+        if let (Some(proxies), Some(certificate)) = (&self.front_proxy, &connection.proxy_cert) {
+            match proxies.user(certificate, headers) {
+                Ok(Some(user)) => return Some(Arc::new(user)),
+                Ok(None) => {}
+                Err(e) => unproxied = Some(e.to_string()),
+            }
+        }
         if connection.client_cert.is_none() && bearer.is_none() {
-            if let Some(why) = &connection.refused {
+            if let Some(why) = connection.refused.as_ref().or(unproxied.as_ref()) {
                 tracing::warn!(%why, "client certificate refused");
                 return None;
             }
-            return Some(Arc::new(UserInfo::anonymous()));
+            return anonymous();
         }
         if connection.client_cert.is_some() {
             let known = connection.known.lock().clone();
@@ -98,7 +117,7 @@ impl Server {
                 Some(user)
             }
             Ok(None) if connection.refused.is_some() => None,
-            Ok(None) => Some(Arc::new(UserInfo::anonymous())),
+            Ok(None) => anonymous(),
             Err(e) => {
                 tracing::debug!(error = %e, "authentication failed");
                 None

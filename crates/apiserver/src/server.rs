@@ -15,6 +15,7 @@ use coracle_stdx::{Clock, Tasks};
 use coracle_store::Store;
 use parking_lot::Mutex;
 
+use crate::aggregation::Aggregation;
 use crate::audit::AuditLog;
 use crate::authn::TokenCache;
 use crate::cache::{Cache, feed};
@@ -37,6 +38,7 @@ pub(crate) struct Server {
     pub(crate) git_version: String,
     pub(crate) admission: Chain,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
+    pub(crate) anonymous: crate::config::Anonymous,
     pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
     /// For the escalation checks; which authorizers decide requests is `authorizers`.
     pub(crate) rbac: RbacAuthorizer,
@@ -48,6 +50,8 @@ pub(crate) struct Server {
     pub(crate) metrics: Metrics,
     pub(crate) audit: Option<AuditLog>,
     pub(crate) kubelets: Option<Kubelets>,
+    pub(crate) aggregation: Aggregation,
+    pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
     pub(crate) advertise: SocketAddr,
 }
 
@@ -78,6 +82,11 @@ impl Server {
     /// Whether the request may proceed.
     pub(crate) fn authorize(&self, attributes: &Attributes) -> (Decision, String) {
         coracle_auth::authorize(&self.authorizers, attributes)
+    }
+
+    /// As [`Server::authorize`], without blocking on authorizers that ask elsewhere.
+    pub(crate) async fn decide(&self, attributes: &Attributes) -> (Decision, String) {
+        coracle_auth::ask(&self.authorizers, attributes).await
     }
 
     /// The audience of tokens that name none.
@@ -114,7 +123,9 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let services = Services::new(&config.service_cidr, config.node_port_range)
             .ok_or_else(|| StartError::ServiceCidr(config.service_cidr.clone()))?;
+        let proxies_ca = config.front_proxy.as_ref().map(|p| p.ca_pem.as_str());
         crate::http::tls::check(&config.tls, config.client_ca_pem.as_deref())?;
+        proxies_ca.map(crate::http::tls::ClientCa::new).transpose()?;
         let kubelets = config.kubelet_client.as_ref().map(Kubelets::new).transpose()?;
         let cache = Arc::new(Cache::new(Registry::new(coracle_resources::all())));
         let watch = cache.load(&*config.store).await?;
@@ -131,6 +142,7 @@ impl ApiServer {
             git_version: config.git_version,
             admission: Chain::new(config.admission, environment),
             authenticators: (config.authenticators)(reader.clone()),
+            anonymous: config.anonymous,
             authorizers: (config.authorizers)(reader.clone()),
             rbac: RbacAuthorizer::new(reader),
             tokens: TokenCache::default(),
@@ -141,6 +153,8 @@ impl ApiServer {
             metrics: Metrics::default(),
             audit: config.audit.map(AuditLog::new),
             kubelets,
+            front_proxy: config.front_proxy,
+            aggregation: Aggregation::new(config.proxy_client),
             advertise: config.advertise,
         });
         let around: Arc<dyn coracle_admission::Host> = Arc::new(AdmissionHost(server.clone()));
@@ -159,7 +173,11 @@ impl ApiServer {
         tasks.supervise("service-addresses", move || crate::upkeep::addresses(keeper.clone()));
         let keeper = server.clone();
         tasks.supervise("definitions", move || crate::definitions::run(keeper.clone()));
+        let keeper = server.clone();
+        tasks.supervise("aggregation", move || crate::aggregation::run(keeper.clone()));
         let (tls, client_ca) = (config.tls, config.client_ca_pem);
+        let (keeper, believed) = (server.clone(), client_ca.clone());
+        tasks.supervise("trust", move || crate::trust_map::run(keeper.clone(), believed.clone()));
         Ok(Arc::new(Self { server, tls, client_ca, _host: around, _tasks: Mutex::new(tasks) }))
     }
 

@@ -41,7 +41,7 @@ impl InProcess {
         Ok(resource)
     }
 
-    fn authorize(
+    async fn authorize(
         &self,
         resource: &Resource,
         namespace: &str,
@@ -66,7 +66,7 @@ impl InProcess {
             field_selector: field_selector.to_owned(),
             ..Attributes::default()
         };
-        match self.server.authorize(&attributes) {
+        match self.server.decide(&attributes).await {
             (Decision::Allow, _) => Ok(()),
             (_, reason) => Err(crate::http::authz::forbidden(&attributes, &reason)),
         }
@@ -149,7 +149,7 @@ impl Transport for InProcess {
             _ => "",
         };
         let asked = if name.is_empty() { name_in(selector) } else { name };
-        self.authorize(&resource, ns, asked, sub, verb_name(&request.verb), selector)?;
+        self.authorize(&resource, ns, asked, sub, verb_name(&request.verb), selector).await?;
         // Each request has warnings and notes of its own.
         let caller = &Caller::new(self.caller.user.clone(), self.caller.agent.clone());
         let server = &self.server;
@@ -227,7 +227,7 @@ impl Transport for InProcess {
     ) -> Result<WatchStream, Status> {
         let resource = self.resource(resource)?;
         let selector = options.field_selector.as_str();
-        self.authorize(&resource, namespace, name_in(selector), "", "watch", selector)?;
+        self.authorize(&resource, namespace, name_in(selector), "", "watch", selector).await?;
         let mut opts = options;
         if send_initial_events {
             opts.resource_version_match = "NotOlderThan".into();

@@ -2,12 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
 
 use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
-use coracle_auth::static_token::StaticTokens;
 use coracle_stdx::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,7 +16,8 @@ use crate::node::{ServerParts, server_config};
 use crate::pki;
 use crate::up::bind;
 
-fn read(path: &Path) -> Result<String, Failure> {
+/// A file's text.
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))
 }
 
@@ -31,30 +30,40 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     // What others gave comes first, so that nothing is made when it cannot be used.
     let advertise = args.advertise_address.or_else(node_ip).unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let tls = serving(&args, advertise, &clock)?;
-    let tokens = args.token_auth_file.as_deref().map(tokens).transpose()?;
+    let issuer_url = &args.service_account_issuer;
+    let audiences = match args.api_audiences.as_slice() {
+        [] => vec![issuer_url.clone()],
+        given => given.to_vec(),
+    };
+    let authentication = args.authentication.read(&audiences, issuer_url, &clock)?;
+    let authorizers = args.authorization.authorizers()?;
     let client_ca = args.client_ca_file.as_deref().map(read).transpose()?;
     let node_ports = port_range(&args.service_node_port_range)?;
     let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
     let audit = audit(&args)?;
+    let front_proxy = args.front_proxy.proxies()?;
+    let proxy_client = args.front_proxy.own()?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
     let store = args.store.open(args.data_dir.join("store")).await?;
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
-    let issuer =
-        TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
-            .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
+    let issuer = TokenIssuer::new(&key, issuer_url, audiences)
+        .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
     let config = server_config(ServerParts {
         store,
         clock,
         tls,
         client_ca,
-        tokens,
+        authentication,
+        authorizers,
         issuer,
         service_cidr: &args.service_cluster_ip_range,
         node_ports,
         advertise: SocketAddr::new(advertise, args.secure_port),
         kubelet_client: None,
+        front_proxy,
+        proxy_client,
         bootstrap: coracle_auth::bootstrap::objects(),
         audit,
     });
@@ -89,13 +98,6 @@ fn serving(args: &ApiserverArgs, advertise: IpAddr, clock: &Clock) -> Result<Tls
     };
     let pem = ca.issue(issue, clock).map_err(|e| fail(&e))?;
     Ok(Tls { cert_pem: pem.cert, key_pem: pem.key })
-}
-
-fn tokens(path: &Path) -> Result<Arc<dyn coracle_auth::Authenticator>, Failure> {
-    let tokens = StaticTokens::parse(&read(path)?).map_err(|e| {
-        Failure::new(format!("{}: {e}", path.display()), "each line is token,user,uid,\"group1,group2\"")
-    })?;
-    Ok(Arc::new(tokens))
 }
 
 /// The audit log that the flags ask for: it takes a policy and a file (`-` for the standard output).

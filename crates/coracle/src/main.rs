@@ -1,6 +1,8 @@
 //! The `coracle` binary: arguments, environment, files and wiring. The only crate that knows all parts.
 
 mod apiserver;
+mod authn;
+mod authz;
 mod cli;
 mod cluster;
 mod control;
@@ -18,6 +20,8 @@ mod preload;
 mod process;
 mod progress;
 mod release;
+mod reload;
+mod remote;
 mod signer;
 mod store;
 mod up;

@@ -13,6 +13,7 @@ use tracing::{debug, error, warn};
 
 use super::{pipeline, tls};
 use crate::authn::Connection;
+use crate::config::StartError;
 use crate::server::{ApiServer, Server};
 
 /// A client that has not finished its TLS handshake by then is dropped.
@@ -20,9 +21,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Accepts connections until dropped.
 pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
-    let client_ca = api.client_ca.as_deref().map(tls::ClientCa::new).transpose();
-    let made = client_ca.and_then(|ca| Ok((Arc::new(tls::server_config(&api.tls, ca.as_ref())?), ca)));
-    let (config, client_ca) = match made {
+    let (config, authorities) = match prepare(&api) {
         Ok(made) => made,
         Err(e) => {
             error!(error = %e, "cannot serve");
@@ -39,29 +38,49 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
                 continue;
             }
         };
-        let (acceptor, client_ca, server) = (acceptor.clone(), client_ca.clone(), api.server.clone());
+        let (acceptor, authorities, server) = (acceptor.clone(), authorities.clone(), api.server.clone());
         tokio::spawn(async move {
-            if let Err(e) = connection(acceptor, client_ca, server, stream).await {
+            if let Err(e) = connection(acceptor, authorities, server, stream).await {
                 debug!(%peer, error = %e, "connection ended");
             }
         });
     }
 }
 
+/// Who vouches for client certificates.
+#[derive(Clone)]
+struct Authorities {
+    clients: Option<tls::ClientCa>,
+    proxies: Option<tls::ClientCa>,
+}
+
+/// The TLS side of a server, and who vouches for its clients.
+fn prepare(api: &ApiServer) -> Result<(Arc<rustls::ServerConfig>, Authorities), StartError> {
+    let clients = api.client_ca.as_deref().map(tls::ClientCa::new).transpose()?;
+    let proxies = api.server.front_proxy.as_ref().map(|p| tls::ClientCa::new(&p.ca_pem)).transpose()?;
+    let asked = clients.as_ref().or(proxies.as_ref());
+    let config = Arc::new(tls::server_config(&api.tls, asked)?);
+    Ok((config, Authorities { clients, proxies }))
+}
+
 async fn connection(
     acceptor: TlsAcceptor,
-    client_ca: Option<tls::ClientCa>,
+    authorities: Authorities,
     server: Arc<Server>,
     stream: TcpStream,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-    let connection = Arc::new(match (stream.get_ref().1.peer_certificates(), client_ca) {
-        (Some(chain @ [own, ..]), Some(ca)) => match ca.accepts(chain) {
-            Ok(()) => Connection::new(Some(own.to_vec())),
-            Err(e) => Connection::refused(e.to_string()),
-        },
-        _ => Connection::new(None),
+    let connection = Arc::new(match stream.get_ref().1.peer_certificates() {
+        Some(chain @ [own, ..]) => {
+            let clients = authorities.clients.as_ref();
+            let client = clients.map_or(Err("no CA of clients".to_owned()), |ca| {
+                ca.accepts(chain).map_err(|e| e.to_string())
+            });
+            let proxy = authorities.proxies.as_ref().is_some_and(|ca| ca.accepts(chain).is_ok());
+            Connection::certified(own, client, proxy)
+        }
+        _ => Connection::plain(),
     });
     let service = service_fn(move |request| {
         let (server, connection) = (server.clone(), connection.clone());

@@ -1,11 +1,13 @@
 //! A server on a loopback port and a small HTTPS client, for the tests of this crate.
 
+pub mod extension;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_apiserver::{ApiServer, Config, Tls};
+use coracle_apiserver::{Anonymous, ApiServer, Config, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::static_token::StaticTokens;
@@ -16,7 +18,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -27,6 +29,7 @@ pub const ADMIN: &str = "admintoken";
 pub struct Cluster {
     _api: Arc<ApiServer>,
     addr: SocketAddr,
+    roots: rustls::RootCertStore,
     tls: Arc<rustls::ClientConfig>,
     _serving: tokio::task::JoinHandle<()>,
 }
@@ -69,6 +72,7 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         tls: Tls { cert_pem: serving.cert, key_pem: serving.key },
         client_ca_pem: None,
         authenticators: Box::new(move |_| vec![Arc::new(tokens) as Arc<dyn Authenticator>]),
+        anonymous: Anonymous::Everywhere,
         authorizers: Box::new(|reader| vec![Arc::new(RbacAuthorizer::new(reader)) as Arc<dyn Authorizer>]),
         token_issuer: None,
         admission: Vec::new(),
@@ -76,6 +80,8 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         node_port_range: (30000, 32767),
         advertise,
         kubelet_client: None,
+        proxy_client: None,
+        front_proxy: None,
         bootstrap: Vec::new(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
@@ -92,20 +98,44 @@ impl Cluster {
 
     /// Starts a server on a store.
     pub async fn over(store: Arc<dyn Store>) -> Self {
+        Self::configured(store, |_| ()).await
+    }
+
+    /// Starts a server on a store, with a configuration of one's own.
+    pub async fn configured(store: Arc<dyn Store>, configure: impl FnOnce(&mut Config)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (config, ca) = config(store, addr);
+        let (mut config, ca) = config(store, addr);
+        configure(&mut config);
         let api = ApiServer::start(config).await.unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = client(&roots).with_no_client_auth();
         let serving = tokio::spawn(api.clone().serve(listener));
-        Self { _api: api, addr, tls: Arc::new(tls), _serving: serving }
+        Self { _api: api, addr, roots, tls: Arc::new(tls), _serving: serving }
+    }
+
+    /// POST of JSON with a client certificate, or none, instead of a token.
+    pub async fn as_client(
+        &self,
+        own: Option<&Tls>,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Answer {
+        let builder = client(&self.roots);
+        let tls = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                let cert = CertificateDer::from_pem_slice(own.cert_pem.as_bytes()).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+                builder.with_client_auth_cert(vec![cert], key).unwrap()
+            }
+        };
+        let mut headers = headers.to_vec();
+        headers.extend([("content-type", "application/json"), ("authorization", "")]);
+        let response = self.exchange(Arc::new(tls), Method::POST, target, &headers, &body.to_string()).await;
+        read(response).await
     }
 
     /// Sends a request and returns the response with its body still running.
@@ -116,12 +146,23 @@ impl Cluster {
         headers: &[(&str, &str)],
         body: &str,
     ) -> http::Response<hyper::body::Incoming> {
+        self.exchange(self.tls.clone(), method, target, headers, body).await
+    }
+
+    async fn exchange(
+        &self,
+        tls: Arc<rustls::ClientConfig>,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> http::Response<hyper::body::Incoming> {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap();
+        let tls = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
         if !headers.iter().any(|(k, _)| *k == "authorization") {
             request = request.header("authorization", format!("Bearer {ADMIN}"));
@@ -136,9 +177,7 @@ impl Cluster {
     /// Sends a request and reads the whole answer.
     pub async fn send(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let response = self.open(method, target, headers, body).await;
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Answer { code: parts.status, headers: parts.headers, bytes }
+        read(response).await
     }
 
     /// GET.
@@ -161,4 +200,34 @@ impl Cluster {
     pub async fn delete(&self, target: &str) -> Answer {
         self.send(Method::DELETE, target, &[], "").await
     }
+}
+
+fn client(
+    roots: &rustls::RootCertStore,
+) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots.clone())
+}
+
+async fn read(response: http::Response<hyper::body::Incoming>) -> Answer {
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    Answer { code: parts.status, headers: parts.headers, bytes }
+}
+
+/// Waits until there is something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut find: impl FnMut() -> F) -> T {
+    let look = async {
+        loop {
+            if let Some(found) = find().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, look).await.unwrap_or_else(|_| panic!("no {what} within a minute"))
 }
