@@ -31,7 +31,7 @@ build: deps
 
 test: test-deps tools  ## All tests. Needs root for the end-to-end ones.
 	cargo build --workspace --all-targets
-	CORACLE_BIN=$(abspath $(TESTED)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace --all-targets
+	CORACLE_BIN=$(abspath $(TESTED)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace --all-targets --no-fail-fast
 
 lint:
 	cargo fmt --all --check

@@ -24,6 +24,23 @@ fn spawn(command: &mut Command) -> Background {
     Background(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process"))
 }
 
+/// Starts an etcd on a machine, and waits until it answers.
+fn start_etcd(machine: &Machine) -> Background {
+    let etcd_dir = machine.dir().join("etcd");
+    let mut etcd = machine.lasting(&tool("etcd"));
+    let etcd = spawn(etcd.arg("--data-dir").arg(&etcd_dir).args([
+        "--listen-client-urls",
+        ETCD,
+        "--advertise-client-urls",
+        ETCD,
+    ]));
+    retry("etcd answers", 30, || {
+        let health = machine.command(&coracle()).args(["demo", "get", &format!("{ETCD}/health")]).output();
+        health.is_ok_and(|o| o.status.success()).then_some(()).ok_or_else(|| "no".into())
+    });
+    etcd
+}
+
 /// The machine, its etcd and its API servers.
 struct Servers {
     machine: Machine,
@@ -35,19 +52,7 @@ impl Servers {
     /// All three start at the same time, on an empty etcd.
     fn start() -> Self {
         let machine = Machine::new("etcd");
-        let etcd_dir = machine.dir().join("etcd");
-        let mut etcd = machine.lasting(&tool("etcd"));
-        let etcd = spawn(etcd.arg("--data-dir").arg(&etcd_dir).args([
-            "--listen-client-urls",
-            ETCD,
-            "--advertise-client-urls",
-            ETCD,
-        ]));
-        retry("etcd answers", 30, || {
-            let health =
-                machine.command(&coracle()).args(["demo", "get", &format!("{ETCD}/health")]).output();
-            health.is_ok_and(|o| o.status.success()).then_some(()).ok_or_else(|| "no".into())
-        });
+        let etcd = start_etcd(&machine);
         let tokens = machine.file("tokens.csv", "admintoken,admin,admin,\"system:masters\"\n");
         let servers = PORTS.map(|port| {
             let mut command = machine.lasting(&coracle());
@@ -161,6 +166,8 @@ fn every_server_is_an_endpoint_of_the_kubernetes_service(servers: &Servers) {
         assert!(ports.contains(&&json!(port)), "{port} is not in {ports:?}");
     }
 }
+
+mod leader;
 
 #[test]
 fn three_api_servers_on_one_etcd_behave_as_one() {

@@ -1,5 +1,7 @@
 //! StatefulSet, DaemonSet, Job and CronJob with the real kubectl and real containers.
 
+mod autoscaler;
+
 use coracle_testkit::{Machine, busybox_archive, retry, run};
 use serde_json::Value;
 
@@ -45,7 +47,8 @@ fn name(pod: &Value) -> &str {
 fn every_kind_of_workload_runs_updates_and_goes_back() {
     let machine = Machine::new("workloads");
     let story = Story { machine };
-    story.machine.coracle(MAIN, &["up", "--detach", "--node-name", "one"]).ok();
+    let up = [&["up", "--detach", "--node-name", "one"], &autoscaler::QUICK[..]].concat();
+    story.machine.coracle(MAIN, &up).ok();
     let archive = story.machine.dir().join("busybox.tar");
     busybox_archive(&archive, &[IMAGE, "test.example/busybox:2"]);
     let path = archive.display().to_string();
@@ -64,6 +67,8 @@ fn every_kind_of_workload_runs_updates_and_goes_back() {
     replication_controller(&story);
     disruption_budget(&story);
     release(&story);
+    autoscaler::load_scales_up(&story);
+    token_in_a_secret(&story);
     story.machine.coracle(MAIN, &["down", "--purge"]).ok();
 }
 
@@ -329,4 +334,35 @@ fn release(story: &Story) {
     let image = story.json("get deploy shop")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
     assert_eq!(image, IMAGE);
     story.kubectl("delete deploy/shop");
+}
+
+fn token_in_a_secret(story: &Story) {
+    story.kubectl("create serviceaccount robot");
+    story.kubectl("create clusterrolebinding robot --clusterrole=view --serviceaccount=default:robot");
+    story.apply(
+        "token.yaml",
+        r#"
+apiVersion: v1
+kind: Secret
+metadata: { name: robot, annotations: { kubernetes.io/service-account.name: robot } }
+type: kubernetes.io/service-account-token
+"#,
+    );
+    let token = retry("the Secret gets its token", 30, || {
+        let token =
+            story.kubectl("get secret robot -o go-template={{if(.data)}}{{.data.token|base64decode}}{{end}}");
+        if token.is_empty() { Err("none yet".to_owned()) } else { Ok(token) }
+    });
+    // A token beside the administrator's certificate would not count: it goes without that.
+    let config = story.machine.data(MAIN).join("kubeconfig");
+    let text = std::fs::read_to_string(config).expect("a kubeconfig");
+    let kept = |line: &&str| !line.contains("client-certificate-data") && !line.contains("client-key-data");
+    let bare = story.machine.file("bare.yaml", &text.lines().filter(kept).collect::<Vec<_>>().join("\n"));
+    let mut whoami = story.machine.command(&coracle_testkit::kubectl());
+    whoami.args(["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}", "--token", &token]);
+    let name = run(whoami.arg("--kubeconfig").arg(bare)).ok();
+    assert_eq!(name, "system:serviceaccount:default:robot");
+    story.kubectl("delete serviceaccount robot");
+    story.kubectl("wait --for=delete secret/robot --timeout=30s");
+    story.kubectl("delete clusterrolebinding robot");
 }

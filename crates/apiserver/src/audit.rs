@@ -67,7 +67,7 @@ impl AuditLog {
         head.insert("auditID".into(), coracle_stdx::uuid().into());
         head.insert("requestURI".into(), uri.path_and_query().map_or("/", |p| p.as_str()).into());
         head.insert("verb".into(), info.verb.clone().into());
-        head.insert("user".into(), user_json(user));
+        head.insert("user".into(), user.to_json());
         if !agent.is_empty() {
             head.insert("userAgent".into(), agent.into());
         }
@@ -131,7 +131,7 @@ impl Trail {
 
     /// Notes as whom the user acts.
     pub(crate) fn impersonated(&self, user: &UserInfo) {
-        self.parts.lock().impersonated = Some(user_json(user));
+        self.parts.lock().impersonated = Some(user.to_json());
     }
 
     /// Notes the decision of the authorizers.
@@ -193,20 +193,6 @@ impl Trail {
 
 fn micros(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
-}
-
-fn user_json(user: &UserInfo) -> Value {
-    let mut out = json!({ "username": user.name });
-    if !user.uid.is_empty() {
-        out["uid"] = user.uid.clone().into();
-    }
-    if !user.groups.is_empty() {
-        out["groups"] = user.groups.clone().into();
-    }
-    if !user.extra.is_empty() {
-        out["extra"] = json!(user.extra);
-    }
-    out
 }
 
 fn reference(info: &Info<'_>) -> Value {

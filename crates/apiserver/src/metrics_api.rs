@@ -77,7 +77,11 @@ pub(crate) async fn handle(
     }
 }
 
-async fn answer(
+/// The answer's body.
+///
+/// # Errors
+/// 404 and 405 as for any resource.
+pub(crate) async fn answer(
     server: &Arc<Server>,
     method: &Method,
     info: &Info<'_>,

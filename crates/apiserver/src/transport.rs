@@ -9,9 +9,14 @@ use coracle_client::{
 };
 use coracle_meta::Status;
 use futures::StreamExt;
+use http::Method;
+use serde_json::Value;
 
 use crate::cache::EventKind;
 use crate::http::authz::name_in;
+use crate::http::info::Info;
+use crate::http::query::Query;
+use crate::metrics_api;
 use crate::registry::Resource;
 use crate::server::Server;
 use crate::verbs::delete::Deleted;
@@ -243,6 +248,17 @@ impl Transport for InProcess {
             Some((item, rest))
         });
         Ok(stream.boxed())
+    }
+
+    async fn read(&self, path: &str, query: &str) -> Result<Value, Status> {
+        let query = Query::new(query);
+        let info = Info::new(&Method::GET, path, &query);
+        let selector = query.get("fieldSelector").unwrap_or("");
+        crate::http::authz::check(&self.server, &self.caller.user, &info, path, selector)?;
+        if info.is_resource && info.group == metrics_api::GROUP && metrics_api::is_served(&self.server) {
+            return metrics_api::answer(&self.server, &Method::GET, &info, &query).await;
+        }
+        crate::http::docs::document(&self.server, path).ok_or_else(Status::no_such_path)
     }
 }
 

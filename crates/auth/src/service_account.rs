@@ -13,6 +13,7 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use parking_lot::RwLock;
 use rcgen::{KeyPair, PublicKeyData};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -185,9 +186,12 @@ impl TokenIssuer {
             nbf: issued,
             sub: user_name(&spec.namespace, &spec.service_account),
         };
-        let token = jsonwebtoken::encode(&self.header, &claims, &self.signing)
-            .expect("claims are plain JSON and the key signed at the start");
-        (token, Timestamp::from_second(expires).unwrap_or(Timestamp::MAX))
+        (self.encode(&claims), Timestamp::from_second(expires).unwrap_or(Timestamp::MAX))
+    }
+
+    fn encode(&self, claims: &impl Serialize) -> String {
+        jsonwebtoken::encode(&self.header, claims, &self.signing)
+            .expect("claims are plain JSON and the key signed at the start")
     }
 
     /// The audiences of the API server.
@@ -218,26 +222,26 @@ impl TokenIssuer {
     }
 
     /// `Ok(None)`: not one of ours.
-    fn check(&self, token: &str) -> Result<Option<Claims>, AuthnError> {
-        if !self.issued(token) {
+    fn check<T: DeserializeOwned>(&self, token: &str, issuer: &str) -> Result<Option<T>, AuthnError> {
+        if !issued(token, issuer) {
             return Ok(None);
         }
-        match jsonwebtoken::decode::<Claims>(token, &self.checking, &self.validation) {
+        match jsonwebtoken::decode::<T>(token, &self.checking, &self.validation) {
             Ok(data) => Ok(Some(data.claims)),
             Err(e) => Err(AuthnError(format!("invalid bearer token: {e}"))),
         }
     }
+}
 
-    /// Whether the token claims this issuer, before anything is verified.
-    fn issued(&self, token: &str) -> bool {
-        #[derive(Deserialize)]
-        struct Issuer {
-            iss: String,
-        }
-        let payload = token.split('.').nth(1).and_then(|p| URL_SAFE_NO_PAD.decode(p).ok());
-        let claimed = payload.and_then(|p| serde_json::from_slice::<Issuer>(&p).ok());
-        claimed.is_some_and(|claimed| claimed.iss == self.issuer)
+/// Whether the token claims this issuer, before anything is verified.
+fn issued(token: &str, issuer: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Issuer {
+        iss: String,
     }
+    let payload = token.split('.').nth(1).and_then(|p| URL_SAFE_NO_PAD.decode(p).ok());
+    let claimed = payload.and_then(|p| serde_json::from_slice::<Issuer>(&p).ok());
+    claimed.is_some_and(|claimed| claimed.iss == issuer)
 }
 
 /// `system:serviceaccount:<namespace>:<name>`.
@@ -285,7 +289,7 @@ impl ServiceAccountAuthenticator {
         token: &str,
         audiences: &[String],
     ) -> Result<Option<(UserInfo, Vec<String>)>, AuthnError> {
-        let Some(claims) = self.claims(token)? else { return Ok(None) };
+        let Some(claims) = self.claims(token)? else { return self.review_legacy(token, audiences) };
         let wanted = if audiences.is_empty() { self.issuer.api_audiences() } else { audiences };
         let served: Vec<String> =
             wanted.iter().filter(|a| claims.aud.as_slice().contains(a)).cloned().collect();
@@ -299,12 +303,31 @@ impl ServiceAccountAuthenticator {
         Ok(Some((identity(&claims), served)))
     }
 
+    /// Tokens in Secrets name no audience: they are for the API server.
+    fn review_legacy(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<Option<(UserInfo, Vec<String>)>, AuthnError> {
+        let Some(claims) = self.issuer.check::<legacy::Claims>(token, legacy::ISSUER)? else {
+            return Ok(None);
+        };
+        let mine = self.issuer.api_audiences();
+        let served: Vec<String> =
+            mine.iter().filter(|a| audiences.is_empty() || audiences.contains(a)).cloned().collect();
+        if served.is_empty() {
+            return Ok(None);
+        }
+        let invalid = |e: AuthnError| AuthnError(format!("invalid bearer token: {}", e.0));
+        Ok(Some((legacy::check(&claims, token, &*self.objects).map_err(invalid)?, served)))
+    }
+
     fn claims(&self, token: &str) -> Result<Option<Arc<Claims>>, AuthnError> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(claims) = self.known.read().get(&digest) {
             return Ok(Some(claims.clone()));
         }
-        let Some(claims) = self.issuer.check(token)? else { return Ok(None) };
+        let Some(claims) = self.issuer.check::<Claims>(token, &self.issuer.issuer)? else { return Ok(None) };
         let claims = Arc::new(claims);
         let mut known = self.known.write();
         if known.len() >= REMEMBERED {
@@ -401,5 +424,6 @@ impl Authenticator for ServiceAccountAuthenticator {
     }
 }
 
+mod legacy;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use serde_json::{Value, json};
 
 /// Who makes a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +19,21 @@ pub struct UserInfo {
 }
 
 impl UserInfo {
+    /// As `UserInfo` of authentication.k8s.io/v1, in reviews and in the audit log: what is empty is left out.
+    pub fn to_json(&self) -> Value {
+        let mut out = json!({ "username": self.name });
+        if !self.uid.is_empty() {
+            out["uid"] = self.uid.clone().into();
+        }
+        if !self.groups.is_empty() {
+            out["groups"] = self.groups.clone().into();
+        }
+        if !self.extra.is_empty() {
+            out["extra"] = json!(self.extra);
+        }
+        out
+    }
+
     /// A user of the given groups; `system:authenticated` is added.
     pub fn authenticated(name: &str, groups: &[&str]) -> Self {
         let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();

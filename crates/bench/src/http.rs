@@ -344,7 +344,7 @@ impl Lines {
 }
 
 fn next_line(buffer: &[u8], start: &mut usize, scanned: &mut usize) -> Option<std::ops::Range<usize>> {
-    let Some(end) = buffer[*scanned..].iter().position(|b| *b == b'\n') else {
+    let Some(end) = memchr::memchr(b'\n', &buffer[*scanned..]) else {
         *scanned = buffer.len();
         return None;
     };

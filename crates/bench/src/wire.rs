@@ -56,17 +56,9 @@ pub struct Taken {
     pub end: bool,
 }
 
-/// Where `needle` begins in `haystack`.
+/// Where `needle` begins in `haystack`; an empty one begins nowhere.
 pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    let (first, rest) = needle.split_first()?;
-    let mut at = 0;
-    loop {
-        at += haystack.get(at..)?.iter().position(|b| b == first)?;
-        if haystack[at + 1..].starts_with(rest) {
-            return Some(at);
-        }
-        at += 1;
-    }
+    if needle.is_empty() { None } else { memchr::memmem::find(haystack, needle) }
 }
 
 /// Parses the head at the front of `buffer`; `None` until it is complete.
@@ -138,7 +130,10 @@ impl Chunk {
                 }
                 return Ok(Some(Taken { used: used + n, data: used..used + n, end: false }));
             }
-            let Some(end) = find(rest, b"\r\n") else { break };
+            let Some(end) = memchr::memchr_iter(b'\r', rest).find(|at| rest.get(at + 1) == Some(&b'\n'))
+            else {
+                break;
+            };
             let line = &rest[..end];
             used += end + 2;
             match self {

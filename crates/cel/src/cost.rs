@@ -19,6 +19,72 @@ pub(crate) const LIST_COST: u64 = 10;
 pub(crate) const MAP_COST: u64 = 30;
 pub(crate) const RECORD_COST: u64 = 40;
 
+/// Library functions that cost one unit whatever they are called on.
+const UNIT_COST: &[&str] = &[
+    "serviceAccount",
+    "path",
+    "group",
+    "resource",
+    "subresource",
+    "namespace",
+    "name",
+    "allowed",
+    "reason",
+    "error",
+    "errored",
+    "masked",
+    "prefixLength",
+    "family",
+    "isUnspecified",
+    "isLoopback",
+    "isLinkLocalMulticast",
+    "isLinkLocalUnicast",
+    "isGlobalUnicast",
+    "format.named",
+    "sign",
+    "asInteger",
+    "isInteger",
+    "asApproximateFloat",
+    "isGreaterThan",
+    "isLessThan",
+    "compareTo",
+    "add",
+    "sub",
+    "major",
+    "minor",
+    "patch",
+    "getScheme",
+    "getHostname",
+    "getHost",
+    "getPort",
+    "getEscapedPath",
+    "getQuery",
+];
+
+/// Overloads that look at both operands until they differ.
+const COMPARING: &[&str] = &[
+    "less_string",
+    "greater_string",
+    "less_equals_string",
+    "greater_equals_string",
+    "less_bytes",
+    "greater_bytes",
+    "less_equals_bytes",
+    "greater_equals_bytes",
+    "equals",
+    "not_equals",
+];
+
+/// Whether a library function costs one unit, estimated and in fact.
+pub(crate) fn is_unit(function: &str) -> bool {
+    UNIT_COST.contains(&function)
+}
+
+/// Whether an overload compares its operands piece by piece.
+pub(crate) fn is_comparing(overload: &str) -> bool {
+    COMPARING.contains(&overload)
+}
+
 /// Between `min` and `max`: a size or a cost. Sums and products saturate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {

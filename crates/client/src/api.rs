@@ -65,6 +65,14 @@ impl Client {
         self.transport.watch(resource, namespace, options, send_initial_events).await
     }
 
+    /// GETs a path that is none of the served resources, such as one of a metrics API; `query` is encoded.
+    ///
+    /// # Errors
+    /// As [`Transport::read`].
+    pub async fn read(&self, path: &str, query: &str) -> Result<Value, Status> {
+        self.transport.read(path, query).await
+    }
+
     /// The write options of this client: its field manager, nothing else.
     pub fn write_options(&self) -> WriteOptions {
         WriteOptions { field_manager: self.manager.to_string(), ..WriteOptions::default() }

@@ -1,4 +1,4 @@
-//! Heartbeats: keeps a Lease renewed for one fixed holder. There is no election.
+//! Heartbeats: keeps a Lease renewed for one fixed holder. For elections see [`crate::election`].
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! How components talk to the API: a typed client over a [`Transport`], shared informers, a work queue,
-//! leases and events. In-process the transport hands over shared objects: no socket, no codec.
+//! leases, elections and events. In-process the transport hands over shared objects: no socket, no codec.
 
 pub mod api;
+pub mod election;
 pub mod event;
 pub mod informer;
 pub mod lease;
@@ -11,6 +12,7 @@ pub mod testing;
 pub mod transport;
 
 pub use api::{Api, Client};
+pub use election::{Election, ElectionTimes};
 pub use event::{EventRecorder, EventType};
 pub use informer::{Change, Index, Informer, Informers, Subscription};
 pub use lease::LeaseKeeper;

@@ -52,6 +52,7 @@ struct State {
     log: Vec<Logged>,
     requests: Vec<ApiRequest>,
     failures: Vec<(&'static str, Status)>,
+    paths: BTreeMap<String, Value>,
 }
 
 /// An API server in memory, of one identity that may do everything.
@@ -90,6 +91,15 @@ impl FakeTransport {
     /// Lets the next request to the plural `resource` fail.
     pub fn fail_next(&self, resource: &'static str, status: Status) {
         self.state.lock().failures.push((resource, status));
+    }
+
+    /// Answers reads of `path` (without the query) with `value` from now on; with null, no longer.
+    pub fn serve_path(&self, path: &str, value: Value) {
+        let mut state = self.state.lock();
+        match value {
+            Value::Null => drop(state.paths.remove(path)),
+            value => drop(state.paths.insert(path.to_owned(), value)),
+        }
     }
 
     /// Ends all watches with `status`, as a server that restarts or compacts would.
@@ -418,5 +428,9 @@ impl Transport for FakeTransport {
         state.watchers.push(watcher);
         drop(state);
         Ok(futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed())
+    }
+
+    async fn read(&self, path: &str, _query: &str) -> Result<Value, Status> {
+        self.state.lock().paths.get(path).cloned().ok_or_else(Status::no_such_path)
     }
 }

@@ -178,4 +178,13 @@ pub trait Transport: Send + Sync + 'static {
         options: ListOptions,
         send_initial_events: bool,
     ) -> Result<WatchStream, Status>;
+
+    /// GETs a path that is none of the served resources, e.g. `/apis/metrics.k8s.io/v1beta1/nodes`; `query` is
+    /// the encoded query string. The answer is the body as JSON.
+    ///
+    /// # Errors
+    /// As [`Transport::request`]; 404 when nothing is served there.
+    async fn read(&self, _path: &str, _query: &str) -> Result<Value, Status> {
+        Err(Status::no_such_path())
+    }
 }

@@ -10,15 +10,20 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod ephemeral_volumes;
+mod finalizer;
 mod garbage_collector;
 mod hashing;
 mod job;
+pub mod load_balancer;
 mod mirroring;
 mod namespace;
 mod node_lifecycle;
+mod node_ttl;
 mod own_writes;
 mod pod_gc;
+mod podautoscaler;
 mod pods;
+mod policy_status;
 mod quota;
 mod replicaset;
 mod revisions;
@@ -26,6 +31,8 @@ mod root_ca;
 pub mod runtime;
 pub mod served;
 mod service_account;
+mod service_account_tokens;
+mod service_cidr;
 mod statefulset;
 #[cfg(test)]
 mod testing;
@@ -43,8 +50,10 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use certificates::CertificateSigner;
+pub use podautoscaler::AutoscalerSettings;
 use runtime::{Context, MakeClient};
 use served::Served;
+pub use service_account_tokens::TokenSigner;
 
 /// A served resource, as namespace deletion and garbage collection need to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +77,8 @@ pub struct ControllersConfig {
     pub controllers: Vec<String>,
     /// Signs certificates; without it, requests stay open.
     pub signer: Option<Arc<dyn CertificateSigner>>,
+    /// Signs the tokens that Secrets hold; without it, such Secrets stay as they are.
+    pub token_signer: Option<Arc<dyn TokenSigner>>,
     /// The custom resources that are served now; changes while the controllers run.
     pub customs: watch::Receiver<Vec<ResourceEntry>>,
     /// Finished pods kept in the whole cluster.
@@ -76,6 +87,10 @@ pub struct ControllersConfig {
     pub node_monitor_grace_period: Duration,
     /// The same for a node that never reported.
     pub node_startup_grace_period: Duration,
+    /// TCP ports of the nodes that the cluster itself answers on: no Service gets them.
+    pub reserved_ports: Vec<u16>,
+    /// Settings of the horizontal pod autoscaler.
+    pub autoscaler: AutoscalerSettings,
 }
 
 impl fmt::Debug for ControllersConfig {
@@ -92,10 +107,13 @@ impl ControllersConfig {
             resources,
             controllers: vec!["*".to_owned()],
             signer: None,
+            token_signer: None,
             customs: watch::channel(Vec::new()).1,
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
+            reserved_ports: Vec::new(),
+            autoscaler: AutoscalerSettings::UPSTREAM,
         }
     }
 }
@@ -114,12 +132,17 @@ const ALL: &[(&str, Start)] = &[
     ("job-controller", job::run_orphans),
     ("cronjob-controller", cronjob::run),
     ("ttl-after-finished-controller", ttl_after_finished::run),
+    ("horizontal-pod-autoscaler-controller", podautoscaler::run),
     ("disruption-controller", disruption::run),
     ("disruption-controller", disruption::run_stale),
     ("endpointslice-controller", endpoints::slices::run),
     ("endpoints-controller", endpoints::run),
     ("namespace-controller", namespace::run),
+    ("serviceaccount-token-controller", service_account_tokens::run),
     ("serviceaccount-controller", service_account::run),
+    ("service-cidr-controller", service_cidr::run),
+    ("service-lb-controller", load_balancer::run),
+    ("ttl-controller", node_ttl::run),
     ("root-ca-certificate-publisher-controller", root_ca::run),
     ("node-lifecycle-controller", node_lifecycle::run),
     ("taint-eviction-controller", node_lifecycle::run_eviction),
@@ -127,6 +150,7 @@ const ALL: &[(&str, Start)] = &[
     ("garbage-collector-controller", garbage_collector::run),
     ("clusterrole-aggregation-controller", cluster_role_aggregation::run),
     ("resourcequota-controller", quota::run),
+    ("validatingadmissionpolicy-status-controller", policy_status::run),
     ("certificatesigningrequest-signing-controller", certificates::run),
     ("bootstrap-signer-controller", bootstrap_tokens::run_signer),
     ("token-cleaner-controller", bootstrap_tokens::run_cleaner),

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coracle_client::{Api, Change, Index, Informer};
-use coracle_meta::{Kind, Reason, Status, pod as podutil};
+use coracle_meta::{Status, pod as podutil};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::finalizer::{self, Finalizer};
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of};
 
 pub(crate) const CLAIMS: Descriptor = Descriptor { name: "pvc-protection-controller", workers: 1 };
@@ -69,43 +69,6 @@ pub(crate) fn run_volumes(cx: &Context) -> BoxFuture<'static, ()> {
     Controller::new(VOLUMES).watch_primary(&volumes).run(reconciler).boxed()
 }
 
-/// What a finalizer needs.
-#[derive(Debug, PartialEq, Eq)]
-enum Finalizer {
-    Nothing,
-    Add,
-    Remove,
-}
-
-fn decide(meta: &ObjectMeta, finalizer: &str, is_used: bool) -> Finalizer {
-    let held = meta.finalizers.iter().flatten().any(|known| known == finalizer);
-    match (meta.deletion_timestamp.is_some(), held) {
-        (false, false) => Finalizer::Add,
-        (true, true) if !is_used => Finalizer::Remove,
-        _ => Finalizer::Nothing,
-    }
-}
-
-async fn carry_out<K: Kind>(
-    api: &Api<K>,
-    object: &Arc<K>,
-    finalizer: &str,
-    change: &Finalizer,
-) -> Result<(), Status> {
-    let mut object = (**object).clone();
-    let finalizers = object.metadata_mut().finalizers.get_or_insert_default();
-    match change {
-        Finalizer::Nothing => return Ok(()),
-        Finalizer::Add => finalizers.push(finalizer.to_owned()),
-        Finalizer::Remove => finalizers.retain(|known| known != finalizer),
-    }
-    let namespace = object.metadata().namespace.clone().unwrap_or_default();
-    match api.update(&namespace, object).await {
-        Err(status) if status.reason() != Reason::NotFound => Err(status),
-        _ => Ok(()),
-    }
-}
-
 struct Claims {
     claims: Informer<PersistentVolumeClaim>,
     by_claim: Index<Pod>,
@@ -124,13 +87,13 @@ impl Reconciler for Claims {
         let Some(claim) = self.claims.get(&key.namespace, &key.name) else { return Ok(Action::AwaitChange) };
         let mut used =
             self.by_claim.get(&format!("{}/{}", key.namespace, key.name)).iter().any(|pod| holds(pod));
-        if !used && decide(&claim.metadata, CLAIM_FINALIZER, false) == Finalizer::Remove {
+        if !used && finalizer::decide(&claim.metadata, CLAIM_FINALIZER, false) == Finalizer::Remove {
             // Only the API knows of pods that came a moment ago.
             let pods = self.pods.list(&key.namespace, coracle_client::ListOptions::default()).await?;
             used = pods.iter().any(|pod| holds(pod) && claims_of(pod).contains(&key.name));
         }
-        let change = decide(&claim.metadata, CLAIM_FINALIZER, used);
-        carry_out(&self.api, &claim, CLAIM_FINALIZER, &change).await?;
+        let change = finalizer::decide(&claim.metadata, CLAIM_FINALIZER, used);
+        finalizer::carry_out(&self.api, &claim, CLAIM_FINALIZER, &change).await?;
         Ok(Action::AwaitChange)
     }
 }
@@ -145,8 +108,8 @@ impl Reconciler for Volumes {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(volume) = self.volumes.get("", &key.name) else { return Ok(Action::AwaitChange) };
         let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
-        let change = decide(&volume.metadata, VOLUME_FINALIZER, phase == Some("Bound"));
-        carry_out(&self.api, &volume, VOLUME_FINALIZER, &change).await?;
+        let change = finalizer::decide(&volume.metadata, VOLUME_FINALIZER, phase == Some("Bound"));
+        finalizer::carry_out(&self.api, &volume, VOLUME_FINALIZER, &change).await?;
         Ok(Action::AwaitChange)
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::authn::{AuthenticationArgs, FrontProxyArgs};
 use crate::authz::AuthorizationArgs;
+use crate::control_plane::ControlArgs;
 use crate::error::Failure;
 use crate::store::StoreArgs;
 
@@ -101,9 +102,9 @@ pub struct UpArgs {
     /// Do not write a context into the user's kubeconfig.
     #[arg(long, env = "CORACLE_NO_USER_KUBECONFIG")]
     pub no_user_kubeconfig: bool,
-    /// Controllers that run: `*` is all, `-name` all but this one, by upstream's names.
-    #[arg(long, env = "CORACLE_CONTROLLERS", default_value = "*", value_delimiter = ',')]
-    pub controllers: Vec<String>,
+    /// Scheduler and controllers.
+    #[command(flatten)]
+    pub control: ControlArgs,
     /// Return when the node is Ready and leave the cluster running in the background.
     #[arg(long, env = "CORACLE_DETACH")]
     pub detach: bool,

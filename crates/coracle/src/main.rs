@@ -6,6 +6,7 @@ mod authz;
 mod cli;
 mod cluster;
 mod control;
+mod control_plane;
 mod data_dir;
 mod demo;
 mod detach;

@@ -8,14 +8,12 @@ use std::time::Duration;
 use coracle_apiserver::{ApiServer, Config, KubeletClient, MakeAuthorizers, Tls};
 use coracle_auth::UserInfo;
 use coracle_auth::pki::CertificateAuthority;
-use coracle_client::{Client, Informers, PatchKind, ResourceId};
+use coracle_auth::service_account::TokenIssuer;
+use coracle_client::{Client, Informers, PatchKind};
 use coracle_controllers::certificates::CertificateSigner;
-use coracle_controllers::{ControllersConfig, ResourceEntry};
 use coracle_kubelet::{Kubelet, KubeletConfig};
 use coracle_network::{DnsServer, PodLinks, ServiceProxy};
-use coracle_resources::def::{ResourceDef, Scope, Storage};
 use coracle_runtime::Runtime;
-use coracle_scheduler::{Scheduler, SchedulerConfig};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use serde_json::json;
@@ -23,10 +21,11 @@ use tokio::net::TcpListener;
 
 use crate::authn::Authentication;
 use crate::cluster::{Cluster, Paths};
+use crate::control_plane::{ControlArgs, ControlParts, ControlPlane};
 use crate::error::Failure;
 use crate::pki::Pki;
 use crate::progress::Progress;
-use crate::signer::ClusterSigner;
+use crate::signer::{ClusterSigner, TokenKey};
 use crate::store::StoreArgs;
 use crate::{control, up};
 
@@ -43,8 +42,8 @@ pub struct Parts {
     pub node_ip: IpAddr,
     /// The clock of all parts.
     pub clock: Clock,
-    /// Which controllers run, as `--controllers` names them.
-    pub controllers: Vec<String>,
+    /// Options of the controllers.
+    pub control: ControlArgs,
     /// Where objects are kept.
     pub store: StoreArgs,
 }
@@ -53,6 +52,7 @@ pub struct Parts {
 pub struct Node {
     name: String,
     admin: Client,
+    control: ControlPlane,
     _tasks: Tasks,
 }
 
@@ -75,7 +75,7 @@ pub struct ServerParts<'a> {
     /// Who decides what users may do.
     pub authorizers: MakeAuthorizers,
     /// Issues service-account tokens.
-    pub issuer: coracle_auth::service_account::TokenIssuer,
+    pub issuer: TokenIssuer,
     /// Service range.
     pub service_cidr: &'a str,
     /// Node ports.
@@ -146,7 +146,7 @@ impl Node {
         let server = start_server(&parts, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock, controllers, .. } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, control, store } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
@@ -157,7 +157,17 @@ impl Node {
         let ca_key = std::fs::read_to_string(paths.file("pki/ca.key"));
         let signer = ca_key.ok().and_then(|key| CertificateAuthority::load(&pki.ca, &key).ok());
         let signer = signer.map(|ca| Arc::new(ClusterSigner(ca)) as Arc<dyn CertificateSigner>);
-        start_control(&mut tasks, &server, &pki, &clock, ControlSwitches { controllers, signer });
+        let control = ControlPlane::start(ControlParts {
+            args: &control,
+            server: &server,
+            root_ca_pem: pki.ca.clone(),
+            signer,
+            token_signer: Arc::new(TokenKey(token_issuer(&cluster, &pki)?)),
+            reserved_ports: vec![cluster.api_port, cluster.kubelet_port],
+            clock: clock.clone(),
+            host: &cluster.node_name,
+            is_shared: !store.etcd_servers.is_empty(),
+        });
         progress.step("controllers", "scheduler and controllers run");
 
         let network = up::network_config(&paths, &cluster, node_ip);
@@ -208,7 +218,12 @@ impl Node {
                 }
             }
         });
-        Ok(Self { name: cluster.node_name, admin, _tasks: tasks })
+        Ok(Self { name: cluster.node_name, admin, control, _tasks: tasks })
+    }
+
+    /// Ends every part; gives up what others would wait for.
+    pub async fn end(self) {
+        self.control.end().await;
     }
 
     /// Waits until the node is Ready.
@@ -250,17 +265,17 @@ fn is_ready(node: &NodeObject) -> bool {
     conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+fn token_issuer(cluster: &Cluster, pki: &Pki) -> Result<TokenIssuer, Failure> {
+    let url = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
+    let issuer = TokenIssuer::new(&pki.service_account_key, &url, vec![url.clone()]);
+    issuer.map_err(|e| broken("service-account key", e))
+}
+
 async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
     let Parts { paths, cluster, pki, node_ip, clock, store, .. } = parts;
     let store = store.open(paths.file("store")).await?;
     progress.step("store", &format!("revision {}", store.revision()));
-    let issuer_url = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
-    let issuer = coracle_auth::service_account::TokenIssuer::new(
-        &pki.service_account_key,
-        &issuer_url,
-        vec![issuer_url.clone()],
-    )
-    .map_err(|e| broken("service-account key", e))?;
+    let issuer = token_issuer(cluster, pki)?;
     let mut bootstrap = coracle_auth::bootstrap::objects();
     bootstrap.extend(coracle_auth::bootstrap::cluster_objects());
     let config = server_config(ServerParts {
@@ -341,73 +356,6 @@ async fn publish_dns(admin: &Client, cluster: &Cluster) -> Result<(), Failure> {
         admin.api::<EndpointSlice>().create("kube-system", slice).await.map_err(failed)?;
     }
     Ok(())
-}
-
-/// What the command line says about controllers.
-struct ControlSwitches {
-    controllers: Vec<String>,
-    signer: Option<Arc<dyn CertificateSigner>>,
-}
-
-fn entry_of(def: &ResourceDef) -> ResourceEntry {
-    ResourceEntry {
-        id: ResourceId { group: def.group, version: def.version, resource: def.plural },
-        namespaced: def.scope == Scope::Namespaced,
-        kind: def.kind,
-    }
-}
-
-fn start_control(
-    tasks: &mut Tasks,
-    server: &Arc<ApiServer>,
-    pki: &Pki,
-    clock: &Clock,
-    switches: ControlSwitches,
-) {
-    let resources = coracle_resources::all()
-        .iter()
-        .filter(|def| def.storage == Storage::Stored)
-        .map(|def| entry_of(def))
-        .collect();
-    let mut config = ControllersConfig::new(pki.ca.clone(), resources);
-    config.controllers = switches.controllers;
-    config.signer = switches.signer;
-    let (told, customs) = tokio::sync::watch::channel(Vec::new());
-    config.customs = customs;
-    let defined = server.custom_resources();
-    tasks.supervise("custom-resources", move || {
-        let (told, mut defined) = (told.clone(), defined.clone());
-        async move {
-            loop {
-                let now = defined.borrow_and_update().iter().map(|def| entry_of(def)).collect();
-                told.send_replace(now);
-                if defined.changed().await.is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    let accounts = server.clone();
-    let make_client: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(move |name| {
-        let user = if name == "informers" {
-            UserInfo::authenticated("system:kube-controller-manager", &[])
-        } else {
-            let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
-            UserInfo::authenticated(&format!("system:serviceaccount:kube-system:{name}"), &groups)
-        };
-        Client::new(accounts.transport(user))
-    });
-    let controllers_clock = clock.clone();
-    tasks.supervise("controllers", move || {
-        let (config, make, clock) = (config.clone(), make_client.clone(), controllers_clock.clone());
-        async move { coracle_controllers::run(config, make, clock).await }
-    });
-    let (server, clock) = (server.clone(), clock.clone());
-    tasks.supervise("scheduler", move || {
-        let client = Client::new(server.transport(UserInfo::authenticated("system:kube-scheduler", &[])));
-        let scheduler = Scheduler::new(client, clock.clone(), SchedulerConfig::default());
-        async move { scheduler.run().await }
-    });
 }
 
 fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) -> KubeletConfig {

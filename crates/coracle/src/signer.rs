@@ -1,9 +1,11 @@
-//! Signs certificate requests with the cluster's CA.
+//! Signs for controllers: certificate requests with the cluster's CA, tokens with the service accounts' key.
 
 use std::time::Duration;
 
 use coracle_auth::csr;
 use coracle_auth::pki::CertificateAuthority;
+use coracle_auth::service_account::TokenIssuer;
+use coracle_controllers::TokenSigner;
 use coracle_controllers::certificates::{CertificateRequest, CertificateSigner};
 use jiff::Timestamp;
 
@@ -34,5 +36,14 @@ impl CertificateSigner for ClusterSigner {
         now: Timestamp,
     ) -> Result<String, String> {
         csr::sign(&self.0, text(request_pem)?, usages, life, now).map_err(|e| e.to_string())
+    }
+}
+
+/// The key of the service accounts' tokens.
+pub struct TokenKey(pub TokenIssuer);
+
+impl TokenSigner for TokenKey {
+    fn sign(&self, namespace: &str, account: &str, uid: &str, secret: &str) -> String {
+        self.0.issue_legacy(namespace, account, uid, secret)
     }
 }

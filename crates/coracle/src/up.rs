@@ -74,6 +74,7 @@ pub async fn up(args: UpArgs) -> Result<(), Failure> {
 async fn start(args: &UpArgs) -> Result<(), Failure> {
     require_root()?;
     check_args(args)?;
+    args.control.check()?;
     let paths = Paths::new(&args.data.data_dir)?;
     if let Some(pid) = running(&paths) {
         println!("already running (pid {pid})");
@@ -156,7 +157,7 @@ async fn foreground(args: &UpArgs, paths: &Paths, mut signals: Signals) -> Resul
     }
     signals.recv().await;
     tracing::info!("ending; pods go on and are adopted by the next start");
-    drop(node);
+    node.end().await;
     drop(owner);
     Ok(())
 }
@@ -208,22 +209,13 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         cert: pki.admin.cert.clone(),
         key: pki.admin.key.clone(),
     };
-    let known = coracle_controllers::names();
-    let stray = |name: &&String| {
-        let name = name.trim_start_matches('-');
-        name != "*" && !known.contains(&name)
-    };
-    if let Some(name) = args.controllers.iter().find(stray) {
-        return Err(Failure::usage(format!("--controllers: {name:?} is none of {}", known.join(", "))));
-    }
-    let controllers = args.controllers.clone();
     let parts = Parts {
         paths: paths.clone(),
         cluster,
         pki,
         node_ip: ip,
         clock,
-        controllers,
+        control: args.control.clone(),
         store: args.store.clone(),
     };
     let node = Node::start(parts, api, progress).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coracle_meta::pod::{containers, requests};
+use coracle_meta::pod::{SAFE_SYSCTLS, containers, requests};
 use coracle_meta::quantity::Quantity;
 use coracle_meta::selector::{Operator, Requirement};
 use k8s_openapi::api::core::v1::{
@@ -26,22 +26,6 @@ pub struct NodeView {
     /// Whether the kernel has AppArmor.
     pub app_armor: bool,
 }
-
-/// Sysctls of a pod that harm nobody else.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
 
 fn refuse(reason: &str, message: String) -> Option<Failure> {
     Some(Failure { reason: reason.to_owned(), message })

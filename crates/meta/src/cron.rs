@@ -174,7 +174,10 @@ fn descriptor(text: &str, zone: Option<TimeZone>) -> Result<Schedule, String> {
 }
 
 /// Go's `time.ParseDuration`; negative ones count as none.
-fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// Go's text.
+pub fn duration(text: &str) -> Result<Duration, String> {
     let invalid = || format!("time: invalid duration {text:?}");
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),

@@ -86,6 +86,11 @@ impl Quantity {
         Self { nano: i128::from(bytes) * NANO, format: Format::BinarySi }
     }
 
+    /// The same amount, which prints with binary suffixes where Go's would: a whole number of at least 1024.
+    pub const fn binary(self) -> Self {
+        Self { format: Format::BinarySi, ..self }
+    }
+
     /// In thousandths, rounded up.
     pub fn milli(self) -> i128 {
         ceil(self.nano, 1_000_000)

@@ -70,7 +70,7 @@ pub(crate) fn request_json(
         "requestKind": kind(request.resource),
         "requestResource": resource(request.resource),
         "operation": operation,
-        "userInfo": user_json(request),
+        "userInfo": request.user.to_json(),
         "object": object,
         "oldObject": old,
         "dryRun": request.dry_run,
@@ -86,21 +86,6 @@ pub(crate) fn request_json(
         out[key] = text.into();
     }
     Ok(out)
-}
-
-fn user_json(request: &Request<'_>) -> Value {
-    let user = request.user;
-    let mut out = json!({ "username": user.name });
-    if !user.uid.is_empty() {
-        out["uid"] = user.uid.clone().into();
-    }
-    if !user.groups.is_empty() {
-        out["groups"] = user.groups.clone().into();
-    }
-    if !user.extra.is_empty() {
-        out["extra"] = json!(user.extra);
-    }
-    out
 }
 
 /// The review around a request.

@@ -100,6 +100,21 @@ impl Docs {
     }
 }
 
+/// The v3 document of a version, at a path such as `/openapi/v3/apis/apps/v1`; `None` when `path` is no such.
+pub(crate) fn document(server: &Server, path: &str) -> Option<Value> {
+    let (group, version) = version_of(path.strip_prefix("/openapi/v3/")?)?;
+    openapi::v3(&server.cache.registry.defs_at().0, group, version)
+}
+
+/// Group and version of `api/v1` or `apis/apps/v1`.
+fn version_of(key: &str) -> Option<(&str, &str)> {
+    match key.split('/').collect::<Vec<_>>().as_slice() {
+        ["api", version] => Some(("", version)),
+        ["apis", group, version] => Some((group, version)),
+        _ => None,
+    }
+}
+
 /// Answers an OpenAPI path; `None` when `path` is none.
 pub(crate) fn handle(
     server: &Server,
@@ -123,11 +138,7 @@ pub(crate) fn handle(
         "v3" => server.docs.get("v3", encoding, generation, || Some(whole_index(server, defs))),
         _ => {
             let key = below.strip_prefix("v3/")?;
-            let of_version = match key.split('/').collect::<Vec<_>>().as_slice() {
-                ["api", version] => Some(("", *version)),
-                ["apis", group, version] => Some((*group, *version)),
-                _ => None,
-            };
+            let of_version = version_of(key);
             let custom = of_version.is_some_and(|(group, _)| registry.is_custom_group(group));
             let generation = if custom { generation } else { 0 };
             let made = server.docs.get(below, encoding, generation, || match of_version {

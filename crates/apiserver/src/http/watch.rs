@@ -26,7 +26,7 @@ use crate::verbs::watch::{Next, Watching};
 const BATCH: usize = 64 * 1024;
 /// A watch that wrote less than this ago gathers events for the rest of it: under a storm of events one write
 /// (a TLS record, an HTTP/2 frame, a wake-up at both ends) carries several; a lone event leaves at once.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(5);
 /// Shortest watch when the client names no timeout; the longest is twice that.
 const MIN_SECONDS: u64 = 1800;
 

@@ -167,10 +167,40 @@ SdVIXlcitiLRuAACvUceqA==
 fn rsa_keys_sign_and_check_too() {
     let issuer = TokenIssuer::new(RSA_KEY, "https://issuer", vec!["api".into()]).expect("an issuer");
     let (token, _) = issuer.issue(&Setup::new().spec(), Timestamp::from_second(START).expect("time"));
-    assert!(issuer.check(&token).expect("a good signature").is_some());
+    assert!(issuer.check::<Claims>(&token, issuer.issuer()).expect("a good signature").is_some());
     let cut = token.rfind('.').expect("three parts") + 1;
     let flipped = if token[cut..].starts_with('A') { "B" } else { "A" };
     let forged = format!("{}{flipped}{}", &token[..cut], &token[cut + 1..]);
-    assert!(issuer.check(&forged).is_err());
+    assert!(issuer.check::<Claims>(&forged, issuer.issuer()).is_err());
     assert_eq!(issuer.jwks()["keys"][0]["alg"], "RS256");
+}
+
+#[tokio::test]
+async fn a_token_kept_in_a_secret_is_good_for_as_long_as_the_secret_holds_it() {
+    use k8s_openapi::ByteString;
+    use k8s_openapi::api::core::v1::Secret;
+    let s = Setup::new();
+    let token = s.issuer.issue_legacy("ns", "sa", "sa-uid", "kept");
+    let secret = |token: &str, labels: &[(&str, &str)]| Secret {
+        metadata: ObjectMeta {
+            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+            ..meta("kept", "kept-uid")
+        },
+        data: Some([("token".to_owned(), ByteString(token.as_bytes().to_vec()))].into()),
+        ..Secret::default()
+    };
+    let why = |outcome: Result<Option<UserInfo>, AuthnError>| outcome.expect_err("refused").0;
+    assert!(why(s.ask(&token).await).ends_with("Token has been invalidated"), "no such Secret");
+    s.objects.put(secret(&token, &[]));
+    let user = s.ask(&token).await.expect("valid").expect("a user");
+    assert_eq!((user.name.as_str(), user.uid.as_str()), ("system:serviceaccount:ns:sa", "sa-uid"));
+    s.second.fetch_add(1 << 33, Ordering::Relaxed);
+    assert!(s.ask(&token).await.expect("valid").is_some(), "it has no end");
+    s.objects.put(secret(&token, &[("kubernetes.io/legacy-token-invalid-since", "2026-01-01")]));
+    assert!(why(s.ask(&token).await).contains("has been marked invalid"));
+    s.objects.put(secret("another", &[]));
+    assert!(why(s.ask(&token).await).ends_with("Token does not match server's copy"));
+    let other = s.issuer.issue_legacy("ns", "sa", "old-uid", "kept");
+    s.objects.put(secret(&other, &[]));
+    assert!(why(s.ask(&other).await).ends_with("UID (sa-uid) does not match claim (old-uid)"));
 }

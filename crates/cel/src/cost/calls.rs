@@ -1,6 +1,6 @@
 //! The estimated cost of calls of the language's own functions.
 
-use super::{Coster, Estimate, Node, REGEX_FACTOR, STRING_FACTOR, is_logical};
+use super::{Coster, Estimate, Node, REGEX_FACTOR, STRING_FACTOR, is_comparing, is_logical};
 use crate::ast::Expr;
 
 /// A call and one of its overloads.
@@ -84,20 +84,7 @@ impl<'a> Coster<'a> {
                 };
                 (cost, Some(size))
             }
-            (
-                "less_string"
-                | "greater_string"
-                | "less_equals_string"
-                | "greater_equals_string"
-                | "less_bytes"
-                | "greater_bytes"
-                | "less_equals_bytes"
-                | "greater_equals_bytes"
-                | "equals"
-                | "not_equals",
-                _,
-                [left, right],
-            ) => {
+            (overload, _, [left, right]) if is_comparing(overload) => {
                 let max = known(left).max.min(known(right).max);
                 (Estimate { min: u64::from(max > 0), max }.scaled(STRING_FACTOR), None)
             }

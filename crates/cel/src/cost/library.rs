@@ -1,7 +1,7 @@
 //! The estimated cost of calls of the libraries.
 
 use super::calls::{Call, Costed, known};
-use super::{Coster, Estimate, LIST_COST, Node, RECORD_COST, REGEX_FACTOR, STRING_FACTOR};
+use super::{Coster, Estimate, LIST_COST, Node, RECORD_COST, REGEX_FACTOR, STRING_FACTOR, is_unit};
 use crate::ast::{Kind, Literal};
 use crate::types::Type;
 
@@ -60,47 +60,7 @@ impl Coster<'_> {
         let one = Some((Estimate::fixed(1), None));
         match (call.function, call.target, call.args) {
             ("check", ..) => Some((Estimate::fixed(350_000), None)),
-            (
-                "serviceAccount"
-                | "path"
-                | "group"
-                | "resource"
-                | "subresource"
-                | "namespace"
-                | "name"
-                | "allowed"
-                | "reason"
-                | "error"
-                | "errored"
-                | "masked"
-                | "prefixLength"
-                | "family"
-                | "isUnspecified"
-                | "isLoopback"
-                | "isLinkLocalMulticast"
-                | "isLinkLocalUnicast"
-                | "isGlobalUnicast"
-                | "format.named"
-                | "sign"
-                | "asInteger"
-                | "isInteger"
-                | "asApproximateFloat"
-                | "isGreaterThan"
-                | "isLessThan"
-                | "compareTo"
-                | "add"
-                | "sub"
-                | "major"
-                | "minor"
-                | "patch"
-                | "getScheme"
-                | "getHostname"
-                | "getHost"
-                | "getPort"
-                | "getEscapedPath"
-                | "getQuery",
-                ..,
-            ) => one,
+            (function, ..) if is_unit(function) => one,
             ("fieldSelector" | "labelSelector", _, [arg]) => Some((selector(self.known_or_hint(arg)), None)),
             ("isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf", Some(target), _) => {
                 Some((self.elements_cost(target), None))

@@ -1,7 +1,7 @@
 //! What calls cost when they run.
 
 use super::formats;
-use crate::cost::{LIST_COST, REGEX_FACTOR, STRING_FACTOR, scale, selector_cost};
+use crate::cost::{LIST_COST, REGEX_FACTOR, STRING_FACTOR, is_comparing, is_unit, scale, selector_cost};
 use crate::value::{Key, Value};
 
 /// The cost of a call with these arguments and this result. `overload` is given where only one was meant.
@@ -60,47 +60,7 @@ fn lists(overload: Option<&str>, args: &[Value], result: &Value) -> Option<u64> 
 fn library(function: &str, overload: Option<&str>, args: &[Value], result: &Value) -> Option<u64> {
     Some(match (function, args) {
         ("check", _) => 350_000,
-        (
-            "serviceAccount"
-            | "path"
-            | "group"
-            | "resource"
-            | "subresource"
-            | "namespace"
-            | "name"
-            | "allowed"
-            | "reason"
-            | "error"
-            | "errored"
-            | "masked"
-            | "prefixLength"
-            | "family"
-            | "isUnspecified"
-            | "isLoopback"
-            | "isLinkLocalMulticast"
-            | "isLinkLocalUnicast"
-            | "isGlobalUnicast"
-            | "format.named"
-            | "sign"
-            | "asInteger"
-            | "isInteger"
-            | "asApproximateFloat"
-            | "isGreaterThan"
-            | "isLessThan"
-            | "compareTo"
-            | "add"
-            | "sub"
-            | "major"
-            | "minor"
-            | "patch"
-            | "getScheme"
-            | "getHostname"
-            | "getHost"
-            | "getPort"
-            | "getEscapedPath"
-            | "getQuery",
-            _,
-        ) => 1,
+        (function, _) if is_unit(function) => 1,
         ("fieldSelector" | "labelSelector", [_, selector, ..]) => selector_cost(selector.size()),
         ("isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf", [list, ..]) => traversal(list),
         ("url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey", [arg, ..]) => {
@@ -179,19 +139,7 @@ fn standard(overload: Option<&str>, args: &[Value]) -> u64 {
             [arg, ..],
         ) => text(arg, 1),
         ("in_list", [_, list]) => list.size(),
-        (
-            "less_string"
-            | "greater_string"
-            | "less_equals_string"
-            | "greater_equals_string"
-            | "less_bytes"
-            | "greater_bytes"
-            | "less_equals_bytes"
-            | "greater_equals_bytes"
-            | "equals"
-            | "not_equals",
-            [a, b],
-        ) => scale(a.size().min(b.size()), STRING_FACTOR),
+        (overload, [a, b]) if is_comparing(overload) => scale(a.size().min(b.size()), STRING_FACTOR),
         ("add_string" | "add_bytes", [a, b]) => scale(a.size() + b.size(), STRING_FACTOR),
         ("matches_string", [arg, pattern]) => regex(arg, pattern.size()),
         ("contains_string", [a, b]) => text(a, 1).saturating_mul(text(b, 1)),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use coracle_meta::pod::SAFE_SYSCTLS;
 use k8s_openapi::api::core::v1::{LifecycleHandler, SELinuxOptions};
 
 use super::checks::{Finding, Subject, containers, found, plural, quoted, setters};
@@ -255,36 +256,20 @@ pub(super) fn seccomp(pod: &Subject<'_>) -> Option<Finding> {
     )
 }
 
-/// The sysctls that are safe, in the order in which versions allowed them.
-const SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
-
 pub(super) fn sysctls_0(pod: &Subject<'_>) -> Option<Finding> {
-    sysctls(pod, &SYSCTLS[..5])
+    sysctls(pod, &SAFE_SYSCTLS[..5])
 }
 
 pub(super) fn sysctls_27(pod: &Subject<'_>) -> Option<Finding> {
-    sysctls(pod, &SYSCTLS[..6])
+    sysctls(pod, &SAFE_SYSCTLS[..6])
 }
 
 pub(super) fn sysctls_29(pod: &Subject<'_>) -> Option<Finding> {
-    sysctls(pod, &SYSCTLS[..10])
+    sysctls(pod, &SAFE_SYSCTLS[..10])
 }
 
 pub(super) fn sysctls_32(pod: &Subject<'_>) -> Option<Finding> {
-    sysctls(pod, &SYSCTLS)
+    sysctls(pod, &SAFE_SYSCTLS)
 }
 
 fn sysctls(pod: &Subject<'_>, allowed: &[&str]) -> Option<Finding> {
