@@ -21,7 +21,7 @@ use parking_lot::RwLock;
 
 pub(crate) use discovery::{aggregated, group, groups};
 pub(crate) use openapi::{index as openapi_index, merge as openapi_v2, routed as openapi_routed};
-pub(crate) use proxy::handle;
+pub(crate) use proxy::{handle, read};
 pub(crate) use watch::run;
 
 use crate::config::Tls;

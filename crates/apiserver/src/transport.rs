@@ -251,10 +251,15 @@ impl Transport for InProcess {
     }
 
     async fn read(&self, path: &str, query: &str) -> Result<Value, Status> {
+        let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let query = Query::new(query);
         let info = Info::new(&Method::GET, path, &query);
         let selector = query.get("fieldSelector").unwrap_or("");
-        crate::http::authz::check(&self.server, &self.caller.user, &info, path, selector)?;
+        let selectors = (selector, query.get("labelSelector").unwrap_or(""));
+        crate::http::authz::check(&self.server, &self.caller.user, &info, path, selectors).await?;
+        if let Some(extension) = self.server.aggregation.route(info.group, info.version) {
+            return crate::aggregation::read(&self.server, &extension, &self.caller.user, target).await;
+        }
         if info.is_resource && info.group == metrics_api::GROUP && metrics_api::is_served(&self.server) {
             return metrics_api::answer(&self.server, &Method::GET, &info, &query).await;
         }

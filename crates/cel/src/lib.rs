@@ -35,6 +35,5 @@ pub use issues::Issues;
 pub use library::authz::{Access, Authorizer, Decision, Question};
 pub use library::patch::misnamed;
 pub use schema::{DeclType, to_value};
-pub use time::parse_duration;
 pub use types::Type;
 pub use value::{Cidr, Fault, Key, List, Lookup, Map, Record, Value};

@@ -41,7 +41,7 @@ pub(crate) fn seconds(nanos: i128) -> i64 {
 }
 
 /// Go's `time.ParseDuration`.
-pub fn parse_duration(text: &str) -> Option<i64> {
+pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.strip_prefix(['-', '+']) {
         Some(rest) => (text.starts_with('-'), rest),
         None => (false, text),

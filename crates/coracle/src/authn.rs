@@ -14,10 +14,11 @@ use coracle_auth::oidc::{self, ALGORITHMS, Oidc};
 use coracle_auth::static_token::StaticTokens;
 use coracle_auth::token_webhook::TokenWebhook;
 use coracle_auth::{Authenticator, FrontProxy};
+use coracle_meta::cron::duration;
 use coracle_stdx::Clock;
 
 use crate::apiserver::read;
-use crate::authz::{check_kind, go_duration};
+use crate::authz::check_kind;
 use crate::error::Failure;
 use crate::reload::Reloading;
 use crate::remote;
@@ -129,7 +130,7 @@ pub struct AuthenticationArgs {
     #[arg(long, default_value = "v1beta1", value_parser = ["v1", "v1beta1"])]
     authentication_token_webhook_version: String,
     /// How long its answers are believed.
-    #[arg(long, default_value = "2m0s", value_parser = go_duration)]
+    #[arg(long, default_value = "2m0s", value_parser = duration)]
     authentication_token_webhook_cache_ttl: Duration,
 }
 

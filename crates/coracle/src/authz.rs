@@ -8,13 +8,14 @@ use clap::Args;
 use coracle_apiserver::MakeAuthorizers;
 use coracle_auth::always::Always;
 use coracle_auth::authz_config::{
-    AuthorizationConfiguration, AuthorizerConfiguration, WebhookConfiguration, condition, duration, validate,
+    AuthorizationConfiguration, AuthorizerConfiguration, WebhookConfiguration, condition, validate,
 };
 use coracle_auth::authz_webhook::{AuthorizationWebhook, WebhookAuthorizer};
 use coracle_auth::node::NodeAuthorizer;
 use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::{Authorizer, Remote};
 use coracle_meta::ObjectReader;
+use coracle_meta::cron::duration;
 
 use crate::apiserver::read;
 use crate::error::Failure;
@@ -37,16 +38,11 @@ pub struct AuthorizationArgs {
     #[arg(long, default_value = "v1beta1", value_parser = ["v1", "v1beta1"])]
     authorization_webhook_version: String,
     /// How long its yes is believed.
-    #[arg(long, default_value = "5m0s", value_parser = go_duration)]
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
     authorization_webhook_cache_authorized_ttl: Duration,
     /// How long anything else that it says is believed.
-    #[arg(long, default_value = "30s", value_parser = go_duration)]
+    #[arg(long, default_value = "30s", value_parser = duration)]
     authorization_webhook_cache_unauthorized_ttl: Duration,
-}
-
-/// A duration such as `1m30s`.
-pub fn go_duration(text: &str) -> Result<Duration, String> {
-    duration(text).ok_or_else(|| format!("invalid duration {text:?}"))
 }
 
 /// The authorizers of every cluster.

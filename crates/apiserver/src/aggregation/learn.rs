@@ -8,6 +8,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderMap, IF_NONE_MATCH};
 use serde_json::{Value, json};
 
 use super::Extension;
+use super::link::aggregator;
 use crate::server::Server;
 
 /// Longest wait for one document.
@@ -70,11 +71,13 @@ async fn version(server: &Server, extension: &Extension) -> Result<Value, String
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static(DISCOVERY));
     let late = "timed out".to_owned();
-    let (_, reply) =
-        tokio::time::timeout(Duration::from_secs(5), extension.link.read(server, "/apis", headers))
-            .await
-            .map_err(|_| late.clone())?
-            .map_err(|(_, why)| why)?;
+    let (_, reply) = tokio::time::timeout(
+        Duration::from_secs(5),
+        extension.link.read(server, &aggregator(), "/apis", headers),
+    )
+    .await
+    .map_err(|_| late.clone())?
+    .map_err(|(_, why)| why)?;
     let kind = reply.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     if reply.code == 200 && kind.contains("as=APIGroupDiscoveryList") {
         let list: Value = serde_json::from_slice(&reply.body).map_err(|e| e.to_string())?;
@@ -87,11 +90,13 @@ async fn version(server: &Server, extension: &Extension) -> Result<Value, String
     let path = format!("/apis/{}/{}", extension.group, extension.version);
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let (_, reply) =
-        tokio::time::timeout(Duration::from_secs(5), extension.link.read(server, &path, headers))
-            .await
-            .map_err(|_| late)?
-            .map_err(|(_, why)| why)?;
+    let (_, reply) = tokio::time::timeout(
+        Duration::from_secs(5),
+        extension.link.read(server, &aggregator(), &path, headers),
+    )
+    .await
+    .map_err(|_| late)?
+    .map_err(|(_, why)| why)?;
     if reply.code != 200 {
         return Err(format!("failed to download legacy discovery for {path}: {}", reply.code));
     }
@@ -172,7 +177,7 @@ async fn document(
     if let Some(etag) = known.as_ref().and_then(|k| k.etag.clone()) {
         headers.insert(IF_NONE_MATCH, etag);
     }
-    match tokio::time::timeout(WAIT, extension.link.read(server, path, headers)).await {
+    match tokio::time::timeout(WAIT, extension.link.read(server, &aggregator(), path, headers)).await {
         Ok(Ok((_, reply))) if reply.code == 200 => {
             let value = serde_json::from_slice(&reply.body).ok()?;
             Some(Document { etag: reply.headers.get(ETAG).cloned(), value: Arc::new(value) })

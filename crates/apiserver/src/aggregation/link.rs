@@ -124,22 +124,21 @@ impl Link {
         Ok(Way::Shared(sender))
     }
 
-    /// Reads a document as the aggregator itself. The answer may be any code.
+    /// Reads a document as a user. The answer may be any code.
     ///
     /// # Errors
     /// The URL that was asked and why there is no answer.
     pub(super) async fn read(
         &self,
         server: &Server,
+        user: &UserInfo,
         path: &str,
         mut headers: HeaderMap,
     ) -> Result<(String, Reply), (String, String)> {
         let at = self.address(server).map_err(|status| (String::new(), status.message().to_owned()))?;
         let url = format!("https://{}{path}", authority(&at.0, at.1));
         let tls = self.tls.as_ref().map_err(|why| (url.clone(), why.clone()))?.1.clone();
-        let mut user = UserInfo { name: "system:kube-aggregator".to_owned(), ..UserInfo::default() };
-        user.groups = vec!["system:masters".to_owned()];
-        introduce(&mut headers, &user);
+        introduce(&mut headers, user);
         let named = format!("https://{}{path}", self.name());
         let question = Question {
             method: Method::GET,
@@ -156,6 +155,12 @@ impl Link {
             Err(why) => Err((url.clone(), format!("Get {url:?}: {why}"))),
         }
     }
+}
+
+/// As whom this server itself asks.
+pub(super) fn aggregator() -> UserInfo {
+    let (name, groups) = ("system:kube-aggregator".to_owned(), vec!["system:masters".to_owned()]);
+    UserInfo { name, groups, ..UserInfo::default() }
 }
 
 /// A key of an extra attribute as part of a header's name: what cannot stand there is percent-encoded.

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_auth::UserInfo;
-use http::header::{AUTHORIZATION, HOST, HeaderName, LOCATION, UPGRADE};
+use coracle_meta::{Reason, Status};
+use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderName, LOCATION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
+use serde_json::Value;
 
 use super::Extension;
 use super::link::{Way, introduce};
@@ -119,6 +121,33 @@ fn returned(mut response: Response<Body>) -> Response<Body> {
         response.headers_mut().remove(name);
     }
     response
+}
+
+/// Reads a JSON document for a component in this process.
+///
+/// # Errors
+/// 503 when the server cannot be reached, else what it says itself.
+pub(crate) async fn read(
+    server: &Server,
+    extension: &Extension,
+    user: &UserInfo,
+    target: String,
+) -> Result<Value, Status> {
+    if !extension.available {
+        return Err(Status::unavailable("service unavailable"));
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let answer = extension.link.read(server, user, &target, headers).await;
+    let unreached = |why: String| Status::unavailable(format!("error trying to reach service: {why}"));
+    let (_, reply) = answer.map_err(|(_, why)| unreached(why))?;
+    if (200..300).contains(&reply.code) {
+        return serde_json::from_slice(&reply.body).map_err(Status::internal);
+    }
+    let said: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let message =
+        said["message"].as_str().map_or_else(|| String::from_utf8_lossy(&reply.body).into(), str::to_owned);
+    Err(Status::new(reply.code, Reason::Unknown, message, said.get("details").cloned()))
 }
 
 /// A failure as Go's `http.Error` writes it.

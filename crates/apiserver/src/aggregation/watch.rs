@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::availability::{self, Finding};
+use super::link::aggregator;
 use super::{Extension, GROUP, PLURAL, api_services, learn};
 use crate::cache::{Event, EventKind, Filter};
 use crate::server::Server;
@@ -220,7 +221,9 @@ async fn ask(server: &Server, extension: &Extension) -> Finding {
 async fn attempt(server: &Server, extension: &Extension) -> Result<(), String> {
     let path = format!("/apis/{}/{}", extension.group, extension.version);
     let failed = |url: &str, why: &str| format!("failing or missing response from {url}: {why}");
-    match tokio::time::timeout(CHECK, extension.link.read(server, &path, HeaderMap::new())).await {
+    match tokio::time::timeout(CHECK, extension.link.read(server, &aggregator(), &path, HeaderMap::new()))
+        .await
+    {
         Ok(Ok((_, reply))) if (200..300).contains(&reply.code) => Ok(()),
         Ok(Ok((url, reply))) => Err(failed(&url, &format!("bad status from {url}: {}", reply.code))),
         Ok(Err((url, why))) if url.is_empty() => Err(why),
