@@ -58,14 +58,16 @@ impl Connection {
         Self::default()
     }
 
-    /// A connection with a certificate, and what the CA of clients and that of proxies say of it.
-    pub(crate) fn certified(der: &[u8], client: Result<(), String>, proxy: bool) -> Self {
+    /// A connection with a certificate: what the CA of clients says of it, if there is one, and whether that of
+    /// proxies believes it.
+    pub(crate) fn certified(der: &[u8], client: Option<Result<(), String>>, proxy: bool) -> Self {
         let proxy_cert = proxy.then(|| der.to_vec());
-        match client {
-            Ok(()) => Self { client_cert: Some(der.to_vec()), proxy_cert, ..Self::default() },
-            Err(_) if proxy => Self { proxy_cert, ..Self::default() },
-            Err(why) => Self { refused: Some(why), ..Self::default() },
-        }
+        let (client_cert, refused) = match client {
+            Some(Ok(())) => (Some(der.to_vec()), None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, None),
+        };
+        Self { client_cert, proxy_cert, refused, ..Self::default() }
     }
 }
 

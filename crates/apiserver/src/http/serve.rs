@@ -74,9 +74,7 @@ async fn connection(
     let connection = Arc::new(match stream.get_ref().1.peer_certificates() {
         Some(chain @ [own, ..]) => {
             let clients = authorities.clients.as_ref();
-            let client = clients.map_or(Err("no CA of clients".to_owned()), |ca| {
-                ca.accepts(chain).map_err(|e| e.to_string())
-            });
+            let client = clients.map(|ca| ca.accepts(chain).map_err(|e| e.to_string()));
             let proxy = authorities.proxies.as_ref().is_some_and(|ca| ca.accepts(chain).is_ok());
             Connection::certified(own, client, proxy)
         }
