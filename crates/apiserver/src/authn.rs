@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use coracle_auth::{Credentials, UserInfo};
 use http::HeaderMap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::server::Server;
@@ -50,6 +52,10 @@ pub(crate) struct Connection {
     /// What is wrong with the one that was shown instead.
     refused: Option<String>,
     known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
+    /// It carries something that may rest, e.g. a shell.
+    pub(crate) patient: Arc<AtomicBool>,
+    /// The client is to make another connection for its next requests.
+    pub(crate) goaway: Notify,
 }
 
 impl Connection {

@@ -51,6 +51,34 @@ impl Anonymous {
     }
 }
 
+/// How much is asked of the server at a time, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Requests that read and run at a time; 0 is no limit.
+    pub in_flight: usize,
+    /// Requests that write and run at a time; 0 is no limit. With `fair`, the sum of both is what priority levels
+    /// share.
+    pub mutating_in_flight: usize,
+    /// Whether priority and fairness decides who runs and who waits; else the two limits refuse.
+    pub fair: bool,
+    /// How long a request may take that is neither a watch nor a connection.
+    pub timeout: Duration,
+    /// The chance with which an HTTP/2 client is told to connect anew, so that clients spread over servers behind one
+    /// address.
+    pub goaway_chance: f64,
+}
+
+impl RequestLimits {
+    /// What upstream's program has without flags.
+    pub const UPSTREAM: Self = Self {
+        in_flight: 400,
+        mutating_in_flight: 200,
+        fair: true,
+        timeout: Duration::from_secs(60),
+        goaway_chance: 0.0,
+    };
+}
+
 /// Builds the authenticators, in order, over the server's own objects.
 pub type MakeAuthenticators = Box<dyn FnOnce(Arc<dyn ObjectReader>) -> Vec<Arc<dyn Authenticator>> + Send>;
 /// Builds the authorizers, in order, over the server's own objects.
@@ -96,6 +124,8 @@ pub struct Config {
     pub compaction_interval: Duration,
     /// How long Events are kept.
     pub event_ttl: Duration,
+    /// Limits of requests.
+    pub limits: RequestLimits,
     /// The audit log, if there is one.
     pub audit: Option<crate::AuditConfig>,
 }

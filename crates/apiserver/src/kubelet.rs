@@ -2,6 +2,7 @@
 
 mod forward;
 mod log_socket;
+mod rewrite;
 mod target;
 
 use std::sync::Arc;
@@ -98,6 +99,9 @@ async fn proxied(
     if !allowed {
         return Err(respond::method_not_allowed());
     }
+    if let Some(moved) = rewrite::with_slash(&incomer.request, info) {
+        return Ok(moved);
+    }
     server.fresh().await?;
     if info.subresource != "log" {
         admit(server, resource, &incomer, info, query).await?;
@@ -108,7 +112,11 @@ async fn proxied(
     };
     let (mut request, log) = (incomer.request, info.subresource == "log");
     let socket = if log { log_socket::take(&mut request)? } else { None };
+    let rewriter = rewrite::Rewriter::of(&target, &mut request);
     let mut response = forward::forward(server, target, request).await?;
+    if let Some(rewriter) = rewriter {
+        response = rewriter.answer(response).await?;
+    }
     if log && !response.status().is_success() {
         return Err(forward::failure(&mut response, info.name).await);
     }

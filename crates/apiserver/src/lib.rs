@@ -12,7 +12,9 @@ mod codec;
 mod config;
 mod conversion;
 mod definitions;
+mod encryption;
 mod fields;
+mod flow;
 mod hooks;
 mod http;
 mod kubelet;
@@ -30,6 +32,9 @@ mod verbs;
 mod views;
 
 pub use audit::{AuditConfig, AuditPolicy, AuditSink, PolicyError};
-pub use config::{Anonymous, Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, StartError, Tls};
+pub use config::{
+    Anonymous, Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, RequestLimits, StartError, Tls,
+};
+pub use encryption::Encryption;
 pub use outbound::{RemoteClient, RemoteConfig};
 pub use server::ApiServer;

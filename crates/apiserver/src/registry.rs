@@ -64,6 +64,11 @@ impl Resource {
         self.def.strategy.custom()
     }
 
+    /// Whether objects of more than one version may be stored.
+    pub(crate) fn has_versions(&self) -> bool {
+        self.versions.len() > 1
+    }
+
     /// The definition of the version that stored bytes have.
     pub(crate) fn version_of(&self, encoded: &[u8]) -> &'static ResourceDef {
         if self.versions.len() == 1 {

@@ -13,16 +13,18 @@ use coracle_meta::{Object, ObjectReader};
 use coracle_resources::def::ResourceDef;
 use coracle_stdx::{Clock, Tasks};
 use coracle_store::Store;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::aggregation::Aggregation;
 use crate::audit::AuditLog;
 use crate::authn::TokenCache;
 use crate::cache::{Cache, feed};
-use crate::config::{Config, StartError, Tls};
+use crate::config::{Config, RequestLimits, StartError, Tls};
 use crate::fields::Fields;
+use crate::flow::{FlowControl, InFlight, Protection};
 use crate::http::docs::Docs;
 use crate::http::metrics::Metrics;
+use crate::http::tls::Serving;
 use crate::kubelet::Kubelets;
 use crate::registry::{Registry, Resource};
 use crate::services::Services;
@@ -49,6 +51,8 @@ pub(crate) struct Server {
     pub(crate) docs: Docs,
     pub(crate) metrics: Metrics,
     pub(crate) audit: Option<AuditLog>,
+    pub(crate) protection: Protection,
+    pub(crate) limits: RequestLimits,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) aggregation: Aggregation,
     pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
@@ -101,8 +105,10 @@ impl Server {
 /// An API server. Dropping the last reference ends its background tasks.
 pub struct ApiServer {
     pub(crate) server: Arc<Server>,
-    pub(crate) tls: Tls,
-    pub(crate) client_ca: Option<String>,
+    /// What new connections are met with.
+    pub(crate) serving: RwLock<Arc<Serving>>,
+    /// What that was made of.
+    certificates: Mutex<(Tls, Option<String>)>,
     /// Keeps the server reachable for admission plugins.
     _host: Arc<dyn coracle_admission::Host>,
     _tasks: Mutex<Tasks>,
@@ -123,9 +129,8 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let services = Services::new(&config.service_cidr, config.node_port_range)
             .ok_or_else(|| StartError::ServiceCidr(config.service_cidr.clone()))?;
-        let proxies_ca = config.front_proxy.as_ref().map(|p| p.ca_pem.as_str());
-        crate::http::tls::check(&config.tls, config.client_ca_pem.as_deref())?;
-        proxies_ca.map(crate::http::tls::ClientCa::new).transpose()?;
+        let proxies = config.front_proxy.as_ref().map(|p| p.ca_pem.as_str());
+        let serving = Serving::new(&config.tls, config.client_ca_pem.as_deref(), proxies)?;
         let kubelets = config.kubelet_client.as_ref().map(Kubelets::new).transpose()?;
         let cache = Arc::new(Cache::new(Registry::new(coracle_resources::all())));
         let watch = cache.load(&*config.store).await?;
@@ -152,6 +157,8 @@ impl ApiServer {
             docs: Docs::default(),
             metrics: Metrics::default(),
             audit: config.audit.map(AuditLog::new),
+            protection: protection(config.limits),
+            limits: config.limits,
             kubelets,
             front_proxy: config.front_proxy,
             aggregation: Aggregation::new(config.proxy_client),
@@ -175,10 +182,15 @@ impl ApiServer {
         tasks.supervise("definitions", move || crate::definitions::run(keeper.clone()));
         let keeper = server.clone();
         tasks.supervise("aggregation", move || crate::aggregation::run(keeper.clone()));
-        let (tls, client_ca) = (config.tls, config.client_ca_pem);
-        let (keeper, believed) = (server.clone(), client_ca.clone());
+        let (keeper, believed) = (server.clone(), config.client_ca_pem.clone());
         tasks.supervise("trust", move || crate::trust_map::run(keeper.clone(), believed.clone()));
-        Ok(Arc::new(Self { server, tls, client_ca, _host: around, _tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self {
+            server,
+            serving: RwLock::new(Arc::new(serving)),
+            certificates: Mutex::new((config.tls, config.client_ca_pem)),
+            _host: around,
+            _tasks: Mutex::new(tasks),
+        }))
     }
 
     /// A transport without a socket and without encoding, for components in this process. Requests pass
@@ -197,6 +209,20 @@ impl ApiServer {
         self.server.cache.clone()
     }
 
+    /// Serves connections that are made from now on with these certificates; what is `None` stays as it is.
+    ///
+    /// # Errors
+    /// [`StartError::Tls`] when one cannot be used; then all stay as they are.
+    pub fn renew(&self, tls: Option<Tls>, client_ca_pem: Option<String>) -> Result<(), StartError> {
+        let mut known = self.certificates.lock();
+        let tls = tls.unwrap_or_else(|| known.0.clone());
+        let client_ca = client_ca_pem.or_else(|| known.1.clone());
+        let proxies = self.server.front_proxy.as_ref().map(|p| p.ca_pem.as_str());
+        *self.serving.write() = Arc::new(Serving::new(&tls, client_ca.as_deref(), proxies)?);
+        *known = (tls, client_ca);
+        Ok(())
+    }
+
     /// Serves HTTPS on `listener` until the process ends or the returned future is dropped.
     pub async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener) {
         crate::http::serve::run(self, listener).await;
@@ -206,6 +232,14 @@ impl ApiServer {
     pub fn advertised(&self) -> (IpAddr, u16) {
         (self.server.advertise.ip(), self.server.advertise.port())
     }
+}
+
+/// Who decides which requests run.
+fn protection(limits: RequestLimits) -> Protection {
+    if limits.fair {
+        return Protection::Fair(FlowControl::new((limits.in_flight + limits.mutating_in_flight) as u64));
+    }
+    Protection::Plain(InFlight::new(limits.in_flight, limits.mutating_in_flight))
 }
 
 /// Reserves what stored Services hold.

@@ -272,7 +272,13 @@ async fn next_event(
     resource: &Resource,
     watching: &mut Watching,
 ) -> Result<WatchEvent, Status> {
-    match watching.next().await {
+    let next = loop {
+        let next = watching.next().await;
+        if let Some(next) = watching.matched(resource, next).await? {
+            break next;
+        }
+    };
+    match next {
         Next::Initial(entry) => {
             let entry = server.in_version(resource, entry).await?;
             Ok(WatchEvent::Added(object(resource, &entry)?))

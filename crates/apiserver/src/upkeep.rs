@@ -1,5 +1,5 @@
-//! What the server writes down about itself while it runs: whether a FlowSchema's priority level exists, and
-//! which addresses Services hold.
+//! What the server keeps up to date while it runs: priority and fairness, whether a FlowSchema's priority level
+//! exists, and which addresses Services hold.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::cache::{Event, EventKind, Filter};
+use crate::flow::{Given, Protection};
 use crate::server::Server;
 use crate::verbs::patch::Patch;
 use crate::verbs::{Input, Part};
@@ -32,7 +33,7 @@ pub(crate) async fn once(server: &Arc<Server>) -> Result<(), Status> {
     addresses_once(server).await
 }
 
-/// Keeps the `Dangling` condition of every FlowSchema.
+/// Keeps the FlowSchemas in force, and the `Dangling` condition of each.
 pub(crate) async fn flow_schemas(server: Arc<Server>) {
     let Some(mut changes) =
         changes(&server, &[(FLOWCONTROL, "flowschemas"), (FLOWCONTROL, "prioritylevelconfigurations")])
@@ -89,7 +90,19 @@ async fn changed(watches: &mut Changes) -> bool {
     event.is_some()
 }
 
+/// Puts the stored FlowSchemas and priority levels in force.
+fn configure_flow(server: &Server) {
+    let Protection::Fair(flow) = &server.protection else { return };
+    let (schemas, levels) = ("flowschemas", "prioritylevelconfigurations");
+    let list = |plural| server.cache.list(FLOWCONTROL, plural, "");
+    flow.configure(Given {
+        schemas: list(schemas).iter().filter_map(|obj| obj.downcast().cloned()).collect(),
+        levels: list(levels).iter().filter_map(|obj| obj.downcast().cloned()).collect(),
+    });
+}
+
 async fn flow_schemas_once(server: &Arc<Server>) -> Result<(), Status> {
+    configure_flow(server);
     for obj in server.cache.list(FLOWCONTROL, "flowschemas", "") {
         let Some(condition) = obj.downcast::<FlowSchema>().and_then(|s| dangling(server, s)) else {
             continue;

@@ -117,6 +117,8 @@ pub(crate) enum Input {
     Text(Bytes),
     /// Parsed.
     Json(Value),
+    /// Parsed from YAML, with what the strict reader says of keys that stand twice.
+    Yaml(Value, Option<String>),
     /// Decoded, shared.
     Object(Arc<dyn Object>),
 }

@@ -45,7 +45,7 @@ async fn cluster(proxy: &Proxy) -> Cluster {
         extra_prefixes: list("X-Remote-Extra-"),
     };
     let own = proxy.own.clone();
-    Cluster::configured(MemoryStore::new(), move |config| {
+    Cluster::with(MemoryStore::new(), move |config| {
         config.proxy_client = Some(own);
         config.front_proxy = Some(front_proxy);
     })

@@ -120,6 +120,52 @@ async fn versions_show_what_their_schema_has() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fields_of_a_version_that_is_not_stored_select() {
+    let fields = || json!({ "type": "object", "properties": { "a": { "type": "string" } } });
+    let mut second = version("v2", false, fields());
+    // As upstream, whose check forgets a schema that all versions share.
+    second["schema"]["openAPIV3Schema"]["description"] = "another".into();
+    second["selectableFields"] = json!([{ "jsonPath": ".spec.a" }]);
+    let cluster = defined(json!([version("v1", true, fields()), second])).await;
+    for (name, a) in [("one", "x"), ("two", "y"), ("three", "x")] {
+        let mut made = thing("example.com/v2", json!({ "a": a }));
+        made["metadata"]["name"] = name.into();
+        cluster.post(V2, &made).await;
+    }
+    let names = |list: Value| -> Vec<String> {
+        list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i["metadata"]["name"].as_str().unwrap().into())
+            .collect()
+    };
+    let selected = cluster.get(&format!("{V2}?fieldSelector=spec.a=x")).await.json();
+    assert_eq!(names(selected), ["one", "three"]);
+    let page = cluster.get(&format!("{V2}?fieldSelector=spec.a=x&limit=1")).await.json();
+    let rest = page["metadata"]["continue"].as_str().unwrap().to_owned();
+    assert_eq!(names(page), ["one"]);
+    let page = cluster.get(&format!("{V2}?fieldSelector=spec.a=x&limit=1&continue={rest}")).await.json();
+    assert_eq!(names(page), ["three"]);
+    let refused = cluster.get(&format!("{V1}?fieldSelector=spec.a=x")).await;
+    assert_eq!(refused.code, StatusCode::BAD_REQUEST, "not a field of v1");
+    let from = cluster.get(V2).await.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    for (name, a) in [("one", "y"), ("two", "z"), ("three", "x")] {
+        let change = json!({ "metadata": { "labels": { "changed": "yes" } }, "spec": { "a": a } });
+        cluster.patch(&format!("{V2}/{name}"), "merge-patch+json", &change).await;
+    }
+    let watch = format!("{V2}?watch=1&fieldSelector=spec.a=x&resourceVersion={from}&timeoutSeconds=1");
+    let watched = cluster.get(&watch).await;
+    let events = String::from_utf8(watched.bytes.to_vec()).unwrap();
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = events
+        .iter()
+        .map(|e| (e["type"].as_str().unwrap(), e["object"]["metadata"]["name"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told, [("DELETED", "one"), ("MODIFIED", "three")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changed_schema_counts_for_what_is_stored() {
     let open = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     let cluster = defined(json!([version("v1", true, open)])).await;

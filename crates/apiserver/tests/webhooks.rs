@@ -45,7 +45,7 @@ fn mutate(got: &Got) -> Response<Full<Bytes>> {
 }
 
 async fn cluster() -> Cluster {
-    Cluster::configured(MemoryStore::new(), |config| config.admission = coracle_admission::plugins()).await
+    Cluster::with(MemoryStore::new(), |config| config.admission = coracle_admission::plugins()).await
 }
 
 /// Mutating webhooks by name, each with where it is.
@@ -218,7 +218,7 @@ async fn a_server_elsewhere_says_who_somebody_is_and_what_they_may() {
     let config = RemoteConfig { ca_pem: Some(extension.ca.clone()), ..RemoteConfig::default() };
     let remote = Arc::new(RemoteClient::new(&config).unwrap());
     let (asked, address) = (remote.clone(), at.clone());
-    let cluster = Cluster::configured(MemoryStore::new(), move |config| {
+    let cluster = Cluster::with(MemoryStore::new(), move |config| {
         let minute = Duration::from_secs(60);
         let tokens = TokenWebhook::new(asked.clone(), &address, "v1", Vec::new(), minute);
         let hook = AuthorizationWebhook {

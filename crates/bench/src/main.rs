@@ -18,6 +18,7 @@ use clap::{Parser, Subcommand};
 
 use self::compare::{ClusterArgs, CompareArgs};
 use self::load::LoadArgs;
+use self::scenario::flood::{FloodArgs, flood};
 use self::scenario::pod_links::{LinksArgs, pod_links};
 use self::scenario::pod_start::{PodStartArgs, pod_start};
 use self::scenario::schedule::{ScheduleArgs, schedule};
@@ -74,6 +75,13 @@ enum Command {
         /// Pods in the list.
         #[arg(long, default_value_t = 1000)]
         objects: u64,
+    },
+    /// One user floods the server with lists; another reads.
+    Flood {
+        #[command(flatten)]
+        looped: Looped,
+        #[command(flatten)]
+        args: FloodArgs,
     },
     /// One writes, many watch.
     WatchFanout {
@@ -135,6 +143,9 @@ async fn run(command: Command) -> Result<bool, Failure> {
         Command::List { looped: Looped { common, load }, objects } => {
             let target = Target::from_args(&common.target)?;
             (common.json, api::list(&target, &load, objects).await?)
+        }
+        Command::Flood { looped: Looped { common, load }, args } => {
+            (common.json, flood(&common.target, &load, &args).await?)
         }
         Command::WatchFanout { common, args } => {
             let target = Target::from_args(&common.target)?;

@@ -35,5 +35,6 @@ pub use issues::Issues;
 pub use library::authz::{Access, Authorizer, Decision, Question};
 pub use library::patch::misnamed;
 pub use schema::{DeclType, to_value};
+pub use time::go_duration;
 pub use types::Type;
 pub use value::{Cidr, Fault, Key, List, Lookup, Map, Record, Value};

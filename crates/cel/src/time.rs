@@ -89,6 +89,49 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(if negative { -total } else { total }).ok()
 }
 
+/// Go's `time.ParseDuration`, in nanoseconds.
+///
+/// # Errors
+/// Go's words, without the `time: ` in front.
+pub fn go_duration(text: &str) -> Result<i64, String> {
+    let shown = quoted(text);
+    let invalid = || format!("invalid duration {shown}");
+    if let Some(nanos) = parse_duration(text) {
+        return Ok(nanos);
+    }
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    while !rest.is_empty() {
+        let number = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let digits = &rest[..rest.len() - number.len()];
+        if digits.is_empty()
+            || digits.matches('.').count() > 1
+            || !digits.contains(|c: char| c.is_ascii_digit())
+        {
+            return Err(invalid());
+        }
+        let end = number.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(number.len());
+        match &number[..end] {
+            "" => return Err(format!("missing unit in duration {shown}")),
+            "ns" | "us" | "\u{b5}s" | "\u{3bc}s" | "ms" | "s" | "m" | "h" => rest = &number[end..],
+            unit => return Err(format!("unknown unit {} in duration {shown}", quoted(unit))),
+        }
+    }
+    Err(invalid())
+}
+
+/// A text as Go's package `time` quotes it: every byte that is not plain ASCII by its number.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend(['\\', char::from(byte)]),
+            b' '..=b'~' | 0x7f => out.push(char::from(byte)),
+            _ => out.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    out + "\""
+}
+
 /// A duration as `string(d)`: seconds with as many digits as needed.
 pub(crate) fn show_duration(nanos: i64) -> String {
     let seconds = nanos / 1_000_000_000;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, Tls};
+use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
-use coracle_stdx::Clock;
+use coracle_stdx::{Clock, Tasks};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ApiserverArgs;
@@ -14,6 +15,7 @@ use crate::cluster::{make_dir, node_ip};
 use crate::error::Failure;
 use crate::node::{ServerParts, server_config};
 use crate::pki;
+use crate::reload::{self, CertificateFiles};
 use crate::up::bind;
 
 /// A file's text.
@@ -43,10 +45,14 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let audit = audit(&args)?;
     let front_proxy = args.front_proxy.proxies()?;
     let proxy_client = args.front_proxy.own()?;
+    let limits = limits(&args)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
-    let store = args.store.open(args.data_dir.join("store")).await?;
+    let opened = args.store.open(args.data_dir.join("store"), None).await?;
+    let mut tasks = Tasks::new();
+    opened.serve(&mut tasks);
+    let store = opened.store;
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer = TokenIssuer::new(&key, issuer_url, audiences)
         .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
@@ -65,11 +71,17 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         front_proxy,
         proxy_client,
         bootstrap: coracle_auth::bootstrap::objects(),
+        limits,
         audit,
     });
     let server = ApiServer::start(config)
         .await
         .map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;
+    let files = CertificateFiles {
+        serving: args.tls_cert_file.clone().zip(args.tls_private_key_file.clone()),
+        client_ca: args.client_ca_file.clone(),
+    };
+    tasks.spawn(reload::certificates(server.clone(), files));
     tracing::info!(%address, "serving");
     let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::new(e, ""))?;
     tokio::select! {
@@ -98,6 +110,29 @@ fn serving(args: &ApiserverArgs, advertise: IpAddr, clock: &Clock) -> Result<Tls
     };
     let pem = ca.issue(issue, clock).map_err(|e| fail(&e))?;
     Ok(Tls { cert_pem: pem.cert, key_pem: pem.key })
+}
+
+/// The limits that the flags set, checked as upstream checks them.
+fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
+    let positive = |value: i64, flag: &str| {
+        usize::try_from(value).map_err(|_| Failure::usage(format!("--{flag} can not be negative value")))
+    };
+    let timeout = coracle_cel::go_duration(&args.request_timeout)
+        .map_err(|why| Failure::usage(format!("--request-timeout: time: {why}")))?;
+    if !(0.0..=0.02).contains(&args.goaway_chance) {
+        let why = "--goaway-chance can not be less than 0 or greater than 0.02";
+        return Err(Failure::usage(why.to_owned()));
+    }
+    Ok(RequestLimits {
+        goaway_chance: args.goaway_chance,
+        in_flight: positive(args.max_requests_inflight, "max-requests-inflight")?,
+        mutating_in_flight: positive(args.max_mutating_requests_inflight, "max-mutating-requests-inflight")?,
+        fair: args.enable_priority_and_fairness,
+        timeout: Duration::from_nanos(
+            u64::try_from(timeout)
+                .map_err(|_| Failure::usage("--request-timeout can not be negative value".to_owned()))?,
+        ),
+    })
 }
 
 /// The audit log that the flags ask for: it takes a policy and a file (`-` for the standard output).

@@ -20,7 +20,7 @@ use coracle_stdx::Clock;
 use crate::apiserver::read;
 use crate::authz::check_kind;
 use crate::error::Failure;
-use crate::reload::Reloading;
+use crate::following::Reloading;
 use crate::remote;
 
 /// Proxies that say in headers for whom they ask, and how this server shows that it is one itself.
@@ -179,7 +179,7 @@ impl AuthenticationArgs {
             let first = providers(config, &disallowed, &every_algorithm(), clock).map_err(failed)?;
             let clock = clock.clone();
             let again = move |text: &str| providers(parse(text)?, &disallowed, &every_algorithm(), &clock);
-            further.push(Reloading::follow(path.clone(), text, first, again));
+            further.push(Reloading::follow(path.clone(), first, again));
         } else if let Some(config) = self.flags()? {
             let made = providers(config, &disallowed, &self.oidc_signing_algs, clock);
             further.extend(made.map_err(|why| Failure::usage(format!("--oidc-issuer-url: {why}")))?);

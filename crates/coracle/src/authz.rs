@@ -19,7 +19,7 @@ use coracle_meta::cron::duration;
 
 use crate::apiserver::read;
 use crate::error::Failure;
-use crate::reload::Reloading;
+use crate::following::Reloading;
 use crate::remote;
 
 /// Who decides.
@@ -131,7 +131,7 @@ fn configured(path: PathBuf) -> Result<MakeAuthorizers, Failure> {
             let config = parse(text)?;
             Ok(build(&config, &hooks(&config)?, &reader))
         };
-        vec![Reloading::follow(file, text, first, again) as Arc<dyn Authorizer>]
+        vec![Reloading::follow(file, first, again) as Arc<dyn Authorizer>]
     }))
 }
 

@@ -45,6 +45,9 @@ pub enum Command {
     Image(ImageArgs),
     /// Rollouts: follow one and learn why it fails, go back, pause, go on, abort.
     Release(ReleaseArgs),
+    /// Save the cluster's objects to a file while it runs, and restore them from one.
+    #[command(visible_alias = "etcd-snapshot")]
+    Snapshot(Box<SnapshotArgs>),
     /// Run the API server alone, with upstream's flags.
     Apiserver(Box<ApiserverArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
@@ -75,6 +78,17 @@ pub struct UpArgs {
     /// Where objects are kept.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// Whether Secrets are encrypted in the embedded store, with a key in the data directory's `pki`.
+    #[arg(
+        long,
+        env = "CORACLE_SECRETS_ENCRYPTION",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub secrets_encryption: bool,
     /// Port of the API server; default 6443, or the first free slot's for a further cluster.
     #[arg(long, env = "CORACLE_API_PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub api_port: Option<u16>,
@@ -155,6 +169,43 @@ pub enum ImageCommand {
     Rm {
         /// Name or id.
         image: String,
+    },
+}
+
+/// Options of `snapshot`.
+#[derive(Args, Clone, Debug)]
+pub struct SnapshotArgs {
+    /// Where the cluster lives.
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Where objects are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SnapshotCommand,
+}
+
+/// Snapshot subcommands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Save all objects as they are at one moment.
+    Save {
+        /// The file to write.
+        file: PathBuf,
+    },
+    /// Check a snapshot and tell what it holds.
+    Status {
+        /// The file to read.
+        file: PathBuf,
+    },
+    /// Make the store of a new data directory (or an unused etcd prefix) of a snapshot.
+    Restore {
+        /// The file to read.
+        file: PathBuf,
+        /// How far resource versions move on, so that no client takes an old one for a new one.
+        #[arg(long, default_value_t = 1_000_000)]
+        bump_revision: u64,
     },
 }
 
@@ -259,6 +310,29 @@ pub struct ApiserverArgs {
     /// Key that signs service-account tokens (PEM).
     #[arg(long)]
     pub service_account_signing_key_file: Option<PathBuf>,
+    /// Requests that read and run at a time. With priority and fairness, this and
+    /// --max-mutating-requests-inflight together are the seats that priority levels share.
+    #[arg(long, default_value_t = 400, allow_hyphen_values = true)]
+    pub max_requests_inflight: i64,
+    /// Requests that write and run at a time.
+    #[arg(long, default_value_t = 200, allow_hyphen_values = true)]
+    pub max_mutating_requests_inflight: i64,
+    /// Whether FlowSchemas and PriorityLevelConfigurations decide which requests run, wait and are refused.
+    #[arg(
+        long,
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub enable_priority_and_fairness: bool,
+    /// How long a request may take that is neither a watch nor a connection, e.g. `1m0s`.
+    #[arg(long, default_value = "1m0s", allow_hyphen_values = true)]
+    pub request_timeout: String,
+    /// Chance with which an HTTP/2 client is told to connect anew (0 to 0.02).
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    pub goaway_chance: f64,
     /// Policy that says which requests the audit log notes (audit.k8s.io/v1).
     #[arg(long, requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,

@@ -11,7 +11,9 @@ mod data_dir;
 mod demo;
 mod detach;
 mod down;
+mod encryption;
 mod error;
+mod following;
 mod image;
 mod kubeconfig;
 mod node;
@@ -24,6 +26,7 @@ mod release;
 mod reload;
 mod remote;
 mod signer;
+mod snapshot;
 mod store;
 mod up;
 
@@ -68,6 +71,7 @@ fn run() -> Result<(), Failure> {
             Command::Status(args) => down::status(args).await,
             Command::Image(args) => image::run(args).await,
             Command::Release(args) => release::run(args).await,
+            Command::Snapshot(args) => snapshot::run(*args).await,
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Config, KubeletClient, MakeAuthorizers, Tls};
+use coracle_apiserver::{ApiServer, Config, KubeletClient, MakeAuthorizers, RequestLimits, Tls};
 use coracle_auth::UserInfo;
 use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
@@ -27,7 +27,7 @@ use crate::pki::Pki;
 use crate::progress::Progress;
 use crate::signer::{ClusterSigner, TokenKey};
 use crate::store::StoreArgs;
-use crate::{control, up};
+use crate::{control, encryption, up};
 
 /// What a node is started from.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Parts {
     pub control: ControlArgs,
     /// Where objects are kept.
     pub store: StoreArgs,
+    /// Whether the embedded store's Secrets are encrypted.
+    pub secrets_encryption: bool,
 }
 
 /// A running cluster. Dropping it ends every part at once; pods go on under their shims.
@@ -90,6 +92,8 @@ pub struct ServerParts<'a> {
     pub proxy_client: Option<Tls>,
     /// Objects that must exist.
     pub bootstrap: Vec<Box<dyn coracle_meta::Object>>,
+    /// Limits of requests.
+    pub limits: RequestLimits,
     /// The audit log, if one is wanted.
     pub audit: Option<coracle_apiserver::AuditConfig>,
 }
@@ -132,6 +136,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         bootstrap: parts.bootstrap,
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        limits: parts.limits,
         audit: parts.audit,
     }
 }
@@ -143,10 +148,10 @@ impl Node {
     /// The first part that cannot start.
     pub async fn start(parts: Parts, api: TcpListener, progress: &Progress) -> Result<Self, Failure> {
         let mut tasks = Tasks::new();
-        let server = start_server(&parts, progress).await?;
+        let server = start_server(&parts, &mut tasks, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock, control, store } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, control, store, .. } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
@@ -271,9 +276,21 @@ fn token_issuer(cluster: &Cluster, pki: &Pki) -> Result<TokenIssuer, Failure> {
     issuer.map_err(|e| broken("service-account key", e))
 }
 
-async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServer>, Failure> {
+async fn start_server(
+    parts: &Parts,
+    tasks: &mut Tasks,
+    progress: &Progress,
+) -> Result<Arc<ApiServer>, Failure> {
     let Parts { paths, cluster, pki, node_ip, clock, store, .. } = parts;
-    let store = store.open(paths.file("store")).await?;
+    // etcd may be shared: who shares it must agree on the keys, and says so by the flag.
+    let own = parts.store.etcd_servers.is_empty();
+    let own = match own {
+        true => encryption::own(&paths.file("pki/encryption-config.yaml"), parts.secrets_encryption)?,
+        false => None,
+    };
+    let opened = store.open(paths.file("store"), own).await?;
+    opened.serve(tasks);
+    let store = opened.store;
     progress.step("store", &format!("revision {}", store.revision()));
     let issuer = token_issuer(cluster, pki)?;
     let mut bootstrap = coracle_auth::bootstrap::objects();
@@ -300,6 +317,7 @@ async fn start_server(parts: &Parts, progress: &Progress) -> Result<Arc<ApiServe
             key_pem: pki.front_proxy_client.key.clone(),
         }),
         bootstrap,
+        limits: RequestLimits::UPSTREAM,
         audit: None,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))

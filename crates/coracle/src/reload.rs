@@ -1,126 +1,131 @@
-//! What a file says, as long as it says it: a changed file takes effect without a restart, a broken one does not.
+//! Files that may change while the server runs: certificates, and the configuration of encryption.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use coracle_auth::{
-    Attributes, Authenticator, AuthnError, Authorizer, Credentials, Decision, NonResourceRule, ResourceRule,
-    UserInfo,
-};
-use parking_lot::RwLock;
+use coracle_apiserver::{ApiServer, Encryption, Tls};
+use coracle_stdx::files::{Watch, Watcher};
 
-/// How often the file is looked at: no event says that a mounted file has been replaced.
-const LOOK: Duration = Duration::from_secs(10);
-
-/// A list that follows a file.
-pub struct Reloading<T: ?Sized> {
-    current: RwLock<Arc<[Arc<T>]>>,
-}
-
-impl<T: ?Sized + Send + Sync + 'static> Reloading<T> {
-    /// Begins with `first`, made of `text`; `make` reads what the file says later. Ends with the last reference.
-    pub fn follow(
-        path: PathBuf,
-        text: String,
-        first: Vec<Arc<T>>,
-        make: impl Fn(&str) -> Result<Vec<Arc<T>>, String> + Send + 'static,
-    ) -> Arc<Self> {
-        let all = Arc::new(Self { current: RwLock::new(first.into()) });
-        tokio::spawn(look(Arc::downgrade(&all), path, text, make));
-        all
-    }
-
-    fn current(&self) -> Arc<[Arc<T>]> {
-        self.current.read().clone()
-    }
-}
-
-async fn look<T: ?Sized + Send + Sync + 'static>(
-    all: Weak<Reloading<T>>,
-    path: PathBuf,
-    mut known: String,
-    make: impl Fn(&str) -> Result<Vec<Arc<T>>, String> + Send + 'static,
-) {
+/// Calls `changed` whenever one of the files has other content than before; never returns.
+///
+/// Directories are watched, as files are replaced by renaming, and mounted ones by a link beside them.
+pub async fn follow<F: Future<Output = ()>>(files: Vec<PathBuf>, mut changed: impl FnMut() -> F) {
+    let read = || files.iter().map(|f| std::fs::read(f).ok()).collect::<Vec<_>>();
+    let watches = match watch(&files) {
+        Ok(watches) => watches,
+        Err(e) => {
+            tracing::warn!(error = %e, "changes of files are not noticed before the next start");
+            return std::future::pending().await;
+        }
+    };
+    let mut known = read();
     loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(all) = all.upgrade() else { return };
-        let text = match tokio::fs::read_to_string(&path).await {
-            Ok(text) if text == known => continue,
-            Ok(text) => text,
-            Err(e) => {
-                tracing::error!(path = %path.display(), error = %e, "cannot read; what was read stays");
-                continue;
-            }
-        };
-        match make(&text) {
-            Ok(made) => {
-                tracing::info!(path = %path.display(), "reloaded");
-                *all.current.write() = made.into();
-            }
+        let next = watches.iter().map(|w| Box::pin(w.changed()));
+        futures::future::select_all(next).await;
+        let now = read();
+        if now != known {
+            known = now;
+            changed().await;
+        }
+    }
+}
+
+fn watch(files: &[PathBuf]) -> std::io::Result<Vec<Watch>> {
+    let watcher = Watcher::new()?;
+    let folders: BTreeSet<&Path> = files
+        .iter()
+        .map(|f| f.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        .collect();
+    folders.into_iter().map(|folder| watcher.folder(folder)).collect()
+}
+
+/// Where certificates come from.
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    /// Certificate and key; none when the server made its own.
+    pub serving: Option<(PathBuf, PathBuf)>,
+    /// CA of client certificates.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Takes up certificates when their files change: connections made from then on get them.
+pub async fn certificates(server: Arc<ApiServer>, files: CertificateFiles) {
+    let serving = files.serving.iter().flat_map(|(cert, key)| [cert.clone(), key.clone()]);
+    let all: Vec<PathBuf> = serving.chain(files.client_ca.clone()).collect();
+    if all.is_empty() {
+        return std::future::pending().await;
+    }
+    follow(all, || {
+        match renew(&server, &files) {
+            Ok(()) => tracing::info!("certificates taken up from their files"),
+            // A pair is written file by file: the other half is on its way.
+            Err(why) => tracing::warn!(%why, "certificates not taken up; those in force stay"),
+        }
+        std::future::ready(())
+    })
+    .await;
+}
+
+fn renew(server: &ApiServer, files: &CertificateFiles) -> Result<(), String> {
+    let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+    let serving = files.serving.as_ref();
+    let tls = serving.map(|(cert, key)| Ok::<_, String>(Tls { cert_pem: read(cert)?, key_pem: read(key)? }));
+    let client_ca = files.client_ca.as_ref().map(read).transpose()?;
+    server.renew(tls.transpose()?, client_ca).map_err(|e| e.to_string())
+}
+
+/// Takes up the configuration of encryption when its file changes.
+pub async fn encryption(encryption: Arc<Encryption>, file: PathBuf) {
+    follow(vec![file.clone()], || {
+        let text = std::fs::read_to_string(&file).map_err(|e| e.to_string());
+        match text.and_then(|text| encryption.replace(&text)) {
+            Ok(()) => tracing::info!(file = %file.display(), "encryption configuration taken up"),
             Err(why) => {
-                tracing::error!(path = %path.display(), why, "cannot be used; what was read stays");
+                tracing::error!(%why, "encryption configuration not taken up; the one in force stays")
             }
         }
-        known = text;
-    }
+        std::future::ready(())
+    })
+    .await;
 }
 
-#[async_trait]
-impl Authenticator for Reloading<dyn Authenticator> {
-    async fn authenticate(&self, credentials: &Credentials) -> Result<Option<UserInfo>, AuthnError> {
-        let mut refused = None;
-        for authenticator in &*self.current() {
-            match authenticator.authenticate(credentials).await {
-                Ok(None) => {}
-                Ok(user) => return Ok(user),
-                Err(e) => refused = refused.or(Some(e)),
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_or_rewritten_is_noticed_and_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tls.crt");
+        std::fs::write(&file, "one").unwrap();
+        let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let watched = file.clone();
+        let follower = tokio::spawn(follow(vec![file.clone()], move || {
+            told.send(std::fs::read_to_string(&watched).unwrap()).unwrap();
+            std::future::ready(())
+        }));
+        // The follower has begun once a change reaches it.
+        let mut number = 0;
+        let first = loop {
+            number += 1;
+            std::fs::write(&file, format!("begun {number}")).unwrap();
+            if let Ok(first) = tokio::time::timeout(Duration::from_millis(100), seen.recv()).await {
+                break first.unwrap();
             }
-        }
-        refused.map_or(Ok(None), Err)
-    }
-
-    async fn review(
-        &self,
-        token: &str,
-        wanted: &[String],
-        own: &[String],
-    ) -> Result<Option<(UserInfo, Vec<String>)>, AuthnError> {
-        let mut refused = None;
-        for authenticator in &*self.current() {
-            match authenticator.review(token, wanted, own).await {
-                Ok(None) => {}
-                Ok(user) => return Ok(user),
-                Err(e) => refused = refused.or(Some(e)),
-            }
-        }
-        refused.map_or(Ok(None), Err)
-    }
-}
-
-#[async_trait]
-impl Authorizer for Reloading<dyn Authorizer> {
-    fn authorize(&self, attributes: &Attributes) -> (Decision, String) {
-        coracle_auth::authorize(&self.current(), attributes)
-    }
-
-    fn is_remote(&self) -> bool {
-        self.current().iter().any(|a| a.is_remote())
-    }
-
-    async fn ask(&self, attributes: &Attributes) -> (Decision, String) {
-        coracle_auth::ask(&self.current(), attributes).await
-    }
-
-    fn rules_for(&self, user: &UserInfo, namespace: &str) -> (Vec<ResourceRule>, Vec<NonResourceRule>, bool) {
-        let (mut resources, mut paths, mut incomplete) = (Vec::new(), Vec::new(), false);
-        for authorizer in &*self.current() {
-            let (more, further, partial) = authorizer.rules_for(user, namespace);
-            resources.extend(more);
-            paths.extend(further);
-            incomplete |= partial;
-        }
-        (resources, paths, incomplete)
+            assert!(number < 600, "never noticed");
+        };
+        assert!(first.starts_with("begun"));
+        while tokio::time::timeout(Duration::from_millis(100), seen.recv()).await.is_ok() {}
+        std::fs::write(dir.path().join("other"), "x").unwrap();
+        let new = dir.path().join("new");
+        std::fs::write(&new, "two").unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(60), seen.recv()).await.unwrap().unwrap();
+        assert_eq!(next, "two");
+        follower.abort();
     }
 }

@@ -1,12 +1,16 @@
-//! Which store the API server keeps its objects in: the embedded one, or etcd by upstream's flags.
+//! Which store the API server keeps its objects in: the embedded one, or etcd by upstream's flags; and whether it
+//! encrypts them there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use coracle_store::{EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, Store, StoreError};
+use coracle_apiserver::Encryption;
+use coracle_stdx::Tasks;
+use coracle_store::{EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, SealedStore, Store, StoreError};
 
 use crate::error::Failure;
+use crate::{reload, snapshot};
 
 /// Upstream's flags for etcd. Without servers the embedded store is used.
 #[derive(Args, Clone, Debug)]
@@ -26,6 +30,43 @@ pub struct StoreArgs {
     /// What all keys in etcd begin with. Not upstream's layout: give each kind of cluster a prefix of its own.
     #[arg(long, env = "CORACLE_ETCD_PREFIX", default_value = "/coracle")]
     pub etcd_prefix: String,
+    /// Which resources are encrypted in the store, and how (apiserver.config.k8s.io/v1 EncryptionConfiguration).
+    #[arg(long, env = "CORACLE_ENCRYPTION_PROVIDER_CONFIG", value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Take up changes of that file without a restart.
+    #[arg(
+        long,
+        default_value_t = false,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        requires = "encryption_provider_config"
+    )]
+    pub encryption_provider_config_automatic_reload: bool,
+}
+
+/// An opened store.
+pub struct Opened {
+    /// Encrypts what is to be encrypted.
+    pub store: Arc<dyn Store>,
+    /// As things lie on the disk, or in etcd.
+    pub raw: Arc<dyn Store>,
+    encryption: Option<(Arc<Encryption>, PathBuf)>,
+    /// Where the embedded store is.
+    dir: Option<PathBuf>,
+}
+
+impl Opened {
+    /// Hands out snapshots from now on, and takes up changes of the encryption's configuration, if that is wanted.
+    pub fn serve(&self, tasks: &mut Tasks) {
+        if let Some(dir) = &self.dir {
+            tasks.spawn(snapshot::serve(self.raw.clone(), dir.clone()));
+        }
+        if let Some((encryption, file)) = &self.encryption {
+            tasks.spawn(reload::encryption(encryption.clone(), file.clone()));
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -33,11 +74,32 @@ fn read(path: &Path) -> Result<String, Failure> {
 }
 
 impl StoreArgs {
-    /// Opens the store; the embedded one lives in `dir`.
+    /// Opens the store; the embedded one lives in `dir`. Without a configuration given, `own` says what is encrypted.
     ///
     /// # Errors
     /// What is wrong with the flags, the files, etcd or the directory, and what to do about it.
-    pub async fn open(&self, dir: PathBuf) -> Result<Arc<dyn Store>, Failure> {
+    pub async fn open(&self, dir: PathBuf, own: Option<String>) -> Result<Opened, Failure> {
+        let embedded = self.etcd_servers.is_empty().then(|| dir.clone());
+        let text = self.encryption_provider_config.as_deref().map(read).transpose()?;
+        let Some(text) = text.or(own) else {
+            let raw = self.raw(dir).await?;
+            return Ok(Opened { store: raw.clone(), raw, encryption: None, dir: embedded });
+        };
+        let hint = "see https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/";
+        let encryption = Encryption::new(&text)
+            .map_err(|why| Failure::new(format!("--encryption-provider-config: {why}"), hint))?;
+        let raw = self.raw(dir).await?;
+        let store = SealedStore::new(raw.clone(), encryption.clone());
+        let file = self.encryption_provider_config.clone();
+        let followed = file.filter(|_| self.encryption_provider_config_automatic_reload);
+        Ok(Opened { store, raw, encryption: followed.map(|file| (encryption, file)), dir: embedded })
+    }
+
+    /// Opens the store as it is.
+    ///
+    /// # Errors
+    /// As [`StoreArgs::open`].
+    pub async fn raw(&self, dir: PathBuf) -> Result<Arc<dyn Store>, Failure> {
         if self.etcd_servers.is_empty() {
             return Ok(EmbeddedStore::open(EmbeddedConfig { dir }).map_err(|e| failure(&e))?);
         }

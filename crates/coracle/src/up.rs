@@ -217,6 +217,7 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         clock,
         control: args.control.clone(),
         store: args.store.clone(),
+        secrets_encryption: args.secrets_encryption,
     };
     let node = Node::start(parts, api, progress).await?;
     access.write(&paths.kubeconfig())?;

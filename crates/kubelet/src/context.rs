@@ -14,13 +14,13 @@ use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::container::fields::Facts;
 use crate::evict::Pressures;
-use crate::files::Watcher;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::pod::field_path;
 use crate::prober::ProbeKey;
 use crate::tokens::Tokens;
+use coracle_stdx::files::Watcher;
 
 /// Shared by the workers, the server and the node's status.
 pub struct Context {

@@ -13,7 +13,6 @@ use crate::allocation::Allocations;
 use crate::config::{KubeletConfig, KubeletError};
 use crate::container::dns;
 use crate::context::Context;
-use crate::files::Watcher;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::manager::Pods;
@@ -21,6 +20,7 @@ use crate::objects::Objects;
 use crate::server::{Server, tls};
 use crate::tokens::Tokens;
 use crate::{node, rotate, watchman};
+use coracle_stdx::files::Watcher;
 
 /// The agent of a node.
 pub struct Kubelet {

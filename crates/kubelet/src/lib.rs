@@ -13,7 +13,6 @@ mod container_status;
 mod context;
 mod decide;
 mod evict;
-mod files;
 mod grpc_health;
 mod hooks;
 mod http_get;

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use crate::context::Context;
-use crate::files::Watch;
 use crate::names;
+use coracle_stdx::files::Watch;
 
 /// How often the directory is looked at even if nothing tells of a change (it may be mounted over).
 const LOOK: std::time::Duration = std::time::Duration::from_secs(20);

@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::context::Context;
-use crate::files::Watcher;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::tokens::Tokens;
+use coracle_stdx::files::Watcher;
 
 #[derive(Default)]
 struct State {

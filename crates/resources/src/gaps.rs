@@ -63,7 +63,7 @@ fn absent_times(value: &mut Value, kind: &str) {
         "Event" if value.get("apiVersion").is_some_and(|v| v == "events.k8s.io/v1") => {
             value.get_mut("series").into_iter().for_each(|series| fill(series, "lastObservedTime"));
         }
-        "PodDisruptionBudget" => {
+        "PodDisruptionBudget" | "Service" | "ServiceCIDR" | "ValidatingAdmissionPolicy" => {
             let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
             conditions.into_iter().flatten().for_each(|c| fill(c, "lastTransitionTime"));
         }

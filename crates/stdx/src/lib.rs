@@ -1,7 +1,8 @@
-//! Clock (injected everywhere), back-off, ids and supervised tasks; nothing of Kubernetes.
+//! Clock (injected everywhere), back-off, ids, supervised tasks and changes of files; nothing of Kubernetes.
 
 mod backoff;
 mod clock;
+pub mod files;
 mod id;
 mod task;
 

@@ -7,6 +7,8 @@ pub mod contract;
 mod embedded;
 mod etcd;
 mod memory;
+mod sealed;
+pub mod snapshot;
 mod watchers;
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use tokio::sync::mpsc;
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
 pub use etcd::{EtcdConfig, EtcdStore};
 pub use memory::MemoryStore;
+pub use sealed::{Opened, Seal, SealedStore};
 
 /// A point in the store's one totally ordered history. Starts at 1 for an empty store; never reused.
 pub type Revision = u64;
@@ -171,6 +174,14 @@ pub enum StoreError {
         /// The process that has it open, if known.
         pid: Option<u32>,
     },
+    /// A value cannot be sealed or opened.
+    #[error("value of {key}: {why}")]
+    Sealed {
+        /// The key.
+        key: Arc<str>,
+        /// Why.
+        why: String,
+    },
     /// The engine failed otherwise.
     #[error("store: {0}")]
     Engine(String),
@@ -186,7 +197,56 @@ fn holder(pid: Option<u32>) -> String {
 /// Batches of events: each batch is one or more whole transactions, in revision order, without gaps. The
 /// channel is unbounded; a consumer that falls behind holds memory, so the API server's cache is the only
 /// consumer and never waits. Ends when the store closes.
-pub type Watch = mpsc::UnboundedReceiver<Arc<[Event]>>;
+pub struct Watch {
+    batches: mpsc::UnboundedReceiver<Batch>,
+    /// What the consumer's side still has to do to a batch.
+    change: Option<Box<dyn Fn(Batch) -> Batch + Send + Sync>>,
+}
+
+type Batch = Arc<[Event]>;
+
+impl From<mpsc::UnboundedReceiver<Batch>> for Watch {
+    fn from(batches: mpsc::UnboundedReceiver<Batch>) -> Self {
+        Self { batches, change: None }
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("waiting", &self.batches.len()).finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// The next batch; `None` when the store has closed.
+    pub async fn recv(&mut self) -> Option<Batch> {
+        let batch = self.batches.recv().await?;
+        Some(self.changed(batch))
+    }
+
+    /// The next batch, if there is one.
+    pub fn try_recv(&mut self) -> Option<Batch> {
+        let batch = self.batches.try_recv().ok()?;
+        Some(self.changed(batch))
+    }
+
+    fn changed(&self, batch: Batch) -> Batch {
+        match &self.change {
+            Some(change) => change(batch),
+            None => batch,
+        }
+    }
+
+    /// The watch with every batch changed when it is taken.
+    fn map(self, change: impl Fn(Batch) -> Batch + Send + Sync + 'static) -> Self {
+        let Self { batches, change: before } = self;
+        let change: Box<dyn Fn(Batch) -> Batch + Send + Sync> = match before {
+            None => Box::new(change),
+            Some(before) => Box::new(move |batch| change(before(batch))),
+        };
+        Self { batches, change: Some(change) }
+    }
+}
 
 /// The store.
 ///
@@ -209,6 +269,17 @@ pub trait Store: Send + Sync + 'static {
     /// Whether other processes may write to it too.
     fn shared(&self) -> bool {
         false
+    }
+    /// Whether events of this key carry a copy of what was committed, and not the very bytes.
+    fn copies(&self, _key: &str) -> bool {
+        self.shared()
+    }
+    /// Whether the stored form of a key's value is out of date, so that it should be written again as it is.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    async fn stale(&self, _key: &str) -> Result<bool, StoreError> {
+        Ok(false)
     }
     /// The current entry of a key.
     ///

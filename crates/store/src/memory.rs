@@ -166,7 +166,7 @@ impl Store for MemoryStore {
             let _ = sender.send(batch);
         }
         inner.watchers.add(prefix, sender);
-        Ok(receiver)
+        Ok(receiver.into())
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {

@@ -222,7 +222,7 @@ async fn killed_store_keeps_every_acknowledged_write() {
                 None => {
                     let mut watch = store.watch(key, store.compacted()).await.expect("watch");
                     let mut last = None;
-                    while let Ok(batch) = watch.try_recv() {
+                    while let Some(batch) = watch.try_recv() {
                         last = batch.last().map(|e| (e.revision, e.value.is_none())).or(last);
                     }
                     assert!(last.is_some_and(|(r, gone)| gone && r > *revision), "{key} is lost: {last:?}");

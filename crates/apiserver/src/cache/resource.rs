@@ -31,6 +31,8 @@ struct State {
     floor: u64,
     /// Revision of the last change.
     last: u64,
+    /// Bytes of all entries, encoded.
+    bytes: u64,
     watchers: Vec<Watcher>,
 }
 
@@ -55,6 +57,7 @@ impl ResourceCache {
             window: VecDeque::new(),
             floor: 0,
             last: 0,
+            bytes: 0,
             watchers: Vec::new(),
         };
         Self { prefix_len, state: RwLock::new(state), shared: AtomicBool::new(false) }
@@ -92,6 +95,18 @@ impl ResourceCache {
         self.state.read().entries.len()
     }
 
+    /// Number of objects, and their encoded bytes.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        let state = self.state.read();
+        (state.entries.len() as u64, state.bytes)
+    }
+
+    /// How many watchers look at what lies at `key`, or, if it ends with a slash, below it, as far as that can be told
+    /// without the object.
+    pub(crate) fn watchers_of(&self, key: &str) -> u64 {
+        self.state.read().watchers.iter().filter(|w| w.looks_at(key)).count() as u64
+    }
+
     /// The objects that `filter` covers and selects. `applied` is the cache's revision, read before.
     pub(crate) fn snapshot(&self, filter: &Filter, applied: u64) -> Snapshot {
         let mut snapshot = self.range(filter, applied);
@@ -113,6 +128,7 @@ impl ResourceCache {
         let mut state = self.state.write();
         for entry in entries {
             state.last = state.last.max(entry.revision);
+            state.bytes += entry.encoded.len() as u64;
             state.entries.insert(entry.key.clone(), Arc::new(entry));
         }
         state.floor = revision;
@@ -127,6 +143,8 @@ impl ResourceCache {
             None => state.entries.remove(key),
         };
         state.last = revision;
+        let size = |entry: &Option<Arc<CacheEntry>>| entry.as_ref().map_or(0, |e| e.encoded.len() as u64);
+        state.bytes = (state.bytes + size(&new)).saturating_sub(size(&old));
         if new.is_none() && old.is_none() {
             return;
         }
@@ -143,11 +161,15 @@ impl ResourceCache {
     /// stays the same, but is read in another way.
     pub(crate) fn reread(&self, change: &dyn Fn(&CacheEntry) -> Option<CacheEntry>) {
         let mut state = self.state.write();
+        let mut bytes = state.bytes;
         for entry in state.entries.values_mut() {
             if let Some(other) = change(entry) {
+                let (old, new) = (entry.encoded.len() as u64, other.encoded.len() as u64);
+                bytes = (bytes + new).saturating_sub(old);
                 *entry = Arc::new(other);
             }
         }
+        state.bytes = bytes;
     }
 
     /// Ends all watches: the resource is not served any more.
@@ -230,5 +252,28 @@ mod tests {
         }
         assert_eq!(watch.live.try_recv().expect("the later change").1.revision, 6);
         assert!(watch.live.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_watcher_that_does_not_read_is_cut_off_and_one_that_reads_is_not() {
+        let def = coracle_resources::find("", "configmaps").expect("a kind");
+        let cache = ResourceCache::new(1);
+        let mut slow = cache.subscribe(Filter::default(), Some(1), 1).expect("in the window");
+        let mut quick = cache.subscribe(Filter::default(), Some(1), 1).expect("in the window");
+        let key: Arc<str> = "/ns/a".into();
+        let buffer = u64::try_from(super::super::watcher::BUFFER).expect("a number");
+        for revision in 2..buffer + 12 {
+            let text = Bytes::from_static(b"{\"metadata\":{\"name\":\"a\"}}");
+            let entry = CacheEntry::new(key.clone(), 1, revision, text, def);
+            cache.apply(&key, Some(Arc::new(entry)), revision);
+            assert_eq!(quick.live.try_recv().expect("each as it comes").1.revision, revision);
+        }
+        assert_eq!(cache.watchers_of("/ns/a"), 1);
+        let mut got = 0;
+        while slow.live.try_recv().is_ok() {
+            got += 1;
+        }
+        assert_eq!(got, buffer, "what was waiting is delivered, without gaps");
+        assert!(slow.live.is_closed());
     }
 }

@@ -23,6 +23,16 @@ pub(crate) enum EventKind {
 }
 
 impl EventKind {
+    /// What a change is to someone who selected the object before it or does now; `None` when neither.
+    pub(crate) fn of(before: bool, now: bool) -> Option<Self> {
+        match (before, now) {
+            (false, true) => Some(Self::Added),
+            (true, true) => Some(Self::Modified),
+            (true, false) => Some(Self::Deleted),
+            (false, false) => None,
+        }
+    }
+
     /// The `type` field.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -80,6 +90,11 @@ impl Event {
         }
     }
 
+    /// The object before the change.
+    pub(crate) fn before(&self) -> Option<&Arc<CacheEntry>> {
+        self.old.as_ref()
+    }
+
     /// The JSON frame with its newline; encoded once for all watchers.
     pub(crate) fn frame(&self, kind: EventKind) -> Bytes {
         let encode = || self.entry(kind).map(|e| frame(kind, &e.encoded)).unwrap_or_default();
@@ -103,12 +118,7 @@ impl Event {
         }
         let now = self.new.as_ref().is_some_and(|e| filter.selects(e));
         let before = self.old.as_ref().is_some_and(|e| filter.selects(e));
-        match (before, now) {
-            (false, true) => Some(EventKind::Added),
-            (true, true) => Some(EventKind::Modified),
-            (true, false) => Some(EventKind::Deleted),
-            (false, false) => None,
-        }
+        EventKind::of(before, now)
     }
 }
 
@@ -190,6 +200,13 @@ impl Watcher {
             Some(kind) => self.tx.try_send((kind, event.clone())).is_ok(),
             None => !self.tx.is_closed(),
         }
+    }
+
+    /// Whether an event of `key` has to be shown to it. One that selects by fields looks at few objects.
+    pub(super) fn looks_at(&self, key: &str) -> bool {
+        let Filter { key: range, single, fields, .. } = &self.filter;
+        let covers = if *single { range == key } else { key.starts_with(range.as_str()) };
+        covers && (*single || fields.is_none())
     }
 
     pub(super) fn wants(&self, event: &Event) -> Option<EventKind> {

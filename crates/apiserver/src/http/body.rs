@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::Compression;
@@ -16,9 +17,10 @@ use http_body_util::BodyExt;
 use coracle_meta::Status;
 
 use crate::cache::CacheEntry;
+use crate::flow::Seat;
 
 /// Bytes per block of a streamed list.
-const BLOCK: usize = 128 * 1024;
+pub(super) const BLOCK: usize = 128 * 1024;
 /// Largest request body.
 const MAX_REQUEST: usize = 3 * 1024 * 1024;
 
@@ -30,6 +32,8 @@ pub(crate) enum Body {
     List(Box<ListBody>),
     /// A list, compressed on the way.
     Gzip(Box<GzipBody>),
+    /// A list that is written while it keeps the seats of its request.
+    Kept(Box<KeptBody>),
     /// Frames as they come (watch, logs, proxied responses).
     Stream(BoxStream<'static, Result<Bytes, std::io::Error>>),
 }
@@ -113,6 +117,49 @@ impl GzipBody {
     }
 }
 
+/// A body and the seats of its request, for a limited time: a reader that takes longer loses the answer.
+pub(crate) struct KeptBody {
+    body: Body,
+    seat: Option<Seat>,
+    over: Pin<Box<tokio::time::Sleep>>,
+    /// Gives the seats back when the time is over and nobody asks for the rest of the body.
+    _watch: Abort,
+}
+
+struct Abort(tokio::task::JoinHandle<()>);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Body {
+    /// The body with the seats of its request.
+    pub(crate) fn keeping(self, seat: Seat, limit: Duration) -> KeptBody {
+        let over = Box::pin(tokio::time::sleep(limit));
+        let theirs = seat.clone();
+        let watch = tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            theirs.release();
+        });
+        KeptBody { body: self, seat: Some(seat), over, _watch: Abort(watch) }
+    }
+}
+
+impl KeptBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        if self.over.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(std::io::ErrorKind::TimedOut.into())));
+        }
+        let frame = http_body::Body::poll_frame(Pin::new(&mut self.body), cx);
+        if http_body::Body::is_end_stream(&self.body) || matches!(frame, Poll::Ready(None)) {
+            self.seat = None;
+        }
+        frame
+    }
+}
+
 /// Compresses one buffer.
 pub(crate) fn gzip(bytes: &[u8]) -> std::io::Result<Bytes> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
@@ -133,6 +180,7 @@ impl http_body::Body for Body {
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::List(list) => Poll::Ready(list.next_block().map(|b| Ok(Frame::data(b)))),
             Self::Gzip(gzip) => Poll::Ready(gzip.next_block().map(|b| b.map(Frame::data))),
+            Self::Kept(kept) => kept.poll_next(cx),
             Self::Stream(stream) => {
                 stream.as_mut().poll_next(cx).map(|item| item.map(|r| r.map(Frame::data)))
             }
@@ -143,6 +191,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => bytes.is_empty(),
             Self::List(list) => list.left == 0,
+            Self::Kept(kept) => kept.body.is_end_stream(),
             Self::Gzip(_) | Self::Stream(_) => false,
         }
     }
@@ -151,6 +200,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::List(list) => SizeHint::with_exact(list.left),
+            Self::Kept(kept) => kept.body.size_hint(),
             Self::Gzip(_) | Self::Stream(_) => SizeHint::default(),
         }
     }

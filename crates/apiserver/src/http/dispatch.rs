@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use coracle_client::{DeleteOptions, PatchKind};
 use coracle_meta::{Reason, Status};
-use coracle_resources::def::Subresource;
+use coracle_resources::def::{Storage, Subresource};
 use http::header::USER_AGENT;
 use http::{HeaderMap, Method, Response, StatusCode};
 use hyper::body::Incoming;
@@ -18,8 +18,10 @@ use super::pipeline::Incomer;
 use super::query::{Query, check_dry_run};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
-use super::written::{patch_body, patch_kind, yaml};
+use super::written::{patch_body, patch_kind, yaml_body};
+use super::yaml::doubled_keys;
 use crate::audit::Trail;
+use crate::flow::Seat;
 use crate::metrics_api;
 use crate::protobuf;
 use crate::registry::Resource;
@@ -44,6 +46,8 @@ struct Call<'a> {
     caller: Caller,
     /// What the audit log notes of the request.
     trail: Option<Arc<Trail>>,
+    /// The seats of a watch, which it gives back when it has begun.
+    seat: Option<Seat>,
 }
 
 /// Answers a resource request.
@@ -72,7 +76,8 @@ pub(crate) async fn resource(
     {
         return crate::kubelet::handle(server, &resource, incomer, info, query).await;
     }
-    let (parts, incoming) = incomer.request.into_parts();
+    let (mut parts, incoming) = incomer.request.into_parts();
+    let seat = parts.extensions.remove::<Seat>();
     let trail = parts.extensions.get::<Arc<Trail>>().cloned();
     let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method)).noting(trail.as_deref());
     let warned = caller.warned.clone();
@@ -85,6 +90,7 @@ pub(crate) async fn resource(
         method: parts.method,
         caller,
         trail,
+        seat,
     };
     let answer = if info.subresource.is_empty() {
         call.main(incoming).await
@@ -147,8 +153,8 @@ async fn bindings(
     let (parts, incoming) = incomer.request.into_parts();
     let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method));
     let (headers, method) = (parts.headers, parts.method);
-    let trail = None;
-    let call = Call { server, resource: pods, info: &info, query, headers, method, caller, trail };
+    let (trail, seat) = (None, None);
+    let call = Call { server, resource: pods, info: &info, query, headers, method, caller, trail, seat };
     call.action(incoming).await.unwrap_or_else(|status| respond::status(&status))
 }
 
@@ -195,7 +201,10 @@ fn agent(headers: &HeaderMap, method: &Method) -> Arc<str> {
 
 impl Call<'_> {
     fn answer(&self, list: bool) -> Result<Answer<'_>, Status> {
-        let mut wanted = negotiate::wanted(&self.headers, list, protobuf::knows(self.resource.def))?;
+        let table = self.resource.def.storage != Storage::Virtual
+            && !matches!(self.info.subresource, "binding" | "eviction" | "token");
+        let able = negotiate::Able { list, protobuf: protobuf::knows(self.resource.def), table };
+        let mut wanted = negotiate::wanted(&self.headers, able)?;
         wanted.pretty |= self.pretty();
         Ok(Answer {
             server: self.server,
@@ -254,10 +263,7 @@ impl Call<'_> {
         }
         let all_namespaces = self.resource.namespaced() && !info.namespaced_path;
         match (&self.method, info.name.is_empty()) {
-            (&Method::GET, _) => {
-                self.query.check_timeout()?;
-                self.read().await
-            }
+            (&Method::GET, _) => self.read().await,
             (&Method::POST, true) if !all_namespaces => {
                 self.refuse_terminating()?;
                 self.create(body).await
@@ -336,7 +342,8 @@ impl Call<'_> {
         let name = self.info.name;
         let watching = self.server.watch(&self.resource, self.namespace(), name, &opts, watch).await?;
         let include = answer.include_object.to_owned();
-        Ok(watch::response(self.server, &self.resource, watching, answer.wanted, include, timeout))
+        let begin = watch::Begin { watching, seat: self.seat.clone() };
+        Ok(watch::response(self.server, &self.resource, begin, answer.wanted, include, timeout))
     }
 
     async fn create(self, incoming: Incoming) -> Result<Response<Body>, Status> {
@@ -365,11 +372,11 @@ impl Call<'_> {
         let opts = self.query.write_options("PatchOptions")?;
         let text = self.received(incoming).await?;
         let body = patch_body(kind, &text)?;
-        let twice = if matches!(kind, PatchKind::Json | PatchKind::Apply) || opts.field_validation == "Ignore"
-        {
-            Vec::new()
-        } else {
-            coracle_meta::schema::duplicate_fields(&text)
+        let twice = match kind {
+            _ if opts.field_validation == "Ignore" => Vec::new(),
+            PatchKind::Json => Vec::new(),
+            PatchKind::Apply => doubled_keys(&text).into_iter().collect(),
+            PatchKind::Merge | PatchKind::Strategic => coracle_meta::schema::duplicate_fields(&text),
         };
         let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
         let (namespace, name) = (self.namespace(), self.info.name);
@@ -421,7 +428,7 @@ impl Call<'_> {
                 let why = decode::syntax_error(&text, &e);
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
             })?,
-            Format::Yaml => yaml(&text, "DeleteOptions")?,
+            Format::Yaml => yaml_body(&text, "DeleteOptions")?,
             Format::Protobuf => self.protobuf(&text, "DeleteOptions")?,
         };
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
@@ -516,11 +523,11 @@ impl Call<'_> {
         match format {
             Format::Json => Ok(Input::Text(text)),
             Format::Yaml => {
-                let value = yaml(&text, kind)?;
+                let value = yaml_body(&text, kind)?;
                 if self.resource.def.kind == kind {
                     decode::check_custom(&self.resource, &value, &text)?;
                 }
-                Ok(Input::Json(value))
+                Ok(Input::Yaml(value, doubled_keys(&text)))
             }
             Format::Protobuf => Ok(Input::Json(self.protobuf(&text, kind)?)),
         }

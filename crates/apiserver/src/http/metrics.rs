@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::body::Body;
 use super::info::Info;
 use super::respond::text;
+use crate::flow::Protection;
 use crate::server::Server;
 
 /// Upper bounds of the durations' buckets, in seconds.
@@ -160,7 +161,8 @@ pub(crate) fn verb(method: &http::Method, info: &Info<'_>, apply: bool) -> &'sta
     }
 }
 
-fn header(out: &mut String, name: &str, kind: &str, help: &str) {
+/// The lines that precede a metric.
+pub(crate) fn header(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
@@ -168,6 +170,9 @@ fn header(out: &mut String, name: &str, kind: &str, help: &str) {
 pub(super) fn answer(server: &Server) -> Response<Body> {
     let mut out = String::new();
     requests(&mut out, &server.metrics);
+    if let Protection::Fair(flow) = &server.protection {
+        flow.metrics(&mut out);
+    }
     let name = "apiserver_storage_objects";
     let help = "[STABLE] Number of stored objects at the time of last check split by kind. In case of a fetching \
                 error, the value will be -1.";

@@ -11,9 +11,13 @@ use super::body::Body;
 use super::discovery::{groups, versions_of};
 use super::pipeline::Incomer;
 use super::query::Query;
-use super::respond::{json_value, method_not_allowed, not_found_page, status};
+use super::respond::{json_value, method_not_allowed, not_found_page, status, text};
 use super::{docs, health, metrics};
+use crate::flow::Protection;
 use crate::server::Server;
+
+/// Where the tables of priority and fairness are shown.
+const FLOW_DUMPS: &str = "/debug/api_priority_and_fairness/";
 
 /// Answers a request outside the API groups.
 pub(crate) async fn handle(
@@ -40,7 +44,18 @@ pub(crate) async fn handle(
         "/.well-known/openid-configuration" => openid(server),
         "/openid/v1/jwks" => jwks(server, incomer),
         "/metrics" => metrics::answer(server),
+        _ if path.starts_with(FLOW_DUMPS) => flow_dump(server, &path[FLOW_DUMPS.len()..]),
         _ => not_found_page(),
+    }
+}
+
+/// The tables of priority and fairness.
+fn flow_dump(server: &Server, what: &str) -> Response<Body> {
+    match &server.protection {
+        Protection::Fair(flow) => {
+            flow.dump(what).map_or_else(not_found_page, |table| text(StatusCode::OK, table))
+        }
+        Protection::Plain(_) => not_found_page(),
     }
 }
 

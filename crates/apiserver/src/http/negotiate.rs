@@ -71,11 +71,22 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
     out
 }
 
-/// Reads the Accept header. `list`: the request may also be a watch; `protobuf`: the kind has that form.
+/// What an answer can look like beside JSON and YAML.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Able {
+    /// The request may also be a watch.
+    pub(crate) list: bool,
+    /// The kind has a protobuf form.
+    pub(crate) protobuf: bool,
+    /// The kind has columns: what is stored or listed has, a review or a token has none.
+    pub(crate) table: bool,
+}
+
+/// Reads the Accept header.
 ///
 /// # Errors
 /// 406 with upstream's texts.
-pub(crate) fn wanted(headers: &HeaderMap, list: bool, protobuf: bool) -> Result<Wanted, Status> {
+pub(crate) fn wanted(headers: &HeaderMap, able: Able) -> Result<Wanted, Status> {
     let Some(accept) = accept(headers) else { return Ok(Wanted::JSON) };
     if accept == "application/json" {
         return Ok(Wanted::JSON);
@@ -88,7 +99,8 @@ pub(crate) fn wanted(headers: &HeaderMap, list: bool, protobuf: bool) -> Result<
         // Tables have no protobuf form, and neither have custom resources.
         let possible = match (format, shape) {
             (Format::Protobuf, Shape::Table) => false,
-            (Format::Protobuf, Shape::Object) => protobuf,
+            (_, Shape::Table) => able.table,
+            (Format::Protobuf, Shape::Object) => able.protobuf,
             _ => true,
         };
         if possible {
@@ -96,7 +108,7 @@ pub(crate) fn wanted(headers: &HeaderMap, list: bool, protobuf: bool) -> Result<
             return Ok(Wanted { format, shape, version, pretty });
         }
     }
-    if known { Err(Status::not_acceptable(ACCEPTED)) } else { Err(no_representation(list)) }
+    if known { Err(Status::not_acceptable(ACCEPTED)) } else { Err(no_representation(able.list)) }
 }
 
 /// The format of documents and failures, which have one shape only; JSON where none fits.
@@ -192,7 +204,8 @@ mod tests {
     fn check(accept: &str, protobuf: bool, want: Option<(Format, Shape)>) {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
-        assert_eq!(wanted(&headers, false, protobuf).ok().map(|w| (w.format, w.shape)), want);
+        let able = Able { list: false, protobuf, table: true };
+        assert_eq!(wanted(&headers, able).ok().map(|w| (w.format, w.shape)), want);
     }
 
     #[test]
@@ -214,6 +227,16 @@ mod tests {
         let partial = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
         check(partial, false, Some((Format::Protobuf, Shape::Partial)));
         check("application/json;q=0.1, application/yaml", true, Some((Format::Yaml, Shape::Object)));
+    }
+
+    #[test]
+    fn what_has_no_columns_is_no_table() {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, "application/json;as=Table;v=v1;g=meta.k8s.io".parse().unwrap());
+        let review = Able { list: false, protobuf: true, table: false };
+        assert_eq!(wanted(&headers, review).unwrap_err().code(), 406);
+        headers.insert(ACCEPT, "application/json;as=Table;v=v1;g=meta.k8s.io,*/*".parse().unwrap());
+        assert_eq!(wanted(&headers, review).unwrap().shape, Shape::Object);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The path of every HTTP request. This file alone fixes the order of the stages.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coracle_auth::UserInfo;
 use coracle_meta::Status;
@@ -15,7 +16,7 @@ use tracing::error;
 use super::body::Body;
 use super::info::Info;
 use super::query::{Query, decode_path};
-use super::{authz, discovery, dispatch, metrics, misc, negotiate, respond};
+use super::{authz, discovery, dispatch, metrics, misc, negotiate, protect, respond};
 use crate::aggregation;
 use crate::audit::{AuditLog, Trail};
 use crate::authn::Connection;
@@ -53,13 +54,17 @@ pub(crate) async fn handle(
     let info = Info::new(&method, &path, &query);
     let apply = is_apply(request.headers());
     let trail = OnceLock::new();
-    let stages = stages(&server, &connection, request, &path, &query, &info, &trail);
-    let answer = AssertUnwindSafe(stages).catch_unwind().await;
-    let mut response = answer.unwrap_or_else(|_| {
-        error!(path = uri.path(), "request handler panicked");
-        let why = "This request caused apiserver to panic. Look in the logs for details.";
-        respond::status(&Status::internal(why))
-    });
+    protect::note(&server, &connection, &request, &info);
+    let mut response = match protect::time_limit(&server, &info, &query) {
+        Ok(limit) => {
+            let stages = pin!(
+                AssertUnwindSafe(stages(&server, &connection, request, &path, &query, &info, limit, &trail))
+                    .catch_unwind()
+            );
+            within(limit, stages, uri.path()).await
+        }
+        Err(status) => respond::status(&status),
+    };
     if let (Some(log), Some(trail)) = (&server.audit, trail.get()) {
         audit(log, trail, &response, server.clock.now());
     }
@@ -70,6 +75,26 @@ pub(crate) async fn handle(
         *response.body_mut() = Body::Full(bytes::Bytes::new());
     }
     response
+}
+
+/// The answer of the stages, if it comes in time.
+async fn within(
+    limit: Option<Duration>,
+    stages: Pin<&mut impl Future<Output = std::thread::Result<Response<Body>>>>,
+    path: &str,
+) -> Response<Body> {
+    let answer = match limit {
+        None => stages.await,
+        Some(limit) => match tokio::time::timeout(limit, stages).await {
+            Ok(answer) => answer,
+            Err(_) => return protect::timed_out(),
+        },
+    };
+    answer.unwrap_or_else(|_| {
+        error!(path, "request handler panicked");
+        let why = "This request caused apiserver to panic. Look in the logs for details.";
+        respond::status(&Status::internal(why))
+    })
 }
 
 /// Logs how a request ended.
@@ -86,6 +111,7 @@ fn is_apply(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/apply-patch"))
 }
 
+#[expect(clippy::too_many_arguments, reason = "what is known of a request")]
 async fn stages(
     server: &Arc<Server>,
     connection: &Connection,
@@ -93,6 +119,7 @@ async fn stages(
     path: &str,
     query: &Query<'_>,
     info: &Info<'_>,
+    limit: Option<Duration>,
     trail: &OnceLock<Arc<Trail>>,
 ) -> Response<Body> {
     // authentication
@@ -116,6 +143,29 @@ async fn stages(
     if let Some(trail) = begun.filter(|_| !Arc::ptr_eq(&asked, &user)) {
         trail.impersonated(&user);
     }
+    // priority and fairness
+    let held = match protect::enter(server, &user, info, path, query, limit).await {
+        Ok(held) => held,
+        Err(response) => return response,
+    };
+    if let Some(seat) = held.seat().filter(|_| info.verb == "watch") {
+        request.extensions_mut().insert(seat.clone());
+    }
+    let mut response = permitted(server, request, user, path, query, info, begun).await;
+    held.leave(&mut response, limit);
+    response
+}
+
+/// The stages of a request that has its seats.
+async fn permitted(
+    server: &Arc<Server>,
+    mut request: Request<Incoming>,
+    user: Arc<UserInfo>,
+    path: &str,
+    query: &Query<'_>,
+    info: &Info<'_>,
+    begun: Option<&Arc<Trail>>,
+) -> Response<Body> {
     // authorization
     let selectors = (query.get("fieldSelector").unwrap_or(""), query.get("labelSelector").unwrap_or(""));
     let allowed = authz::check(server, &user, info, path, selectors).await;

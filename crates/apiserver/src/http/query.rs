@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use coracle_client::{DeleteOptions, ListOptions, WriteOptions};
+use coracle_meta::Status;
 use coracle_meta::field::ErrorList;
-use coracle_meta::{Reason, Status};
 
 /// Query parameters in order, decoded.
 #[derive(Clone, Debug, Default)]
@@ -110,20 +110,6 @@ impl<'a> Query<'a> {
             ..DeleteOptions::default()
         })
     }
-
-    /// Checks `timeout`, which is accepted and otherwise not needed.
-    pub(crate) fn check_timeout(&self) -> Result<(), Status> {
-        match self.get("timeout") {
-            Some(text) if !text.is_empty() && !is_go_duration(text) => {
-                let why = format!(
-                    "invalid timeout specified in the request URL - time: invalid duration {}",
-                    crate::verbs::go_quote(text)
-                );
-                Err(Status::new(400, Reason::BadRequest, why, None))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// `dryRun` has one possible value.
@@ -133,26 +119,6 @@ pub(crate) fn check_dry_run(kind: &str, asked: &[&str]) -> Result<bool, Status> 
         errs.not_supported("dryRun", serde_json::json!(asked), &["All"]);
     }
     if errs.is_empty() { Ok(!asked.is_empty()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errs)) }
-}
-
-fn is_go_duration(text: &str) -> bool {
-    let text = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if text == "0" {
-        return true;
-    }
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
-        if digits.len() == rest.len() {
-            return false;
-        }
-        let unit = ["ns", "us", "µs", "ms", "s", "m", "h"].iter().find_map(|u| digits.strip_prefix(u));
-        match unit {
-            Some(after) => rest = after,
-            None => return false,
-        }
-    }
-    !text.is_empty()
 }
 
 /// Percent-decodes a path or parameter; `None` when malformed.

@@ -41,7 +41,7 @@ pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 /// The serving configuration; client certificates are asked for when a CA is given, not required. Whether
 /// one is believed is found afterwards with [`ClientCa::accepts`], so that a bad one is answered with 401.
-pub(crate) fn server_config(tls: &Tls, client_ca: Option<&ClientCa>) -> Result<ServerConfig, StartError> {
+fn server_config(tls: &Tls, client_ca: Option<&ClientCa>) -> Result<ServerConfig, StartError> {
     let fail = |what: &'static str| move |e: rustls::Error| StartError::Tls { what, why: e.to_string() };
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -127,11 +127,29 @@ impl ClientCertVerifier for Deferred {
     }
 }
 
-/// Checks that certificates and keys can be used, before anything else is started.
-///
-/// # Errors
-/// [`StartError::Tls`].
-pub(crate) fn check(tls: &Tls, client_ca: Option<&str>) -> Result<(), StartError> {
-    let client_ca = client_ca.map(ClientCa::new).transpose()?;
-    server_config(tls, client_ca.as_ref()).map(drop)
+/// What new connections are met with.
+pub(crate) struct Serving {
+    /// Certificate and key.
+    pub(crate) config: Arc<ServerConfig>,
+    /// Who vouches for clients.
+    pub(crate) client_ca: Option<ClientCa>,
+    /// Who vouches for proxies.
+    pub(crate) proxy_ca: Option<ClientCa>,
+}
+
+impl Serving {
+    /// Puts them together.
+    ///
+    /// # Errors
+    /// [`StartError::Tls`] when one of them cannot be used.
+    pub(crate) fn new(
+        tls: &Tls,
+        client_ca: Option<&str>,
+        proxy_ca: Option<&str>,
+    ) -> Result<Self, StartError> {
+        let client_ca = client_ca.map(ClientCa::new).transpose()?;
+        let proxy_ca = proxy_ca.map(ClientCa::new).transpose()?;
+        let config = Arc::new(server_config(tls, client_ca.as_ref().or(proxy_ca.as_ref()))?);
+        Ok(Self { config, client_ca, proxy_ca })
+    }
 }

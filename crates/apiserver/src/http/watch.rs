@@ -17,6 +17,7 @@ use super::respond::{Answer, json_bytes};
 use super::table;
 use crate::cache::{CacheEntry, EventKind};
 use crate::codec;
+use crate::flow::Seat;
 use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
@@ -35,6 +36,8 @@ struct Frames {
     server: Arc<Server>,
     resource: Arc<Resource>,
     watching: Watching,
+    /// The seats of the request, until it has begun.
+    seat: Option<Seat>,
     wanted: Wanted,
     include_object: String,
     deadline: tokio::time::Instant,
@@ -44,11 +47,19 @@ struct Frames {
     written: Option<tokio::time::Instant>,
 }
 
+/// A watch that begins.
+pub(crate) struct Begin {
+    /// What it delivers.
+    pub(crate) watching: Watching,
+    /// The seats it holds until the objects there were at its beginning are on their way.
+    pub(crate) seat: Option<Seat>,
+}
+
 /// The response of a started watch.
 pub(crate) fn response(
     server: &Arc<Server>,
     resource: &Arc<Resource>,
-    watching: Watching,
+    begin: Begin,
     wanted: Wanted,
     include_object: String,
     timeout_seconds: Option<u64>,
@@ -57,7 +68,8 @@ pub(crate) fn response(
     let frames = Frames {
         server: server.clone(),
         resource: resource.clone(),
-        watching,
+        watching: begin.watching,
+        seat: begin.seat,
         wanted,
         include_object,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
@@ -66,8 +78,13 @@ pub(crate) fn response(
         written: None,
     };
     let stream = futures::stream::unfold(frames, |mut frames| async move {
-        let bytes = frames.batch().await?;
-        Some((Ok(bytes), frames))
+        loop {
+            let bytes = frames.batch().await?;
+            // Empty when nothing of it is selected.
+            if !bytes.is_empty() {
+                return Some((Ok(bytes), frames));
+            }
+        }
     });
     let mut response = json_bytes(StatusCode::OK, Bytes::new());
     if wanted.format == Format::Protobuf {
@@ -98,6 +115,9 @@ impl Frames {
     async fn batch(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
+        }
+        if self.seat.is_some() && self.watching.has_begun() {
+            self.seat = None;
         }
         let next = tokio::select! {
             biased;
@@ -143,6 +163,11 @@ impl Frames {
         let foreign = |entry: &CacheEntry| {
             self.resource.custom().is_some() && !std::ptr::eq(entry.def, self.resource.def)
         };
+        let next = match self.watching.matched(&self.resource, next).await {
+            Ok(Some(next)) => next,
+            Ok(None) => return Some(Bytes::new()),
+            Err(status) => return Some(self.failed(&status)),
+        };
         let made = match next {
             Next::Initial(entry) if foreign(&entry) => self.converted(EventKind::Added, entry).await,
             Next::Event(kind, event) if event.entry(kind).is_some_and(|e| foreign(e)) => {
@@ -166,11 +191,14 @@ impl Frames {
         };
         match made {
             Ok(bytes) => Some(bytes),
-            Err(status) => {
-                self.done = true;
-                Some(framed(format, "ERROR", &status.to_value()))
-            }
+            Err(status) => Some(self.failed(&status)),
         }
+    }
+
+    /// The last frame of a watch that cannot go on.
+    fn failed(&mut self, status: &Status) -> Bytes {
+        self.done = true;
+        framed(self.wanted.format, "ERROR", &status.to_value())
     }
 
     /// The frame of a custom resource that is stored in another version.

@@ -4,37 +4,19 @@ use coracle_client::PatchKind;
 use coracle_meta::{Reason, Status};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::yaml::{explain, first_document};
 use crate::verbs::decode;
 
 /// Parses a YAML body.
-pub(super) fn yaml(text: &[u8], kind: &str) -> Result<Value, Status> {
+pub(super) fn yaml_body(text: &[u8], kind: &str) -> Result<Value, Status> {
     first_document(text).map_err(|e| {
-        let (shown, why) = (decode::excerpt(text), yaml_error(&e));
+        let (shown, why) = (decode::excerpt(text), explain(&e));
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): yaml: {why} ({shown})"
         ))
     })
-}
-
-/// The first document of a YAML text; others are not looked at.
-fn first_document(text: &[u8]) -> Result<Value, serde_yaml_ng::Error> {
-    match serde_yaml_ng::Deserializer::from_slice(text).next() {
-        Some(document) => Value::deserialize(document),
-        None => Ok(Value::Null),
-    }
-}
-
-/// The message of Go's scanner: the line in front, unless it is the first one, and no column.
-fn yaml_error(e: &serde_yaml_ng::Error) -> String {
-    let text = e.to_string();
-    let why = text.split(" at line ").next().unwrap_or("");
-    match e.location().map(|place| place.line()) {
-        Some(line) if line > 1 => format!("line {line}: {why}"),
-        _ => why.to_owned(),
-    }
 }
 
 /// Which patch the content type says.
@@ -56,7 +38,7 @@ pub(super) fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
 pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
     if kind == PatchKind::Apply {
         let value: Value = first_document(text).map_err(|e| {
-            let why = yaml_error(&e);
+            let why = explain(&e);
             Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
         })?;
         return match go_kind(&value) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_meta::{Reason, Status};
-use http::header::{HOST, LOCATION, UPGRADE};
+use http::header::{HOST, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -33,17 +33,10 @@ pub(super) async fn forward(
         Unreached::There(why) => Status::internal(format!("error dialing backend: {why}")),
     })?;
     let outgoing = outgoing(&target, request)?;
-    let mut response = outbound::relay(io, outgoing).await.map_err(|e| match proxied {
+    let response = outbound::relay(io, outgoing).await.map_err(|e| match proxied {
         true => Status::unavailable(format!("error trying to reach service: {e}")),
         false => Status::internal(format!("error sending request: {e}")),
     })?;
-    if let Some(base) = &target.base
-        && let Some(location) = response.headers().get(LOCATION).and_then(|l| l.to_str().ok())
-        && location.starts_with('/')
-        && let Ok(moved) = HeaderValue::from_str(&format!("{base}{location}"))
-    {
-        response.headers_mut().insert(LOCATION, moved);
-    }
     Ok(response)
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Target {
     pub(crate) wire: Wire,
     /// Path and query.
     pub(crate) path: String,
-    /// Path prefix that the client sees, for redirects of proxied servers.
+    /// Path prefix that the client sees, for redirects and links of proxied servers.
     pub(crate) base: Option<String>,
 }
 

@@ -58,6 +58,7 @@ pub(super) fn raw(defs: &[&ResourceDef]) -> Map<String, Value> {
     if has(Subresource::Token) {
         generator.subschema_for::<authentication::v1::TokenRequest>();
     }
+    generator.subschema_for::<meta::ObjectMeta>();
     generator.subschema_for::<meta::ListMeta>();
     generator.subschema_for::<meta::Status>();
     generator.subschema_for::<meta::DeleteOptions>();

@@ -25,7 +25,7 @@ pub(super) fn created() -> Value {
 /// The JSON of a body of a subresource kind.
 pub(crate) fn body_value(input: Input, kind: &str) -> Result<Value, Status> {
     match input {
-        Input::Json(value) => Ok(value),
+        Input::Json(value) | Input::Yaml(value, _) => Ok(value),
         Input::Object(obj) => Ok(obj.to_value()),
         Input::Text(text) => super::decode::parse(&text, kind),
     }

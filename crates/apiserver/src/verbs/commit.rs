@@ -84,8 +84,8 @@ impl Server {
         self.cache.announce(&value, &key, obj);
         match self.store.commit(Txn { conditions: vec![condition], ops: vec![op] }).await {
             Ok(revision) => {
-                // A store that others share hands the cache bytes of its own: nobody claims these.
-                if self.store.shared() {
+                // A store that hands the cache bytes of its own: nobody claims these.
+                if self.store.copies(&key) {
                     drop(self.cache.claim(&value, &key));
                 }
                 let written = self.written(resource, &key, &value, revision);
@@ -102,6 +102,13 @@ impl Server {
                 })
             }
         }
+    }
+
+    /// Whether what is stored should be written again though nothing changes.
+    pub(crate) async fn out_of_date(&self, entry: &CacheEntry) -> Result<bool, Refused> {
+        let stale = entry.stale
+            || self.store.stale(&entry.key).await.map_err(|e| Refused::Failed(store_status(&e)))?;
+        Ok(stale)
     }
 
     /// The entry of a value just committed: the cache's own, or the same bytes if it is not there yet.

@@ -35,6 +35,15 @@ impl Server {
             Input::Object(obj) if resource.view().is_some() => obj.to_value(),
             Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
             Input::Json(value) => value,
+            Input::Yaml(value, doubled) => {
+                let value = check_type(self, resource, value)?;
+                let mut strict = Vec::new();
+                if validation != "Ignore" {
+                    strict.extend(doubled);
+                    strict.extend(self.fields.unknown(resource.def, &value));
+                }
+                return typed(resource, value, strict, validation);
+            }
             Input::Text(text) => {
                 if let Some(mut obj) = resource.def.strategy.decode_plain(&text) {
                     let warnings = object_meta::dedup_owners(obj.meta_mut()).into_iter().collect();

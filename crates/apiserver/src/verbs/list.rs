@@ -49,22 +49,26 @@ impl Server {
         name: &str,
         opts: &ListOptions,
     ) -> Result<Page, Status> {
-        let page = self.list_stored(resource, namespace, name, opts).await?;
-        let entries = self.all_in_version(resource, page.entries).await?;
-        Ok(Page { entries, ..page })
+        let mut filter = filter(resource, namespace, name, opts)?;
+        let late = late(resource, &mut filter);
+        let limit = if late.is_some() { 0 } else { opts.limit };
+        let stored = self.list_stored(resource, &filter, opts, limit).await?;
+        let mut entries = self.all_in_version(resource, stored.entries).await?;
+        let Some(late) = late else { return Ok(Page { entries, ..stored }) };
+        entries.retain(|e| late.selects(e));
+        Ok(page(entries, stored.revision, opts.limit, false))
     }
 
-    /// As [`Server::list`], each object in the version it is stored in.
+    /// As [`Server::list`], each object in the version it is stored in, and at most `limit` of them.
     async fn list_stored(
         &self,
         resource: &Resource,
-        namespace: &str,
-        name: &str,
+        filter: &Filter,
         opts: &ListOptions,
+        limit: usize,
     ) -> Result<Page, Status> {
-        let filter = filter(resource, namespace, name, opts)?;
         if !opts.continue_token.is_empty() {
-            return self.list_on(resource, &filter, opts).await;
+            return self.list_on(resource, filter, opts, limit).await;
         }
         let asked = parse_revision(&opts.resource_version)
             .map_err(|e| Status::bad_request(format!("invalid resource version: {e}")))?;
@@ -73,13 +77,13 @@ impl Server {
         match asked {
             Some(revision) if exact && revision > 0 => {
                 self.reach(revision).await?;
-                return self.list_at(resource, &filter, &filter.key, revision, opts.limit).await;
+                return self.list_at(resource, filter, &filter.key, revision, limit).await;
             }
             Some(0) => {}
             Some(revision) => self.reach(revision).await?,
             None => self.fresh().await?,
         }
-        Ok(self.first_page(resource, &filter, opts.limit))
+        Ok(self.first_page(resource, filter, limit))
     }
 
     fn first_page(&self, resource: &Resource, filter: &Filter, limit: usize) -> Page {
@@ -93,6 +97,7 @@ impl Server {
         resource: &Resource,
         filter: &Filter,
         opts: &ListOptions,
+        limit: usize,
     ) -> Result<Page, Status> {
         if !opts.resource_version.is_empty() && opts.resource_version != "0" {
             let why = "specifying resource version is not allowed when using continue";
@@ -106,12 +111,12 @@ impl Server {
             self.fresh().await?;
             let mut snapshot = resource.cache.snapshot(filter, self.cache.applied());
             snapshot.entries.retain(|e| *e.key >= *start);
-            return Ok(page(snapshot.entries, snapshot.revision, opts.limit, filter.is_plain()));
+            return Ok(page(snapshot.entries, snapshot.revision, limit, filter.is_plain()));
         }
         if self.cache.applied() < token.revision {
             self.reach(token.revision).await?;
         }
-        let result = self.list_at(resource, filter, &start, token.revision, opts.limit).await;
+        let result = self.list_at(resource, filter, &start, token.revision, limit).await;
         result.map_err(|status| match status.reason() {
             Reason::Expired => inconsistent(&token),
             _ => status,
@@ -210,6 +215,20 @@ pub(crate) fn filter(
         out.fields = (!fields.requirements().is_empty()).then_some(fields);
     }
     Ok(out)
+}
+
+/// Takes the field selector out of a filter when it must look at objects after their conversion: versions of a
+/// custom resource have fields of their own.
+pub(crate) fn late(resource: &Resource, filter: &mut Filter) -> Option<Filter> {
+    let own = |fields: &FieldSelector| {
+        fields
+            .requirements()
+            .iter()
+            .any(|r| !matches!(r.path.as_str(), "metadata.name" | "metadata.namespace"))
+    };
+    let taken =
+        resource.custom().is_some() && resource.has_versions() && filter.fields.as_ref().is_some_and(own);
+    taken.then(|| Filter { fields: filter.fields.take(), ..Filter::default() })
 }
 
 fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {

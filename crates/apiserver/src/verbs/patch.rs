@@ -47,7 +47,7 @@ impl Server {
             self.fresh().await?;
             let Some(entry) = self.look(resource, namespace, name).await? else {
                 if patch.kind == PatchKind::Apply && part == Part::Main {
-                    let made = self.apply_absent(caller, resource, namespace, name, patch.body, opts).await;
+                    let made = self.apply_absent(caller, resource, namespace, name, patch, opts).await;
                     match made {
                         Err(status) if status.code() == 409 && attempt < CONFLICT_TRIES => continue,
                         made => return made,
@@ -78,7 +78,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Refused> {
         if patch.kind == PatchKind::Apply {
-            return self.apply_once(caller, resource, namespace, part, entry, patch.body, opts).await;
+            return self.apply_once(caller, resource, namespace, part, entry, patch, opts).await;
         }
         let current = self.fields.text_in(resource, &entry.encoded).map_err(Refused::Failed)?;
         let (_, name) = entry.namespace_name();
@@ -125,9 +125,10 @@ impl Server {
         namespace: &str,
         part: Part,
         entry: &Arc<CacheEntry>,
-        body: &Value,
+        patch: Patch<'_>,
         opts: &WriteOptions,
     ) -> Result<Outcome, Refused> {
+        let body = patch.body;
         let (_, name) = entry.namespace_name();
         self.check_applied(resource, namespace, name, body).map_err(Refused::Failed)?;
         let old = entry.decode_full().map_err(Refused::Failed)?;
@@ -135,13 +136,14 @@ impl Server {
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
-        if applied == live && !entry.stale {
-            let warnings = resource.def.strategy.warnings(&*old, Some(&*old));
+        let mut warnings = doubled(patch, opts).map_err(Refused::Failed)?;
+        if applied == live && !self.out_of_date(entry).await? {
+            warnings.extend(resource.def.strategy.warnings(&*old, Some(&*old)));
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
         resource.def.strategy.default(&mut *obj);
-        let change = Change { obj, warnings: Vec::new() };
+        let change = Change { obj, warnings };
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
 
@@ -152,9 +154,10 @@ impl Server {
         resource: &Arc<Resource>,
         namespace: &str,
         name: &str,
-        body: &Value,
+        patch: Patch<'_>,
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
+        let body = patch.body;
         self.check_applied(resource, namespace, name, body)?;
         let uid = body.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or("");
         if !uid.is_empty() {
@@ -164,11 +167,12 @@ impl Server {
             return Err(Status::conflict(resource.def.group, resource.def.plural, name, &why));
         }
         let applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
+        let warnings = doubled(patch, opts)?;
         let mut obj = resource.def.strategy.decode(applied)?;
         obj.meta_mut().name = Some(name.to_owned());
         place(resource, namespace, &mut *obj)?;
         resource.def.strategy.default(&mut *obj);
-        self.create_object(caller, resource, namespace, obj, opts.dry_run, Vec::new()).await
+        self.create_object(caller, resource, namespace, obj, opts.dry_run, warnings).await
     }
 
     fn applying<'a>(&'a self, opts: &'a WriteOptions, part: Part) -> Applying<'a> {
@@ -213,6 +217,18 @@ impl Server {
             return Err(Status::bad_request(why));
         }
         Ok(())
+    }
+}
+
+/// What is said of keys that an apply configuration has twice, as warnings or as the refusal of a strict client.
+fn doubled(patch: Patch<'_>, opts: &WriteOptions) -> Result<Vec<String>, Status> {
+    let converting = |why: &String| format!("error converting YAML to JSON: {why}");
+    let said: Vec<String> = patch.twice.iter().map(converting).collect();
+    match said.first() {
+        Some(why) if opts.field_validation == "Strict" => {
+            Err(Status::bad_request(format!("error strict decoding YAML: {why}")))
+        }
+        _ => Ok(said),
     }
 }
 

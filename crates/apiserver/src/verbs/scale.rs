@@ -10,7 +10,7 @@ use coracle_resources::def::{ResourceDef, ScalePaths};
 use serde_json::{Value, json};
 
 use super::commit::Refused;
-use super::patch::check_patch_options;
+use super::patch::{Patch, check_patch_options};
 use super::update::{CONFLICT_TRIES, Change, uid_conflict, unset};
 use super::{Caller, Outcome, Part};
 use crate::cache::CacheEntry;
@@ -57,7 +57,8 @@ impl Server {
             if let ScaleWrite::Patch(PatchKind::Apply, body) = write {
                 let config = applied_to_parent(resource, name, body)?;
                 let part = Part::Scale;
-                match self.apply_once(caller, resource, namespace, part, &entry, &config, opts).await {
+                let patch = Patch { kind: PatchKind::Apply, body: &config, twice: &[] };
+                match self.apply_once(caller, resource, namespace, part, &entry, patch, opts).await {
                     Ok(outcome) => {
                         let scale = scale_of(resource, paths, &outcome.entry)?;
                         return Ok(Outcome { entry: transient(resource.def, scale)?, ..outcome });

@@ -182,12 +182,15 @@ impl Server {
             // Never stored.
             obj.meta_mut().self_link = None;
         }
-        if !entry.stale && self.only_times_differ(resource, entry, &*obj, old).map_err(Refused::Failed)? {
+        let times =
+            !entry.stale && self.only_times_differ(resource, entry, &*obj, old).map_err(Refused::Failed)?;
+        if times && !self.out_of_date(entry).await? {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
         let size = entry.encoded.len();
         let value = self.fields.encode(resource.def, &mut *obj, size).map_err(Refused::Failed)?;
-        if !entry.stale && codec::splice(&value, entry.revision) == entry.encoded {
+        let same = codec::splice(&value, entry.revision) == entry.encoded;
+        if same && !self.out_of_date(entry).await? {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
         if dry_run {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use coracle_client::ListOptions;
 use coracle_meta::{Reason, Status};
 
-use super::list::{check_list_options, filter};
+use super::list::{check_list_options, filter, late};
 use super::read::parse_revision;
-use crate::cache::{CacheEntry, Event, EventKind, Subscription};
+use crate::cache::{CacheEntry, Event, EventKind, Filter, Subscription};
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -48,6 +48,8 @@ pub(crate) struct Watching {
     next_bookmark: tokio::time::Instant,
     /// Revision to announce once `live` is drained.
     pending_bookmark: Option<u64>,
+    /// What only converted objects can be matched with; see [`late`].
+    late: Option<Filter>,
 }
 
 impl Server {
@@ -64,7 +66,8 @@ impl Server {
         watch: WatchOptions,
     ) -> Result<Watching, Status> {
         check_list_options(opts, true, watch.send_initial_events, watch.bookmarks)?;
-        let filter = filter(resource, namespace, name, opts)?;
+        let mut filter = filter(resource, namespace, name, opts)?;
+        let late = late(resource, &mut filter);
         let revision =
             parse_revision(&opts.resource_version).map_err(|e| Status::new(500, Reason::Unknown, e, None))?;
         let asked_initial = watch.send_initial_events == Some(true);
@@ -97,11 +100,36 @@ impl Server {
             bookmarks: watch.bookmarks,
             next_bookmark: tokio::time::Instant::now() + BOOKMARK_EVERY,
             pending_bookmark: None,
+            late,
         })
     }
 }
 
 impl Watching {
+    /// Matches what came with what only its version knows; `None` when it is not selected.
+    ///
+    /// # Errors
+    /// 500 when a conversion webhook fails.
+    pub(crate) async fn matched(&self, resource: &Resource, next: Next) -> Result<Option<Next>, Status> {
+        let Some(late) = &self.late else { return Ok(Some(next)) };
+        let selects = async |entry: Option<&Arc<CacheEntry>>| match entry {
+            None => Ok(false),
+            Some(entry) => {
+                let entry = self.server.in_version(resource, entry.clone()).await?;
+                Ok::<_, Status>(late.selects(&entry))
+            }
+        };
+        Ok(match next {
+            Next::Initial(entry) => selects(Some(&entry)).await?.then_some(Next::Initial(entry)),
+            Next::Event(kind, event) => {
+                let before = kind != EventKind::Added && selects(event.before()).await?;
+                let now = kind != EventKind::Deleted && selects(event.entry(kind)).await?;
+                EventKind::of(before, now).map(|kind| Next::Event(kind, event))
+            }
+            other => Some(other),
+        })
+    }
+
     /// The next thing to deliver. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Next {
         if let Some(next) = self.ready() {
@@ -124,6 +152,11 @@ impl Watching {
                 }
             }
         }
+    }
+
+    /// Whether all is delivered that was there at the beginning.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.initial.len() == 0 && self.backlog.len() == 0 && !self.mark_initial
     }
 
     /// The next thing to deliver, if there is one right now.

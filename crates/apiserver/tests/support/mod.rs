@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_apiserver::{Anonymous, ApiServer, Config, Tls};
+use coracle_apiserver::{Anonymous, ApiServer, Config, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::static_token::StaticTokens;
 use coracle_auth::{Authenticator, Authorizer};
 use coracle_stdx::Clock;
 use coracle_store::{MemoryStore, Store};
+use futures::SinkExt as _;
 use http::{Method, Request, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -27,11 +29,12 @@ pub const ADMIN: &str = "admintoken";
 
 /// A running server.
 pub struct Cluster {
-    _api: Arc<ApiServer>,
+    api: Arc<ApiServer>,
+    ca: CertificateAuthority,
     addr: SocketAddr,
     roots: rustls::RootCertStore,
     tls: Arc<rustls::ClientConfig>,
-    _serving: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<()>,
 }
 
 /// An answer.
@@ -41,7 +44,57 @@ pub struct Answer {
     pub bytes: Bytes,
 }
 
+/// A connection that stays.
+pub struct KeepAlive(hyper::client::conn::http1::SendRequest<Full<Bytes>>);
+
+impl KeepAlive {
+    /// GET on it.
+    pub async fn get(&mut self, target: &str) -> StatusCode {
+        let request = Request::builder().uri(target).header("host", "localhost");
+        let request = request.header("authorization", format!("Bearer {ADMIN}"));
+        let response = self.0.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        let code = response.status();
+        response.into_body().collect().await.unwrap();
+        code
+    }
+}
+
+/// A request whose body is under way.
+pub struct Upload {
+    body: futures::channel::mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
+    answer: tokio::task::JoinHandle<hyper::Result<http::Response<hyper::body::Incoming>>>,
+}
+
+impl Upload {
+    /// Sends more of the body.
+    pub async fn send(&mut self, bytes: Bytes) {
+        self.body.send(Ok(Frame::data(bytes))).await.unwrap();
+    }
+
+    /// Ends the body; the answer.
+    pub async fn finish(self) -> Answer {
+        let Self { body, answer } = self;
+        drop(body);
+        Answer::of(answer.await.unwrap().unwrap()).await
+    }
+
+    /// The answer, though the body has not ended.
+    pub async fn answer(self) -> Answer {
+        let Self { body, answer } = self;
+        let answer = Answer::of(answer.await.unwrap().unwrap()).await;
+        drop(body);
+        answer
+    }
+}
+
 impl Answer {
+    /// A response with its whole body.
+    pub async fn of(response: http::Response<hyper::body::Incoming>) -> Self {
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Self { code: parts.status, headers: parts.headers, bytes }
+    }
+
     /// The JSON body.
     #[track_caller]
     pub fn json(&self) -> Value {
@@ -51,10 +104,8 @@ impl Answer {
     }
 }
 
-/// Configuration over a store, on an address.
-pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) {
-    let clock = Clock::system();
-    let ca = CertificateAuthority::create("test-ca", &clock).unwrap();
+/// A serving certificate.
+fn serving(ca: &CertificateAuthority) -> Tls {
     let issue = Issue {
         common_name: "kube-apiserver".into(),
         ip_addresses: vec!["127.0.0.1".parse().unwrap()],
@@ -62,14 +113,21 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         days: 1,
         ..Issue::default()
     };
-    let serving = ca.issue(issue, &clock).unwrap();
+    let pem = ca.issue(issue, &Clock::system()).unwrap();
+    Tls { cert_pem: pem.cert, key_pem: pem.key }
+}
+
+/// Configuration over a store, on an address.
+pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, CertificateAuthority) {
+    let clock = Clock::system();
+    let ca = CertificateAuthority::create("test-ca", &clock).unwrap();
     let tokens = "admintoken,admin,admin,\"system:masters\"\nnobodytoken,nobody,nobody\n";
     let tokens = StaticTokens::parse(tokens).unwrap();
     let config = Config {
         store,
         clock,
         git_version: "v1.36.2+coracle".into(),
-        tls: Tls { cert_pem: serving.cert, key_pem: serving.key },
+        tls: serving(&ca),
         client_ca_pem: None,
         authenticators: Box::new(move |_| vec![Arc::new(tokens) as Arc<dyn Authenticator>]),
         anonymous: Anonymous::Everywhere,
@@ -85,9 +143,16 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, String) 
         bootstrap: Vec::new(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
+        limits: RequestLimits::UPSTREAM,
         audit: None,
     };
-    (config, ca.cert_pem().to_owned())
+    (config, ca)
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
 }
 
 impl Cluster {
@@ -98,21 +163,26 @@ impl Cluster {
 
     /// Starts a server on a store.
     pub async fn over(store: Arc<dyn Store>) -> Self {
-        Self::configured(store, |_| ()).await
+        Self::with(store, |_| ()).await
     }
 
-    /// Starts a server on a store, with a configuration of one's own.
-    pub async fn configured(store: Arc<dyn Store>, configure: impl FnOnce(&mut Config)) -> Self {
+    /// Starts a server on a fresh store, with other limits.
+    pub async fn limited(limits: RequestLimits) -> Self {
+        Self::with(MemoryStore::new(), |config| config.limits = limits).await
+    }
+
+    /// Starts a server on a store, with a configuration that the test changes.
+    pub async fn with(store: Arc<dyn Store>, change: impl FnOnce(&mut Config)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (mut config, ca) = config(store, addr);
-        configure(&mut config);
+        change(&mut config);
         let api = ApiServer::start(config).await.unwrap();
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
         let tls = client(&roots).with_no_client_auth();
         let serving = tokio::spawn(api.clone().serve(listener));
-        Self { _api: api, addr, roots, tls: Arc::new(tls), _serving: serving }
+        Self { api, ca, addr, roots, tls: Arc::new(tls), serving }
     }
 
     /// POST of JSON with a client certificate, or none, instead of a token.
@@ -132,10 +202,44 @@ impl Cluster {
                 builder.with_client_auth_cert(vec![cert], key).unwrap()
             }
         };
+        let io = TokioIo::new(self.tls_as(Arc::new(tls)).await);
         let mut headers = headers.to_vec();
         headers.extend([("content-type", "application/json"), ("authorization", "")]);
-        let response = self.exchange(Arc::new(tls), Method::POST, target, &headers, &body.to_string()).await;
-        read(response).await
+        let body = Full::new(Bytes::from(body.to_string()));
+        Answer::of(begin(io, Method::POST, target, &headers, body).await.await.unwrap()).await
+    }
+
+    /// The server.
+    pub fn api(&self) -> &ApiServer {
+        &self.api
+    }
+
+    /// Another serving certificate of the same CA.
+    pub fn issue(&self) -> Tls {
+        serving(&self.ca)
+    }
+
+    async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.tls_as(self.tls.clone()).await
+    }
+
+    async fn tls_as(&self, tls: Arc<rustls::ClientConfig>) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap()
+    }
+
+    /// The certificate that a new connection is shown.
+    pub async fn served_certificate(&self) -> Vec<u8> {
+        self.tls().await.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    /// A connection for several requests.
+    pub async fn keep_alive(&self) -> KeepAlive {
+        let io = TokioIo::new(self.tls().await);
+        let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        KeepAlive(sender)
     }
 
     /// Sends a request and returns the response with its body still running.
@@ -146,38 +250,36 @@ impl Cluster {
         headers: &[(&str, &str)],
         body: &str,
     ) -> http::Response<hyper::body::Incoming> {
-        self.exchange(self.tls.clone(), method, target, headers, body).await
+        let body = Full::new(Bytes::from(body.to_owned()));
+        self.connect(method, target, headers, body).await.await.unwrap()
     }
 
-    async fn exchange(
+    /// Begins a request whose body the test sends bit by bit.
+    pub async fn upload(&self, method: Method, target: &str, headers: &[(&str, &str)]) -> Upload {
+        let (body, rest) = futures::channel::mpsc::channel(8);
+        let rest = http_body_util::StreamBody::new(rest);
+        let answer = tokio::spawn(self.connect(method, target, headers, rest).await);
+        Upload { body, answer }
+    }
+
+    /// Connects, and begins a request.
+    async fn connect<B>(
         &self,
-        tls: Arc<rustls::ClientConfig>,
         method: Method,
         target: &str,
         headers: &[(&str, &str)],
-        body: &str,
-    ) -> http::Response<hyper::body::Incoming> {
-        let stream = TcpStream::connect(self.addr).await.unwrap();
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tls = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
-        tokio::spawn(connection.with_upgrades());
-        let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
-        if !headers.iter().any(|(k, _)| *k == "authorization") {
-            request = request.header("authorization", format!("Bearer {ADMIN}"));
-        }
-        for (key, value) in headers {
-            request = request.header(*key, *value);
-        }
-        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-        sender.send_request(request).await.unwrap()
+        body: B,
+    ) -> impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>> + use<B>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        begin(TokioIo::new(self.tls().await), method, target, headers, body).await
     }
 
     /// Sends a request and reads the whole answer.
     pub async fn send(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let response = self.open(method, target, headers, body).await;
-        read(response).await
+        Answer::of(self.open(method, target, headers, body).await).await
     }
 
     /// GET.
@@ -202,6 +304,31 @@ impl Cluster {
     }
 }
 
+/// Begins a request on a connection of its own.
+async fn begin<B>(
+    io: TokioIo<tokio_rustls::client::TlsStream<TcpStream>>,
+    method: Method,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: B,
+) -> impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>> + use<B>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
+    if !headers.iter().any(|(k, _)| *k == "authorization") {
+        request = request.header("authorization", format!("Bearer {ADMIN}"));
+    }
+    for (key, value) in headers {
+        request = request.header(*key, *value);
+    }
+    let request = request.body(body).unwrap();
+    async move { sender.send_request(request).await }
+}
+
 fn client(
     roots: &rustls::RootCertStore,
 ) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
@@ -210,12 +337,6 @@ fn client(
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots.clone())
-}
-
-async fn read(response: http::Response<hyper::body::Incoming>) -> Answer {
-    let (parts, body) = response.into_parts();
-    let bytes = body.collect().await.unwrap().to_bytes();
-    Answer { code: parts.status, headers: parts.headers, bytes }
 }
 
 /// Waits until there is something.

@@ -9,10 +9,10 @@ use crate::objects::{config_map, pod, run_id};
 use crate::target::{Failure, Target};
 
 /// Nothing runs it; it only has to look like an image.
-const IMAGE: &str = "registry.k8s.io/pause:3.10";
+pub(super) const IMAGE: &str = "registry.k8s.io/pause:3.10";
 
 /// A pod whose name ends in the request's number.
-fn numbered_pod() -> String {
+pub(super) fn numbered_pod() -> String {
     pod(&format!("o-{NUMBER}"), IMAGE, &[]).to_string()
 }
 

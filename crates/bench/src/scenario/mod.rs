@@ -1,6 +1,7 @@
 //! The scenarios, one file each kind of work.
 
 pub mod api;
+pub mod flood;
 pub mod pod_links;
 pub mod pod_start;
 pub mod schedule;

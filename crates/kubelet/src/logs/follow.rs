@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use super::{Chunk, Formatter, LogOptions, tail_offset};
-use crate::files::{Watch, Watcher};
+use coracle_stdx::files::{Watch, Watcher};
 
 /// Bytes read at once.
 const BLOCK: usize = 64 * 1024;

@@ -13,7 +13,7 @@ use fjall::{
 
 use super::damage;
 use super::layout::{Kind, Record, Slot, log_key, number, parse_version_key, version_key};
-use crate::{Revision, StoreError};
+use crate::{Entry, Revision, StoreError};
 
 /// Version of the layout; a store of another one is refused.
 const FORMAT: u64 = 1;
@@ -252,6 +252,12 @@ impl Disk {
         let key = version_key(&record.key, record.slot(), record.kind);
         batch.0.insert(&self.versions, key, value.unwrap_or_default());
         batch.0.insert(&self.log, record.encode_key(), record.encode_value());
+    }
+
+    /// Adds an entry to a batch that has no history.
+    pub(super) fn set(&self, batch: &mut Batch, entry: &Entry) {
+        let slot = Slot { create: entry.create_revision, modified: entry.mod_revision };
+        batch.0.insert(&self.versions, version_key(&entry.key, slot, Kind::Put), &*entry.value);
     }
 
     /// Writes a batch and flushes it.

@@ -12,7 +12,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as channel;
@@ -26,6 +26,7 @@ use self::disk::Disk;
 use self::layout::{Kind, Record, Slot};
 use self::lock::DirectoryLock;
 use self::writer::Request;
+use crate::snapshot::{SnapshotError, SnapshotInfo};
 use crate::watchers::{Watchers, below};
 use crate::{Entry, Event, Range, RangeResult, Revision, Store, StoreError, Txn, Watch};
 
@@ -96,6 +97,54 @@ impl EmbeddedStore {
             .spawn(move || writer::run(&theirs, &receiver))
             .map_err(|e| StoreError::Engine(format!("cannot start the store's writer: {e}")))?;
         Ok(Arc::new(Self { shared, requests: Some(requests), writer: Some(writer) }))
+    }
+}
+
+impl EmbeddedStore {
+    /// Makes a store in `dir`, which must have none, of entries of another: they keep their revisions, and the store
+    /// is at `revision`, with no history before. Those who know the old one have to list again.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotEmpty`], what the entries' source says, and engine failures. The directory is then as it
+    /// was.
+    pub fn restore(
+        dir: &Path,
+        revision: Revision,
+        entries: impl Iterator<Item = std::io::Result<Entry>>,
+    ) -> Result<SnapshotInfo, SnapshotError> {
+        if std::fs::read_dir(dir).is_ok_and(|mut found| found.next().is_some()) {
+            return Err(SnapshotError::NotEmpty(format!("files in {}", dir.display())));
+        }
+        std::fs::create_dir_all(dir)?;
+        let restored = Self::fill(dir, revision, entries);
+        if restored.is_err() {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        restored
+    }
+
+    fn fill(
+        dir: &Path,
+        revision: Revision,
+        entries: impl Iterator<Item = std::io::Result<Entry>>,
+    ) -> Result<SnapshotInfo, SnapshotError> {
+        let _lock = DirectoryLock::acquire(dir)?;
+        let (disk, _) = Disk::open(dir)?;
+        let mut info = SnapshotInfo { revision, keys: 0 };
+        let mut batch = disk.batch();
+        for entry in entries {
+            let entry = entry?;
+            disk.set(&mut batch, &entry);
+            info.revision = info.revision.max(entry.mod_revision);
+            info.keys += 1;
+            if info.keys.is_multiple_of(CHUNK as u64) {
+                disk.commit(std::mem::replace(&mut batch, disk.batch()))?;
+            }
+        }
+        disk.commit(batch)?;
+        disk.set_compacted(info.revision)?;
+        disk.write_acknowledged(info.revision);
+        Ok(info)
     }
 }
 
@@ -304,7 +353,7 @@ impl Shared {
             self.replay(prefix, newest, until, &sender)?;
         }
         watchers.add(prefix, sender);
-        Ok(receiver)
+        Ok(receiver.into())
     }
 
     fn compact(&self, revision: Revision) -> Result<(), StoreError> {

@@ -112,7 +112,7 @@ impl Feed {
             let _ = sender.send(batch);
         }
         state.watchers.add(prefix, sender);
-        Ok(receiver)
+        Ok(receiver.into())
     }
 
     fn deliver(&self, events: Vec<Event>, progress: Option<Revision>) {

@@ -1,4 +1,4 @@
-//! One inotify instance for the whole kubelet: wakes those who follow files. Nobody polls.
+//! Changes of files: one inotify instance wakes all who follow some. Nobody polls.
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
