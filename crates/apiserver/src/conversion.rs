@@ -110,7 +110,7 @@ impl Server {
                 values.iter_mut().for_each(|value| value["apiVersion"] = wanted.clone().into())
             }
             Conversion::Webhook { client, reviews } => {
-                values = self.ask(version, client, reviews, values, &wanted).await?;
+                values = self.ask(client, reviews, values, &wanted).await?;
             }
         }
         if let Some(strategy) = to.strategy.custom() {
@@ -124,13 +124,14 @@ impl Server {
     /// Asks a webhook to convert objects; the answer must be the same objects in another version.
     async fn ask(
         &self,
-        version: &CustomVersion,
         client: &WebhookClientConfig,
         reviews: &[String],
         values: Vec<Value>,
         wanted: &str,
     ) -> Result<Vec<Value>, Status> {
-        let gvk = format!("{}/{}, Kind={}", version.group, version.version, version.kind);
+        // Of what is to be converted, as upstream says it.
+        let of = |field: &str| values.first().and_then(|v| v[field].as_str()).unwrap_or_default();
+        let gvk = format!("{}, Kind={}", of("apiVersion"), of("kind"));
         let failed = |why: String| {
             let message = format!("conversion webhook for {gvk} failed: {why}");
             Status::new(500, coracle_meta::Reason::Unknown, message, None)
