@@ -162,6 +162,19 @@ async fn a_level_that_is_deleted_serves_who_waits_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn seats_on_a_leash_come_free_though_they_are_still_held() {
+    let flow = small(queued(10));
+    let (a, b) = (ask(&flow, "a").await.unwrap(), ask(&flow, "a").await.unwrap());
+    let slow = b.for_at_most(Duration::from_secs(60));
+    assert!(ask(&flow, "b").await.is_ok(), "a minute later");
+    until(&flow, (0, 1)).await;
+    drop(slow);
+    until(&flow, (0, 1)).await;
+    drop(a.for_at_most(Duration::from_secs(60)));
+    until(&flow, (0, 0)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn seats_of_watchers_come_free_by_time() {
     let flow = small(queued(10));
     let user = UserInfo::authenticated("a", &["devs"]);

@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use coracle_meta::Status;
 
 use crate::cache::CacheEntry;
-use crate::flow::Seat;
+use crate::flow::{Leash, Seat};
 
 /// Bytes per block of a streamed list.
 pub(super) const BLOCK: usize = 128 * 1024;
@@ -120,30 +120,15 @@ impl GzipBody {
 /// A body and the seats of its request, for a limited time: a reader that takes longer loses the answer.
 pub(crate) struct KeptBody {
     body: Body,
-    seat: Option<Seat>,
+    seat: Option<Leash>,
     over: Pin<Box<tokio::time::Sleep>>,
-    /// Gives the seats back when the time is over and nobody asks for the rest of the body.
-    _watch: Abort,
-}
-
-struct Abort(tokio::task::JoinHandle<()>);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Body {
     /// The body with the seats of its request.
     pub(crate) fn keeping(self, seat: Seat, limit: Duration) -> KeptBody {
         let over = Box::pin(tokio::time::sleep(limit));
-        let theirs = seat.clone();
-        let watch = tokio::spawn(async move {
-            tokio::time::sleep(limit).await;
-            theirs.release();
-        });
-        KeptBody { body: self, seat: Some(seat), over, _watch: Abort(watch) }
+        KeptBody { body: self, seat: Some(seat.for_at_most(limit)), over }
     }
 }
 
