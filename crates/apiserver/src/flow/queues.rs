@@ -492,7 +492,9 @@ impl<W> QueueSet<W> {
             return Some((at, seats));
         }
         let narrow = || self.first(1).filter(|(_, seats)| self.fits(*seats));
-        if seats > 1 && self.narrow < self.reserve() { narrow() } else { None }
+        // One that needs even the reserved seats would never get them if others went by.
+        let may_wait = seats > 1 && seats + self.reserve() <= self.limit;
+        if may_wait && self.narrow < self.reserve() { narrow() } else { None }
     }
 
     fn reserve(&self) -> u64 {

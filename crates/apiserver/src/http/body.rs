@@ -122,13 +122,15 @@ pub(crate) struct KeptBody {
     body: Body,
     seat: Option<Leash>,
     over: Pin<Box<tokio::time::Sleep>>,
+    /// A block has just been made: others come first before the next.
+    rest: bool,
 }
 
 impl Body {
     /// The body with the seats of its request.
     pub(crate) fn keeping(self, seat: Seat, limit: Duration) -> KeptBody {
         let over = Box::pin(tokio::time::sleep(limit));
-        KeptBody { body: self, seat: Some(seat.for_at_most(limit)), over }
+        KeptBody { body: self, seat: Some(seat.for_at_most(limit)), over, rest: false }
     }
 }
 
@@ -137,7 +139,13 @@ impl KeptBody {
         if self.over.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(std::io::ErrorKind::TimedOut.into())));
         }
+        // Else a long list would keep a thread until all of it is written, and short requests would wait for it.
+        if std::mem::take(&mut self.rest) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let frame = http_body::Body::poll_frame(Pin::new(&mut self.body), cx);
+        self.rest = true;
         if http_body::Body::is_end_stream(&self.body) || matches!(frame, Poll::Ready(None)) {
             self.seat = None;
         }
