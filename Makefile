@@ -9,7 +9,7 @@ UP_FLAGS ?=
 BENCH_FLAGS ?=
 comma := ,
 
-.PHONY: up down build deps test-deps tools test lint bench install clean
+.PHONY: up down build deps test-deps tools test test-examples lint bench install clean
 
 up: build  ## Install what is missing, build, and run a cluster on this machine.
 	$(SUDO) $(BIN) up --detach $(UP_FLAGS)
@@ -32,6 +32,10 @@ build: deps
 test: test-deps tools  ## All tests. Needs root for the end-to-end ones.
 	cargo build --workspace --all-targets
 	CORACLE_BIN=$(abspath $(TESTED)) CORACLE_TOOLS=$(abspath target/tools) cargo test --workspace --all-targets --no-fail-fast
+
+test-examples: test-deps tools  ## The examples, which are workspaces of their own and no part of `make test`.
+	cargo build --workspace --bin coracle
+	CORACLE_TOOLS=$(abspath target/tools) $(MAKE) -C examples/node-images test CORACLE_BIN=$(abspath $(TESTED))
 
 lint:
 	cargo fmt --all --check

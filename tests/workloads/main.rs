@@ -1,6 +1,7 @@
 //! StatefulSet, DaemonSet, Job and CronJob with the real kubectl and real containers.
 
 mod autoscaler;
+mod cluster;
 
 use coracle_testkit::{Machine, busybox_archive, retry, run};
 use serde_json::Value;
@@ -69,6 +70,8 @@ fn every_kind_of_workload_runs_updates_and_goes_back() {
     release(&story);
     autoscaler::load_scales_up(&story);
     token_in_a_secret(&story);
+    cluster::load_balancer_answers_on_the_node(&story);
+    cluster::a_policy_is_checked_against_the_kinds_it_is_for(&story);
     story.machine.coracle(MAIN, &["down", "--purge"]).ok();
 }
 

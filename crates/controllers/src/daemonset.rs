@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use coracle_client::{Api, Change, EventType, Informer};
 use coracle_meta::owner::controller_ref;
 use coracle_meta::selector::LabelSelector;
-use coracle_meta::{Reason, Status};
+use coracle_meta::{Reason, Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use crate::claim::{Claimant, carry_out, claim};
 use crate::pods::{BURST, LAG, PodControl, wake_adopters};
 use crate::revisions::{REVISION_HASH, Revisions, Subject};
+use crate::rollouts::{Progress, Rollouts, Turn};
 use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, is_namespace_terminating,
     name_of, uid_of,
@@ -38,6 +39,9 @@ const COMPONENT: &str = "daemonset-controller";
 const BACKOFF: (SignedDuration, SignedDuration) =
     (SignedDuration::from_secs(1), SignedDuration::from_secs(900));
 
+/// The kind, among those that roll out.
+const KIND: &str = "DaemonSet";
+
 /// Starts the controller.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let (sets, nodes) = (cx.informers.get::<DaemonSet>(), cx.informers.get::<Node>());
@@ -51,9 +55,12 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         api: client.api(),
         clock: cx.clock.clone(),
         backoff: Mutex::default(),
+        rollouts: cx.rollouts.clone(),
     });
     let (selecting, hosted) = (sets.clone(), sets.clone());
-    Controller::new(DESCRIPTOR)
+    let controller = Controller::new(DESCRIPTOR);
+    cx.rollouts.wakes(KIND, controller.queue());
+    controller
         .watch_primary(&sets)
         .watch_owned(&pods, "DaemonSet")
         .watch(&pods, move |change, enqueue| {
@@ -90,6 +97,29 @@ fn wake_by_node(sets: &Informer<DaemonSet>, change: &Change<Node>, enqueue: Enqu
     }
 }
 
+/// Whether the controller itself replaces pods of an older template.
+fn rolls(set: &DaemonSet) -> bool {
+    let strategy = set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
+    strategy.and_then(|s| s.type_.as_deref()) != Some("OnDelete")
+}
+
+/// How far the change to a revision has come.
+fn progress(pods: &[Arc<Pod>], hash: &str, update: &ControllerRevision) -> Progress {
+    let is_new = |pod: &&Arc<Pod>| {
+        pod.metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(REVISION_HASH))
+            .is_some_and(|own| own == hash)
+    };
+    let (new, old): (Vec<_>, Vec<_>) = pods.iter().filter(|pod| !podutil::is_terminal(pod)).partition(is_new);
+    match (old.is_empty(), new.is_empty()) {
+        (true, _) => Progress::Idle,
+        (false, true) => Progress::Due(update.metadata.creation_timestamp.as_ref().map(|time| time.0)),
+        (false, false) => Progress::Begun,
+    }
+}
+
 /// By DaemonSet, generation and node: when a failed pod was replaced last, and for how long it is not again.
 type Backoffs = HashMap<(String, i64, String), (Timestamp, SignedDuration)>;
 
@@ -101,6 +131,7 @@ struct Daemons {
     api: Api<DaemonSet>,
     clock: Clock,
     backoff: Mutex<Backoffs>,
+    rollouts: Rollouts,
 }
 
 #[async_trait]
@@ -111,6 +142,7 @@ impl Reconciler for Daemons {
                 self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
             self.backoff.lock().retain(|(uid, ..), _| known.contains(uid));
             self.control.retain(&known);
+            self.rollouts.forget(KIND, key);
             return Ok(Action::AwaitChange);
         };
         let Some(spec) = &set.spec else { return Ok(Action::AwaitChange) };
@@ -143,8 +175,15 @@ impl Reconciler for Daemons {
         let view = View::new(&set, &nodes, &owned, &hash, self.clock.now());
         let (mut failure, mut again) = (None, None);
         if sees_own_writes {
-            let plan = self.plan(&view);
+            let progress =
+                if rolls(&set) { progress(&owned, &hash, &history.update) } else { Progress::Idle };
+            let turn = self.rollouts.turn(KIND, key, progress);
+            let plan = self.plan(&view, turn == Turn::Goes);
             again = plan.again;
+            if let Turn::Waits(before) = turn {
+                let later = self.rollouts.tell(KIND, &*set, &self.control.events, before);
+                again = Some(again.map_or(later, |other: Duration| other.min(later)));
+            }
             failure = self.carry_out(&set, plan, &hash).await;
             let hashes = owned.iter().filter_map(|pod| pod.metadata.labels.as_ref()?.get(REVISION_HASH));
             let used: BTreeSet<&String> = hashes.collect();
@@ -168,16 +207,14 @@ impl Reconciler for Daemons {
 }
 
 impl Daemons {
-    fn plan(&self, view: &View<'_>) -> Plan {
+    fn plan(&self, view: &View<'_>, may_roll: bool) -> Plan {
         let generation = view.set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0);
         let uid = uid_of(&**view.set).to_owned();
         let mut backoffs = self.backoff.lock();
         let mut may_replace =
             |node: &str| may_replace(&mut backoffs, (uid.clone(), generation, node.to_owned()), view.now);
         let plan = decide::manage(view, &mut may_replace);
-        let strategy = view.set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
-        let rolls = strategy.and_then(|s| s.type_.as_deref()) != Some("OnDelete");
-        if plan.is_empty() && rolls {
+        if plan.is_empty() && rolls(view.set) && may_roll {
             return Plan { again: plan.again, ..decide::rolling_update(view) };
         }
         plan

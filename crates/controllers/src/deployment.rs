@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::claim::{Claimant, carry_out, claim};
 use crate::pods::owner_keys;
+use crate::rollouts::{Rollouts, Turn};
 use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, ignore_not_found,
     is_namespace_terminating, name_of, uid_of,
@@ -29,6 +30,9 @@ use crate::runtime::{
 use decide::{Happening, Write};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "deployment-controller", workers: 5 };
+
+/// The kind, among those that roll out.
+const KIND: &str = "Deployment";
 
 /// Starts the controller.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
@@ -43,9 +47,12 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         set_api: client.api(),
         events: cx.recorder(DESCRIPTOR.name),
         clock: cx.clock.clone(),
+        rollouts: cx.rollouts.clone(),
     });
     let (selecting, recreating, parents) = (deployments.clone(), deployments.clone(), sets.clone());
-    Controller::new(DESCRIPTOR)
+    let controller = Controller::new(DESCRIPTOR);
+    cx.rollouts.wakes(KIND, controller.queue());
+    controller
         .watch_primary(&deployments)
         .watch_owned(&sets, "Deployment")
         .watch(&sets, move |change, enqueue| wake_adopters(&selecting, change, enqueue))
@@ -98,12 +105,14 @@ struct Deployments {
     set_api: Api<ReplicaSet>,
     events: EventRecorder,
     clock: Clock,
+    rollouts: Rollouts,
 }
 
 #[async_trait]
 impl Reconciler for Deployments {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(deployment) = self.deployments.get(&key.namespace, &key.name) else {
+            self.rollouts.forget(KIND, key);
             return Ok(Action::AwaitChange);
         };
         let Some(spec) = &deployment.spec else { return Ok(Action::AwaitChange) };
@@ -117,9 +126,14 @@ impl Reconciler for Deployments {
         let claimed = claim(&Claimant { owner: &deployment.metadata, selector: &selector }, candidates);
         let owner = controller_ref(&*deployment);
         let owned = carry_out(claimed, &*deployment, owner, &self.api, &self.set_api).await?;
-        let sets = owned.iter().map(|set| (**set).clone()).collect();
+        let sets: Vec<ReplicaSet> = owned.iter().map(|set| (**set).clone()).collect();
+        let turn = self.rollouts.turn(KIND, key, decide::progress(&deployment, &sets));
         let running = |set: &ReplicaSet| self.pods.get(uid_of(set)).iter().any(|p| !podutil::is_terminal(p));
-        let decision = decide::decide(&deployment, sets, &running, self.clock.now());
+        let mut decision = decide::decide(&deployment, sets, &running, turn == Turn::Goes, self.clock.now());
+        if let Turn::Waits(before) = turn {
+            let again = self.rollouts.tell(KIND, &*deployment, &self.events, before);
+            decision.check_again = Some(decision.check_again.map_or(again, |other| other.min(again)));
+        }
         for write in decision.writes {
             if let Some(action) = self.write(&deployment, write).await? {
                 return Ok(action);

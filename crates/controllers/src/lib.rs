@@ -26,7 +26,11 @@ mod pods;
 mod policy_status;
 mod quota;
 mod replicaset;
+mod resource_claims;
+#[cfg(test)]
+mod restarts;
 mod revisions;
+mod rollouts;
 mod root_ca;
 pub mod runtime;
 pub mod served;
@@ -38,6 +42,7 @@ mod statefulset;
 mod testing;
 mod ttl_after_finished;
 mod volume_binder;
+mod volume_class_protection;
 mod volume_protection;
 
 use std::fmt;
@@ -51,6 +56,7 @@ use tokio::sync::watch;
 
 use certificates::CertificateSigner;
 pub use podautoscaler::AutoscalerSettings;
+use rollouts::Rollouts;
 use runtime::{Context, MakeClient};
 use served::Served;
 pub use service_account_tokens::TokenSigner;
@@ -87,6 +93,8 @@ pub struct ControllersConfig {
     pub node_monitor_grace_period: Duration,
     /// The same for a node that never reported.
     pub node_startup_grace_period: Duration,
+    /// Rollouts that may go on at once in the whole cluster; 0 is no limit.
+    pub max_concurrent_rollouts: usize,
     /// TCP ports of the nodes that the cluster itself answers on: no Service gets them.
     pub reserved_ports: Vec<u16>,
     /// Settings of the horizontal pod autoscaler.
@@ -112,6 +120,7 @@ impl ControllersConfig {
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
+            max_concurrent_rollouts: 0,
             reserved_ports: Vec::new(),
             autoscaler: AutoscalerSettings::UPSTREAM,
         }
@@ -157,7 +166,10 @@ const ALL: &[(&str, Start)] = &[
     ("persistentvolume-binder-controller", volume_binder::run),
     ("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
     ("persistentvolume-protection-controller", volume_protection::run_volumes),
+    ("volumeattributesclass-protection-controller", volume_class_protection::run),
     ("ephemeral-volume-controller", ephemeral_volumes::run),
+    ("resourceclaim-controller", resource_claims::run_pods),
+    ("resourceclaim-controller", resource_claims::run_claims),
     ("endpointslice-mirroring-controller", mirroring::run),
 ];
 
@@ -189,7 +201,8 @@ fn is_enabled(list: &[String], name: &str) -> bool {
 pub async fn run(config: ControllersConfig, make_client: MakeClient, clock: Clock) {
     let informers = Informers::new(make_client("informers"));
     let served = Served::new(config.resources.clone(), config.customs.clone());
-    let cx = Context { config: Arc::new(config), informers, served, make_client, clock };
+    let rollouts = Rollouts::new(config.max_concurrent_rollouts, clock.clone());
+    let cx = Context { config: Arc::new(config), informers, served, rollouts, make_client, clock };
     let mut tasks = Tasks::new();
     for (name, start) in ALL.iter().filter(|(name, _)| is_enabled(&cx.config.controllers, name)) {
         let cx = cx.clone();

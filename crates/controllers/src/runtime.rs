@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use crate::ControllersConfig;
+use crate::rollouts::Rollouts;
 use crate::served::Served;
 
 /// Makes a client that acts as the named service account of `kube-system`.
@@ -108,6 +109,8 @@ pub struct Context {
     pub informers: Informers,
     /// The resources served now.
     pub served: Served,
+    /// Which rollouts may go on.
+    pub(crate) rollouts: Rollouts,
     /// Clients by service account.
     pub make_client: MakeClient,
     /// The time.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use coracle_client::{Api, EventType, Informer};
 use coracle_meta::owner::controller_ref;
 use coracle_meta::selector::LabelSelector;
-use coracle_meta::{Reason, Status};
+use coracle_meta::{Reason, Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -20,11 +20,15 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use crate::claim::{Claimant, carry_out, claim};
 use crate::pods::{LAG, PodControl, wake_adopters};
 use crate::revisions::{History, Revisions, Subject, template_of};
+use crate::rollouts::{Progress, Rollouts, Turn};
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of, uid_of};
 use decide::{Act, Revision, View, decide, is_parallel};
 use identity::Owners;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "statefulset-controller", workers: 5 };
+
+/// The kind, among those that roll out.
+const KIND: &str = "StatefulSet";
 
 /// Starts the controller.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
@@ -40,9 +44,12 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         api: client.api(),
         claim_api: client.api(),
         clock: cx.clock.clone(),
+        rollouts: cx.rollouts.clone(),
     });
     let selecting = sets.clone();
-    Controller::new(DESCRIPTOR)
+    let controller = Controller::new(DESCRIPTOR);
+    cx.rollouts.wakes(KIND, controller.queue());
+    controller
         .watch_primary(&sets)
         .watch_owned(&pods, "StatefulSet")
         .watch(&pods, move |change, enqueue| {
@@ -67,6 +74,7 @@ struct Sets {
     api: Api<StatefulSet>,
     claim_api: Api<PersistentVolumeClaim>,
     clock: Clock,
+    rollouts: Rollouts,
 }
 
 #[async_trait]
@@ -75,6 +83,7 @@ impl Reconciler for Sets {
         let Some(set) = self.sets.get(&key.namespace, &key.name) else {
             let known = self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
             self.control.retain(&known);
+            self.rollouts.forget(KIND, key);
             return Ok(Action::AwaitChange);
         };
         let Some(spec) = &set.spec else { return Ok(Action::AwaitChange) };
@@ -93,7 +102,9 @@ impl Reconciler for Sets {
         let current = history.all.iter().find(|r| r.metadata.name == known).unwrap_or(&history.update);
         let template = template_of(current).unwrap_or_else(|| spec.template.clone());
         let lookup = |name: &str| self.claims.get(&key.namespace, name);
-        let plan = decide(&View {
+        let turn = self.rollouts.turn(KIND, key, progress(&set, &owned, &history.update));
+        let mut plan = decide(&View {
+            may_roll: turn == Turn::Goes,
             set: &set,
             pods: &owned,
             current: Revision { name: name_of(&**current), template: &template },
@@ -102,12 +113,40 @@ impl Reconciler for Sets {
             claims: &lookup,
             now: self.clock.now(),
         });
+        if let Turn::Waits(before) = turn {
+            let again = self.rollouts.tell(KIND, &*set, &self.control.events, before);
+            plan.next = Some(plan.next.map_or(again, |other| other.min(again)));
+        }
         let live = live(&history, current, &owned);
         let failed = self.carry_out(&set, plan.acts).await;
         self.store(&set, plan.status).await?;
         failed?;
         self.revisions.truncate(&key.namespace, &history, &live, spec.revision_history_limit).await?;
         Ok(plan.next.map_or(Action::AwaitChange, Action::RequeueAfter))
+    }
+}
+
+/// How far the change to a revision has come. Pods that the partition keeps back do not count.
+fn progress(set: &StatefulSet, pods: &[Arc<Pod>], update: &ControllerRevision) -> Progress {
+    let strategy = set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
+    if strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete")
+        || set.metadata.deletion_timestamp.is_some()
+    {
+        return Progress::Idle;
+    }
+    let partition = strategy.and_then(|s| s.rolling_update.as_ref()?.partition).unwrap_or(0);
+    let first = identity::start(set).saturating_add(partition);
+    let rolls = |pod: &&Arc<Pod>| identity::ordinal(set, pod).is_some_and(|ordinal| ordinal >= first);
+    let is_new = |pod: &&Arc<Pod>| identity::revision(pod) == name_of(update);
+    let (new, old): (Vec<_>, Vec<_>) = pods.iter().filter(rolls).partition(is_new);
+    let is_ready = |pod: &&Arc<Pod>| podutil::is_ready(pod);
+    // The last old pod may have gone before its successor is ready.
+    let closing = set.status.as_ref().is_some_and(|s| s.current_revision != s.update_revision);
+    match (old.is_empty(), new.is_empty()) {
+        (true, _) if closing && !new.iter().all(is_ready) => Progress::Begun,
+        (true, _) => Progress::Idle,
+        (false, true) => Progress::Due(update.metadata.creation_timestamp.as_ref().map(|time| time.0)),
+        (false, false) => Progress::Begun,
     }
 }
 

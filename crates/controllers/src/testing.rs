@@ -26,6 +26,7 @@ pub(crate) fn context_with(fake: &Arc<FakeTransport>, resources: Vec<ResourceEnt
         served: crate::served::Served::new(resources.clone(), tokio::sync::watch::channel(Vec::new()).1),
         config: Arc::new(ControllersConfig::new("root CA".to_owned(), resources)),
         informers: Informers::new(client.clone()),
+        rollouts: crate::rollouts::Rollouts::new(0, Clock::system()),
         make_client: Arc::new(move |_| client.clone()),
         clock: Clock::system(),
     }

@@ -44,6 +44,10 @@ pub struct ControlArgs {
     /// Namespace of the leases kube-controller-manager and kube-scheduler.
     #[arg(long, env = "CORACLE_LEADER_ELECT_RESOURCE_NAMESPACE", default_value = "kube-system")]
     pub leader_elect_resource_namespace: String,
+    /// Rollouts of Deployments, StatefulSets and DaemonSets that may go on at once in the whole cluster, first come
+    /// first served; 0 is no limit.
+    #[arg(long, env = "CORACLE_MAX_CONCURRENT_ROLLOUTS", default_value_t = 0)]
+    pub max_concurrent_rollouts: usize,
     /// Finished pods that are kept; 0 keeps all.
     #[arg(long, env = "CORACLE_TERMINATED_POD_GC_THRESHOLD", default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: usize,
@@ -268,6 +272,7 @@ fn controllers(
     config.token_signer = Some(parts.token_signer.clone());
     config.terminated_pod_threshold = parts.args.terminated_pod_gc_threshold;
     config.node_monitor_grace_period = parts.args.node_monitor_grace_period;
+    config.max_concurrent_rollouts = parts.args.max_concurrent_rollouts;
     config.autoscaler = parts.args.autoscaler();
     let (told, customs) = watch::channel(Vec::new());
     config.customs = customs;

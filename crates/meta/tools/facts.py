@@ -4,8 +4,8 @@
     python3 facts.py openapi-v2.json path/to/api > ../src/facts.txt
 
 One line per type or field: type, field (or -), facts. Types of io.k8s.api are written without that prefix.
-`zero` (how Go encodes the field when it is empty, where that does not follow from `required`) and `default`
-cannot be read from the document; they are listed here.
+`zero` (how Go encodes the field when it is empty, where that does not follow from `required`), `default` and what
+the v3 document says otherwise (`shown`, `required`, `values`) cannot be read from the document; they are listed here.
 """
 import glob
 import json
@@ -63,6 +63,61 @@ NULL = {  # times and lists encoded as null when unset
 }
 DEFAULT = {("core.v1.ContainerPort", "protocol"): '"TCP"', ("core.v1.ServicePort", "protocol"): '"TCP"',
            ("core.v1.LocalObjectReference", "name"): '""'}
+SHOWN = {  # defaults that the v3 document states against the rule (zero of what Go always writes), as JSON
+    ("admissionregistration.v1.MutatingWebhook", "sideEffects"): 'none',
+    ("admissionregistration.v1.ValidatingWebhook", "sideEffects"): 'none',
+    ("autoscaling.v1.ScaleSpec", "replicas"): '0',
+    ("certificates.v1.CertificateSigningRequest", "metadata"): '{}',
+    ("certificates.v1.CertificateSigningRequestSpec", "request"): 'none',
+    ("core.v1.AzureDiskVolumeSource", "cachingMode"): '"ReadWrite"',
+    ("core.v1.AzureDiskVolumeSource", "fsType"): '"ext4"',
+    ("core.v1.AzureDiskVolumeSource", "kind"): '"Shared"',
+    ("core.v1.AzureDiskVolumeSource", "readOnly"): 'false',
+    ("core.v1.ConfigMapEnvSource", "name"): '""',
+    ("core.v1.ConfigMapKeySelector", "name"): '""',
+    ("core.v1.ConfigMapProjection", "name"): '""',
+    ("core.v1.ConfigMapVolumeSource", "name"): '""',
+    ("core.v1.FileKeySelector", "optional"): 'false',
+    ("core.v1.HTTPGetAction", "port"): 'none',
+    ("core.v1.ISCSIPersistentVolumeSource", "iscsiInterface"): '"default"',
+    ("core.v1.ISCSIVolumeSource", "iscsiInterface"): '"default"',
+    ("core.v1.RBDPersistentVolumeSource", "keyring"): '"/etc/ceph/keyring"',
+    ("core.v1.RBDPersistentVolumeSource", "pool"): '"rbd"',
+    ("core.v1.RBDPersistentVolumeSource", "user"): '"admin"',
+    ("core.v1.RBDVolumeSource", "keyring"): '"/etc/ceph/keyring"',
+    ("core.v1.RBDVolumeSource", "pool"): '"rbd"',
+    ("core.v1.RBDVolumeSource", "user"): '"admin"',
+    ("core.v1.ReplicationControllerSpec", "minReadySeconds"): '0',
+    ("core.v1.ReplicationControllerSpec", "replicas"): '1',
+    ("core.v1.ScaleIOPersistentVolumeSource", "fsType"): '"xfs"',
+    ("core.v1.ScaleIOPersistentVolumeSource", "storageMode"): '"ThinProvisioned"',
+    ("core.v1.ScaleIOVolumeSource", "fsType"): '"xfs"',
+    ("core.v1.ScaleIOVolumeSource", "storageMode"): '"ThinProvisioned"',
+    ("core.v1.SecretEnvSource", "name"): '""',
+    ("core.v1.SecretKeySelector", "name"): '""',
+    ("core.v1.SecretProjection", "name"): '""',
+    ("core.v1.TCPSocketAction", "port"): 'none',
+    ("networking.v1.HTTPIngressPath", "pathType"): 'none',
+    ("resource.v1.Counter", "value"): 'none',
+    ("resource.v1.DeviceCapacity", "value"): 'none',
+    ("resource.v1.DeviceToleration", "operator"): '"Equal"',
+}
+REQUIRED = {  # where the types crate and the document differ
+    ("core.v1.ConfigMapEnvSource", "name"): "no",
+    ("core.v1.ConfigMapKeySelector", "name"): "no",
+    ("core.v1.ConfigMapProjection", "name"): "no",
+    ("core.v1.ConfigMapVolumeSource", "name"): "no",
+    ("core.v1.SecretEnvSource", "name"): "no",
+    ("core.v1.SecretKeySelector", "name"): "no",
+    ("core.v1.SecretProjection", "name"): "no",
+    ("core.v1.LocalObjectReference", "name"): "no",
+    ("core.v1.Event", "metadata"): "yes",
+    ("events.v1.Event", "eventTime"): "yes",
+}
+VALUES = {  # of maps
+    ("core.v1.PersistentVolumeClaimStatus", "allocatedResourceStatuses"):
+        "ControllerResizeInProgress,ControllerResizeInfeasible,NodeResizeInProgress,NodeResizeInfeasible,NodeResizePending",
+}
 
 
 
@@ -117,5 +172,8 @@ for full in sorted(definitions):
             facts.append("zero=omit")
         if DEFAULT.get((name, field)):
             facts.append("default=" + DEFAULT[name, field])
+        for word, table in (("shown", SHOWN), ("required", REQUIRED), ("values", VALUES)):
+            if table.get((name, field)):
+                facts.append(f"{word}={table[name, field]}")
         if facts:
             print(name, field, *facts)

@@ -1,6 +1,5 @@
 //! The definitions: the types crate's schemas, upstream's list and merge facts, group-version-kinds.
 
-use coracle_meta::go;
 use coracle_meta::schema::facts;
 use coracle_resources::def::{ResourceDef, Storage, Subresource};
 use k8s_openapi::api::{authentication, autoscaling, core, policy};
@@ -78,10 +77,8 @@ pub(super) fn of_discovery() -> Map<String, Value> {
     facts::annotate(&mut out);
     for (name, definition) in &mut out {
         shape(definition, Flavour::V3);
-        if let Some(Value::Array(required)) = definition.get_mut("required") {
-            required.sort_by_key(|field| go::place(name, field.as_str().unwrap_or("")));
-        }
         facts::annotate_defaults(name, definition);
+        facts::amend_required(name, definition);
         let kind = name
             .strip_prefix(META)
             .filter(|kind| matches!(*kind, "APIVersions" | "APIGroup" | "APIGroupList"));
@@ -129,9 +126,6 @@ pub(super) fn published(
     for (name, definition) in &mut out {
         shape(definition, flavour);
         special(name, definition, flavour);
-        if let Some(Value::Array(required)) = definition.get_mut("required") {
-            required.sort_by_key(|field| go::place(name, field.as_str().unwrap_or("")));
-        }
         if flavour == Flavour::V3 {
             facts::annotate_defaults(name, definition);
         }
@@ -156,6 +150,9 @@ pub(super) fn published(
             mark(&mut list, vec![gvk(def.group, def.version, &format!("{}List", def.kind))]);
             out.insert(list_name(def), list);
         }
+    }
+    // Kinds of other groups too, where types refer to them.
+    for def in coracle_resources::all() {
         if let Some(definition) = out.get_mut(&type_name(def)) {
             mark(definition, vec![gvk(def.group, def.version, def.kind)]);
         }
@@ -183,6 +180,7 @@ pub(super) fn published(
             mark(definition, vec![gvk("", "v1", kind)]);
         }
     }
+    out.iter_mut().for_each(|(name, definition)| facts::amend_required(name, definition));
     out
 }
 
@@ -269,6 +267,9 @@ fn special(name: &str, definition: &mut Value, flavour: Flavour) {
             ("oneOf", json!([{ "type": "integer" }, { "type": "string" }])),
             ("format", "int-or-string".into()),
         ]),
+        ("JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray", _) => {
+            replace(&[]);
+        }
         ("RawExtension" | "FieldsV1" | "Patch", _) => replace(&[("type", "object".into())]),
         _ => {}
     }

@@ -9,13 +9,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::status::{self, Progress};
+use super::status::{self, Progress as Judgement};
 use super::util::{
     HASH_LABEL, Numbers, REVISION, actual, annotate, annotate_revision, annotate_size, annotation, available,
     condition, new_condition, number, remove_condition, same_template, set_condition, size, template_hash,
     with_label,
 };
 use super::{rollout, scale};
+use crate::rollouts::Progress;
 
 /// An event about the Deployment.
 pub(super) type Happening = (EventType, &'static str, String);
@@ -69,12 +70,45 @@ pub(super) struct Pass<'a> {
     pub old_pods_running: bool,
 }
 
+/// How far the Deployment's change of template has come, by its ReplicaSets.
+pub(super) fn progress(deployment: &Deployment, sets: &[ReplicaSet]) -> Progress {
+    let spec = deployment.spec.as_ref();
+    let reason = deployment.status.as_ref().and_then(|status| condition(status, "Progressing"));
+    let failed = reason.and_then(|c| c.reason.as_deref()) == Some("ProgressDeadlineExceeded");
+    let paused = spec.is_some_and(|spec| spec.paused == Some(true));
+    if failed || paused || deployment.metadata.deletion_timestamp.is_some() {
+        return Progress::Idle;
+    }
+    let is_new = |set: &&ReplicaSet| {
+        let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        own.zip(spec).is_some_and(|(own, spec)| same_template(own, &spec.template))
+    };
+    let (new, old): (Vec<&ReplicaSet>, Vec<&ReplicaSet>) = sets.iter().partition(is_new);
+    let any = |sets: &[&ReplicaSet]| sets.iter().any(|set| size(set) > 0 || actual(set) > 0);
+    let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let available: i32 = new.iter().map(|set| available(set)).sum();
+    match (any(&old), any(&new)) {
+        // The last old pods may have gone before the new ones are available.
+        (false, true) if available < wanted && !old.is_empty() => Progress::Begun,
+        (false, _) => Progress::Idle,
+        (true, false) => Progress::Due(changed_at(&deployment.metadata)),
+        (true, true) => Progress::Begun,
+    }
+}
+
+/// When somebody last changed an object, its status aside.
+fn changed_at(meta: &ObjectMeta) -> Option<Timestamp> {
+    let writes = meta.managed_fields.iter().flatten().filter(|entry| entry.subresource.is_none());
+    writes.filter_map(|entry| entry.time.as_ref()).map(|time| time.0).max()
+}
+
 /// Decides. `sets` are those the Deployment owns; `running_pods` the uids of ReplicaSets that own a pod which
-/// has not finished.
+/// has not finished. One that may not roll out keeps its templates, and follows its size.
 pub(super) fn decide(
     deployment: &Deployment,
     sets: Vec<ReplicaSet>,
     running_pods: &dyn Fn(&ReplicaSet) -> bool,
+    may_roll: bool,
     now: Timestamp,
 ) -> Decision {
     let mut pass = Pass::new(deployment, sets, now);
@@ -82,24 +116,24 @@ pub(super) fn decide(
     pass.old_pods_running = running;
     let spec = deployment.spec.clone().unwrap_or_default();
     if deployment.metadata.deletion_timestamp.is_some() {
-        status::sync(&mut pass, Progress::Ignore);
+        status::sync(&mut pass, Judgement::Ignore);
         return pass.finish();
     }
     pass.note_pause();
-    if spec.paused == Some(true) || pass.is_scaling() {
+    if spec.paused == Some(true) || !may_roll || pass.is_scaling() {
         pass.find_newest(false);
         scale::proportionally(&mut pass);
         if spec.paused == Some(true) {
             rollout::clean_up(&mut pass);
         }
-        status::sync(&mut pass, Progress::Ignore);
+        status::sync(&mut pass, Judgement::Ignore);
     } else {
         if pass.numbers.rolling {
             rollout::rolling(&mut pass)
         } else {
             rollout::recreate(&mut pass)
         }
-        status::sync(&mut pass, Progress::Judge);
+        status::sync(&mut pass, Judgement::Judge);
     }
     pass.finish()
 }

@@ -1,5 +1,7 @@
 //! The two strategies, and the removal of old revisions: pure.
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+
 use super::decide::Pass;
 use super::util::{REVISION, actual, available, number, size};
 
@@ -24,13 +26,19 @@ fn grow(pass: &mut Pass<'_>) -> bool {
     current != to && pass.scale(position, to)
 }
 
+/// Pods that are available and stay. A ReplicaSet that was just shrunk may still tell of those that go: they must not
+/// be counted on a second time.
+fn lasting(set: &ReplicaSet) -> i32 {
+    available(set).min(size(set))
+}
+
 fn shrink(pass: &mut Pass<'_>) -> bool {
     let numbers = pass.numbers;
     if pass.old().all(|p| size(&p.set) == 0) {
         return false;
     }
     let min_available = numbers.replicas - numbers.max_unavailable;
-    let unavailable = pass.newest().map_or(0, |set| size(set) - available(set));
+    let unavailable = pass.newest().map_or(0, |set| size(set) - lasting(set));
     let most = pass.total(size) - min_available - unavailable;
     if most <= 0 {
         return false;
@@ -47,7 +55,7 @@ fn shrink(pass: &mut Pass<'_>) -> bool {
         }
     }
     let cleaned = gone;
-    let spare = pass.available() - min_available;
+    let spare = pass.total(lasting) - min_available;
     let mut gone = 0;
     for position in pass.old_positions() {
         let current = size(&pass.sets[position].set);

@@ -1,11 +1,13 @@
 //! Tests of the Deployment's decisions, and of a rollout together with the ReplicaSet controller.
 
+mod histories;
+
 use coracle_client::testing::FakeTransport;
 use coracle_client::{ListOptions, PatchKind};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::decide::{Decision, decide};
+use super::decide::{self, Decision, decide};
 use super::util::{REVISION, annotation, size};
 use super::*;
 use crate::testing::{context, eventually};
@@ -37,7 +39,7 @@ fn now() -> Timestamp {
 
 /// Plays the writes of a decision, with every pod available at once.
 fn play(deployment: &mut Deployment, sets: &mut Vec<ReplicaSet>) -> Decision {
-    let decision = decide(deployment, sets.clone(), &|_| false, now());
+    let decision = decide(deployment, sets.clone(), &|_| false, true, now());
     for write in &decision.writes {
         let (Write::Create(set, _) | Write::Update(set, _) | Write::Delete(set)) = write;
         sets.retain(|s| s.metadata.name != set.metadata.name);
@@ -140,7 +142,7 @@ fn recreate_waits_for_the_last_old_pod() {
     d.spec = deployment(2, "b", &recreate).spec;
     play(&mut d, &mut sets);
     assert_eq!(sets.iter().map(size).collect::<Vec<_>>(), [0]);
-    let waiting = decide(&d, sets.clone(), &|_| true, now());
+    let waiting = decide(&d, sets.clone(), &|_| true, true, now());
     assert!(waiting.writes.is_empty());
     settle(&mut d, &mut sets);
     assert_eq!(sets.iter().map(size).max(), Some(2));
@@ -177,12 +179,33 @@ fn a_rollout_without_progress_is_timed_out_and_looked_at_in_time() {
     let (mut d, mut sets) = (deployment(1, "a", &json!({})), Vec::new());
     play(&mut d, &mut sets);
     sets[0].status = None;
-    let waiting = decide(&d, sets.clone(), &|_| false, now());
+    let waiting = decide(&d, sets.clone(), &|_| false, true, now());
     assert_eq!(waiting.check_again.map(|wait| wait.as_secs()), Some(601));
     let later = Timestamp::from_second(1_000_601).expect("in range");
-    let late = decide(&d, sets.clone(), &|_| false, later);
+    let late = decide(&d, sets.clone(), &|_| false, true, later);
     d.status = late.status;
     assert_eq!(progress(&d), "ProgressDeadlineExceeded");
+}
+
+#[test]
+fn one_that_waits_for_its_turn_keeps_its_template_and_follows_its_size() {
+    use crate::rollouts::Progress as Rollout;
+    let (mut d, mut sets) = (deployment(2, "a", &json!({})), Vec::new());
+    assert_eq!(decide::progress(&d, &sets), Rollout::Idle, "a first version replaces nothing");
+    settle(&mut d, &mut sets);
+    assert_eq!(decide::progress(&d, &sets), Rollout::Idle);
+    d.spec = deployment(3, "b", &json!({})).spec;
+    assert_eq!(decide::progress(&d, &sets), Rollout::Due(None));
+    let waits = decide::decide(&d, sets.clone(), &|_| false, false, now());
+    let said = messages(&waits);
+    assert!(said.len() == 1 && said[0].ends_with("from 2 to 3"), "{said:?}");
+    play(&mut d, &mut sets);
+    play(&mut d, &mut sets);
+    assert_eq!(decide::progress(&d, &sets), Rollout::Begun);
+    settle(&mut d, &mut sets);
+    assert_eq!(decide::progress(&d, &sets), Rollout::Idle);
+    d.spec = deployment(3, "c", &json!({ "paused": true })).spec;
+    assert_eq!(decide::progress(&d, &sets), Rollout::Idle, "one that is paused holds nobody up");
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,8 @@ pub(super) struct View<'a> {
     pub current: Revision<'a>,
     pub update: Revision<'a>,
     pub collisions: i32,
+    /// Whether pods may be replaced by ones of the update.
+    pub may_roll: bool,
     /// A claim of the set's namespace by name.
     pub claims: &'a dyn Fn(&str) -> Option<Arc<PersistentVolumeClaim>>,
     pub now: Timestamp,
@@ -247,7 +249,7 @@ impl Pass<'_> {
     fn update(&mut self, seats: &[Seat]) -> i32 {
         let view = self.view;
         let strategy = view.set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
-        if strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete") {
+        if !view.may_roll || strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete") {
             return 0;
         }
         let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());

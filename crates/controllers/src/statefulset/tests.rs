@@ -58,6 +58,7 @@ impl World {
     fn plan(&self) -> decide::Plan {
         let (old, new) = (template(&self.current), template(&self.update));
         decide(&View {
+            may_roll: true,
             set: &self.set,
             pods: &self.pods,
             current: Revision { name: &self.current, template: &old },

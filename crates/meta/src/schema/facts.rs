@@ -19,6 +19,12 @@ pub(super) struct Facts {
     pub(super) zero: Option<Zero>,
     pub(super) drop_zero: bool,
     pub(super) default: Option<Value>,
+    /// The default that the v3 document states, against the rule; inside, `None` for none.
+    shown: Option<Option<Value>>,
+    /// Whether the documents call the field required, against the types crate.
+    required: Option<bool>,
+    /// What the values of a map can be.
+    values: Vec<&'static str>,
 }
 
 static TABLE: LazyLock<HashMap<&'static str, HashMap<&'static str, Facts>>> = LazyLock::new(|| {
@@ -57,6 +63,9 @@ fn parse(line: &'static str) -> Option<((&'static str, &'static str), Facts)> {
                 });
             }
             "default" => facts.default = serde_json::from_str(value).ok(),
+            "shown" => facts.shown = Some(serde_json::from_str(value).ok()),
+            "required" => facts.required = Some(value == "yes"),
+            "values" => facts.values = value.split(',').collect(),
             _ => {}
         }
     }
@@ -98,6 +107,26 @@ fn add(target: &mut Map<String, Value>, facts: &Facts) {
     }
 }
 
+/// Makes `required` name the fields that the documents do, in the order of Go's fields.
+pub fn amend_required(name: &str, definition: &mut Value) {
+    let Some(definition) = definition.as_object_mut() else { return };
+    let mut required: Vec<Value> = match definition.remove("required") {
+        Some(Value::Array(required)) => required,
+        _ => Vec::new(),
+    };
+    let known = |field: &Value| field.as_str().and_then(|f| of(name, f)).and_then(|facts| facts.required);
+    required.retain(|field| known(field) != Some(false));
+    if let Some(Value::Object(properties)) = definition.get("properties") {
+        let more = properties.keys().map(|field| json!(field)).filter(|field| known(field) == Some(true));
+        let more: Vec<Value> = more.filter(|field| !required.contains(field)).collect();
+        required.extend(more);
+    }
+    required.sort_by_key(|field| go::place(name, field.as_str().unwrap_or("")));
+    if !required.is_empty() {
+        definition.insert("required".to_owned(), required.into());
+    }
+}
+
 /// Adds the `default`s that OpenAPI v3 states: `{}` and zero values of fields that Go always encodes.
 pub fn annotate_defaults(name: &str, definition: &mut Value) {
     let required: Vec<String> = definition
@@ -110,6 +139,22 @@ pub fn annotate_defaults(name: &str, definition: &mut Value) {
         let Some(property) = property.as_object_mut() else { continue };
         if let Some(default) = of(name, field).and_then(|facts| facts.default.clone()) {
             property.insert("default".to_owned(), default);
+        }
+        let values = of(name, field).map(|facts| facts.values.as_slice()).unwrap_or_default();
+        if let Some(Value::Object(inner)) = property.get_mut("additionalProperties")
+            && !values.is_empty()
+        {
+            inner.insert("enum".to_owned(), json!(values));
+        }
+        match of(name, field).and_then(|facts| facts.shown.as_ref()) {
+            Some(Some(default)) => {
+                if let Some(target) = property.remove("$ref") {
+                    property.insert("allOf".to_owned(), json!([{ "$ref": target }]));
+                }
+                property.insert("default".to_owned(), default.clone());
+            }
+            Some(None) => continue,
+            None => {}
         }
         let unset = go::unset(name, field);
         let always =
