@@ -27,6 +27,23 @@ pub struct Target {
     pub ca_bundle: Option<Vec<u8>>,
 }
 
+impl Target {
+    /// Where a webhook is that a service stands before; the port is 443 unless given.
+    pub fn of_service(
+        namespace: &str,
+        name: &str,
+        port: Option<i32>,
+        path: Option<&str>,
+        ca_bundle: Option<Vec<u8>>,
+    ) -> Self {
+        let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(443);
+        let path = path.unwrap_or("");
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let url = format!("https://{name}.{namespace}.svc:{port}{slash}{path}");
+        Self { url, service: Some((namespace.to_owned(), name.to_owned(), port)), ca_bundle }
+    }
+}
+
 /// Why a webhook did not let a request pass.
 #[derive(Debug)]
 pub(crate) enum Failure {

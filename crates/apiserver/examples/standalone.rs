@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Config, Tls};
+use coracle_apiserver::{Anonymous, ApiServer, Config, Tls};
 use coracle_auth::node::NodeAuthorizer;
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::rbac::RbacAuthorizer;
@@ -79,6 +79,7 @@ fn config(store: Arc<dyn Store>, clock: Clock, advertise: SocketAddr, dir: &Path
             ];
             all
         }),
+        anonymous: Anonymous::Everywhere,
         authorizers: Box::new(|reader| {
             let all: Vec<Arc<dyn Authorizer>> =
                 vec![Arc::new(NodeAuthorizer::new(reader.clone())), Arc::new(RbacAuthorizer::new(reader))];
@@ -90,6 +91,8 @@ fn config(store: Arc<dyn Store>, clock: Clock, advertise: SocketAddr, dir: &Path
         node_port_range: (30000, 32767),
         advertise,
         kubelet_client: None,
+        proxy_client: None,
+        front_proxy: None,
         bootstrap: coracle_auth::bootstrap::objects(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),

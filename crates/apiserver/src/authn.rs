@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use coracle_auth::{Credentials, UserInfo};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -45,7 +46,9 @@ impl TokenCache {
 #[derive(Default)]
 pub(crate) struct Connection {
     /// DER, if one was shown and chains to the client CA.
-    pub(crate) client_cert: Option<Vec<u8>>,
+    client_cert: Option<Vec<u8>>,
+    /// DER, if one was shown and chains to the CA of proxies.
+    proxy_cert: Option<Vec<u8>>,
     /// What is wrong with the one that was shown instead.
     refused: Option<String>,
     known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
@@ -56,14 +59,21 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection with this client certificate.
-    pub(crate) fn new(client_cert: Option<Vec<u8>>) -> Self {
-        Self { client_cert, ..Self::default() }
+    /// A connection without a client certificate.
+    pub(crate) fn plain() -> Self {
+        Self::default()
     }
 
-    /// A connection whose client certificate is not to be believed.
-    pub(crate) fn refused(why: String) -> Self {
-        Self { refused: Some(why), ..Self::default() }
+    /// A connection with a certificate: what the CA of clients says of it, if there is one, and whether that of
+    /// proxies believes it.
+    pub(crate) fn certified(der: &[u8], client: Option<Result<(), String>>, proxy: bool) -> Self {
+        let proxy_cert = proxy.then(|| der.to_vec());
+        let (client_cert, refused) = match client {
+            Some(Ok(())) => (Some(der.to_vec()), None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, None),
+        };
+        Self { client_cert, proxy_cert, refused, ..Self::default() }
     }
 }
 
@@ -73,13 +83,24 @@ impl Server {
         &self,
         connection: &Connection,
         bearer: Option<&str>,
+        headers: &HeaderMap,
+        path: &str,
     ) -> Option<Arc<UserInfo>> {
+        let anonymous = || self.anonymous.admits(path).then(|| Arc::new(UserInfo::anonymous()));
+        let mut unproxied = None;
+        if let (Some(proxies), Some(certificate)) = (&self.front_proxy, &connection.proxy_cert) {
+            match proxies.user(certificate, headers) {
+                Ok(Some(user)) => return Some(Arc::new(user)),
+                Ok(None) => {}
+                Err(e) => unproxied = Some(e.to_string()),
+            }
+        }
         if connection.client_cert.is_none() && bearer.is_none() {
-            if let Some(why) = &connection.refused {
+            if let Some(why) = connection.refused.as_ref().or(unproxied.as_ref()) {
                 tracing::warn!(%why, "client certificate refused");
                 return None;
             }
-            return Some(Arc::new(UserInfo::anonymous()));
+            return anonymous();
         }
         if connection.client_cert.is_some() {
             let known = connection.known.lock().clone();
@@ -104,7 +125,7 @@ impl Server {
                 Some(user)
             }
             Ok(None) if connection.refused.is_some() => None,
-            Ok(None) => Some(Arc::new(UserInfo::anonymous())),
+            Ok(None) => anonymous(),
             Err(e) => {
                 tracing::debug!(error = %e, "authentication failed");
                 None

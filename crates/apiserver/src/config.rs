@@ -29,6 +29,28 @@ pub struct KubeletClient {
     pub ca_pem: String,
 }
 
+/// Where requests without credentials are let in, as `system:anonymous`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anonymous {
+    /// Everywhere; authorization decides.
+    Everywhere,
+    /// Nowhere.
+    Nowhere,
+    /// At these paths.
+    At(Vec<String>),
+}
+
+impl Anonymous {
+    /// Whether they are let in at a path.
+    pub(crate) fn admits(&self, path: &str) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::Nowhere => false,
+            Self::At(paths) => paths.iter().any(|p| p == path),
+        }
+    }
+}
+
 /// How much is asked of the server at a time, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
@@ -76,6 +98,8 @@ pub struct Config {
     pub client_ca_pem: Option<String>,
     /// Authenticators.
     pub authenticators: MakeAuthenticators,
+    /// Where requests without credentials are let in.
+    pub anonymous: Anonymous,
     /// Authorizers; `system:masters` is always allowed before they are asked.
     pub authorizers: MakeAuthorizers,
     /// Issues service account tokens (`serviceaccounts/token`, OpenID discovery).
@@ -90,6 +114,10 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// Access to kubelets; without it their subresources answer 503.
     pub kubelet_client: Option<KubeletClient>,
+    /// Proxies that say for whom they ask.
+    pub front_proxy: Option<coracle_auth::FrontProxy>,
+    /// The certificate shown to extension servers, so that they believe who it says is asking.
+    pub proxy_client: Option<Tls>,
     /// Objects created when absent, and reconciled (`auth::bootstrap::objects()`).
     pub bootstrap: Vec<Box<dyn Object>>,
     /// How often history older than the run before is compacted.

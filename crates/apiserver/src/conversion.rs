@@ -8,13 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_admission::HookTarget;
 use coracle_meta::{Object, Status};
 use coracle_resources::custom::{Conversion, CustomVersion};
 use coracle_resources::def::ResourceDef;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::WebhookClientConfig;
 use serde_json::{Value, json};
 
 use crate::cache::CacheEntry;
 use crate::codec;
+use crate::hooks;
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -107,7 +110,7 @@ impl Server {
                 values.iter_mut().for_each(|value| value["apiVersion"] = wanted.clone().into())
             }
             Conversion::Webhook { client, reviews } => {
-                values = self.ask(version, client, reviews, values, &wanted).await?;
+                values = self.ask(client, reviews, values, &wanted).await?;
             }
         }
         if let Some(strategy) = to.strategy.custom() {
@@ -121,13 +124,14 @@ impl Server {
     /// Asks a webhook to convert objects; the answer must be the same objects in another version.
     async fn ask(
         &self,
-        version: &CustomVersion,
-        client: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::WebhookClientConfig,
+        client: &WebhookClientConfig,
         reviews: &[String],
         values: Vec<Value>,
         wanted: &str,
     ) -> Result<Vec<Value>, Status> {
-        let gvk = format!("{}/{}, Kind={}", version.group, version.version, version.kind);
+        // Of what is to be converted, as upstream says it.
+        let of = |field: &str| values.first().and_then(|v| v[field].as_str()).unwrap_or_default();
+        let gvk = format!("{}, Kind={}", of("apiVersion"), of("kind"));
         let failed = |why: String| {
             let message = format!("conversion webhook for {gvk} failed: {why}");
             Status::new(500, coracle_meta::Reason::Unknown, message, None)
@@ -140,7 +144,9 @@ impl Server {
             "kind": "ConversionReview", "apiVersion": api_version,
             "request": { "uid": uid, "desiredAPIVersion": wanted, "objects": values },
         });
-        let answer = self.call_webhook(client, &body, TIMEOUT).await.map_err(failed)?;
+        let answer = hooks::post(self, &target(client), body.to_string().into_bytes(), TIMEOUT).await;
+        let answer: Value = serde_json::from_slice(&answer.map_err(failed)?)
+            .map_err(|e| failed(format!("couldn't get version/kind; json parse error: {e}")))?;
         let response = &answer["response"];
         if review == "v1" {
             check_answer(&answer, &api_version, &uid).map_err(failed)?;
@@ -158,6 +164,15 @@ impl Server {
         both.map(|(i, (before, after))| same_object(before, after, wanted, i))
             .collect::<Result<_, _>>()
             .map_err(failed)
+    }
+}
+
+/// Where the webhook of a definition is.
+fn target(client: &WebhookClientConfig) -> HookTarget {
+    let ca_bundle = client.ca_bundle.as_ref().map(|ca| ca.0.clone()).filter(|ca| !ca.is_empty());
+    match &client.service {
+        Some(s) => HookTarget::of_service(&s.namespace, &s.name, s.port, s.path.as_deref(), ca_bundle),
+        None => HookTarget { url: client.url.clone().unwrap_or_default(), service: None, ca_bundle },
     }
 }
 

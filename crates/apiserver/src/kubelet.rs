@@ -13,13 +13,14 @@ use http::{Method, Response};
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 
-use crate::config::{KubeletClient, StartError};
+use crate::config::{KubeletClient, StartError, Tls};
 use crate::http::body::Body;
 use crate::http::info::Info;
 use crate::http::pipeline::Incomer;
 use crate::http::query::Query;
 use crate::http::respond;
 use crate::http::tls;
+use crate::outbound::Trust;
 use crate::registry::Resource;
 use crate::server::Server;
 use crate::verbs::Caller;
@@ -36,17 +37,15 @@ impl Kubelets {
     /// # Errors
     /// [`StartError::Tls`] when one of them cannot be used.
     pub(crate) fn new(config: &KubeletClient) -> Result<Self, StartError> {
-        let fail = |what: &'static str| move |e: rustls::Error| StartError::Tls { what, why: e.to_string() };
-        let roots = tls::roots(&config.ca_pem, "kubelet CA")?;
-        let chain = tls::certs(&config.cert_pem, "kubelet client certificate")?;
-        let key = tls::key(&config.key_pem, "kubelet client key")?;
-        let config = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(fail("TLS versions"))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(fail("kubelet client certificate"))?;
-        Ok(Self { tls: Arc::new(config) })
+        let identity = Tls { cert_pem: config.cert_pem.clone(), key_pem: config.key_pem.clone() };
+        tls::roots(&config.ca_pem, "kubelet CA")?;
+        tls::certs(&config.cert_pem, "kubelet client certificate")?;
+        tls::key(&config.key_pem, "kubelet client key")?;
+        let trust =
+            Trust { ca: Some(config.ca_pem.as_bytes()), identity: Some(&identity), ..Trust::default() };
+        let tls =
+            trust.config().map_err(|why| StartError::Tls { what: "kubelet client certificate", why })?;
+        Ok(Self { tls })
     }
 
     /// The client configuration for connections to kubelets.
@@ -55,22 +54,18 @@ impl Kubelets {
     }
 }
 
-/// Address and port of a service as webhooks are reached.
+/// A ready endpoint of a service, address and port.
 ///
 /// # Errors
-/// 404 without the service, 503 without a ready endpoint.
-pub(crate) fn service_address(
+/// 503 without such a port or a ready endpoint.
+pub(crate) fn endpoint(
     server: &Server,
+    services: &Resource,
     namespace: &str,
     name: &str,
-    port: u16,
+    port: &str,
 ) -> Result<(String, u16), Status> {
-    let services = server.cache.registry.find("", "services").ok_or_else(Status::no_such_path)?;
-    if server.present(&services, namespace, name).is_err() {
-        let why = format!("service {name:?} not found");
-        return Err(Status::new(404, coracle_meta::Reason::NotFound, why, None));
-    }
-    target::service_address(server, &services, namespace, name, &port.to_string())
+    target::service_address(server, services, namespace, name, port)
 }
 
 /// Answers a request of a streaming subresource.

@@ -3,6 +3,7 @@
 //! The only crate that sees the store. One path for every kind: a kind contributes its definition and strategy
 //! (crate `resources`), never a handler. HTTP requests and in-process requests meet in the same verbs.
 
+mod aggregation;
 mod audit;
 mod authn;
 mod bootstrap;
@@ -19,19 +20,21 @@ mod http;
 mod kubelet;
 mod metrics_api;
 mod openapi;
+mod outbound;
 mod protobuf;
 mod registry;
 mod server;
 mod services;
 mod transport;
+mod trust_map;
 mod upkeep;
 mod verbs;
 mod views;
-mod webhook;
 
 pub use audit::{AuditConfig, AuditPolicy, AuditSink, PolicyError};
 pub use config::{
-    Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, RequestLimits, StartError, Tls,
+    Anonymous, Config, KubeletClient, MakeAuthenticators, MakeAuthorizers, RequestLimits, StartError, Tls,
 };
 pub use encryption::Encryption;
+pub use outbound::{RemoteClient, RemoteConfig};
 pub use server::ApiServer;

@@ -15,6 +15,7 @@ use coracle_stdx::{Clock, Tasks};
 use coracle_store::Store;
 use parking_lot::{Mutex, RwLock};
 
+use crate::aggregation::Aggregation;
 use crate::audit::AuditLog;
 use crate::authn::TokenCache;
 use crate::cache::{Cache, feed};
@@ -39,6 +40,7 @@ pub(crate) struct Server {
     pub(crate) git_version: String,
     pub(crate) admission: Chain,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
+    pub(crate) anonymous: crate::config::Anonymous,
     pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
     /// For the escalation checks; which authorizers decide requests is `authorizers`.
     pub(crate) rbac: RbacAuthorizer,
@@ -52,6 +54,8 @@ pub(crate) struct Server {
     pub(crate) protection: Protection,
     pub(crate) limits: RequestLimits,
     pub(crate) kubelets: Option<Kubelets>,
+    pub(crate) aggregation: Aggregation,
+    pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
     pub(crate) advertise: SocketAddr,
 }
 
@@ -82,6 +86,11 @@ impl Server {
     /// Whether the request may proceed.
     pub(crate) fn authorize(&self, attributes: &Attributes) -> (Decision, String) {
         coracle_auth::authorize(&self.authorizers, attributes)
+    }
+
+    /// As [`Server::authorize`], without blocking on authorizers that ask elsewhere.
+    pub(crate) async fn decide(&self, attributes: &Attributes) -> (Decision, String) {
+        coracle_auth::ask(&self.authorizers, attributes).await
     }
 
     /// The audience of tokens that name none.
@@ -120,7 +129,8 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let services = Services::new(&config.service_cidr, config.node_port_range)
             .ok_or_else(|| StartError::ServiceCidr(config.service_cidr.clone()))?;
-        let serving = Serving::new(&config.tls, config.client_ca_pem.as_deref())?;
+        let proxies = config.front_proxy.as_ref().map(|p| p.ca_pem.as_str());
+        let serving = Serving::new(&config.tls, config.client_ca_pem.as_deref(), proxies)?;
         let kubelets = config.kubelet_client.as_ref().map(Kubelets::new).transpose()?;
         let cache = Arc::new(Cache::new(Registry::new(coracle_resources::all())));
         let watch = cache.load(&*config.store).await?;
@@ -137,6 +147,7 @@ impl ApiServer {
             git_version: config.git_version,
             admission: Chain::new(config.admission, environment),
             authenticators: (config.authenticators)(reader.clone()),
+            anonymous: config.anonymous,
             authorizers: (config.authorizers)(reader.clone()),
             rbac: RbacAuthorizer::new(reader),
             tokens: TokenCache::default(),
@@ -149,6 +160,8 @@ impl ApiServer {
             protection: protection(config.limits),
             limits: config.limits,
             kubelets,
+            front_proxy: config.front_proxy,
+            aggregation: Aggregation::new(config.proxy_client),
             advertise: config.advertise,
         });
         let around: Arc<dyn coracle_admission::Host> = Arc::new(AdmissionHost(server.clone()));
@@ -167,6 +180,10 @@ impl ApiServer {
         tasks.supervise("service-addresses", move || crate::upkeep::addresses(keeper.clone()));
         let keeper = server.clone();
         tasks.supervise("definitions", move || crate::definitions::run(keeper.clone()));
+        let keeper = server.clone();
+        tasks.supervise("aggregation", move || crate::aggregation::run(keeper.clone()));
+        let (keeper, believed) = (server.clone(), config.client_ca_pem.clone());
+        tasks.supervise("trust", move || crate::trust_map::run(keeper.clone(), believed.clone()));
         Ok(Arc::new(Self {
             server,
             serving: RwLock::new(Arc::new(serving)),
@@ -200,7 +217,8 @@ impl ApiServer {
         let mut known = self.certificates.lock();
         let tls = tls.unwrap_or_else(|| known.0.clone());
         let client_ca = client_ca_pem.or_else(|| known.1.clone());
-        *self.serving.write() = Arc::new(Serving::new(&tls, client_ca.as_deref())?);
+        let proxies = self.server.front_proxy.as_ref().map(|p| p.ca_pem.as_str());
+        *self.serving.write() = Arc::new(Serving::new(&tls, client_ca.as_deref(), proxies)?);
         *known = (tls, client_ca);
         Ok(())
     }

@@ -46,7 +46,7 @@ impl InProcess {
         Ok(resource)
     }
 
-    fn authorize(
+    async fn authorize(
         &self,
         resource: &Resource,
         namespace: &str,
@@ -71,7 +71,7 @@ impl InProcess {
             field_selector: field_selector.to_owned(),
             ..Attributes::default()
         };
-        match self.server.authorize(&attributes) {
+        match self.server.decide(&attributes).await {
             (Decision::Allow, _) => Ok(()),
             (_, reason) => Err(crate::http::authz::forbidden(&attributes, &reason)),
         }
@@ -154,7 +154,7 @@ impl Transport for InProcess {
             _ => "",
         };
         let asked = if name.is_empty() { name_in(selector) } else { name };
-        self.authorize(&resource, ns, asked, sub, verb_name(&request.verb), selector)?;
+        self.authorize(&resource, ns, asked, sub, verb_name(&request.verb), selector).await?;
         // Each request has warnings and notes of its own.
         let caller = &Caller::new(self.caller.user.clone(), self.caller.agent.clone());
         let server = &self.server;
@@ -232,7 +232,7 @@ impl Transport for InProcess {
     ) -> Result<WatchStream, Status> {
         let resource = self.resource(resource)?;
         let selector = options.field_selector.as_str();
-        self.authorize(&resource, namespace, name_in(selector), "", "watch", selector)?;
+        self.authorize(&resource, namespace, name_in(selector), "", "watch", selector).await?;
         let mut opts = options;
         if send_initial_events {
             opts.resource_version_match = "NotOlderThan".into();
@@ -251,10 +251,15 @@ impl Transport for InProcess {
     }
 
     async fn read(&self, path: &str, query: &str) -> Result<Value, Status> {
+        let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let query = Query::new(query);
         let info = Info::new(&Method::GET, path, &query);
         let selector = query.get("fieldSelector").unwrap_or("");
-        crate::http::authz::check(&self.server, &self.caller.user, &info, path, selector)?;
+        let selectors = (selector, query.get("labelSelector").unwrap_or(""));
+        crate::http::authz::check(&self.server, &self.caller.user, &info, path, selectors).await?;
+        if let Some(extension) = self.server.aggregation.route(info.group, info.version) {
+            return crate::aggregation::read(&self.server, &extension, &self.caller.user, target).await;
+        }
         if info.is_resource && info.group == metrics_api::GROUP && metrics_api::is_served(&self.server) {
             return metrics_api::answer(&self.server, &Method::GET, &info, &query).await;
         }

@@ -93,7 +93,12 @@ struct RingVerifier {
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
     let family = match algorithm {
         Algorithm::ES256 | Algorithm::ES384 => AlgorithmFamily::Ec,
-        Algorithm::RS256 | Algorithm::RS384 | Algorithm::RS512 => AlgorithmFamily::Rsa,
+        Algorithm::RS256
+        | Algorithm::RS384
+        | Algorithm::RS512
+        | Algorithm::PS256
+        | Algorithm::PS384
+        | Algorithm::PS512 => AlgorithmFamily::Rsa,
         _ => return Err(ErrorKind::InvalidAlgorithm.into()),
     };
     if key.family() != family {
@@ -119,6 +124,9 @@ impl Verifier<Vec<u8>> for RingVerifier {
         let checked = match self.algorithm {
             Algorithm::ES256 => ec(&keys::ECDSA_P256_SHA256_FIXED),
             Algorithm::ES384 => ec(&keys::ECDSA_P384_SHA384_FIXED),
+            Algorithm::PS256 => rsa(&keys::RSA_PSS_2048_8192_SHA256),
+            Algorithm::PS384 => rsa(&keys::RSA_PSS_2048_8192_SHA384),
+            Algorithm::PS512 => rsa(&keys::RSA_PSS_2048_8192_SHA512),
             Algorithm::RS384 => rsa(&keys::RSA_PKCS1_2048_8192_SHA384),
             Algorithm::RS512 => rsa(&keys::RSA_PKCS1_2048_8192_SHA512),
             _ => rsa(&keys::RSA_PKCS1_2048_8192_SHA256),

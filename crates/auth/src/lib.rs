@@ -1,19 +1,32 @@
 //! Who asks and whether they may: authenticators and authorizers.
 
+pub mod always;
+pub mod authz_config;
+pub mod authz_webhook;
 pub mod bootstrap;
+pub mod bootstrap_token;
 pub mod csr;
+mod front_proxy;
 mod jwt;
 pub mod node;
+pub mod oidc;
 pub mod pki;
 pub mod rbac;
+mod remote;
 pub mod service_account;
 pub mod static_token;
+pub mod token_webhook;
 pub mod user;
 pub mod x509;
 
 use std::sync::Arc;
 
-pub use user::{Attributes, Authenticator, AuthnError, Authorizer, Credentials, Decision, UserInfo};
+pub use front_proxy::FrontProxy;
+pub use remote::Remote;
+pub use user::{
+    Attributes, Authenticator, AuthnError, Authorizer, Credentials, Decision, NonResourceRule, ResourceRule,
+    UserInfo,
+};
 
 /// The group that may do everything.
 pub const SYSTEM_MASTERS: &str = "system:masters";
@@ -42,6 +55,28 @@ pub async fn authenticate(
         }
         None => Ok(None),
     }
+}
+
+/// As [`authorize`], awaiting those that ask servers elsewhere.
+pub async fn ask(authorizers: &[Arc<dyn Authorizer>], attributes: &Attributes) -> (Decision, String) {
+    if attributes.user.in_group(SYSTEM_MASTERS) {
+        return (Decision::Allow, String::new());
+    }
+    let mut reasons: Vec<String> = Vec::new();
+    for authorizer in authorizers {
+        let (decision, reason) = if authorizer.is_remote() {
+            authorizer.ask(attributes).await
+        } else {
+            authorizer.authorize(attributes)
+        };
+        if decision != Decision::NoOpinion {
+            return (decision, reason);
+        }
+        if !reason.is_empty() {
+            reasons.push(reason);
+        }
+    }
+    (Decision::NoOpinion, reasons.join("\n"))
 }
 
 /// Asks the authorizers in order until one allows or denies. Reasons of those without an opinion are

@@ -123,6 +123,8 @@ pub struct Attributes {
     /// `fieldSelector` of a list, watch or deletecollection, as sent; else empty. A selector of
     /// `metadata.name` alone also sets `name`.
     pub field_selector: String,
+    /// `labelSelector` of the same, as sent.
+    pub label_selector: String,
 }
 
 /// An authorizer's word.
@@ -136,10 +138,20 @@ pub enum Decision {
     NoOpinion,
 }
 
-/// Decides whether a request may proceed. Synchronous: it reads shared in-memory objects.
+/// Decides whether a request may proceed: from shared in-memory objects, or by asking a server elsewhere.
+#[async_trait]
 pub trait Authorizer: Send + Sync {
-    /// The decision and its reason (may be empty).
+    /// The decision and its reason (may be empty). One that is remote blocks the thread: use
+    /// [`Authorizer::ask`] where that can be awaited.
     fn authorize(&self, attributes: &Attributes) -> (Decision, String);
+    /// Whether it asks a server elsewhere.
+    fn is_remote(&self) -> bool {
+        false
+    }
+    /// As [`Authorizer::authorize`], without blocking.
+    async fn ask(&self, attributes: &Attributes) -> (Decision, String) {
+        self.authorize(attributes)
+    }
     /// The rules that `user` has in `namespace`, for SelfSubjectRulesReview: (resource rules, non-resource
     /// rules, incomplete).
     fn rules_for(
@@ -167,4 +179,24 @@ pub struct ResourceRule {
 pub struct NonResourceRule {
     pub verbs: Vec<String>,
     pub paths: Vec<String>,
+}
+
+/// Waits for a future where nothing can be awaited, such as within the evaluation of an expression.
+pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let handle = Handle::current();
+    if handle.runtime_flavor() == RuntimeFlavor::MultiThread {
+        return tokio::task::block_in_place(|| handle.block_on(future));
+    }
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map(|runtime| runtime.block_on(future))
+        });
+        match waiting.join() {
+            Ok(Ok(done)) => done,
+            Ok(Err(e)) => panic!("no runtime to wait in: {e}"),
+            Err(panicked) => std::panic::resume_unwind(panicked),
+        }
+    })
 }

@@ -67,6 +67,14 @@ impl X509Authenticator {
     }
 }
 
+/// The common name of a certificate (DER); empty when it has none.
+pub(crate) fn common_name(der: &[u8]) -> Result<String, AuthnError> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der)
+        .map_err(|e| AuthnError(format!("client certificate is not readable: {e}")))?;
+    let name = cert.subject().iter_common_name().find_map(|a| a.as_str().ok());
+    Ok(name.unwrap_or_default().to_owned())
+}
+
 #[async_trait]
 impl Authenticator for X509Authenticator {
     async fn authenticate(&self, credentials: &Credentials) -> Result<Option<UserInfo>, AuthnError> {

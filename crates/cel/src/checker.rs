@@ -45,6 +45,23 @@ impl Checked {
         self.references.values().any(|r| matches!(r, Reference::Ident(name) if &**name == variable))
     }
 
+    /// Whether the expression looks at a field of the variable, as `variable.field` or `variable.?field`.
+    pub fn selects(&self, variable: &str, field: &str) -> bool {
+        let is_variable = |e: &Expr| matches!(&e.kind, Kind::Ident(name) if &**name == variable);
+        let is_field = |e: &Expr| matches!(&e.kind, Kind::Literal(Literal::String(text)) if &**text == field);
+        let mut found = false;
+        self.expr.walk(&mut |e| {
+            found |= match &e.kind {
+                Kind::Select { operand, field: name, .. } => is_variable(operand) && &**name == field,
+                Kind::Call { target: None, function, args } if &**function == op::OPT_SELECT => {
+                    matches!(args.as_slice(), [of, name] if is_variable(of) && is_field(name))
+                }
+                _ => false,
+            };
+        });
+        found
+    }
+
     pub(crate) fn type_of(&self, expr: &Expr) -> &Type {
         self.types.get(expr.id as usize).unwrap_or(&Type::Dyn)
     }

@@ -2,13 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
-use coracle_auth::static_token::StaticTokens;
 use coracle_stdx::{Clock, Tasks};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,7 +18,8 @@ use crate::pki;
 use crate::reload::{self, CertificateFiles};
 use crate::up::bind;
 
-fn read(path: &Path) -> Result<String, Failure> {
+/// A file's text.
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))
 }
 
@@ -33,11 +32,19 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     // What others gave comes first, so that nothing is made when it cannot be used.
     let advertise = args.advertise_address.or_else(node_ip).unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let tls = serving(&args, advertise, &clock)?;
-    let tokens = args.token_auth_file.as_deref().map(tokens).transpose()?;
+    let issuer_url = &args.service_account_issuer;
+    let audiences = match args.api_audiences.as_slice() {
+        [] => vec![issuer_url.clone()],
+        given => given.to_vec(),
+    };
+    let authentication = args.authentication.read(&audiences, issuer_url, &clock)?;
+    let authorizers = args.authorization.authorizers()?;
     let client_ca = args.client_ca_file.as_deref().map(read).transpose()?;
     let node_ports = port_range(&args.service_node_port_range)?;
     let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
     let audit = audit(&args)?;
+    let front_proxy = args.front_proxy.proxies()?;
+    let proxy_client = args.front_proxy.own()?;
     let limits = limits(&args)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
@@ -47,20 +54,22 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     opened.serve(&mut tasks);
     let store = opened.store;
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
-    let issuer =
-        TokenIssuer::new(&key, &args.service_account_issuer, vec![args.service_account_issuer.clone()])
-            .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
+    let issuer = TokenIssuer::new(&key, issuer_url, audiences)
+        .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
     let config = server_config(ServerParts {
         store,
         clock,
         tls,
         client_ca,
-        tokens,
+        authentication,
+        authorizers,
         issuer,
         service_cidr: &args.service_cluster_ip_range,
         node_ports,
         advertise: SocketAddr::new(advertise, args.secure_port),
         kubelet_client: None,
+        front_proxy,
+        proxy_client,
         bootstrap: coracle_auth::bootstrap::objects(),
         limits,
         audit,
@@ -124,13 +133,6 @@ fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
                 .map_err(|_| Failure::usage("--request-timeout can not be negative value".to_owned()))?,
         ),
     })
-}
-
-fn tokens(path: &Path) -> Result<Arc<dyn coracle_auth::Authenticator>, Failure> {
-    let tokens = StaticTokens::parse(&read(path)?).map_err(|e| {
-        Failure::new(format!("{}: {e}", path.display()), "each line is token,user,uid,\"group1,group2\"")
-    })?;
-    Ok(Arc::new(tokens))
 }
 
 /// The audit log that the flags ask for: it takes a policy and a file (`-` for the standard output).

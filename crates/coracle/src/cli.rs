@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::authn::{AuthenticationArgs, FrontProxyArgs};
+use crate::authz::AuthorizationArgs;
 use crate::control_plane::ControlArgs;
 use crate::error::Failure;
 use crate::store::StoreArgs;
@@ -275,9 +277,15 @@ pub struct ApiserverArgs {
     /// Address told to clients inside the cluster.
     #[arg(long)]
     pub advertise_address: Option<IpAddr>,
-    /// CSV file of static tokens: `token,user,uid,"group1,group2"`.
-    #[arg(long)]
-    pub token_auth_file: Option<PathBuf>,
+    /// Who is believed.
+    #[command(flatten)]
+    pub authentication: AuthenticationArgs,
+    /// Who decides.
+    #[command(flatten)]
+    pub authorization: AuthorizationArgs,
+    /// Audiences of tokens for this server; the issuer without.
+    #[arg(long, value_delimiter = ',')]
+    pub api_audiences: Vec<String>,
     /// CIDR for service addresses.
     #[arg(long, default_value = "10.96.0.0/16")]
     pub service_cluster_ip_range: String,
@@ -293,6 +301,9 @@ pub struct ApiserverArgs {
     /// CA of client certificates.
     #[arg(long)]
     pub client_ca_file: Option<PathBuf>,
+    /// Proxies that say for whom they ask.
+    #[command(flatten)]
+    pub front_proxy: FrontProxyArgs,
     /// Issuer of service-account tokens.
     #[arg(long, default_value = "https://kubernetes.default.svc")]
     pub service_account_issuer: String,
@@ -331,9 +342,6 @@ pub struct ApiserverArgs {
     /// Whether privileged containers are allowed. Always true.
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true")]
     pub allow_privileged: bool,
-    /// Authorization modes. `Node,RBAC` is what there is.
-    #[arg(long, default_value = "Node,RBAC")]
-    pub authorization_mode: String,
 }
 
 /// Demonstration server and client.

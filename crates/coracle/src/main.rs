@@ -1,6 +1,8 @@
 //! The `coracle` binary: arguments, environment, files and wiring. The only crate that knows all parts.
 
 mod apiserver;
+mod authn;
+mod authz;
 mod cli;
 mod cluster;
 mod control;
@@ -11,6 +13,7 @@ mod detach;
 mod down;
 mod encryption;
 mod error;
+mod following;
 mod image;
 mod kubeconfig;
 mod node;
@@ -21,6 +24,7 @@ mod process;
 mod progress;
 mod release;
 mod reload;
+mod remote;
 mod signer;
 mod snapshot;
 mod store;

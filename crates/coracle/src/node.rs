@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Config, KubeletClient, RequestLimits, Tls};
+use coracle_apiserver::{ApiServer, Config, KubeletClient, MakeAuthorizers, RequestLimits, Tls};
 use coracle_auth::UserInfo;
 use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::authn::Authentication;
 use crate::cluster::{Cluster, Paths};
 use crate::control_plane::{ControlArgs, ControlParts, ControlPlane};
 use crate::error::Failure;
@@ -71,8 +72,10 @@ pub struct ServerParts<'a> {
     pub tls: Tls,
     /// CA of client certificates.
     pub client_ca: Option<String>,
-    /// Further authenticators, asked after certificates.
-    pub tokens: Option<Arc<dyn coracle_auth::Authenticator>>,
+    /// Who is believed beside clients with certificates.
+    pub authentication: Authentication,
+    /// Who decides what users may do.
+    pub authorizers: MakeAuthorizers,
     /// Issues service-account tokens.
     pub issuer: TokenIssuer,
     /// Service range.
@@ -83,6 +86,10 @@ pub struct ServerParts<'a> {
     pub advertise: SocketAddr,
     /// Access to kubelets.
     pub kubelet_client: Option<KubeletClient>,
+    /// Proxies that say for whom they ask.
+    pub front_proxy: Option<coracle_auth::FrontProxy>,
+    /// The certificate shown to extension servers.
+    pub proxy_client: Option<Tls>,
     /// Objects that must exist.
     pub bootstrap: Vec<Box<dyn coracle_meta::Object>>,
     /// Limits of requests.
@@ -94,8 +101,8 @@ pub struct ServerParts<'a> {
 /// Puts a configuration together: authenticators, authorizers and admission are those of every cluster.
 pub fn server_config(parts: ServerParts<'_>) -> Config {
     let issuer = Arc::new(parts.issuer);
-    let (issuer2, clock2, tokens, with_certs) =
-        (issuer.clone(), parts.clock.clone(), parts.tokens, parts.client_ca.is_some());
+    let (issuer2, clock2, with_certs) = (issuer.clone(), parts.clock.clone(), parts.client_ca.is_some());
+    let Authentication { tokens, bootstrap_tokens, further, anonymous } = parts.authentication;
     Config {
         store: parts.store,
         clock: parts.clock,
@@ -109,21 +116,23 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
             }
             all.extend(tokens);
             let accounts = coracle_auth::service_account::ServiceAccountAuthenticator::new;
-            all.push(Arc::new(accounts(issuer2, reader, clock2)));
+            all.push(Arc::new(accounts(issuer2, reader.clone(), clock2.clone())));
+            if bootstrap_tokens {
+                all.push(Arc::new(coracle_auth::bootstrap_token::BootstrapTokens::new(reader, clock2)));
+            }
+            all.extend(further);
             all
         }),
-        authorizers: Box::new(|reader| {
-            vec![
-                Arc::new(coracle_auth::node::NodeAuthorizer::new(reader.clone())),
-                Arc::new(coracle_auth::rbac::RbacAuthorizer::new(reader)),
-            ]
-        }),
+        anonymous,
+        authorizers: parts.authorizers,
         token_issuer: Some(issuer),
         admission: coracle_admission::plugins(),
         service_cidr: parts.service_cidr.into(),
         node_port_range: parts.node_ports,
         advertise: parts.advertise,
         kubelet_client: parts.kubelet_client,
+        front_proxy: parts.front_proxy,
+        proxy_client: parts.proxy_client,
         bootstrap: parts.bootstrap,
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
@@ -291,7 +300,8 @@ async fn start_server(
         clock: clock.clone(),
         tls: Tls { cert_pem: pki.apiserver.cert.clone(), key_pem: pki.apiserver.key.clone() },
         client_ca: Some(pki.ca.clone()),
-        tokens: None,
+        authentication: Authentication::default(),
+        authorizers: crate::authz::usual(),
         issuer,
         service_cidr: &cluster.service_cidr,
         node_ports: (30000, 32767),
@@ -301,11 +311,29 @@ async fn start_server(
             key_pem: pki.apiserver_kubelet.key.clone(),
             ca_pem: pki.ca.clone(),
         }),
+        front_proxy: Some(front_proxy(&pki.front_proxy_ca)),
+        proxy_client: Some(Tls {
+            cert_pem: pki.front_proxy_client.cert.clone(),
+            key_pem: pki.front_proxy_client.key.clone(),
+        }),
         bootstrap,
         limits: RequestLimits::UPSTREAM,
         audit: None,
     });
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
+}
+
+/// The proxy that extension servers shall believe is this server alone; headers are those of kubeadm's clusters.
+fn front_proxy(ca_pem: &str) -> coracle_auth::FrontProxy {
+    let list = |name: &str| vec![name.to_owned()];
+    coracle_auth::FrontProxy {
+        ca_pem: ca_pem.to_owned(),
+        allowed_names: list("front-proxy-client"),
+        username_headers: list("X-Remote-User"),
+        uid_headers: list("X-Remote-Uid"),
+        group_headers: list("X-Remote-Group"),
+        extra_prefixes: list("X-Remote-Extra-"),
+    }
 }
 
 /// DNS answers on its service address on every node; the Service and its endpoint tell clients so.

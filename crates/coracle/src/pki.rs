@@ -25,6 +25,10 @@ pub struct Pki {
     pub admin: Pem,
     /// The API server's client certificate towards kubelets.
     pub apiserver_kubelet: Pem,
+    /// CA of proxies that say for whom they ask (PEM).
+    pub front_proxy_ca: String,
+    /// The certificate that the API server shows to extension servers.
+    pub front_proxy_client: Pem,
     /// The kubelet's serving certificate.
     pub kubelet: Pem,
     /// Private key that signs service-account tokens (PEM, PKCS#8).
@@ -54,8 +58,11 @@ fn unusable(path: &Path, why: impl std::fmt::Display, hint: &str) -> Failure {
 /// Files that cannot be read, written or understood, and an expired CA, which cannot be renewed in place.
 pub fn establish(dir: &Path, cluster: &Cluster, node_ip: IpAddr, clock: &Clock) -> Result<Pki, Failure> {
     make_dir(dir, 0o700)?;
-    let (ca, new) = authority(dir, clock)?;
-    let mut keeper = Keeper { dir, ca: &ca, clock, renewed: if new { vec!["ca"] } else { Vec::new() } };
+    let (ca, new) = authority(dir, "ca", clock)?;
+    let (proxy_ca, new_proxy) = authority(dir, "front-proxy-ca", clock)?;
+    let made = [("ca", new), ("front-proxy-ca", new_proxy)];
+    let renewed = made.into_iter().filter(|(_, new)| *new).map(|(name, _)| name).collect();
+    let mut keeper = Keeper { dir, ca: &ca, clock, renewed };
     let names = |extra: &[&str]| extra.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     let domain = format!("kubernetes.default.svc.{}", cluster.cluster_domain);
     let local: IpAddr = [127, 0, 0, 1].into();
@@ -93,6 +100,8 @@ pub fn establish(dir: &Path, cluster: &Cluster, node_ip: IpAddr, clock: &Clock) 
             days: LEAF_DAYS,
         },
     )?;
+    keeper.ca = &proxy_ca;
+    let front_proxy_client = keeper.leaf("front-proxy-client", client("front-proxy-client", &[]))?;
     let renewed = keeper.renewed;
     let service_account_key = signing_key(dir)?;
     Ok(Pki {
@@ -101,6 +110,8 @@ pub fn establish(dir: &Path, cluster: &Cluster, node_ip: IpAddr, clock: &Clock) 
         admin,
         apiserver_kubelet,
         kubelet,
+        front_proxy_ca: proxy_ca.cert_pem().to_owned(),
+        front_proxy_client,
         service_account_key,
         renewed,
     })
@@ -127,15 +138,21 @@ fn read(path: &Path) -> Result<Option<String>, Failure> {
     }
 }
 
-/// The cluster's CA; `true` when it was made now.
-fn authority(dir: &Path, clock: &Clock) -> Result<(CertificateAuthority, bool), Failure> {
-    let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+/// A CA of the cluster; `true` when it was made now.
+fn authority(dir: &Path, name: &str, clock: &Clock) -> Result<(CertificateAuthority, bool), Failure> {
+    let (cert_path, key_path) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+    let (cert_file, key_file) = (format!("{name}.crt"), format!("{name}.key"));
     let (cert, key) = match (read(&cert_path)?, read(&key_path)?) {
         (Some(cert), Some(key)) => (cert, key),
-        (None, Some(_)) => return Err(unusable(&key_path, "ca.crt is missing beside it", NEW_CA)),
-        (Some(_), None) => return Err(unusable(&cert_path, "ca.key is missing beside it", NEW_CA)),
+        (None, Some(_)) => {
+            return Err(unusable(&key_path, format!("{cert_file} is missing beside it"), NEW_CA));
+        }
+        (Some(_), None) => {
+            return Err(unusable(&cert_path, format!("{key_file} is missing beside it"), NEW_CA));
+        }
         (None, None) => {
-            let ca = CertificateAuthority::create("coracle-ca", clock).map_err(|e| failed("ca.crt", e))?;
+            let ca = CertificateAuthority::create(&format!("coracle-{name}"), clock)
+                .map_err(|e| failed(&cert_file, e))?;
             write_file(&key_path, ca.key_pem().as_bytes(), 0o600)?;
             write_file(&cert_path, ca.cert_pem().as_bytes(), 0o644)?;
             return Ok((ca, true));
@@ -222,12 +239,12 @@ mod tests {
             Clock::from_fn(move || t)
         };
         let first = establish(dir.path(), &cluster, ip, &at(0)).unwrap();
-        assert_eq!(first.renewed.len(), 5);
+        assert_eq!(first.renewed.len(), 7);
         let second = establish(dir.path(), &cluster, ip, &at(200)).unwrap();
         assert_eq!((second.renewed.len(), &second.admin.cert), (0, &first.admin.cert));
         let moved = establish(dir.path(), &cluster, [192, 0, 2, 2].into(), &at(0)).unwrap();
         assert_eq!(moved.renewed, ["apiserver", "kubelet"]);
-        assert_eq!(establish(dir.path(), &cluster, ip, &at(300)).unwrap().renewed.len(), 4);
+        assert_eq!(establish(dir.path(), &cluster, ip, &at(300)).unwrap().renewed.len(), 5);
         assert_eq!(first.service_account_key, second.service_account_key);
     }
 

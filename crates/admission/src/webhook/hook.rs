@@ -125,12 +125,8 @@ impl Hook {
     pub(super) fn target(&self) -> Result<Target, String> {
         let ca_bundle = self.client.ca_bundle.as_ref().map(|b| b.0.clone()).filter(|b| !b.is_empty());
         if let Some(service) = &self.client.service {
-            let port = service.port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(443);
-            let path = service.path.as_deref().unwrap_or("");
-            let slash = if path.starts_with('/') { "" } else { "/" };
-            let url = format!("https://{}.{}.svc:{port}{slash}{path}", service.name, service.namespace);
-            let service = Some((service.namespace.clone(), service.name.clone(), port));
-            return Ok(Target { url, service, ca_bundle });
+            let (namespace, name) = (&service.namespace, &service.name);
+            return Ok(Target::of_service(namespace, name, service.port, service.path.as_deref(), ca_bundle));
         }
         match &self.client.url {
             Some(url) => Ok(Target { url: url.clone(), service: None, ca_bundle }),

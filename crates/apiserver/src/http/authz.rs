@@ -12,18 +12,19 @@ use crate::server::Server;
 ///
 /// # Errors
 /// 403 with upstream's text.
-pub(crate) fn check(
+pub(crate) async fn check(
     server: &Server,
     user: &Arc<UserInfo>,
     info: &Info<'_>,
     path: &str,
-    field_selector: &str,
+    (field_selector, label_selector): (&str, &str),
 ) -> Result<String, Status> {
     if user.in_group(coracle_auth::SYSTEM_MASTERS) {
         return Ok(String::new());
     }
     let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
     let field_selector = if collection { field_selector } else { "" };
+    let label_selector = if collection { label_selector } else { "" };
     let name = if info.name.is_empty() { name_in(field_selector) } else { info.name };
     // Paths of discovery are no resources, though they name a group.
     let (group, version) = if info.is_resource { (info.group, info.version) } else { ("", "") };
@@ -39,8 +40,9 @@ pub(crate) fn check(
         name: name.to_owned(),
         path: path.to_owned(),
         field_selector: field_selector.to_owned(),
+        label_selector: label_selector.to_owned(),
     };
-    match server.authorize(&attributes) {
+    match server.decide(&attributes).await {
         (Decision::Allow, reason) => Ok(reason),
         (_, reason) => Err(forbidden(&attributes, &reason)),
     }

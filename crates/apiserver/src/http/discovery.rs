@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::body::Body;
 use super::negotiate::Format;
 use super::respond::{PROTOBUF, json_value, method_not_allowed, negotiated, not_found_page, status};
+use crate::aggregation;
 use crate::codec;
 use crate::metrics_api;
 use crate::server::Server;
@@ -59,7 +60,9 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
     let served = server.cache.registry.defs();
     let metrics = metrics_api::is_served(server);
     Some(match parts.as_slice() {
-        ["apis", metrics_api::GROUP] if metrics => {
+        ["apis", metrics_api::GROUP]
+            if metrics && !server.aggregation.routes().has_group(metrics_api::GROUP) =>
+        {
             let mut value = metrics_api::group();
             value["kind"] = "APIGroup".into();
             value["apiVersion"] = "v1".into();
@@ -68,10 +71,10 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
         ["apis", metrics_api::GROUP, metrics_api::VERSION] if metrics => {
             json_value(StatusCode::OK, &metrics_api::resources())
         }
-        ["api"] => root(request, &served, (true, false), || versions(server)),
-        ["apis"] => root(request, &served, (false, metrics), || group_list(&served, metrics)),
+        ["api"] => root(server, request, &served, (true, false), || versions(server)),
+        ["apis"] => root(server, request, &served, (false, metrics), || group_list(server, &served, metrics)),
         ["api", version] => resources(server, &served, "", version),
-        ["apis", group] => match group_value(&served, group) {
+        ["apis", group] => match aggregation::group(server, group, group_value(&served, group)) {
             Some(mut value) => {
                 value["kind"] = "APIGroup".into();
                 value["apiVersion"] = "v1".into();
@@ -86,6 +89,7 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
 
 /// `/api` and `/apis`: the plain document, or the aggregated one when asked for.
 fn root(
+    server: &Server,
     request: &Request<Incoming>,
     served: Served<'_>,
     (legacy, metrics): (bool, bool),
@@ -100,7 +104,7 @@ fn root(
             return json_value(StatusCode::OK, &plain());
         }
         if has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2") {
-            let mut response = json_value(StatusCode::OK, &aggregated(served, legacy, metrics));
+            let mut response = json_value(StatusCode::OK, &aggregated(server, served, legacy, metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
             let format = if clause.starts_with(PROTOBUF) { Format::Protobuf } else { Format::Json };
             return negotiated(response, format);
@@ -158,10 +162,11 @@ fn group_value(served: Served<'_>, group: &str) -> Option<Value> {
     Some(json!({ "name": group, "versions": versions, "preferredVersion": preferred }))
 }
 
-fn group_list(served: Served<'_>, metrics: bool) -> Value {
+fn group_list(server: &Server, served: Served<'_>, metrics: bool) -> Value {
     let mut groups: Vec<Value> =
         groups(served).into_iter().filter_map(|group| group_value(served, group)).collect();
     groups.extend(metrics.then(metrics_api::group));
+    let groups = aggregation::groups(server, groups);
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
 }
 
@@ -303,7 +308,7 @@ fn subresource_value(def: &ResourceDef, sub: Subresource) -> Value {
     value
 }
 
-fn aggregated(served: Served<'_>, legacy: bool, metrics: bool) -> Value {
+fn aggregated(server: &Server, served: Served<'_>, legacy: bool, metrics: bool) -> Value {
     let groups = if legacy { vec![""] } else { groups(served) };
     let mut items: Vec<Value> = groups
         .into_iter()
@@ -321,6 +326,9 @@ fn aggregated(served: Served<'_>, legacy: bool, metrics: bool) -> Value {
         })
         .collect();
     items.extend((metrics && !legacy).then(metrics_api::aggregated));
+    if !legacy {
+        items = aggregation::aggregated(server, items);
+    }
     json!({
         "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {},
         "items": items,

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_resources::def::ResourceDef;
 use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
 };
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::body::{Body, gzip};
 use super::query::Query;
 use super::respond::{self, json_bytes, method_not_allowed, takes_gzip};
+use crate::aggregation;
 use crate::openapi;
 use crate::server::Server;
 
@@ -123,7 +125,7 @@ pub(crate) fn handle(
 ) -> Option<Response<Body>> {
     let registry = &server.cache.registry;
     let (defs, generation) = &registry.defs_at();
-    let generation = *generation;
+    let generation = *generation + server.aggregation.routes().generation;
     let below = path.strip_prefix("/openapi/")?;
     if method != Method::GET && matches!(below, "v2" | "v3" | "v3/") {
         return Some(respond::status(&method_not_allowed()));
@@ -132,8 +134,8 @@ pub(crate) fn handle(
     let encoding = if below == "v3" { Some(Encoding::Json) } else { Encoding::wanted(headers, version) };
     let Some(encoding) = encoding else { return Some(empty(StatusCode::NOT_ACCEPTABLE)) };
     let doc = match below {
-        "v2" => server.docs.get(below, encoding, generation, || Some(openapi::v2(defs, &server.git_version))),
-        "v3" => server.docs.get("v3", encoding, generation, || Some(openapi::v3_index(defs))),
+        "v2" => server.docs.get(below, encoding, generation, || Some(whole_v2(server, defs))),
+        "v3" => server.docs.get("v3", encoding, generation, || Some(whole_index(server, defs))),
         _ => {
             let key = below.strip_prefix("v3/")?;
             let of_version = version_of(key);
@@ -163,6 +165,20 @@ pub(crate) fn handle(
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     }
     Some(response)
+}
+
+/// The document of v2, with extension servers.
+fn whole_v2(server: &Server, defs: &[&ResourceDef]) -> Value {
+    let mut document = openapi::v2(defs, &server.git_version);
+    aggregation::openapi_v2(server, &mut document);
+    document
+}
+
+/// The index of v3, with extension servers.
+fn whole_index(server: &Server, defs: &[&ResourceDef]) -> Value {
+    let mut index = openapi::v3_index(defs);
+    aggregation::openapi_index(server, &mut index);
+    index
 }
 
 /// A code without a word.

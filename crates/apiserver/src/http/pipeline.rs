@@ -17,6 +17,7 @@ use super::body::Body;
 use super::info::Info;
 use super::query::{Query, decode_path};
 use super::{authz, discovery, dispatch, metrics, misc, negotiate, protect, respond};
+use crate::aggregation;
 use crate::audit::{AuditLog, Trail};
 use crate::authn::Connection;
 use crate::server::Server;
@@ -122,10 +123,11 @@ async fn stages(
     trail: &OnceLock<Arc<Trail>>,
 ) -> Response<Body> {
     // authentication
-    let bearer = bearer(request.headers());
-    let Some(user) = server.authenticate(connection, bearer).await else {
-        return respond::status(&Status::unauthorized());
-    };
+    let user = server.authenticate(connection, bearer(request.headers()), request.headers(), path).await;
+    if let Some(proxies) = &server.front_proxy {
+        proxies.clear(request.headers_mut());
+    }
+    let Some(user) = user else { return respond::status(&Status::unauthorized()) };
     // audit
     let begun = server
         .audit
@@ -134,7 +136,7 @@ async fn stages(
     let begun = begun.map(|begun| trail.get_or_init(|| begun));
     // impersonation
     let asked = user.clone();
-    let user = match impersonate(server, user, request.headers()) {
+    let user = match impersonate(server, user, request.headers()).await {
         Ok(user) => user,
         Err(status) => return respond::status(&status),
     };
@@ -165,7 +167,8 @@ async fn permitted(
     begun: Option<&Arc<Trail>>,
 ) -> Response<Body> {
     // authorization
-    let allowed = authz::check(server, &user, info, path, query.get("fieldSelector").unwrap_or(""));
+    let selectors = (query.get("fieldSelector").unwrap_or(""), query.get("labelSelector").unwrap_or(""));
+    let allowed = authz::check(server, &user, info, path, selectors).await;
     if let Some(trail) = begun {
         trail.decided(allowed.is_ok(), allowed.as_ref().map_or("", String::as_str));
         request.extensions_mut().insert(trail.clone());
@@ -175,6 +178,10 @@ async fn permitted(
     }
     // the request itself
     let incomer = Incomer { request, user };
+    let document = || aggregation::openapi_routed(server, path.strip_prefix("/openapi/v3/")?);
+    if let Some(extension) = server.aggregation.route(info.group, info.version).or_else(document) {
+        return aggregation::handle(server, extension, incomer, info).await;
+    }
     if info.is_resource {
         return dispatch::resource(server, incomer, info, query).await;
     }
@@ -193,26 +200,30 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Acts as another user when the request asks for it and the caller may.
-fn impersonate(server: &Server, user: Arc<UserInfo>, headers: &HeaderMap) -> Result<Arc<UserInfo>, Status> {
+async fn impersonate(
+    server: &Server,
+    user: Arc<UserInfo>,
+    headers: &HeaderMap,
+) -> Result<Arc<UserInfo>, Status> {
     let Some(mut wanted) = wanted_user(headers)? else { return Ok(user) };
     let account = wanted.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
     let group = "authentication.k8s.io";
     match account {
         Some((namespace, name)) => {
-            may_impersonate(server, &user, ("", "serviceaccounts", ""), namespace, name)?
+            may_impersonate(server, &user, ("", "serviceaccounts", ""), namespace, name).await?
         }
-        None => may_impersonate(server, &user, ("", "users", ""), "", &wanted.name)?,
+        None => may_impersonate(server, &user, ("", "users", ""), "", &wanted.name).await?,
     }
     for name in &wanted.groups {
-        may_impersonate(server, &user, ("", "groups", ""), "", name)?;
+        may_impersonate(server, &user, ("", "groups", ""), "", name).await?;
     }
     for (key, values) in &wanted.extra {
         for value in values {
-            may_impersonate(server, &user, (group, "userextras", key), "", value)?;
+            may_impersonate(server, &user, (group, "userextras", key), "", value).await?;
         }
     }
     if !wanted.uid.is_empty() {
-        may_impersonate(server, &user, (group, "uids", ""), "", &wanted.uid)?;
+        may_impersonate(server, &user, (group, "uids", ""), "", &wanted.uid).await?;
     }
     if wanted.groups.is_empty()
         && let Some((namespace, _)) = account
@@ -260,7 +271,7 @@ fn wanted_user(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
     )))
 }
 
-fn may_impersonate(
+async fn may_impersonate(
     server: &Server,
     user: &Arc<UserInfo>,
     (group, resource, subresource): (&str, &str, &str),
@@ -278,5 +289,5 @@ fn may_impersonate(
         version: "v1",
         ..Info::default()
     };
-    authz::check(server, user, &info, "", "").map(drop)
+    authz::check(server, user, &info, "", ("", "")).await.map(drop)
 }

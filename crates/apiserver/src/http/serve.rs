@@ -51,12 +51,14 @@ async fn connection(
     stream.set_nodelay(true)?;
     let acceptor = TlsAcceptor::from(serving.config.clone());
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-    let connection = Arc::new(match (stream.get_ref().1.peer_certificates(), &serving.client_ca) {
-        (Some(chain @ [own, ..]), Some(ca)) => match ca.accepts(chain) {
-            Ok(()) => Connection::new(Some(own.to_vec())),
-            Err(e) => Connection::refused(e.to_string()),
-        },
-        _ => Connection::new(None),
+    let connection = Arc::new(match stream.get_ref().1.peer_certificates() {
+        Some(chain @ [own, ..]) => {
+            let clients = serving.client_ca.as_ref();
+            let client = clients.map(|ca| ca.accepts(chain).map_err(|e| e.to_string()));
+            let proxy = serving.proxy_ca.as_ref().is_some_and(|ca| ca.accepts(chain).is_ok());
+            Connection::certified(own, client, proxy)
+        }
+        _ => Connection::plain(),
     });
     let stream = Stall::new(stream, server.limits.timeout, connection.patient.clone());
     let theirs = connection.clone();

@@ -133,6 +133,8 @@ pub(crate) struct Serving {
     pub(crate) config: Arc<ServerConfig>,
     /// Who vouches for clients.
     pub(crate) client_ca: Option<ClientCa>,
+    /// Who vouches for proxies.
+    pub(crate) proxy_ca: Option<ClientCa>,
 }
 
 impl Serving {
@@ -140,8 +142,14 @@ impl Serving {
     ///
     /// # Errors
     /// [`StartError::Tls`] when one of them cannot be used.
-    pub(crate) fn new(tls: &Tls, client_ca: Option<&str>) -> Result<Self, StartError> {
+    pub(crate) fn new(
+        tls: &Tls,
+        client_ca: Option<&str>,
+        proxy_ca: Option<&str>,
+    ) -> Result<Self, StartError> {
         let client_ca = client_ca.map(ClientCa::new).transpose()?;
-        Ok(Self { config: Arc::new(server_config(tls, client_ca.as_ref())?), client_ca })
+        let proxy_ca = proxy_ca.map(ClientCa::new).transpose()?;
+        let config = Arc::new(server_config(tls, client_ca.as_ref().or(proxy_ca.as_ref()))?);
+        Ok(Self { config, client_ca, proxy_ca })
     }
 }

@@ -1,77 +1,43 @@
 //! Passing a request on: a fresh connection per request; an upgraded connection becomes a byte pipe.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_meta::{Reason, Status};
-use futures::StreamExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, BodyStream};
+use http::header::{HOST, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tracing::debug;
 
-use super::target::{Target, Wire};
+use super::target::{self, Target};
 use crate::http::body::Body;
+use crate::outbound::{self, Io, Trust};
 use crate::server::Server;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Headers that belong to one connection and are not passed on.
-const HOP: [HeaderName; 4] = [CONNECTION, UPGRADE, TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
-
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Sends a request to its target and returns the answer, streamed.
 ///
 /// # Errors
-/// 500 when the target cannot be reached, as upstream.
+/// 500 when the target cannot be reached, 503 when it is a workload behind a proxy, as upstream.
 pub(super) async fn forward(
     server: &Server,
     target: Target,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
-    let io = connect(server, &target).await?;
-    let failed = |e: hyper::Error| Status::internal(format!("error sending request: {e}"));
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
-    tokio::spawn(async move {
-        if let Err(e) = connection.with_upgrades().await {
-            debug!(error = %e, "proxied connection ended");
+    let proxied = target.base.is_some() && !request.headers().contains_key(UPGRADE);
+    let io = connect(server, &target).await.map_err(|why| match why {
+        Unreached::Here(status) => status,
+        Unreached::There(why) if proxied => {
+            Status::unavailable(format!("error trying to reach service: {why}"))
         }
-    });
-    let upgrade = request.headers().get(UPGRADE).cloned();
-    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let outgoing = outgoing(&target, request, upgrade)?;
-    let mut response = sender.send_request(outgoing).await.map_err(failed)?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS
-        && let Some(client) = client
-    {
-        let backend = hyper::upgrade::on(&mut response);
-        tokio::spawn(async move {
-            let (client, backend) = match tokio::try_join!(client, backend) {
-                Ok(both) => both,
-                Err(e) => {
-                    debug!(error = %e, "upgrade failed");
-                    return;
-                }
-            };
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut backend).await;
-        });
-        let mut answer = Response::new(Body::Full(Bytes::new()));
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *answer.headers_mut() = response.headers().clone();
-        return Ok(answer);
-    }
-    Ok(passed_back(response))
+        Unreached::There(why) => Status::internal(format!("error dialing backend: {why}")),
+    })?;
+    let outgoing = outgoing(&target, request)?;
+    let response = outbound::relay(io, outgoing).await.map_err(|e| match proxied {
+        true => Status::unavailable(format!("error trying to reach service: {e}")),
+        false => Status::internal(format!("error sending request: {e}")),
+    })?;
+    Ok(response)
 }
 
 /// Most that is read of a document.
@@ -82,7 +48,10 @@ const MOST: usize = 64 << 20;
 /// # Errors
 /// It cannot be reached, or does not answer with success and JSON.
 pub(super) async fn fetch(server: &Server, target: Target) -> Result<serde_json::Value, Status> {
-    let io = connect(server, &target).await?;
+    let io = connect(server, &target).await.map_err(|why| match why {
+        Unreached::Here(status) => status,
+        Unreached::There(why) => Status::internal(format!("error dialing backend: {why}")),
+    })?;
     let failed = |e: hyper::Error| Status::internal(format!("error sending request: {e}"));
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
@@ -103,47 +72,13 @@ pub(super) async fn fetch(server: &Server, target: Target) -> Result<serde_json:
 }
 
 /// The request as the target gets it.
-fn outgoing(
-    target: &Target,
-    request: Request<Incoming>,
-    upgrade: Option<HeaderValue>,
-) -> Result<Request<Incoming>, Status> {
-    let (mut parts, body) = request.into_parts();
-    parts.uri = target.path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
-    parts.version = http::Version::HTTP_11;
-    parts.extensions.clear();
-    strip(&mut parts.headers);
+fn outgoing(target: &Target, mut request: Request<Incoming>) -> Result<Request<Incoming>, Status> {
+    *request.uri_mut() = target.path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
     // Credentials are for this server, not for what is behind it.
-    parts.headers.remove(http::header::AUTHORIZATION);
-    let host = format!("{}:{}", target.host, target.port);
-    parts.headers.insert(HOST, HeaderValue::from_str(&host).map_err(Status::internal)?);
-    if let Some(upgrade) = upgrade {
-        parts.headers.insert(UPGRADE, upgrade);
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    }
-    Ok(Request::from_parts(parts, body))
-}
-
-fn strip(headers: &mut HeaderMap) {
-    for name in HOP {
-        headers.remove(name);
-    }
-}
-
-fn passed_back(response: Response<Incoming>) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    let exact = parts.headers.contains_key(CONTENT_LENGTH);
-    strip(&mut parts.headers);
-    if !exact {
-        parts.headers.remove(CONTENT_LENGTH);
-    }
-    let stream = BodyStream::new(body).filter_map(|frame| async {
-        match frame {
-            Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(e) => Some(Err(std::io::Error::other(e))),
-        }
-    });
-    Response::from_parts(parts, Body::Stream(stream.boxed()))
+    request.headers_mut().remove(http::header::AUTHORIZATION);
+    let host = outbound::authority(&target.host, target.port);
+    request.headers_mut().insert(HOST, HeaderValue::from_str(&host).map_err(Status::internal)?);
+    Ok(request)
 }
 
 /// Makes a failed answer of the kubelet into a Status.
@@ -171,85 +106,30 @@ pub(super) async fn failure(response: &mut Response<Body>, name: &str) -> Status
     }
 }
 
-async fn connect(server: &Server, target: &Target) -> Result<Box<dyn Io>, Status> {
-    let address = format!("{}:{}", target.host, target.port);
-    let dial = |why: String| Status::internal(format!("error dialing backend: dial tcp {address}: {why}"));
-    let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return Err(dial(format!("connect: {}", plain(&e)))),
-        Err(_) => return Err(dial("i/o timeout".into())),
-    };
-    let _ = stream.set_nodelay(true);
+/// Why there is no connection.
+enum Unreached {
+    /// This server cannot make one.
+    Here(Status),
+    /// The other side cannot be reached.
+    There(String),
+}
+
+async fn connect(server: &Server, target: &Target) -> Result<Box<dyn Io>, Unreached> {
     let config = match target.wire {
-        Wire::Plain => return Ok(Box::new(stream)),
-        Wire::Kubelet => {
-            let kubelets = server.kubelets.as_ref();
-            let missing = || Status::unavailable("this server has no access to kubelets");
-            kubelets.ok_or_else(missing)?.tls()
+        target::Wire::Plain => None,
+        target::Wire::Kubelet => {
+            let missing = || Unreached::Here(Status::unavailable("this server has no access to kubelets"));
+            Some(server.kubelets.as_ref().ok_or_else(missing)?.tls())
         }
-        Wire::Unverified => unverified()?,
+        // A workload has no certificate that anybody vouches for.
+        target::Wire::Unverified => {
+            Some(Trust { insecure: true, ..Trust::default() }.config().map_err(Unreached::There)?)
+        }
     };
-    let name = ServerName::try_from(target.host.clone()).map_err(|e| dial(e.to_string()))?;
-    let tls = tokio_rustls::TlsConnector::from(config).connect(name, stream);
-    match tokio::time::timeout(CONNECT_TIMEOUT, tls).await {
-        Ok(Ok(tls)) => Ok(Box::new(tls)),
-        Ok(Err(e)) => Err(Status::internal(format!("error dialing backend: tls: {e}"))),
-        Err(_) => Err(dial("TLS handshake timeout".into())),
-    }
-}
-
-/// Go's words for the commonest failures.
-fn plain(e: &std::io::Error) -> String {
-    match e.kind() {
-        std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        std::io::ErrorKind::HostUnreachable => "no route to host".into(),
-        std::io::ErrorKind::NetworkUnreachable => "network is unreachable".into(),
-        _ => e.to_string(),
-    }
-}
-
-fn unverified() -> Result<Arc<ClientConfig>, Status> {
-    let config = ClientConfig::builder_with_provider(crate::http::tls::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(Status::internal)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
-/// Accepts any certificate: workloads behind the proxy have none that could be verified.
-#[derive(Debug)]
-struct Anyone;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        crate::http::tls::provider().signature_verification_algorithms.supported_schemes()
-    }
+    let wire = match config {
+        None => outbound::Wire::Plain,
+        Some(config) => outbound::Wire::Tls(config, target.host.clone()),
+    };
+    let connected = outbound::connect((&target.host, target.port), &wire).await;
+    connected.map(|connected| connected.io).map_err(Unreached::There)
 }

@@ -31,14 +31,14 @@ impl Server {
         self.fresh().await?;
         if let Some(review) = obj.downcast_mut::<authz::SubjectAccessReview>() {
             check(&review.metadata, &review.spec, Form::Cluster)?;
-            review.status = Some(self.access(subject(&review.spec), &review.spec));
+            review.status = Some(self.access(subject(&review.spec), &review.spec).await);
         } else if let Some(review) = obj.downcast_mut::<authz::LocalSubjectAccessReview>() {
             check(&review.metadata, &review.spec, Form::Local)?;
             if review.metadata.namespace.as_deref() != Some(namespace) {
                 let why = format!("spec.resourceAttributes.namespace must match namespace: {namespace}");
                 return Err(Status::bad_request(why));
             }
-            review.status = Some(self.access(subject(&review.spec), &review.spec));
+            review.status = Some(self.access(subject(&review.spec), &review.spec).await);
         } else if let Some(review) = obj.downcast_mut::<authz::SelfSubjectAccessReview>() {
             let spec = authz::SubjectAccessReviewSpec {
                 resource_attributes: review.spec.resource_attributes.clone(),
@@ -46,7 +46,7 @@ impl Server {
                 ..Default::default()
             };
             check(&review.metadata, &spec, Form::Own)?;
-            review.status = Some(self.access((*caller.user).clone(), &spec));
+            review.status = Some(self.access((*caller.user).clone(), &spec).await);
         } else if let Some(review) = obj.downcast_mut::<authz::SelfSubjectRulesReview>() {
             let namespace = review.spec.namespace.take().unwrap_or_default();
             if namespace.is_empty() {
@@ -67,7 +67,7 @@ impl Server {
         Ok(Outcome { entry, warnings, created: true })
     }
 
-    fn access(
+    async fn access(
         &self,
         user: UserInfo,
         spec: &authz::SubjectAccessReviewSpec,
@@ -86,13 +86,14 @@ impl Server {
                 name: text(&r.name),
                 path: String::new(),
                 field_selector: r.field_selector.as_ref().map(selector_text).unwrap_or_default(),
+                label_selector: r.label_selector.as_ref().map(label_text).unwrap_or_default(),
             },
             (None, Some(n)) => {
                 Attributes { user, verb: text(&n.verb), path: text(&n.path), ..Attributes::default() }
             }
             (None, None) => Attributes { user, ..Attributes::default() },
         };
-        let (decision, reason) = self.authorize(&attributes);
+        let (decision, reason) = self.decide(&attributes).await;
         authz::SubjectAccessReviewStatus {
             allowed: decision == Decision::Allow,
             denied: (decision == Decision::Deny).then_some(true),
@@ -189,6 +190,23 @@ fn selector_text(selector: &authz::FieldSelectorAttributes) -> String {
         let value = r.values.as_ref().and_then(|v| v.first()).map_or("", String::as_str);
         let sign = if r.operator == "NotIn" { "!=" } else { "=" };
         format!("{}{sign}{value}", r.key)
+    };
+    selector.requirements.iter().flatten().map(one).collect::<Vec<_>>().join(",")
+}
+
+/// A label selector of a review as selector text.
+fn label_text(selector: &authz::LabelSelectorAttributes) -> String {
+    if let Some(raw) = selector.raw_selector.as_ref().filter(|r| !r.is_empty()) {
+        return raw.clone();
+    }
+    let one = |r: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement| {
+        let values = r.values.as_deref().unwrap_or_default().join(",");
+        match r.operator.as_str() {
+            "In" => format!("{} in ({values})", r.key),
+            "NotIn" => format!("{} notin ({values})", r.key),
+            "DoesNotExist" => format!("!{}", r.key),
+            _ => r.key.clone(),
+        }
     };
     selector.requirements.iter().flatten().map(one).collect::<Vec<_>>().join(",")
 }

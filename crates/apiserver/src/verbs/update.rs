@@ -112,7 +112,7 @@ impl Server {
             name: name.to_owned(),
             ..Attributes::default()
         };
-        if let (Decision::Deny | Decision::NoOpinion, reason) = self.authorize(&wish) {
+        if let (Decision::Deny | Decision::NoOpinion, reason) = self.decide(&wish).await {
             return Err(forbidden(&wish, &reason));
         }
         let mut obj = sent.obj;

@@ -1,11 +1,13 @@
 //! A server on a loopback port and a small HTTPS client, for the tests of this crate.
 
+pub mod extension;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_apiserver::{ApiServer, Config, RequestLimits, Tls};
+use coracle_apiserver::{Anonymous, ApiServer, Config, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::static_token::StaticTokens;
@@ -18,7 +20,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -30,6 +32,7 @@ pub struct Cluster {
     api: Arc<ApiServer>,
     ca: CertificateAuthority,
     addr: SocketAddr,
+    roots: rustls::RootCertStore,
     tls: Arc<rustls::ClientConfig>,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -127,6 +130,7 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, Certific
         tls: serving(&ca),
         client_ca_pem: None,
         authenticators: Box::new(move |_| vec![Arc::new(tokens) as Arc<dyn Authenticator>]),
+        anonymous: Anonymous::Everywhere,
         authorizers: Box::new(|reader| vec![Arc::new(RbacAuthorizer::new(reader)) as Arc<dyn Authorizer>]),
         token_issuer: None,
         admission: Vec::new(),
@@ -134,6 +138,8 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, Certific
         node_port_range: (30000, 32767),
         advertise,
         kubelet_client: None,
+        proxy_client: None,
+        front_proxy: None,
         bootstrap: Vec::new(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),
@@ -174,14 +180,33 @@ impl Cluster {
         let api = ApiServer::start(config).await.unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = client(&roots).with_no_client_auth();
         let serving = tokio::spawn(api.clone().serve(listener));
-        Self { api, ca, addr, tls: Arc::new(tls), serving }
+        Self { api, ca, addr, roots, tls: Arc::new(tls), serving }
+    }
+
+    /// POST of JSON with a client certificate, or none, instead of a token.
+    pub async fn as_client(
+        &self,
+        own: Option<&Tls>,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Answer {
+        let builder = client(&self.roots);
+        let tls = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                let cert = CertificateDer::from_pem_slice(own.cert_pem.as_bytes()).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+                builder.with_client_auth_cert(vec![cert], key).unwrap()
+            }
+        };
+        let io = TokioIo::new(self.tls_as(Arc::new(tls)).await);
+        let mut headers = headers.to_vec();
+        headers.extend([("content-type", "application/json"), ("authorization", "")]);
+        let body = Full::new(Bytes::from(body.to_string()));
+        Answer::of(begin(io, Method::POST, target, &headers, body).await.await.unwrap()).await
     }
 
     /// The server.
@@ -195,9 +220,13 @@ impl Cluster {
     }
 
     async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.tls_as(self.tls.clone()).await
+    }
+
+    async fn tls_as(&self, tls: Arc<rustls::ClientConfig>) -> tokio_rustls::client::TlsStream<TcpStream> {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap()
+        tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap()
     }
 
     /// The certificate that a new connection is shown.
@@ -245,18 +274,7 @@ impl Cluster {
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let io = TokioIo::new(self.tls().await);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-        tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
-        if !headers.iter().any(|(k, _)| *k == "authorization") {
-            request = request.header("authorization", format!("Bearer {ADMIN}"));
-        }
-        for (key, value) in headers {
-            request = request.header(*key, *value);
-        }
-        let request = request.body(body).unwrap();
-        async move { sender.send_request(request).await }
+        begin(TokioIo::new(self.tls().await), method, target, headers, body).await
     }
 
     /// Sends a request and reads the whole answer.
@@ -284,4 +302,53 @@ impl Cluster {
     pub async fn delete(&self, target: &str) -> Answer {
         self.send(Method::DELETE, target, &[], "").await
     }
+}
+
+/// Begins a request on a connection of its own.
+async fn begin<B>(
+    io: TokioIo<tokio_rustls::client::TlsStream<TcpStream>>,
+    method: Method,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: B,
+) -> impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>> + use<B>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
+    if !headers.iter().any(|(k, _)| *k == "authorization") {
+        request = request.header("authorization", format!("Bearer {ADMIN}"));
+    }
+    for (key, value) in headers {
+        request = request.header(*key, *value);
+    }
+    let request = request.body(body).unwrap();
+    async move { sender.send_request(request).await }
+}
+
+fn client(
+    roots: &rustls::RootCertStore,
+) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots.clone())
+}
+
+/// Waits until there is something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut find: impl FnMut() -> F) -> T {
+    let look = async {
+        loop {
+            if let Some(found) = find().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, look).await.unwrap_or_else(|_| panic!("no {what} within a minute"))
 }

@@ -1,0 +1,85 @@
+//! A client for servers that are asked who somebody is, or what somebody may.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coracle_auth::Remote;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, USER_AGENT};
+use http::{HeaderValue, Method};
+use rustls::ClientConfig;
+
+use super::{Question, Trust, ask};
+use crate::config::Tls;
+
+/// Most bytes that are taken of an answer.
+const MOST: usize = 16 << 20;
+
+/// Whom a [`RemoteClient`] trusts, and how it shows who it is.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteConfig {
+    /// PEM of the authorities; without, the system's.
+    pub ca_pem: Option<String>,
+    /// Whether any certificate will do.
+    pub insecure: bool,
+    /// The name that the server's certificate must be for, if it is not the host of the URL.
+    pub server_name: Option<String>,
+    /// The certificate to show.
+    pub identity: Option<Tls>,
+    /// The token to show.
+    pub bearer: Option<String>,
+}
+
+/// Asks servers by HTTPS, with a connection for each question.
+#[derive(Debug)]
+pub struct RemoteClient {
+    tls: Arc<ClientConfig>,
+    server_name: Option<String>,
+    headers: HeaderMap,
+}
+
+impl RemoteClient {
+    /// A client that trusts and shows what `config` says.
+    ///
+    /// # Errors
+    /// Certificates, keys or a token that cannot be used.
+    pub fn new(config: &RemoteConfig) -> Result<Self, String> {
+        let trust = Trust {
+            ca: config.ca_pem.as_deref().map(str::as_bytes),
+            insecure: config.insecure,
+            identity: config.identity.as_ref(),
+            http2: false,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*"));
+        headers.insert(USER_AGENT, HeaderValue::from_static("kube-apiserver"));
+        if let Some(token) = &config.bearer {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| e.to_string())?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        Ok(Self { tls: trust.config()?, server_name: config.server_name.clone(), headers })
+    }
+}
+
+#[async_trait]
+impl Remote for RemoteClient {
+    async fn exchange(&self, url: &str, body: Option<Vec<u8>>) -> Result<(u16, Vec<u8>), String> {
+        let mut headers = self.headers.clone();
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        if body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let question = Question {
+            method,
+            url,
+            at: None,
+            name: self.server_name.clone(),
+            tls: self.tls.clone(),
+            headers,
+            body: body.unwrap_or_default().into(),
+            most: MOST,
+        };
+        let reply = ask(question).await?;
+        Ok((reply.code, reply.body.to_vec()))
+    }
+}
