@@ -30,7 +30,7 @@ use tokio::time::Instant;
 pub(crate) use self::configure::Given;
 use self::counts::Counted;
 pub(crate) use self::in_flight::{InFlight, Place};
-pub(crate) use self::level::Seat;
+pub(crate) use self::level::{Leash, Seat};
 use self::level::{Level, LevelView};
 pub(crate) use self::queues::Work;
 pub(crate) use self::rules::Asked;

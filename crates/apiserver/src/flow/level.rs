@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::counts::Counted;
@@ -231,9 +232,27 @@ impl Seat {
         self
     }
 
-    /// Gives the seats back now, whoever still holds a clone.
-    pub(crate) fn release(&self) {
-        self.0.release();
+    /// The seats until they are dropped, or `limit` is over.
+    pub(crate) fn for_at_most(self, limit: Duration) -> Leash {
+        let theirs = self.clone();
+        let end = tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            theirs.0.release();
+        });
+        Leash { seat: self, end }
+    }
+}
+
+/// Seats that are given back when this is dropped, and at the latest after a time.
+pub(crate) struct Leash {
+    seat: Seat,
+    end: JoinHandle<()>,
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        self.end.abort();
+        self.seat.0.release();
     }
 }
 

@@ -12,6 +12,9 @@ use std::time::Duration;
 use super::deal;
 use super::shares::Demand;
 
+/// The part of the seats that requests of several seats leave to those of one. Requests that run together also end
+/// together, when the processor is what they wait for; without this a read would wait for a whole row of lists.
+const RESERVED: u64 = 4;
 /// Seconds that a request is taken to run until it has run; what it really took is set right afterwards.
 const GUESS: f64 = 0.003;
 
@@ -231,6 +234,8 @@ pub(crate) struct QueueSet<W> {
     waiting: usize,
     running: usize,
     seats: u64,
+    /// Those of them that requests of one seat occupy.
+    narrow: u64,
     seats_waiting: u64,
     /// Queues with requests.
     active: usize,
@@ -253,6 +258,7 @@ impl<W> QueueSet<W> {
             waiting: 0,
             running: 0,
             seats: 0,
+            narrow: 0,
             seats_waiting: 0,
             active: 0,
             ids: 0,
@@ -452,6 +458,7 @@ impl<W> QueueSet<W> {
         let work = if self.excess == Excess::Exempt { work } else { work.within(self.limit) };
         self.running += 1;
         self.seats += work.most();
+        self.narrow += u64::from(work.most() == 1);
         self.totals.dispatched += 1;
         if let Some(at) = queue {
             let queue = &mut self.queues[at];
@@ -468,11 +475,7 @@ impl<W> QueueSet<W> {
     fn dispatch(&mut self) -> Woken<W> {
         let mut woken = Vec::new();
         while self.waiting > 0 && self.seats < self.limit {
-            let Some(at) = self.first() else { break };
-            let Some(seats) = self.queues[at].waiting.front().map(|w| w.work.most()) else { break };
-            if !self.fits(seats) {
-                break;
-            }
+            let Some((at, seats)) = self.first(u64::MAX).and_then(|first| self.next(first)) else { break };
             let Some(next) = self.queues[at].take(0) else { break };
             self.waiting -= 1;
             self.seats_waiting -= seats;
@@ -482,33 +485,55 @@ impl<W> QueueSet<W> {
         woken
     }
 
-    /// The queue whose first request would finish first; of equal ones the next after the last.
-    fn first(&self) -> Option<usize> {
+    /// What runs next: whose turn it is, or while that has to wait for several seats, one that needs a single one, as
+    /// long as such do not occupy more than is reserved for them.
+    fn next(&self, (at, seats): (usize, u64)) -> Option<(usize, u64)> {
+        if self.fits(seats) {
+            return Some((at, seats));
+        }
+        let narrow = || self.first(1).filter(|(_, seats)| self.fits(*seats));
+        // One that needs even the reserved seats would never get them if others went by.
+        let may_wait = seats > 1 && seats + self.reserve() <= self.limit;
+        if may_wait && self.narrow < self.reserve() { narrow() } else { None }
+    }
+
+    fn reserve(&self) -> u64 {
+        self.limit / RESERVED
+    }
+
+    /// The queue whose first request, of at most so many seats, would finish first; of equal ones the next after the
+    /// last. And its seats.
+    fn first(&self, widest: u64) -> Option<(usize, u64)> {
         let count = self.queues.len();
-        let mut best: Option<(f64, usize)> = None;
+        let mut best: Option<(f64, (usize, u64))> = None;
         for step in 1..=count {
             let at = (self.last + step) % count;
             let queue = &self.queues[at];
-            let Some(oldest) = queue.waiting.front() else { continue };
+            let Some(oldest) = queue.waiting.front().filter(|w| w.work.most() <= widest) else { continue };
             let finish = queue.next + oldest.work.total();
             if best.is_none_or(|(least, _)| finish < least) {
-                best = Some((finish, at));
+                best = Some((finish, (at, oldest.work.most())));
             }
         }
-        best.map(|(_, at)| at)
+        best.map(|(_, found)| found)
     }
 
-    /// Whether a request can have its seats. One that asks for more than there are runs alone.
+    /// Whether a request can have its seats. One that asks for more than there are runs alone; one that asks for
+    /// several leaves what is reserved for those that ask for one.
     fn fits(&self, seats: u64) -> bool {
         match self.excess {
             Excess::Exempt => true,
             _ if seats > self.limit => self.running == 0,
+            Excess::Queue { .. } if seats > 1 && self.running > 0 => {
+                self.seats + seats + self.reserve().saturating_sub(self.narrow) <= self.limit
+            }
             _ => self.seats + seats <= self.limit,
         }
     }
 
     fn release(&mut self, kept: Lingering) {
         self.seats -= kept.seats;
+        self.narrow -= u64::from(kept.seats == 1);
         if let Some(at) = kept.queue {
             self.queues[at].seats -= kept.seats;
         }

@@ -103,6 +103,29 @@ fn a_flow_of_wide_requests_gets_as_many_seats_as_one_of_narrow_requests() {
 }
 
 #[test]
+fn lists_of_a_flood_leave_seats_for_the_reads_of_others() {
+    let mut bench = Bench::new(QUEUED, 16);
+    for _ in 0..40 {
+        bench.ask_work("list", 1, Work::of(4)).unwrap();
+    }
+    assert_eq!(bench.order.len(), 3, "twelve seats of sixteen");
+    for _ in 0..4 {
+        bench.ask("read", 2).unwrap();
+    }
+    let reads = |bench: &Bench| bench.order.iter().filter(|n| **n == "read").count();
+    assert_eq!(reads(&bench), 4, "at once, though no list has ended");
+    for _ in 0..20 {
+        bench.ask("read", 2).unwrap();
+    }
+    assert_eq!(reads(&bench), 4, "the rest in turn");
+    let lists = bench.order.len() - reads(&bench);
+    for _ in 0..12 {
+        bench.end_one();
+    }
+    assert!(bench.order.len() - reads(&bench) > lists, "reads do not starve lists either");
+}
+
+#[test]
 fn a_full_queue_refuses_and_an_empty_one_of_another_flow_does_not() {
     let mut bench = Bench::new(Excess::Queue { queues: 8, hand: 1, length: 3 }, 1);
     for _ in 0..4 {

@@ -162,6 +162,19 @@ async fn a_level_that_is_deleted_serves_who_waits_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn seats_on_a_leash_come_free_though_they_are_still_held() {
+    let flow = small(queued(10));
+    let (a, b) = (ask(&flow, "a").await.unwrap(), ask(&flow, "a").await.unwrap());
+    let slow = b.for_at_most(Duration::from_secs(30));
+    assert!(ask(&flow, "b").await.is_ok(), "half a minute later");
+    until(&flow, (0, 1)).await;
+    drop(slow);
+    until(&flow, (0, 1)).await;
+    drop(a.for_at_most(Duration::from_secs(60)));
+    until(&flow, (0, 0)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn seats_of_watchers_come_free_by_time() {
     let flow = small(queued(10));
     let user = UserInfo::authenticated("a", &["devs"]);
@@ -194,10 +207,18 @@ async fn a_flood_never_has_more_seats_than_there_are_and_others_get_theirs() {
         })
     });
     let flood: Vec<_> = flood.collect();
+    // Hands are dealt by a secret: someone whose queue is not the flood's.
+    let queue = |user: &str| {
+        let mut hand = [0];
+        deal::deal(flow.hasher.hash_one((&"by-user".to_owned(), user)), 8, &mut hand);
+        hand
+    };
+    let mut names = (0..1000).map(|n| format!("other-{n}"));
+    let other = names.find(|name| queue(name) != queue("flood")).unwrap();
     until(&flow, (198, 2)).await;
     let before = flooded.load(Ordering::SeqCst);
     for _ in 0..20 {
-        drop(ask(&flow, "other").await.unwrap());
+        drop(ask(&flow, &other).await.unwrap());
     }
     let meanwhile = flooded.load(Ordering::SeqCst) - before;
     assert!(meanwhile < 400, "each of 20 waited for a few of the flood, not for 198 of it: {meanwhile}");

@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use coracle_meta::Status;
 
 use crate::cache::CacheEntry;
-use crate::flow::Seat;
+use crate::flow::{Leash, Seat};
 
 /// Bytes per block of a streamed list.
 pub(super) const BLOCK: usize = 128 * 1024;
@@ -120,30 +120,17 @@ impl GzipBody {
 /// A body and the seats of its request, for a limited time: a reader that takes longer loses the answer.
 pub(crate) struct KeptBody {
     body: Body,
-    seat: Option<Seat>,
+    seat: Option<Leash>,
     over: Pin<Box<tokio::time::Sleep>>,
-    /// Gives the seats back when the time is over and nobody asks for the rest of the body.
-    _watch: Abort,
-}
-
-struct Abort(tokio::task::JoinHandle<()>);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// A block has just been made: others come first before the next.
+    rest: bool,
 }
 
 impl Body {
     /// The body with the seats of its request.
     pub(crate) fn keeping(self, seat: Seat, limit: Duration) -> KeptBody {
         let over = Box::pin(tokio::time::sleep(limit));
-        let theirs = seat.clone();
-        let watch = tokio::spawn(async move {
-            tokio::time::sleep(limit).await;
-            theirs.release();
-        });
-        KeptBody { body: self, seat: Some(seat), over, _watch: Abort(watch) }
+        KeptBody { body: self, seat: Some(seat.for_at_most(limit)), over, rest: false }
     }
 }
 
@@ -152,7 +139,13 @@ impl KeptBody {
         if self.over.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(std::io::ErrorKind::TimedOut.into())));
         }
+        // Else a long list would keep a thread until all of it is written, and short requests would wait for it.
+        if std::mem::take(&mut self.rest) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let frame = http_body::Body::poll_frame(Pin::new(&mut self.body), cx);
+        self.rest = true;
         if http_body::Body::is_end_stream(&self.body) || matches!(frame, Poll::Ready(None)) {
             self.seat = None;
         }

@@ -17,7 +17,7 @@ use super::respond::{Answer, json_bytes};
 use super::table;
 use crate::cache::{CacheEntry, EventKind};
 use crate::codec;
-use crate::flow::Seat;
+use crate::flow::{Leash, Seat};
 use crate::protobuf;
 use crate::registry::Resource;
 use crate::server::Server;
@@ -37,7 +37,7 @@ struct Frames {
     resource: Arc<Resource>,
     watching: Watching,
     /// The seats of the request, until it has begun.
-    seat: Option<Seat>,
+    seat: Option<Leash>,
     wanted: Wanted,
     include_object: String,
     deadline: tokio::time::Instant,
@@ -65,11 +65,14 @@ pub(crate) fn response(
     timeout_seconds: Option<u64>,
 ) -> Response<Body> {
     let seconds = timeout_seconds.unwrap_or_else(|| rand::rng().random_range(MIN_SECONDS..MIN_SECONDS * 2));
+    let Begin { watching, seat } = begin;
+    // A reader that is slow from the beginning keeps them no longer than another request may take.
+    let seat = seat.filter(|_| !watching.has_begun()).map(|seat| seat.for_at_most(server.limits.timeout));
     let frames = Frames {
         server: server.clone(),
         resource: resource.clone(),
-        watching: begin.watching,
-        seat: begin.seat,
+        watching,
+        seat,
         wanted,
         include_object,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
