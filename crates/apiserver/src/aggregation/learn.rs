@@ -112,12 +112,12 @@ fn of_list(list: &Value, group: &str, version: &str) -> Value {
     let found = versions.into_iter().flatten().find(|v| v["version"] == version);
     let mut found = found.cloned().unwrap_or_else(|| json!({ "version": version }));
     // Clients of 1.26 do not expect resources without a kind.
-    for resource in found["resources"].as_array_mut().into_iter().flatten() {
+    for resource in found.get_mut("resources").and_then(Value::as_array_mut).into_iter().flatten() {
         let empty = || json!({ "group": "", "version": "", "kind": "" });
         if resource.get("responseKind").is_none_or(Value::is_null) {
             resource["responseKind"] = empty();
         }
-        for sub in resource["subresources"].as_array_mut().into_iter().flatten() {
+        for sub in resource.get_mut("subresources").and_then(Value::as_array_mut).into_iter().flatten() {
             if sub.get("responseKind").is_none_or(Value::is_null) {
                 sub["responseKind"] = empty();
             }

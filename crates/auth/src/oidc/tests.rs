@@ -115,7 +115,7 @@ async fn expressions_make_the_user_and_rules_judge_claims_and_user() {
     let provider = provider();
     let mappings = json!({
         "username": { "expression": "claims.email_verified ? claims.email : ''" },
-        "groups": { "expression": "claims.groups.map(g, 'x:' + g)" },
+        "groups": { "expression": "dyn(claims.groups).map(g, 'x:' + g)" },
         "uid": { "expression": "claims.sub" },
         "extra": [{ "key": "example.com/team", "valueExpression": "claims.team" }],
     });
