@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -20,6 +20,9 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const KEPT: usize = 10_000;
 /// How long the watch may be silent while a commit waits, before it is asked how far it is.
 const SILENCE: Duration = Duration::from_millis(50);
+/// How long etcd's word on how far the watch is must have stood before it counts: versions before 3.4.25 and
+/// 3.5.8 may say so ahead of the last events (etcd issue 15220).
+const SETTLED: Duration = Duration::from_millis(200);
 /// How long a commit waits for its own events.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pauses between attempts to watch again.
@@ -173,6 +176,7 @@ impl Feed {
 
     async fn follow(&self, mut stream: Stream) -> Ended {
         let mut gathered: Vec<WatchEvent> = Vec::new();
+        let mut claim = Claim::default();
         loop {
             let message = tokio::select! {
                 message = stream.next() => message,
@@ -193,7 +197,8 @@ impl Feed {
                 return Ended::Broken(CallError::Broken(response.cancel_reason));
             }
             let told = (!response.created && response.events.is_empty() && gathered.is_empty())
-                .then_some(response.revision);
+                .then_some(response.revision)
+                .and_then(|revision| claim.settled(revision, Instant::now()));
             gathered.extend(response.events);
             if !response.fragment {
                 let events =
@@ -215,6 +220,27 @@ impl Feed {
     }
 }
 
+/// What etcd said first of how far the watch is, until that can be relied on.
+#[derive(Default)]
+struct Claim(Option<(Revision, Instant)>);
+
+impl Claim {
+    /// Takes what etcd says now; what it said long enough ago is so.
+    fn settled(&mut self, revision: Revision, now: Instant) -> Option<Revision> {
+        match self.0 {
+            Some((claimed, since)) if now.duration_since(since) >= SETTLED => {
+                self.0 = (revision > claimed).then_some((revision, now));
+                Some(claimed)
+            }
+            Some(_) => None,
+            None => {
+                self.0 = Some((revision, now));
+                None
+            }
+        }
+    }
+}
+
 enum Ended {
     Broken(CallError),
     Compacted(Revision),
@@ -229,4 +255,19 @@ pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
         create_revision: kv.create_revision,
         mod_revision: kv.mod_revision,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_counts_once_it_has_stood_for_a_while() {
+        let (mut claim, start) = (Claim::default(), Instant::now());
+        assert_eq!(claim.settled(7, start), None);
+        assert_eq!(claim.settled(8, start + SETTLED / 2), None);
+        assert_eq!(claim.settled(9, start + SETTLED), Some(7), "not what was said a moment ago");
+        assert_eq!(claim.settled(9, start + SETTLED * 2), Some(9));
+        assert_eq!(claim.settled(9, start + SETTLED * 2), None, "said anew");
+    }
 }
