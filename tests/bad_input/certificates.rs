@@ -98,7 +98,7 @@ fn expired_leaf_is_renewed_at_the_start_and_an_expired_or_broken_ca_is_named() {
     // What the message advises works, and nothing stored is lost.
     std::fs::remove_file(pki(&machine, "ca.crt")).expect("removed");
     std::fs::remove_file(pki(&machine, "ca.key")).expect("removed");
-    assert!(up(&machine).contains("made ca, front-proxy-ca, "));
+    assert!(up(&machine).contains("made ca, apiserver, admin"));
     machine.kubectl(MAIN, &["get", "configmap", "kept"]).ok();
     machine.coracle(MAIN, &["down", "--purge"]).ok();
     nothing_left(&machine, &before);
