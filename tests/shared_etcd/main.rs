@@ -168,6 +168,7 @@ fn every_server_is_an_endpoint_of_the_kubernetes_service(servers: &Servers) {
 }
 
 mod leader;
+mod sealed;
 
 #[test]
 fn three_api_servers_on_one_etcd_behave_as_one() {

@@ -281,13 +281,15 @@ fn covers(have: Option<&Value>, want: Option<&Value>) -> bool {
 
 /// Compacts history, forgets old window events and expired Events, every `every`.
 pub(crate) async fn housekeeping(server: Arc<Server>, every: Duration, event_ttl: Duration) {
-    let every = every.max(Duration::from_secs(1));
+    let keeps_all = every.is_zero();
+    let every = if keeps_all { TRIM_EVERY } else { every.clamp(Duration::from_secs(1), TRIM_EVERY) };
     let mut keep_from = server.store.revision();
     loop {
-        tokio::time::sleep(every.min(TRIM_EVERY)).await;
+        tokio::time::sleep(every).await;
         server.cache.trim();
         let now = server.store.revision();
-        if keep_from > server.store.compacted()
+        if !keeps_all
+            && keep_from > server.store.compacted()
             && let Err(e) = server.store.compact(keep_from).await
         {
             warn!(error = %e, "compaction failed");

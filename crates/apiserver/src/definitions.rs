@@ -1,22 +1,25 @@
 //! What the server does with definitions of custom resources after they were written: it accepts names, says that
 //! they are established, judges schemas and approvals, registers their versions, and cleans up when they go.
 //!
-//! Upstream has a controller for each of these inside kube-apiserver; here one task does what is due, one
-//! definition at a time, whenever a definition or one of their objects changes.
+//! Upstream has a controller for each of these inside kube-apiserver; here one task takes one definition at a time,
+//! when it changed, and decides everything about it at once. Of the others it knows the names only.
 
+mod names;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_client::{DeleteOptions, ListOptions, WriteOptions};
-use coracle_meta::{Object, Status};
+use coracle_meta::Status;
 use coracle_resources::apiextensions::conditions::{self, CLEANUP};
-use jiff::Timestamp;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use self::names::Names;
 use crate::cache::definitions::KIND;
 use crate::cache::{Event, EventKind, Filter};
 use crate::registry::Resource;
@@ -32,107 +35,193 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Does all that is due, for ever.
 pub(crate) async fn run(server: Arc<Server>) {
-    let Some(mut changes) = watch(&server) else { return std::future::pending().await };
+    let Some(resource) = server.cache.registry.find(KIND.0, KIND.1) else { return std::future::pending().await };
+    let Some(mut changes) = watch(&server, &resource) else { return std::future::pending().await };
+    let mut keeper = Keeper {
+        server,
+        resource,
+        due: BTreeSet::new(),
+        waiting: BTreeSet::new(),
+        names: Names::default(),
+        settled: HashMap::new(),
+        registered: HashMap::new(),
+    };
+    keeper.begin();
     loop {
-        let waiting = match once(&server).await {
-            Ok(waiting) => waiting,
-            Err(status) => {
-                warn!(error = %status, "cannot bring definitions of custom resources up to date");
+        while let Some(name) = keeper.due.pop_first() {
+            if let Err(status) = keeper.keep(&name).await {
+                warn!(name, error = %status, "cannot bring a definition of a custom resource up to date");
+                keeper.due.insert(name);
                 tokio::time::sleep(PAUSE).await;
-                continue;
             }
-        };
-        if waiting {
-            // Instances have finalizers of their own: look again when a moment has passed.
-            let _ = tokio::time::timeout(LOOK_AGAIN, changes.recv()).await;
-        } else if changes.recv().await.is_none() {
-            return;
+            while let Ok((_, event)) = changes.try_recv() {
+                keeper.note(&event);
+            }
         }
-        while changes.try_recv().is_ok() {}
+        let event = match keeper.waiting.is_empty() {
+            true => Ok(changes.recv().await),
+            // Instances have finalizers of their own: look again when a moment has passed.
+            false => tokio::time::timeout(LOOK_AGAIN, changes.recv()).await,
+        };
+        match event {
+            Ok(None) => return,
+            Ok(Some((_, event))) => keeper.note(&event),
+            Err(_) => keeper.due.append(&mut keeper.waiting),
+        }
     }
 }
 
-fn watch(server: &Server) -> Option<mpsc::Receiver<(EventKind, Arc<Event>)>> {
-    let resource = server.cache.registry.find(KIND.0, KIND.1)?;
+fn watch(server: &Server, resource: &Resource) -> Option<mpsc::Receiver<(EventKind, Arc<Event>)>> {
     let filter = Filter { key: resource.prefix.clone(), ..Filter::default() };
     let applied = server.cache.applied();
     Some(resource.cache.subscribe(filter, Some(applied), applied).ok()?.live)
 }
 
-/// Does all that is due now; whether something waits for instances to go.
-pub(crate) async fn once(server: &Arc<Server>) -> Result<bool, Status> {
-    let Some(resource) = server.cache.registry.find(KIND.0, KIND.1) else { return Ok(false) };
-    // Names that one definition gives back may be what another waits for.
-    loop {
-        let mut changed = false;
-        for crd in all(server) {
-            changed |= step(server, &resource, &crd).await?;
-        }
-        if !changed {
-            break;
-        }
-        server.fresh().await?;
-    }
-    let mut waiting = false;
-    for crd in all(server) {
-        waiting |= !clean_up(server, &resource, &crd).await?;
-    }
-    register(server).await?;
-    Ok(waiting)
+/// What the task remembers.
+struct Keeper {
+    server: Arc<Server>,
+    /// The definitions.
+    resource: Arc<Resource>,
+    /// Definitions to look at.
+    due: BTreeSet<String>,
+    /// Those whose instances have not all gone yet.
+    waiting: BTreeSet<String>,
+    /// The names that each has.
+    names: Names,
+    /// The revisions of definitions about which everything is decided.
+    settled: HashMap<String, u64>,
+    /// The versions of each group that an APIService was made for.
+    registered: HashMap<String, BTreeSet<String>>,
 }
 
-fn all(server: &Server) -> Vec<Arc<CustomResourceDefinition>> {
-    use coracle_meta::ObjectReader;
-    let objects = server.cache.list(KIND.0, KIND.1, "").into_iter();
-    objects.filter_map(|obj| obj.into_any_arc().downcast().ok()).collect()
-}
+impl Keeper {
+    /// Everything is due in the beginning.
+    fn begin(&mut self) {
+        let filter = Filter { key: self.resource.prefix.clone(), ..Filter::default() };
+        for entry in self.resource.cache.range(&filter, 0).entries {
+            if let Ok(obj) = entry.decoded()
+                && let Some(crd) = obj.downcast::<CustomResourceDefinition>()
+            {
+                self.names.set(entry.tail(), Some(crd));
+            }
+            entry.let_go();
+            self.due.insert(entry.tail().to_owned());
+        }
+        for service in self.own_services() {
+            self.registered.entry(service.0).or_default().insert(service.1);
+        }
+        // Groups of which no definition is left.
+        let groups: Vec<String> = self.registered.keys().cloned().collect();
+        self.due.extend(groups.into_iter().filter(|g| !self.names.has_group(g)).map(|g| format!(".{g}")));
+    }
 
-/// The first decision about a definition that changes it; whether there was one.
-async fn step(
-    server: &Arc<Server>,
-    resource: &Arc<Resource>,
-    crd: &CustomResourceDefinition,
-) -> Result<bool, Status> {
-    let now = server.clock.now();
-    let others = all(server);
-    let others: Vec<&CustomResourceDefinition> = others
-        .iter()
-        .filter(|o| o.spec.group == crd.spec.group && o.metadata.name != crd.metadata.name)
-        .map(|o| &**o)
-        .collect();
-    let decided = decide(crd, &others, now);
-    match decided {
-        None => Ok(false),
-        Some(changed) => {
-            write(server, resource, changed).await?;
-            server.fresh().await?;
-            Ok(true)
+    fn note(&mut self, event: &Event) {
+        let Some(entry) = event.after().or(event.before()) else { return };
+        let name = entry.tail().to_owned();
+        let settled = self.settled.get(&name);
+        if event.after().is_none() || settled.is_none_or(|revision| *revision < event.revision) {
+            self.due.insert(name);
         }
     }
+
+    /// Does what is due about one definition.
+    async fn keep(&mut self, name: &str) -> Result<(), Status> {
+        self.waiting.remove(name);
+        let Some(entry) = self.resource.cache.get(&self.resource.key("", name)) else {
+            self.settled.remove(name);
+            self.due.extend(self.names.set(name, None));
+            let group = name.split_once('.').map_or("", |(_, group)| group);
+            return self.register(group).await;
+        };
+        let shared = entry.decoded()?;
+        let Some(mut crd) = shared.downcast::<CustomResourceDefinition>().cloned() else { return Ok(()) };
+        let mut revision = entry.revision;
+        let others = self.names.beside(name, &crd.spec.group);
+        if let Some(decided) = conditions::decide(&crd, &others, self.server.clock.now()) {
+            match write(&self.server, &self.resource, decided).await? {
+                // Someone else changed it meanwhile, and that is an event.
+                None => return Ok(()),
+                Some((at, written)) => {
+                    revision = at;
+                    crd = written;
+                }
+            }
+        }
+        self.due.extend(self.names.set(name, Some(&crd)));
+        if !clean_up(&self.server, &self.resource, &crd).await? {
+            self.waiting.insert(name.to_owned());
+        }
+        self.register(&crd.spec.group).await?;
+        self.settled.insert(name.to_owned(), revision);
+        drop(shared);
+        entry.let_go();
+        if let Some(now) = self.resource.cache.get(&entry.key) {
+            now.let_go();
+        }
+        Ok(())
+    }
+
+    /// Group and version of the APIServices that were made here.
+    fn own_services(&self) -> Vec<(String, String)> {
+        use coracle_meta::ObjectReader;
+        let services = self.server.cache.list("apiregistration.k8s.io", "apiservices", "").into_iter();
+        let own = services.filter_map(|obj| {
+            let service = obj.downcast::<APIService>()?;
+            let label = service.metadata.labels.as_ref().and_then(|l| l.get(AUTO_MANAGED));
+            let spec = service.spec.as_ref().filter(|_| label.map(String::as_str) == Some("true"))?;
+            Some((spec.group.clone()?, spec.version.clone()?))
+        });
+        own.collect()
+    }
+
+    /// Keeps one APIService per served version of a group.
+    async fn register(&mut self, group: &str) -> Result<(), Status> {
+        let of = "apiregistration.k8s.io";
+        let Some(resource) = self.server.cache.registry.find(of, "apiservices") else { return Ok(()) };
+        let wanted: BTreeSet<String> = self.server.cache.registry.custom_versions(group);
+        let caller = Server::loopback();
+        for version in self.registered.get(group).into_iter().flatten().filter(|v| !wanted.contains(*v)) {
+            let name = format!("{version}.{group}");
+            let gone = self.server.delete(&caller, &resource, "", &name, &DeleteOptions::default()).await;
+            gone.map(drop).or_else(|s| if s.code() == 404 { Ok(()) } else { Err(s) })?;
+        }
+        for version in &wanted {
+            let name = format!("{version}.{group}");
+            if resource.cache.get(&resource.key("", &name)).is_some() {
+                continue;
+            }
+            let object = json!({
+                "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+                "metadata": { "name": name, "labels": { AUTO_MANAGED: "true" } },
+                "spec": { "group": group, "version": version, "groupPriorityMinimum": 1000, "versionPriority": 100 },
+            });
+            let (input, opts) = (Input::Json(object), WriteOptions::default());
+            let made = self.server.create(&caller, &resource, "", input, &opts).await;
+            made.map(drop).or_else(|s| if s.code() == 409 { Ok(()) } else { Err(s) })?;
+        }
+        match wanted.is_empty() {
+            true => drop(self.registered.remove(group)),
+            false => drop(self.registered.insert(group.to_owned(), wanted)),
+        }
+        Ok(())
+    }
 }
 
-fn decide(
-    crd: &CustomResourceDefinition,
-    others: &[&CustomResourceDefinition],
-    now: Timestamp,
-) -> Option<CustomResourceDefinition> {
-    conditions::accept_names(crd, others, now)
-        .or_else(|| conditions::establish(crd, now))
-        .or_else(|| conditions::judge_schemas(crd, now))
-        .or_else(|| conditions::judge_approval(crd, now))
-}
-
-/// Writes a status (and, as upstream, finalizers); someone else's change meanwhile leads to another round.
+/// Writes a status (and, as upstream, finalizers); yields what is stored then, with its revision. `None` when someone
+/// else changed it meanwhile.
 async fn write(
     server: &Arc<Server>,
     resource: &Arc<Resource>,
     crd: CustomResourceDefinition,
-) -> Result<Option<Arc<dyn Object>>, Status> {
+) -> Result<Option<(u64, CustomResourceDefinition)>, Status> {
     let (caller, opts) = (Server::loopback(), WriteOptions::default());
     let name = crd.metadata.name.clone().unwrap_or_default();
     let input = Input::Object(Arc::new(crd));
     match server.update(&caller, resource, "", &name, Part::Status, input, &opts).await {
-        Ok(outcome) => outcome.entry.decoded().map(Some),
+        Ok(outcome) => {
+            let stored = outcome.entry.decoded()?.downcast::<CustomResourceDefinition>().cloned();
+            Ok(stored.map(|crd| (outcome.entry.revision, crd)))
+        }
         Err(status) if matches!(status.code(), 404 | 409) => Ok(None),
         Err(status) => Err(status),
     }
@@ -155,9 +244,8 @@ async fn clean_up(
     if !noted.clone().any(|c| c.type_ == "Terminating" && c.reason.as_deref() == Some(told)) {
         let why = "CustomResource deletion is in progress";
         conditions::set(&mut crd, ("Terminating", "True", told, why), server.clock.now());
-        let Some(written) = write(server, resource, crd).await? else { return Ok(false) };
-        let Some(written) = written.downcast::<CustomResourceDefinition>() else { return Ok(false) };
-        crd = written.clone();
+        let Some((_, written)) = write(server, resource, crd).await? else { return Ok(false) };
+        crd = written;
         server.fresh().await?;
     }
     let done = if conditions::is_true(&crd, "Established") {
@@ -188,47 +276,4 @@ async fn delete_instances(server: &Arc<Server>, crd: &CustomResourceDefinition) 
     server.delete_collection(&caller, &resource, "", &opts, &list).await?;
     server.fresh().await?;
     Ok(resource.cache.len() == 0)
-}
-
-/// Keeps one APIService per served version.
-async fn register(server: &Arc<Server>) -> Result<(), Status> {
-    use coracle_meta::ObjectReader;
-    let group = "apiregistration.k8s.io";
-    let Some(resource) = server.cache.registry.find(group, "apiservices") else { return Ok(()) };
-    let defs = server.cache.registry.defs();
-    let wanted: std::collections::BTreeSet<(&str, &str)> = defs
-        .iter()
-        .filter(|def| def.strategy.custom().is_some())
-        .map(|def| (def.group, def.version))
-        .collect();
-    let caller = Server::loopback();
-    let mut present = Vec::new();
-    for obj in server.cache.list(group, "apiservices", "") {
-        let Some(service) = obj.downcast::<APIService>() else { continue };
-        let label = service.metadata.labels.as_ref().and_then(|l| l.get(AUTO_MANAGED));
-        let of = service
-            .spec
-            .as_ref()
-            .map(|s| (s.group.clone().unwrap_or_default(), s.version.clone().unwrap_or_default()));
-        let of = of.unwrap_or_default();
-        if label.map(String::as_str) == Some("true") && !wanted.contains(&(of.0.as_str(), of.1.as_str())) {
-            let gone = server.delete(&caller, &resource, "", obj.name(), &DeleteOptions::default()).await;
-            gone.map(drop).or_else(|s| if s.code() == 404 { Ok(()) } else { Err(s) })?;
-        } else {
-            present.push(of);
-        }
-    }
-    for (group, version) in wanted {
-        if present.iter().any(|(g, v)| (g.as_str(), v.as_str()) == (group, version)) {
-            continue;
-        }
-        let object = json!({
-            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-            "metadata": { "name": format!("{version}.{group}"), "labels": { AUTO_MANAGED: "true" } },
-            "spec": { "group": group, "version": version, "groupPriorityMinimum": 1000, "versionPriority": 100 },
-        });
-        let made = server.create(&caller, &resource, "", Input::Json(object), &WriteOptions::default()).await;
-        made.map(drop).or_else(|s| if s.code() == 409 { Ok(()) } else { Err(s) })?;
-    }
-    Ok(())
 }

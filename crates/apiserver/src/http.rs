@@ -16,6 +16,7 @@ pub(crate) mod query;
 pub(crate) mod respond;
 pub(crate) mod serve;
 mod stall;
+mod status_text;
 mod table;
 pub(crate) mod tls;
 mod watch;

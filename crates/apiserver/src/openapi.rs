@@ -75,14 +75,16 @@ fn key(group: &str, version: &str) -> String {
 
 /// The index of v3 documents: one path per group version, with a URL whose hash changes with its content.
 pub fn v3_index(defs: &[&ResourceDef]) -> Value {
-    let mut paths: Map<String, Value> = group_versions(defs)
-        .into_iter()
-        .map(|(group, version)| {
-            let key = key(group, version);
-            let url = format!("/openapi/v3/{key}?hash={}", hash(defs, group, version));
-            (key, json!({ "serverRelativeURL": url }))
-        })
-        .collect();
+    let mut of: BTreeMap<(&str, &str), Vec<&ResourceDef>> = BTreeMap::new();
+    for def in defs {
+        of.entry((def.group, def.version)).or_default().push(def);
+    }
+    let index = |((group, version), own): ((&str, &str), Vec<&ResourceDef>)| {
+        let key = key(group, version);
+        let url = format!("/openapi/v3/{key}?hash={}", hash(&own, group, version));
+        (key, json!({ "serverRelativeURL": url }))
+    };
+    let mut paths: Map<String, Value> = of.into_iter().map(index).collect();
     let builtin = &*custom::split(defs).0;
     for key in roots::keys(builtin) {
         let url = format!("/openapi/v3/{key}?hash={}", root_hash(builtin, &key));
@@ -106,6 +108,11 @@ pub fn hash(defs: &[&ResourceDef], group: &str, version: &str) -> String {
         }
     }
     digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// A number that changes with the document of a group version of custom resources; never 0.
+pub fn stamp(defs: &[&ResourceDef], group: &str, version: &str) -> u64 {
+    u64::from_str_radix(&hash(defs, group, version)[..16], 16).unwrap_or(0) | 1
 }
 
 /// The hash of a document beside those of group versions.

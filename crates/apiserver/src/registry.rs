@@ -1,7 +1,7 @@
 //! The served resources: each definition with its keys and its part of the watch cache. Those of built-in kinds
 //! are there from the start, those of custom resources come and go with their definitions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use coracle_resources::custom::{CustomStrategy, CustomVersion, Rows};
@@ -151,8 +151,18 @@ struct Served {
     by_prefix: HashMap<String, Arc<Resource>>,
     /// The definitions of everything, in the order of the table; custom ones behind.
     defs: Vec<&'static ResourceDef>,
+    /// The versions of each definition, by its name.
+    customs: BTreeMap<Arc<str>, Vec<Arc<Resource>>>,
     /// Changes with the custom resources.
     generation: u64,
+}
+
+/// Whether clients see the same of these versions as of those that are served.
+fn is_like(known: &[Arc<Resource>], versions: &[CustomVersion]) -> bool {
+    let like = |(resource, version): (&Arc<Resource>, &CustomVersion)| {
+        resource.custom().is_some_and(|c| c.current().is_like(version))
+    };
+    known.len() == versions.len() && known.iter().zip(versions).all(like)
 }
 
 impl Served {
@@ -211,56 +221,89 @@ impl Registry {
         }
     }
 
-    /// Serves these custom resources, each with all its versions, and no others.
-    pub(crate) fn define(&self, customs: Vec<Vec<CustomVersion>>) {
+    /// Serves what these definitions, by their names, define from now on: each all its versions, or nothing any more.
+    /// Yields the resources whose schema is another one than before.
+    pub(crate) fn define(&self, changes: Vec<(Arc<str>, Vec<CustomVersion>)>) -> Vec<Arc<Resource>> {
         let before = self.served.read().clone();
-        let is_builtin = |r: &&Arc<Resource>| r.custom().is_none();
-        let mut next =
-            Served { defs: self.builtin.to_vec(), generation: before.generation + 1, ..Served::default() };
-        for resource in before.all.iter().filter(is_builtin) {
-            next.add(resource.clone(), false);
-        }
-        for resource in before.views.iter().filter(is_builtin) {
-            next.add(resource.clone(), true);
-        }
-        for versions in customs {
-            // What is built in stays what it is.
-            let built_in = |v: &CustomVersion| {
-                self.builtin
-                    .iter()
-                    .any(|def| (def.group, def.plural) == (v.group.as_str(), v.plural.as_str()))
+        let (mut customs, mut other, mut changed) = (before.customs.clone(), false, Vec::new());
+        for (name, versions) in changes {
+            let known = customs.get(&name);
+            let schema_of = |of: Option<&Vec<Arc<Resource>>>| {
+                of.and_then(|r| r.first()?.custom()).map(|c| c.current().source.clone())
             };
-            if versions.iter().any(built_in) {
-                continue;
+            let had = schema_of(known);
+            let same = known.is_some_and(|known| is_like(known, &versions));
+            let made = self.resources(versions, if same { known } else { None });
+            other |= !same;
+            let storage = made.iter().find(|r| std::ptr::eq(r.def, r.storage));
+            changed.extend(storage.filter(|_| had.is_some() && had != schema_of(Some(&made))).cloned());
+            match made.is_empty() {
+                true => drop(customs.remove(&name)),
+                false => drop(customs.insert(name, made)),
             }
-            let rows: Vec<&'static ResourceDef> = versions.into_iter().map(|v| self.rows.row(v)).collect();
-            let Some(first) = rows.first() else { continue };
-            let prefix = prefix_of(first);
-            let cache = self.cache_of(&prefix);
-            let made = rows.iter().map(|def| Resource::custom_version(def, &rows, cache.clone()));
-            let (storage, others): (Vec<_>, Vec<_>) = made.partition(|r| std::ptr::eq(r.def, r.storage));
-            next.defs
-                .extend(rows.iter().filter(|def| def.strategy.custom().is_some_and(|c| c.current().served)));
-            storage.into_iter().for_each(|r| next.add(Arc::new(r), false));
-            others.into_iter().for_each(|r| next.add(Arc::new(r), true));
         }
-        for gone in
-            before.all.iter().filter(|r| r.custom().is_some() && !next.by_prefix.contains_key(&r.prefix))
-        {
-            gone.cache.close();
+        if other {
+            self.publish(&before, customs);
         }
-        let customs: Vec<_> = next
-            .by_group
-            .values()
-            .flat_map(HashMap::values)
-            .filter(|r| r.custom().is_some_and(|c| c.current().served))
-            .map(|r| r.def)
-            .collect();
+        changed
+    }
+
+    /// The resources of all versions of a definition. With `known` they are the same as before, and only what is
+    /// behind them is replaced.
+    fn resources(&self, versions: Vec<CustomVersion>, known: Option<&Vec<Arc<Resource>>>) -> Vec<Arc<Resource>> {
+        // What is built in stays what it is.
+        let built_in = |v: &CustomVersion| {
+            self.builtin.iter().any(|def| (def.group, def.plural) == (v.group.as_str(), v.plural.as_str()))
+        };
+        if versions.iter().any(built_in) {
+            return Vec::new();
+        }
+        let rows: Vec<&'static ResourceDef> = versions.into_iter().map(|v| self.rows.row(v)).collect();
+        let Some(first) = rows.first() else { return Vec::new() };
+        if let Some(known) = known {
+            return known.clone();
+        }
+        let cache = self.cache_of(&prefix_of(first));
+        let made = rows.iter().map(|def| Arc::new(Resource::custom_version(def, &rows, cache.clone())));
+        made.collect()
+    }
+
+    /// Puts a new table in force.
+    fn publish(&self, before: &Served, customs: BTreeMap<Arc<str>, Vec<Arc<Resource>>>) {
+        let mut next = Served { defs: self.builtin.to_vec(), generation: before.generation + 1, ..Served::default() };
+        let is_builtin = |r: &&Arc<Resource>| r.custom().is_none();
+        before.all.iter().filter(is_builtin).for_each(|r| next.add(r.clone(), false));
+        before.views.iter().filter(is_builtin).for_each(|r| next.add(r.clone(), true));
+        for versions in customs.values() {
+            let served = |r: &&Arc<Resource>| r.custom().is_some_and(|c| c.current().served);
+            next.defs.extend(versions.iter().filter(served).map(|r| r.def));
+            let is_storage = |r: &&Arc<Resource>| std::ptr::eq(r.def, r.storage);
+            versions.iter().filter(is_storage).for_each(|r| next.add(r.clone(), false));
+            versions.iter().filter(|r| !is_storage(r)).for_each(|r| next.add(r.clone(), true));
+        }
+        let mut rows: Vec<*const ResourceDef> = customs.values().flatten().map(|r| std::ptr::from_ref(r.def)).collect();
+        rows.sort_unstable();
+        for gone in before.customs.values().flatten() {
+            if !next.by_prefix.contains_key(&gone.prefix) {
+                gone.cache.close();
+            }
+            if let Some(strategy) = gone.custom()
+                && rows.binary_search(&std::ptr::from_ref(gone.def)).is_err()
+            {
+                strategy.retire();
+            }
+        }
+        let mut told: Vec<&'static ResourceDef> = Vec::new();
+        for versions in customs.values() {
+            let shown = versions.iter().filter_map(|r| next.by_group.get(r.def.group)?.get(r.def.plural));
+            told.extend(shown.take(1).map(|r| r.def).filter(|d| d.strategy.custom().is_some_and(|c| c.current().served)));
+        }
+        next.customs = customs;
         *self.served.write() = Arc::new(next);
         self.customs.send_if_modified(|known| {
-            let same = known.len() == customs.len()
-                && customs.iter().all(|d| known.iter().any(|k| std::ptr::eq(*k, *d)));
-            *known = customs;
+            let same =
+                known.len() == told.len() && known.iter().zip(&told).all(|(a, b)| std::ptr::eq(*a, *b));
+            *known = told;
             !same
         });
     }
@@ -300,6 +343,13 @@ impl Registry {
     /// The resource of that group and plural as served in a version.
     pub(crate) fn served(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
         self.served.read().served(group, version, resource).cloned()
+    }
+
+    /// The versions of a group that have custom resources.
+    pub(crate) fn custom_versions(&self, group: &str) -> BTreeSet<String> {
+        let served = self.served.read();
+        let custom = served.defs.iter().filter(|def| def.group == group && def.strategy.custom().is_some());
+        custom.map(|def| def.version.to_owned()).collect()
     }
 
     /// Whether the group is served at all.

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use self::cluster::Machine;
-use self::contestant::{ApiServer, Upstream};
+pub use self::contestant::ApiServer;
+use self::contestant::Upstream;
 use self::environment::Environment;
 use self::record::{Contestant, Record};
 use crate::load::LoadArgs;

@@ -18,10 +18,12 @@ use clap::{Parser, Subcommand};
 
 use self::compare::{ClusterArgs, CompareArgs};
 use self::load::LoadArgs;
+use self::scenario::crds::{CrdsArgs, crds};
 use self::scenario::flood::{FloodArgs, flood};
 use self::scenario::pod_links::{LinksArgs, pod_links};
 use self::scenario::pod_start::{PodStartArgs, pod_start};
 use self::scenario::schedule::{ScheduleArgs, schedule};
+use self::scenario::size::{SizeArgs, size};
 use self::scenario::watch::{FanoutArgs, fanout};
 use self::scenario::{Outcome, api};
 use self::stats::Summary;
@@ -104,6 +106,21 @@ enum Command {
         #[command(flatten)]
         args: PodStartArgs,
     },
+    /// Define custom resources one after another.
+    Crds {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: CrdsArgs,
+    },
+    /// Fill a store of its own with pods and a month's changes, and start on it again.
+    StoreAtSize {
+        /// Also write the result as JSON to this file (`-`: standard output).
+        #[arg(long)]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        args: SizeArgs,
+    },
     /// Connect pods to the built-in network (no server needed, but root).
     PodLinks {
         /// Also write the result as JSON to this file (`-`: standard output).
@@ -127,6 +144,17 @@ async fn run(command: Command) -> Result<bool, Failure> {
             let summary = pod_links(&args)?;
             report(&summary, json)?;
             return Ok(summary.failures() == 0);
+        }
+        Command::Crds { common, args } => {
+            let target = Target::from_args(&common.target)?;
+            let summary = crds(&target, &args).await?;
+            report(&summary, common.json)?;
+            return Ok(true);
+        }
+        Command::StoreAtSize { json, args } => {
+            let summary = size(&args).await?;
+            report(&summary, json)?;
+            return Ok(true);
         }
         Command::CreatePods(Looped { common, load }) => {
             let target = Target::from_args(&common.target)?;

@@ -46,6 +46,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let front_proxy = args.front_proxy.proxies()?;
     let proxy_client = args.front_proxy.own()?;
     let limits = limits(&args)?;
+    let compaction = duration("etcd-compaction-interval", &args.etcd_compaction_interval)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
     make_dir(&args.data_dir, 0o700)?;
@@ -56,7 +57,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer = TokenIssuer::new(&key, issuer_url, audiences)
         .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
-    let config = server_config(ServerParts {
+    let mut config = server_config(ServerParts {
         store,
         clock,
         tls,
@@ -74,6 +75,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
         limits,
         audit,
     });
+    config.compaction_interval = compaction;
     let server = ApiServer::start(config)
         .await
         .map_err(|e| Failure::new(format!("API server: {e}"), "check the flags"))?;
@@ -117,8 +119,6 @@ fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
     let positive = |value: i64, flag: &str| {
         usize::try_from(value).map_err(|_| Failure::usage(format!("--{flag} can not be negative value")))
     };
-    let timeout = coracle_cel::go_duration(&args.request_timeout)
-        .map_err(|why| Failure::usage(format!("--request-timeout: time: {why}")))?;
     if !(0.0..=0.02).contains(&args.goaway_chance) {
         let why = "--goaway-chance can not be less than 0 or greater than 0.02";
         return Err(Failure::usage(why.to_owned()));
@@ -128,11 +128,16 @@ fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
         in_flight: positive(args.max_requests_inflight, "max-requests-inflight")?,
         mutating_in_flight: positive(args.max_mutating_requests_inflight, "max-mutating-requests-inflight")?,
         fair: args.enable_priority_and_fairness,
-        timeout: Duration::from_nanos(
-            u64::try_from(timeout)
-                .map_err(|_| Failure::usage("--request-timeout can not be negative value".to_owned()))?,
-        ),
+        timeout: duration("request-timeout", &args.request_timeout)?,
     })
+}
+
+/// A duration as Go writes it.
+fn duration(flag: &str, text: &str) -> Result<Duration, Failure> {
+    let nanos = coracle_cel::go_duration(text).map_err(|why| Failure::usage(format!("--{flag}: time: {why}")))?;
+    let nanos =
+        u64::try_from(nanos).map_err(|_| Failure::usage(format!("--{flag} can not be negative value")))?;
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// The audit log that the flags ask for: it takes a policy and a file (`-` for the standard output).

@@ -330,6 +330,9 @@ pub struct ApiserverArgs {
     /// How long a request may take that is neither a watch nor a connection, e.g. `1m0s`.
     #[arg(long, default_value = "1m0s", allow_hyphen_values = true)]
     pub request_timeout: String,
+    /// How long the history of changes is kept, e.g. `5m0s`; 0 keeps all of it.
+    #[arg(long, default_value = "5m0s", allow_hyphen_values = true)]
+    pub etcd_compaction_interval: String,
     /// Chance with which an HTTP/2 client is told to connect anew (0 to 0.02).
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
     pub goaway_chance: f64,

@@ -151,7 +151,7 @@ async fn restore(store: &StoreArgs, paths: &Paths, file: &Path, bump: u64) -> Re
         make_dir(&paths.data, 0o700)?;
         EmbeddedStore::restore(&paths.file("store"), revision, entries)
     } else {
-        load(&*store.raw(paths.file("store")).await?, entries).await
+        load(store.raw(paths.file("store")).await?, revision, entries).await
     };
     let info = info.map_err(failure(file))?;
     println!("restored {} keys; the store is at revision {}", info.keys, info.revision);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use coracle_apiserver::Encryption;
 use coracle_stdx::Tasks;
-use coracle_store::{EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, SealedStore, Store, StoreError};
+use coracle_store::{EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, SealedStore, ShiftedStore, Store, StoreError};
 
 use crate::error::Failure;
 use crate::{reload, snapshot};
@@ -111,7 +111,8 @@ impl StoreArgs {
             prefix: self.etcd_prefix.clone(),
         };
         let hint = "check that etcd runs, --etcd-servers, and the files of its certificates";
-        Ok(EtcdStore::connect(config).await.map_err(|e| Failure::new(e, hint))?)
+        let etcd = EtcdStore::connect(config).await.map_err(|e| Failure::new(e, hint))?;
+        ShiftedStore::over(etcd).await.map_err(|e| Failure::new(e, hint))
     }
 }
 

@@ -4,6 +4,7 @@
 //! the API: what matters is what the user may do with subresources of the node.
 
 mod authorize;
+mod channels;
 mod exec;
 pub mod figures;
 mod log;

@@ -220,4 +220,9 @@ pub trait ObjectReader: Send + Sync {
     fn generation(&self, _group: &str, _resource: &str) -> Option<u64> {
         None
     }
+    /// The plural of a kind of custom resources that is served, and whether its objects live in namespaces; `None`
+    /// where there are no custom resources.
+    fn custom_kind(&self, _group: &str, _version: &str, _kind: &str) -> Option<(String, bool)> {
+        None
+    }
 }

@@ -8,6 +8,7 @@ mod embedded;
 mod etcd;
 mod memory;
 mod sealed;
+mod shifted;
 pub mod snapshot;
 mod watchers;
 
@@ -21,6 +22,7 @@ pub use embedded::{EmbeddedConfig, EmbeddedStore};
 pub use etcd::{EtcdConfig, EtcdStore};
 pub use memory::MemoryStore;
 pub use sealed::{Opened, Seal, SealedStore};
+pub use shifted::ShiftedStore;
 
 /// A point in the store's one totally ordered history. Starts at 1 for an empty store; never reused.
 pub type Revision = u64;

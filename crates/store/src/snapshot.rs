@@ -5,12 +5,13 @@
 //! SHA-256 of all before.
 
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::{Condition, Entry, Op, Range, Revision, Store, StoreError, Txn};
+use crate::{Condition, Entry, Op, Range, Revision, ShiftedStore, Store, StoreError, Txn};
 
 const MAGIC: &[u8] = b"CORACLE-SNAPSHOT-1\n";
 const DIGEST: u64 = 32;
@@ -203,18 +204,20 @@ impl<F: Read> Iterator for SnapshotReader<F> {
     }
 }
 
-/// Writes the entries of a snapshot into an empty store, at revisions of its own.
+/// Writes the entries of a snapshot into an empty store, at revisions of its own that are later than `revision`.
 ///
 /// # Errors
 /// The store is not empty, or fails; the snapshot cannot be read on.
 pub async fn load(
-    store: &dyn Store,
+    store: Arc<dyn Store>,
+    revision: Revision,
     entries: impl Iterator<Item = io::Result<Entry>>,
 ) -> Result<SnapshotInfo, SnapshotError> {
     let range = Range { start: "/".into(), end: crate::prefix_end("/"), limit: 1, revision: None };
     if let Some(entry) = store.range(range).await?.entries.first() {
         return Err(SnapshotError::NotEmpty(entry.key.to_string()));
     }
+    let store = ShiftedStore::begin(store, revision).await?;
     let mut info = SnapshotInfo { revision: store.revision(), keys: 0 };
     for entry in entries {
         let Entry { key, value, .. } = entry?;
@@ -290,10 +293,10 @@ mod tests {
         let mut file = Vec::new();
         save(&*source, &mut file).await.unwrap();
         let reader = SnapshotReader::open(Cursor::new(&file)).unwrap();
-        load(&*target, reader).await.unwrap();
+        load(target.clone(), 5000, reader).await.unwrap();
         let plain = |entries: Vec<Entry>| entries.into_iter().map(|e| (e.key, e.value)).collect::<Vec<_>>();
         assert_eq!(plain(all(&*source).await), plain(all(&*target).await));
-        assert!(matches!(load(&*target, std::iter::empty()).await, Err(SnapshotError::NotEmpty(_))));
+        assert!(matches!(load(target.clone(), 1, std::iter::empty()).await, Err(SnapshotError::NotEmpty(_))));
     }
 
     #[tokio::test]

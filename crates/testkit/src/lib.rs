@@ -2,11 +2,13 @@
 //! images, and a census of the machine that shows what was left behind. Linux, root.
 
 mod census;
+mod https;
 mod image;
 mod machine;
 mod program;
 
 pub use census::Census;
+pub use https::{Https, Lines, Reply};
 pub use image::busybox_archive;
 pub use machine::Machine;
 pub use program::{Output, coracle, kubectl, retry, run, tool};

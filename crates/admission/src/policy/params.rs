@@ -6,7 +6,6 @@ use coracle_meta::Object;
 use coracle_meta::selector::LabelSelector;
 use coracle_resources::def::Scope;
 use k8s_openapi::api::admissionregistration::v1::{ParamKind, ParamRef};
-use serde_json::Value;
 
 use crate::Environment;
 
@@ -86,20 +85,6 @@ fn find(env: &Environment, kind: &ParamKind) -> Option<Place> {
             namespaced: def.scope == Scope::Namespaced,
         });
     }
-    let definitions = env.reader.list("apiextensions.k8s.io", "customresourcedefinitions", "");
-    definitions.iter().map(|obj| obj.to_value()).find_map(|definition| {
-        let spec = definition.get("spec")?;
-        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("").to_owned();
-        let names = spec.get("names")?;
-        let served = spec.get("versions")?.as_array()?.iter().any(|v| {
-            v.get("name").and_then(Value::as_str) == Some(version)
-                && v.get("served").and_then(Value::as_bool) == Some(true)
-        });
-        let fits = served && text(spec.get("group")) == group && text(names.get("kind")) == kind;
-        fits.then(|| Place {
-            group: group.to_owned(),
-            plural: text(names.get("plural")),
-            namespaced: text(spec.get("scope")) == "Namespaced",
-        })
-    })
+    let (plural, namespaced) = env.reader.custom_kind(group, version, kind)?;
+    Some(Place { group: group.to_owned(), plural, namespaced })
 }

@@ -9,7 +9,6 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::entry::CacheEntry;
-use super::watcher::Filter;
 use crate::codec;
 use crate::registry::{Registry, Resource};
 
@@ -18,31 +17,26 @@ pub(crate) const PREFIX: &str = "/registry/apiextensions.k8s.io/customresourcede
 /// Their group and plural.
 pub(crate) const KIND: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
 
-/// Serves what is defined; yields the resources whose objects are to be read anew, because their definition
-/// changed.
-pub(super) fn define(registry: &Registry) -> Vec<Arc<Resource>> {
-    let Some(definitions) = registry.find(KIND.0, KIND.1) else { return Vec::new() };
-    definitions.cache.keep_decoded();
-    let filter = Filter { key: definitions.prefix.clone(), ..Filter::default() };
-    let entries = definitions.cache.range(&filter, 0).entries;
-    let sources = |registry: &Registry| -> Vec<(Arc<Resource>, (String, i64))> {
-        let all = registry.all().into_iter();
-        all.filter_map(|r| r.custom().map(|c| c.current().source.clone()).map(|source| (r, source))).collect()
+/// Serves what these definitions define now (`None`: nothing any more); yields the resources whose objects are to be
+/// read anew, because their schema changed.
+pub(super) fn define<'e>(
+    registry: &Registry,
+    changes: impl IntoIterator<Item = (&'e Arc<str>, Option<&'e CacheEntry>)>,
+) -> Vec<Arc<Resource>> {
+    let versions = |entry: &CacheEntry| match entry.decoded() {
+        Ok(obj) => obj
+            .downcast::<CustomResourceDefinition>()
+            .map_or_else(Vec::new, |crd| custom::of_definition(crd, &entry.encoded)),
+        Err(e) => {
+            warn!(key = &*entry.key, error = %e, "unreadable definition");
+            Vec::new()
+        }
     };
-    let before = sources(registry);
-    let versions = entries.iter().filter_map(|entry| {
-        let obj = entry
-            .decoded()
-            .map_err(|e| warn!(key = &*entry.key, error = %e, "unreadable definition"))
-            .ok()?;
-        let crd = obj.into_any_arc().downcast::<CustomResourceDefinition>().ok()?;
-        Some(custom::of_definition(&crd)).filter(|versions| !versions.is_empty())
+    let changes = changes.into_iter().map(|(key, entry)| {
+        let name = key.strip_prefix(PREFIX).unwrap_or(key);
+        (Arc::from(name), entry.map(versions).unwrap_or_default())
     });
-    registry.define(versions.collect());
-    let changed = sources(registry)
-        .into_iter()
-        .filter(|(resource, source)| before.iter().any(|(r, s)| r.prefix == resource.prefix && s != source));
-    changed.map(|(resource, _)| resource).collect()
+    registry.define(changes.collect())
 }
 
 /// A stored object as it is read: pruned and defaulted by the schema of the version it is stored in.

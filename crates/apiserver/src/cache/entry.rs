@@ -130,9 +130,9 @@ impl CacheEntry {
         }
     }
 
-    /// The object was replaced: who still asks for it decoded gets it, but it is no longer kept. The windows of
-    /// recent changes hold thousands of such entries.
-    pub(super) fn let_go(&self) {
+    /// The object was replaced, or is too large to be kept twice: who still asks for it decoded gets it, but it is
+    /// no longer kept. The windows of recent changes hold thousands of such entries.
+    pub(crate) fn let_go(&self) {
         if self.is_decoded() {
             self.facts();
         }

@@ -13,6 +13,7 @@ use tracing::error;
 
 use super::definitions;
 use super::entry::CacheEntry;
+use super::watcher::Filter;
 use crate::codec;
 use crate::registry::{Registry, Resource};
 
@@ -51,7 +52,7 @@ impl Cache {
         let (definitions, rest): (Vec<_>, Vec<_>) =
             result.entries.into_iter().partition(|e| e.key.starts_with(definitions::PREFIX));
         self.load_all(definitions, result.revision);
-        self.define();
+        self.define_all();
         self.load_all(rest, result.revision);
         self.applied.store(result.revision, Ordering::Release);
         store.watch(ROOT, result.revision).await
@@ -81,12 +82,13 @@ impl Cache {
     fn apply(&self, batch: &[Event]) {
         for event in batch {
             let Some(resource) = self.registry.of_key(&event.key) else { continue };
+            let defines = event.key.starts_with(definitions::PREFIX);
             let new = event.value.as_ref().map(|value| {
                 let claimed = self.claim(value, &event.key);
                 let fresh = claimed.is_none();
                 let entry = self.entry(&resource, &event.key, value, event.revision, fresh);
                 if let Some(obj) = claimed {
-                    if resource.cache.keeps_decoded() {
+                    if resource.cache.keeps_decoded() || defines {
                         entry.set_decoded(obj);
                     } else {
                         entry.set_facts(&*obj);
@@ -94,9 +96,9 @@ impl Cache {
                 }
                 Arc::new(entry)
             });
-            resource.cache.apply(&event.key, new, event.revision);
-            if event.key.starts_with(definitions::PREFIX) {
-                self.define();
+            resource.cache.apply(&event.key, new.clone(), event.revision);
+            if defines {
+                self.reread(definitions::define(&self.registry, [(&event.key, new.as_deref())]));
             }
         }
         if let Some(last) = batch.last() {
@@ -161,9 +163,18 @@ impl Cache {
         }
     }
 
-    /// Serves the custom resources that are defined now.
-    fn define(&self) {
-        let changed = definitions::define(&self.registry);
+    /// Serves the custom resources that are defined in the store. Their definitions are not kept decoded: they are
+    /// large, and hardly anybody reads them.
+    fn define_all(&self) {
+        let Some(resource) = self.registry.find(definitions::KIND.0, definitions::KIND.1) else { return };
+        let filter = Filter { key: resource.prefix.clone(), ..Filter::default() };
+        let entries = resource.cache.range(&filter, 0).entries;
+        let changes = entries.iter().map(|entry| (&entry.key, Some(&**entry)));
+        self.reread(definitions::define(&self.registry, changes));
+        entries.iter().for_each(|entry| entry.let_go());
+    }
+
+    fn reread(&self, changed: Vec<Arc<Resource>>) {
         for resource in changed {
             resource.cache.reread(&|entry| definitions::reread(&resource, entry));
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use coracle_meta::{Object, ObjectReader};
+use coracle_resources::def::Scope;
 
 use super::feed::Cache;
 use super::watcher::Filter;
@@ -24,5 +25,12 @@ impl ObjectReader for Cache {
         let filter = Filter { key: resource.key_prefix(namespace), ..Filter::default() };
         let snapshot = resource.cache.range(&filter, 0);
         snapshot.entries.iter().filter_map(|e| e.decoded().ok()).collect()
+    }
+
+    fn custom_kind(&self, group: &str, version: &str, kind: &str) -> Option<(String, bool)> {
+        let served = self.registry.defs();
+        let custom = served.iter().filter(|def| def.strategy.custom().is_some());
+        let found = custom.into_iter().find(|d| (d.group, d.version, d.kind) == (group, version, kind))?;
+        Some((found.plural.to_owned(), found.scope == Scope::Namespaced))
     }
 }

@@ -90,6 +90,11 @@ impl Event {
         }
     }
 
+    /// The object after the change.
+    pub(crate) fn after(&self) -> Option<&Arc<CacheEntry>> {
+        self.new.as_ref()
+    }
+
     /// The object before the change.
     pub(crate) fn before(&self) -> Option<&Arc<CacheEntry>> {
         self.old.as_ref()

@@ -68,7 +68,8 @@ impl Encoding {
     }
 }
 
-/// The documents asked for so far, by path, with the generation of the custom resources that they show.
+/// The documents asked for so far, by path, with the generation of the custom resources that they show: a definition
+/// that changes makes the documents anew that show it, and no others.
 #[derive(Default)]
 pub(crate) struct Docs(Mutex<HashMap<String, (u64, Arc<Doc>)>>);
 
@@ -92,11 +93,16 @@ impl Docs {
         let etag: String = hash.iter().map(|b| format!("{b:02X}")).collect();
         let (gzip, etag) = (gzip(&bytes).ok()?, format!("\"{etag}\""));
         let doc = Arc::new(Doc { gzip, etag, mime: encoding.mime() });
-        let mut docs = self.0.lock();
-        // Those of definitions that are gone need not stay.
-        docs.retain(|_, (of, _)| *of == 0 || *of == generation || generation == 0);
-        docs.insert(key, (generation, doc.clone()));
+        self.0.lock().insert(key, (generation, doc.clone()));
         Some(doc)
+    }
+
+    /// Lets go of the documents of group versions that are not served any more.
+    fn retain(&self, served: impl Fn(&str, &str) -> bool) {
+        self.0.lock().retain(|key, (of, _)| {
+            let path = key.split(' ').next().and_then(|path| path.strip_prefix("v3/"));
+            *of == 0 || path.and_then(version_of).is_none_or(|(group, version)| served(group, version))
+        });
     }
 }
 
@@ -135,12 +141,19 @@ pub(crate) fn handle(
     let Some(encoding) = encoding else { return Some(empty(StatusCode::NOT_ACCEPTABLE)) };
     let doc = match below {
         "v2" => server.docs.get(below, encoding, generation, || Some(whole_v2(server, defs))),
-        "v3" => server.docs.get("v3", encoding, generation, || Some(whole_index(server, defs))),
+        "v3" => server.docs.get("v3", encoding, generation, || {
+            let is = |group: &str, version: &str| defs.iter().any(|d| (d.group, d.version) == (group, version));
+            server.docs.retain(is);
+            Some(whole_index(server, defs))
+        }),
         _ => {
             let key = below.strip_prefix("v3/")?;
             let of_version = version_of(key);
             let custom = of_version.is_some_and(|(group, _)| registry.is_custom_group(group));
-            let generation = if custom { generation } else { 0 };
+            let generation = match of_version.filter(|_| custom) {
+                Some((group, version)) => openapi::stamp(defs, group, version),
+                None => 0,
+            };
             let made = server.docs.get(below, encoding, generation, || match of_version {
                 Some((group, version)) => openapi::v3(defs, group, version),
                 None => openapi::v3_root(defs, key),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::{Body, GzipBody, ListBody, gzip};
 use super::negotiate::{Format, Shape, Wanted};
-use super::table;
+use super::{status_text, table};
 use crate::codec;
 use crate::protobuf;
 use crate::registry::Resource;
@@ -115,7 +115,8 @@ pub(crate) fn status(status: &Status) -> Response<Body> {
         }
     }
     let retry = value.pointer("/details/retryAfterSeconds").and_then(Value::as_u64);
-    let mut response = json_value(code, &value);
+    let mut response = json_bytes(code, Bytes::from(status_text::write(&value)));
+    response.extensions_mut().insert(Document);
     if let Some(seconds) = retry {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

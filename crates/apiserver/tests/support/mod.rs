@@ -59,6 +59,22 @@ impl KeepAlive {
     }
 }
 
+impl KeepAlive {
+    /// Sends a request and reads the whole answer.
+    ///
+    /// # Errors
+    /// The request cannot be made, or the connection ended: it is of no more use.
+    pub async fn send(
+        &mut self,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> Result<(u16, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+        let response = self.0.send_request(request.body(Full::new(body))?).await?;
+        let code = response.status().as_u16();
+        Ok((code, response.into_body().collect().await?.to_bytes()))
+    }
+}
+
 /// A request whose body is under way.
 pub struct Upload {
     body: futures::channel::mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,

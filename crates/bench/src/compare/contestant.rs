@@ -58,6 +58,14 @@ impl ApiServer {
     /// # Errors
     /// It cannot be started.
     pub fn coracle(program: &Path, dir: &Path) -> Result<Self, Failure> {
+        Self::coracle_with(program, dir, &[])
+    }
+
+    /// The same with further flags.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn coracle_with(program: &Path, dir: &Path, further: &[String]) -> Result<Self, Failure> {
         make_dir(dir)?;
         let port = free_port()?;
         let mut args = vec!["apiserver".to_owned()];
@@ -69,6 +77,7 @@ impl ApiServer {
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
             ("authorization-mode", "Node,RBAC".into()),
         ]));
+        args.extend_from_slice(further);
         let started = Instant::now();
         let process = Process::start("coracle-apiserver", program, &args, dir)?;
         Self::started(vec![process], port, started)

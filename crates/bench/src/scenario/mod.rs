@@ -1,10 +1,12 @@
 //! The scenarios, one file each kind of work.
 
 pub mod api;
+pub mod crds;
 pub mod flood;
 pub mod pod_links;
 pub mod pod_start;
 pub mod schedule;
+pub mod size;
 pub mod watch;
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! `/portForward`: TCP connections to ports of a pod, over SPDY streams; the SPDY session itself may come
-//! through a WebSocket tunnel, as kubectl does it.
+//! through a WebSocket tunnel, as kubectl does it. Other clients use channels of a WebSocket ([`channels`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,18 +9,22 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::spdy::{Session, Stream};
 use super::upgrade::{Transport, negotiate, switch, transport};
-use super::{Body, Refusal, websocket};
+use super::websocket::Dialect;
+use super::{Body, Refusal, channels, websocket};
 use crate::context::Context;
 use crate::names;
 use crate::worker::Handle;
 
 const SPDY_PROTOCOL: [&str; 1] = ["portforward.k8s.io"];
-const TUNNEL_PROTOCOL: [&str; 1] = ["SPDY/3.1+portforward.k8s.io"];
+const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+const WEBSOCKET_PROTOCOLS: [&str; 4] =
+    [TUNNEL_PROTOCOL, channels::PROTOCOLS[0], channels::PROTOCOLS[1], channels::PROTOCOLS[2]];
 
 /// Forwards ports for as long as the client stays.
 ///
@@ -40,11 +44,17 @@ pub fn forward(
         (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot find pod sandbox of pod {name:?}"))
     })?;
     let transport = transport(request.headers())?;
-    let known = match transport {
-        Transport::WebSocket => TUNNEL_PROTOCOL,
-        Transport::Spdy => SPDY_PROTOCOL,
+    let known: &[&str] = match transport {
+        Transport::WebSocket => &WEBSOCKET_PROTOCOLS,
+        Transport::Spdy => &SPDY_PROTOCOL,
     };
-    let protocol = negotiate(request.headers(), transport, &known)?;
+    let protocol = negotiate(request.headers(), transport, known)?;
+    let ports = if transport == Transport::WebSocket && protocol != TUNNEL_PROTOCOL {
+        let ports = channels::ports(request.uri().query().unwrap_or(""));
+        ports.map_err(|why| (StatusCode::BAD_REQUEST, why))?
+    } else {
+        Vec::new()
+    };
     let (response, upgraded) = switch(request, transport, protocol)?;
     let target = Target { cx: cx.clone(), sandbox, pod: names::full_name(&handle.pod) };
     tokio::spawn(async move {
@@ -56,6 +66,10 @@ pub fn forward(
             }
         };
         let session = match transport {
+            Transport::WebSocket if protocol != TUNNEL_PROTOCOL => {
+                let socket = websocket::accept(upgraded).await;
+                return channels::serve(socket, Dialect::of(protocol), ports, target).await;
+            }
             Transport::WebSocket => Session::new(websocket::tunnel(websocket::accept(upgraded).await)),
             Transport::Spdy => Session::new(TokioIo::new(upgraded)),
         };
@@ -64,11 +78,25 @@ pub fn forward(
     Ok(response)
 }
 
+/// The pod whose ports are forwarded.
 #[derive(Clone)]
-struct Target {
+pub(super) struct Target {
     cx: Arc<Context>,
     sandbox: String,
     pod: String,
+}
+
+impl Target {
+    /// Connects to a port of the pod.
+    ///
+    /// # Errors
+    /// The text that the client is told.
+    pub(super) async fn connect(&self, port: u16) -> Result<TcpStream, String> {
+        let tcp = self.cx.streaming.port_forward(&self.sandbox, port).await;
+        let tcp = tcp.map_err(|e| format!("error forwarding port {port} to pod {}: {e}", self.pod))?;
+        let _ = tcp.set_nodelay(true);
+        Ok(tcp)
+    }
 }
 
 /// Streams of one connection: data and error arrive separately.
@@ -109,12 +137,7 @@ async fn serve(mut session: Session, target: Target) {
 
 async fn connection(target: Target, port: String, data: Stream, error: Stream) {
     let result = match port.parse::<u16>() {
-        Ok(number) => target
-            .cx
-            .streaming
-            .port_forward(&target.sandbox, number)
-            .await
-            .map_err(|e| format!("error forwarding port {number} to pod {}: {e}", target.pod)),
+        Ok(number) => target.connect(number).await,
         Err(_) => Err(format!("unable to parse {port:?} as a port")),
     };
     match result {
@@ -131,8 +154,7 @@ async fn connection(target: Target, port: String, data: Stream, error: Stream) {
 }
 
 /// Copies both ways until both ends are done.
-async fn exchange(tcp: tokio::net::TcpStream, mut data: Stream) {
-    let _ = tcp.set_nodelay(true);
+async fn exchange(tcp: TcpStream, mut data: Stream) {
     let (mut from, mut to) = tcp.into_split();
     let writer = data.writer();
     let down = async {

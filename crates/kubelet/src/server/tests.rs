@@ -286,3 +286,35 @@ async fn port_forward_works_through_a_websocket_tunnel_and_reports_refused_ports
     let got = client.read(&[5, 7]).await;
     assert!(String::from_utf8_lossy(&got[&5]).starts_with("error forwarding port 1 to pod "), "{got:?}");
 }
+
+#[tokio::test]
+async fn port_forward_works_over_channels_of_a_websocket() {
+    let echo = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+    let port = echo.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = echo.accept().await {
+            let (mut from, mut to) = tcp.split();
+            tokio::io::copy(&mut from, &mut to).await.expect("echo");
+        }
+    });
+    let s = serve().await;
+    let url = format!("wss://localhost/portForward/default/web?port={port}&port=1");
+    let mut request = url.into_client_request().expect("request");
+    let protocol = http::HeaderValue::from_static("v4.channel.k8s.io");
+    request.headers_mut().insert("sec-websocket-protocol", protocol);
+    let stream = s.connect(API).await;
+    let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("upgraded");
+    socket.send(Message::Binary(b"\x00ping"[..].into())).await.expect("sent");
+    let mut channels: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    let said = |channels: &BTreeMap<u8, Vec<u8>>, channel, length| channels.get(&channel).is_some_and(|c| c.len() >= length);
+    while !said(&channels, 0, 6) || !said(&channels, 3, 3) {
+        let message = socket.next().await.expect("a message").expect("whole");
+        if let Message::Binary(data) = message {
+            channels.entry(data[0]).or_default().extend(&data[1..]);
+        }
+    }
+    let begun = port.to_le_bytes();
+    assert_eq!((&channels[&0][..2], &channels[&0][2..]), (&begun[..], &b"ping"[..]));
+    assert_eq!((&channels[&1][..], &channels[&2][..]), (&begun[..], &[1, 0][..]));
+    assert!(String::from_utf8_lossy(&channels[&3][2..]).starts_with("error forwarding port 1 to pod "));
+}

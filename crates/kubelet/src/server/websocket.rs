@@ -57,7 +57,8 @@ impl Dialect {
         Self { base64: protocol.contains("base64"), status: protocol.starts_with('v') }
     }
 
-    fn frame(self, channel: u8, data: &[u8]) -> Message {
+    /// A message of a channel.
+    pub(super) fn frame(self, channel: u8, data: &[u8]) -> Message {
         if self.base64 {
             return Message::Text(format!("{channel}{}", STANDARD.encode(data)).into());
         }
@@ -76,7 +77,7 @@ impl Dialect {
     }
 
     /// Channel and content of a message; `None` when it is no such message.
-    fn read(self, data: Bytes) -> Option<Bytes> {
+    pub(super) fn read(self, data: Bytes) -> Option<Bytes> {
         if !self.base64 {
             return Some(data);
         }

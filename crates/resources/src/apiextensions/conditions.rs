@@ -59,10 +59,10 @@ pub fn set(crd: &mut CustomResourceDefinition, (kind, status, reason, message): 
     }
 }
 
-/// The definition with the names it gets beside `others` of its group, if that changes anything.
-pub fn accept_names(
+/// The definition with the names it gets beside those that `others` of its group have, if that changes anything.
+fn accept_names(
     crd: &CustomResourceDefinition,
-    others: &[&CustomResourceDefinition],
+    others: &[&CustomResourceDefinitionNames],
     now: Timestamp,
 ) -> Option<CustomResourceDefinition> {
     let accepted = crd.status.as_ref().and_then(|s| s.accepted_names.clone()).unwrap_or_else(no_names);
@@ -107,12 +107,10 @@ type Verdict = (&'static str, String, String);
 fn decide_names(
     wanted: &CustomResourceDefinitionNames,
     accepted: &CustomResourceDefinitionNames,
-    others: &[&CustomResourceDefinition],
+    others: &[&CustomResourceDefinitionNames],
 ) -> (CustomResourceDefinitionNames, Verdict) {
     let (mut resources, mut kinds) = (BTreeSet::new(), BTreeSet::new());
-    for names in
-        others.iter().filter_map(|crd| crd.status.as_ref()?.accepted_names.as_ref()).chain([accepted])
-    {
+    for names in others.iter().copied().chain([accepted]) {
         resources.insert(names.plural.as_str());
         resources.extend(names.singular.as_deref());
         resources.extend(names.short_names.iter().flatten().map(String::as_str));
@@ -157,8 +155,21 @@ fn decide_names(
     (names, told)
 }
 
+/// What the server decides about a definition after it was written, all at once; `None` when nothing is left to be
+/// decided. `others` are the names that the other definitions of its group have.
+pub fn decide(
+    crd: &CustomResourceDefinition,
+    others: &[&CustomResourceDefinitionNames],
+    now: Timestamp,
+) -> Option<CustomResourceDefinition> {
+    let named = accept_names(crd, others, now);
+    let established = establish(named.as_ref().unwrap_or(crd), now).or(named);
+    let judged = judge_schemas(established.as_ref().unwrap_or(crd), now).or(established);
+    judge_approval(judged.as_ref().unwrap_or(crd), now).or(judged)
+}
+
 /// The definition as established, when its names are accepted and it is not yet.
-pub fn establish(crd: &CustomResourceDefinition, now: Timestamp) -> Option<CustomResourceDefinition> {
+fn establish(crd: &CustomResourceDefinition, now: Timestamp) -> Option<CustomResourceDefinition> {
     if !is_true(crd, "NamesAccepted") || is_true(crd, "Established") {
         return None;
     }
@@ -176,7 +187,7 @@ pub fn establish(crd: &CustomResourceDefinition, now: Timestamp) -> Option<Custo
 }
 
 /// The definition with the condition about schemas that are not structural, if that changes anything.
-pub fn judge_schemas(crd: &CustomResourceDefinition, now: Timestamp) -> Option<CustomResourceDefinition> {
+fn judge_schemas(crd: &CustomResourceDefinition, now: Timestamp) -> Option<CustomResourceDefinition> {
     const KIND: &str = "NonStructuralSchema";
     let mut errs = ErrorList::new();
     if crd.spec.preserve_unknown_fields == Some(true) {
@@ -268,7 +279,7 @@ pub(super) fn approval(crd: &CustomResourceDefinition) -> (Approval, String, Str
 }
 
 /// The definition with the condition about its approval, if that changes anything.
-pub fn judge_approval(crd: &CustomResourceDefinition, now: Timestamp) -> Option<CustomResourceDefinition> {
+fn judge_approval(crd: &CustomResourceDefinition, now: Timestamp) -> Option<CustomResourceDefinition> {
     const KIND: &str = "KubernetesAPIApprovalPolicyConformant";
     if !is_protected(&crd.spec.group) {
         return None;
@@ -342,6 +353,22 @@ mod tests {
         .expect("a definition")
     }
 
+    fn names_of(crd: &CustomResourceDefinition) -> &CustomResourceDefinitionNames {
+        crd.status.as_ref().and_then(|s| s.accepted_names.as_ref()).expect("accepted names")
+    }
+
+    #[test]
+    fn a_new_definition_is_decided_about_at_once_and_then_no_more() {
+        let now = Timestamp::UNIX_EPOCH;
+        let done = decide(&crd("Thing", "things", false), &[], now).expect("a decision");
+        assert!(is_true(&done, "NamesAccepted") && is_true(&done, "Established"));
+        assert_eq!(decide(&done, &[], now), None);
+        let late = decide(&crd("Thing", "zings", false), &[names_of(&done)], now).expect("a decision");
+        assert!(!is_true(&late, "NamesAccepted") && !is_true(&late, "Established"));
+        let freed = decide(&late, &[], now).expect("the names are free");
+        assert!(is_true(&freed, "Established"));
+    }
+
     #[test]
     fn names_go_to_who_comes_first() {
         let now = Timestamp::UNIX_EPOCH;
@@ -349,7 +376,7 @@ mod tests {
         assert!(is_true(&fresh, "NamesAccepted") && status(&fresh, "Established") == "False");
         let done = establish(&fresh, now).expect("established");
         assert!(is_true(&done, "Established") && establish(&done, now).is_none());
-        let late = accept_names(&crd("Thing", "zings", false), &[&done], now).expect("a decision");
+        let late = accept_names(&crd("Thing", "zings", false), &[names_of(&done)], now).expect("a decision");
         let told = find(&late, "NamesAccepted").expect("a condition");
         assert_eq!(told.reason.as_deref(), Some("ListKindConflict"));
         assert_eq!(told.message.as_deref(), Some("\"ThingList\" is already in use"));

@@ -33,6 +33,15 @@ impl CustomStrategy {
         *current = Arc::new(version);
     }
 
+    /// The version's definition is gone: what it took of memory is given back, as rows outlive it.
+    pub fn retire(&self) {
+        let mut current = self.current.write();
+        let mut bare = CustomVersion::clone(&current);
+        bare.forget();
+        bare.terminating = true;
+        *current = Arc::new(bare);
+    }
+
     /// Prunes a sent or stored object of this version. Yields the paths of what went, sorted.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use coracle_apiextensions::column::Column;
 use coracle_apiextensions::json_path::JsonPath;
 use coracle_apiextensions::{Schema, publish};
@@ -45,7 +46,7 @@ pub enum Conversion {
 }
 
 /// A version of a custom resource.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "names as in the definition")]
 pub struct CustomVersion {
     pub group: String,
@@ -76,8 +77,8 @@ pub struct CustomVersion {
     pub selectable: Vec<(&'static str, JsonPath)>,
     /// uid and generation of the definition: the schema is that of them.
     pub source: (String, i64),
-    /// The definition, to read the schema from.
-    definition: Arc<CustomResourceDefinition>,
+    /// The definition as stored, to read the schema from. Decoded it takes ten times as much memory.
+    definition: Bytes,
     schema: Arc<OnceLock<Schema>>,
     rules: Arc<OnceLock<Option<Rules>>>,
     /// Types of all versions, shared by them.
@@ -89,7 +90,7 @@ pub struct CustomVersion {
 impl CustomVersion {
     /// What the schema says, words left out.
     pub fn schema(&self) -> &Schema {
-        self.schema.get_or_init(|| schema_of(self.props()))
+        self.schema.get_or_init(|| schema_of(self.props().as_ref()))
     }
 
     /// The rules (`x-kubernetes-validations`) of the schema, if it has any.
@@ -99,7 +100,7 @@ impl CustomVersion {
 
     /// The types for field tracking: those of all versions, each under its [`CustomVersion::fields_name`].
     pub fn fields(&self) -> &Schemas {
-        self.fields.get_or_init(|| compile_fields(&self.definition))
+        self.fields.get_or_init(|| compile_fields(&self.versions()))
     }
 
     /// The kind's name in [`CustomVersion::fields`].
@@ -109,12 +110,32 @@ impl CustomVersion {
 
     /// The schema with all its words, if the version has one.
     pub fn described(&self) -> Option<Schema> {
-        self.props().and_then(|props| Schema::new(props).ok())
+        self.props().and_then(|props| Schema::new(&props).ok())
     }
 
-    fn props(&self) -> Option<&JSONSchemaProps> {
-        let version = self.definition.spec.versions.iter().find(|v| v.name == self.version)?;
-        version.schema.as_ref()?.open_api_v3_schema.as_ref()
+    /// What makes this version another one for its clients, the schema aside: that is told by `source`.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let facts = |v: &Self| {
+            let names = (v.kind.clone(), v.list_kind.clone(), v.plural.clone(), v.singular.clone());
+            (v.source.clone(), v.terminating, names, v.short_names.clone(), v.categories.clone())
+        };
+        facts(self) == facts(other)
+    }
+
+    fn versions(&self) -> Vec<CustomResourceDefinitionVersion> {
+        let definition = serde_json::from_slice::<CustomResourceDefinition>(&self.definition);
+        definition.map(|crd| crd.spec.versions).unwrap_or_default()
+    }
+
+    fn props(&self) -> Option<JSONSchemaProps> {
+        let version = self.versions().into_iter().find(|v| v.name == self.version)?;
+        version.schema?.open_api_v3_schema
+    }
+
+    /// Lets go of the definition and of what was compiled from it: it is gone.
+    pub(super) fn forget(&mut self) {
+        self.definition = Bytes::new();
+        (self.schema, self.rules, self.fields) = (Arc::default(), Arc::default(), Arc::default());
     }
 
     /// Takes over what `before` has compiled, if it is of the same schema.
@@ -149,12 +170,12 @@ fn without_words(schema: &Schema) -> Schema {
     out
 }
 
-fn compile_fields(crd: &CustomResourceDefinition) -> Schemas {
+fn compile_fields(versions: &[CustomResourceDefinitionVersion]) -> Schemas {
     let mut generator = SchemaSettings::openapi3().into_generator();
     generator.subschema_for::<ObjectMeta>();
     let mut definitions: Map<String, Value> = generator.take_definitions(true);
     let meta = json!({ "$ref": "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta" });
-    for version in &crd.spec.versions {
+    for version in versions {
         let schema = schema_of(version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()));
         let mut own = publish::value(&schema);
         own["properties"]["apiVersion"] = json!({ "type": "string" });
@@ -188,17 +209,18 @@ fn embed(schema: &mut Value, meta: &Value) {
     }
 }
 
-/// The versions of a definition that are served or stored; none while its names are not accepted.
-pub fn of_definition(crd: &Arc<CustomResourceDefinition>) -> Vec<CustomVersion> {
+/// The versions of a definition that are served or stored; none while its names are not accepted. `encoded` is the
+/// definition's JSON.
+pub fn of_definition(crd: &CustomResourceDefinition, encoded: &Bytes) -> Vec<CustomVersion> {
     if !conditions::is_true(crd, "Established") {
         return Vec::new();
     }
     let fields = Arc::default();
-    crd.spec.versions.iter().map(|version| new_version(crd, version, &fields)).collect()
+    crd.spec.versions.iter().map(|version| new_version((crd, encoded), version, &fields)).collect()
 }
 
 fn new_version(
-    crd: &Arc<CustomResourceDefinition>,
+    (crd, encoded): (&CustomResourceDefinition, &Bytes),
     version: &CustomResourceDefinitionVersion,
     fields: &Arc<OnceLock<Schemas>>,
 ) -> CustomVersion {
@@ -244,7 +266,7 @@ fn new_version(
         columns: columns.map_or_else(age_column, |columns| columns.iter().map(column).collect()),
         selectable: selectable.collect(),
         source: (meta.uid.clone().unwrap_or_default(), meta.generation.unwrap_or(0)),
-        definition: crd.clone(),
+        definition: encoded.clone(),
         schema: Arc::default(),
         rules: Arc::default(),
         fields: fields.clone(),
