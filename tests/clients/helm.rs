@@ -23,7 +23,8 @@ impl Cluster {
     fn history(&self) -> Vec<(u64, String)> {
         let text = self.helm(&["history", "shop", "-o", "json"]).ok();
         let all: Vec<Value> = serde_json::from_str(&text).expect("JSON");
-        let one = |r: &Value| (r["revision"].as_u64().unwrap_or(0), r["status"].as_str().unwrap_or("").to_owned());
+        let one =
+            |r: &Value| (r["revision"].as_u64().unwrap_or(0), r["status"].as_str().unwrap_or("").to_owned());
         all.iter().map(one).collect()
     }
 
@@ -71,7 +72,10 @@ fn helm_installs_tests_upgrades_rolls_back_and_uninstalls() {
     assert_eq!(last(cluster.history()).as_deref(), Some("failed"));
 
     with(&["rollback", "shop", "1"]).ok();
-    assert_eq!((cluster.greeting().as_str(), last(cluster.history()).as_deref()), ("hello", Some("deployed")));
+    assert_eq!(
+        (cluster.greeting().as_str(), last(cluster.history()).as_deref()),
+        ("hello", Some("deployed"))
+    );
     assert_eq!(cluster.json(&["get", "deploy", "shop"])["spec"]["replicas"], 1);
     assert!(cluster.helm(&["get", "values", "shop"]).ok().contains("null"));
     assert!(cluster.helm(&["status", "shop"]).ok().contains("STATUS: deployed"));

@@ -106,7 +106,10 @@ fn applies(client: &Client<'_>) {
     let differs = client.run(&format!("diff -f {changed}"));
     assert!(differs.status == 1 && differs.stdout.contains("+  replicas: 3"), "{differs:?}");
     let without = client.file("without.yaml", WEB.split("---").next().unwrap_or_default());
-    client.says(&format!("apply --prune -l app=web --prune-allowlist=core/v1/ConfigMap -f {without}"), "configmap/extra pruned");
+    client.says(
+        &format!("apply --prune -l app=web --prune-allowlist=core/v1/ConfigMap -f {without}"),
+        "configmap/extra pruned",
+    );
     client.ok("set env deploy/web A=b");
     client.ok("scale deploy/web --replicas=1");
     client.ok("wait --for=jsonpath={.status.readyReplicas}=1 deploy/web --timeout=90s");
@@ -143,13 +146,17 @@ fn custom_resources(client: &Client<'_>) {
     let definition = client.file("gadgets.yaml", &GADGET.replace("GROUP", &group));
     client.ok(&format!("create -f {definition}"));
     client.ok(&format!("wait --for=condition=Established crd/gadgets.{group} --timeout=60s"));
-    let gadget = format!("apiVersion: {group}/v1\nkind: Gadget\nmetadata: {{ name: g }}\nspec: {{ replicas: 1 }}\n");
+    let gadget =
+        format!("apiVersion: {group}/v1\nkind: Gadget\nmetadata: {{ name: g }}\nspec: {{ replicas: 1 }}\n");
     let gadget = client.file("gadget.yaml", &gadget);
     client.ok(&format!("apply -f {gadget}"));
     client.says(&format!("explain gadgets.{group}.spec.replicas"), "How many gadgets there are.");
     client.ok(&format!("scale gadgets.{group}/g --replicas=4"));
     client.says(&format!("get gadgets.{group} g -o jsonpath={{.spec.replicas}}"), "4");
-    let wrong = client.file("wrong.yaml", &format!("apiVersion: {group}/v1\nkind: Gadget\nmetadata: {{ name: w }}\nspec: {{ x: 1 }}\n"));
+    let wrong = client.file(
+        "wrong.yaml",
+        &format!("apiVersion: {group}/v1\nkind: Gadget\nmetadata: {{ name: w }}\nspec: {{ x: 1 }}\n"),
+    );
     let refused = client.run(&format!("create -f {wrong}")).fails();
     assert!(refused.contains("unknown field \"spec.x\""), "{refused}");
     client.ok(&format!("delete crd gadgets.{group}"));
@@ -177,7 +184,8 @@ fn kubectl_of_three_versions_does_its_everyday_work() {
         }
     });
     let left: Value = cluster.json(&["get", "namespaces"]);
-    let names: Vec<_> = left["items"].as_array().into_iter().flatten().map(|n| &n["metadata"]["name"]).collect();
+    let names: Vec<_> =
+        left["items"].as_array().into_iter().flatten().map(|n| &n["metadata"]["name"]).collect();
     assert!(!names.iter().any(|n| **n == "n0" || **n == "n1" || **n == "n2"), "{names:?}");
     cluster.end();
 }

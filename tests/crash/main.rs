@@ -39,7 +39,11 @@ fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
 }
 
 fn revision(object: &Value) -> u64 {
-    object.pointer("/metadata/resourceVersion").and_then(Value::as_str).and_then(|r| r.parse().ok()).unwrap_or(0)
+    object
+        .pointer("/metadata/resourceVersion")
+        .and_then(Value::as_str)
+        .and_then(|r| r.parse().ok())
+        .unwrap_or(0)
 }
 
 fn name(object: &Value) -> String {
@@ -186,15 +190,18 @@ impl Crowd {
         }
         self.counter.settle(&objects);
 
-        let mark = json!({ "metadata": { "name": format!("mark-{round}") }, "data": { "n": round.to_string() } });
-        let made = client.request("POST", PATH, "application/json", mark.to_string().as_bytes()).expect("an answer");
+        let mark =
+            json!({ "metadata": { "name": format!("mark-{round}") }, "data": { "n": round.to_string() } });
+        let made =
+            client.request("POST", PATH, "application/json", mark.to_string().as_bytes()).expect("an answer");
         assert_eq!(made.code, 201, "{}", String::from_utf8_lossy(&made.body));
         let mark = revision(&made.json());
         assert!(mark > at, "revision {mark} was given out again");
         self.history.saw(mark);
 
         let (objects, _) = list(&mut client).expect("a list");
-        let acknowledged: Vec<u64> = self.writers.iter().flat_map(|w| w.acknowledged.iter().copied()).collect();
+        let acknowledged: Vec<u64> =
+            self.writers.iter().flat_map(|w| w.acknowledged.iter().copied()).collect();
         for watcher in &self.watchers {
             watcher.verify(mark, &objects, &acknowledged);
         }

@@ -66,7 +66,8 @@ impl Writer {
         let known = self.objects.entry(name.clone()).or_default();
         let path = format!("{PATH}/{name}");
         let padding = "x".repeat(self.random.random_range(0..6000));
-        let object = json!({ "metadata": { "name": name }, "data": { "n": n.to_string(), "padding": padding } });
+        let object =
+            json!({ "metadata": { "name": name }, "data": { "n": n.to_string(), "padding": padding } });
         let json = "application/json";
         let (method, target, kind, code, body) = match (known.state, self.random.random_range(0..4)) {
             (None, _) => ("POST", PATH, json, 201, object.to_string()),

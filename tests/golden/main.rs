@@ -33,13 +33,16 @@ fn known() -> BTreeMap<&'static str, &'static str> {
 
 /// Whether a case is in the part: always the same ones, spread over all groups.
 fn chosen(id: &str) -> bool {
-    std::env::var("CORACLE_GOLDEN").is_ok_and(|part| part == "all") || Sha256::digest(id)[0].is_multiple_of(PART)
+    std::env::var("CORACLE_GOLDEN").is_ok_and(|part| part == "all")
+        || Sha256::digest(id)[0].is_multiple_of(PART)
 }
 
 /// The chosen cases of all files, in one file.
 fn part(golden: &Path, machine: &Machine) -> (PathBuf, usize) {
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(golden).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(golden)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     files.sort();
     let mut lines = Vec::new();
     for file in files {
@@ -104,7 +107,11 @@ fn recorded_answers_of_upstream_are_given_again() {
             _ => {}
         }
     }
-    println!("{many} cases replayed; {} differ as known, {} of those listed do not:", many - cases.iter().filter(|c| c["pass"] == true).count() - fresh.len(), mended.len());
+    println!(
+        "{many} cases replayed; {} differ as known, {} of those listed do not:",
+        many - cases.iter().filter(|c| c["pass"] == true).count() - fresh.len(),
+        mended.len()
+    );
     mended.iter().for_each(|id| println!("  {id}"));
     assert!(fresh.is_empty(), "{} new differences:\n{}", fresh.len(), fresh.join("\n"));
 }

@@ -15,7 +15,8 @@ const WORD: &str = "correct-horse-battery-staple";
 fn keys(machine: &Machine, numbers: &[u8]) -> PathBuf {
     let key = |n: &u8| {
         // 32 bytes in base64, all of them the number's letter.
-        let secret = ["QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=", "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI="];
+        let secret =
+            ["QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=", "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI="];
         format!("{{name: key{n}, secret: {}}}", secret[usize::from(*n) % 2])
     };
     let keys: Vec<String> = numbers.iter().map(key).collect();
@@ -48,7 +49,10 @@ impl Place {
     /// A server on what these flags name, once it is ready.
     fn server(&self, data: &str, store: &[&str]) -> Background {
         let mut command = self.machine.lasting(&coracle());
-        command.args(["apiserver", "--secure-port", PORT, "--data-dir"]).arg(self.machine.data(data)).args(store);
+        command
+            .args(["apiserver", "--secure-port", PORT, "--data-dir"])
+            .arg(self.machine.data(data))
+            .args(store);
         command.arg("--token-auth-file").arg(&self.tokens);
         command.arg("--encryption-provider-config").arg(self.machine.dir().join("keys.yaml"));
         let server = spawn(&mut command);
@@ -136,7 +140,11 @@ fn secrets_in_etcd_are_encrypted_and_go_through_snapshots_into_both_stores() {
     assert_eq!(place.secret(), SEALED);
     place.kubectl(&["get", "configmap", "later"]).ok();
     place.kubectl(&["create", "configmap", "last"]).ok();
-    let old = place.kubectl(&["get", "--raw", &format!("/api/v1/secrets?watch=1&timeoutSeconds=1&resourceVersion={later}")]);
+    let old = place.kubectl(&[
+        "get",
+        "--raw",
+        &format!("/api/v1/secrets?watch=1&timeoutSeconds=1&resourceVersion={later}"),
+    ]);
     let told = format!("{}{}", old.stdout, old.stderr);
     assert!(told.contains("too old resource version"), "a watcher of before must list again: {told}");
     drop(server);

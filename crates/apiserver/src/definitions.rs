@@ -35,7 +35,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Does all that is due, for ever.
 pub(crate) async fn run(server: Arc<Server>) {
-    let Some(resource) = server.cache.registry.find(KIND.0, KIND.1) else { return std::future::pending().await };
+    let Some(resource) = server.cache.registry.find(KIND.0, KIND.1) else {
+        return std::future::pending().await;
+    };
     let Some(mut changes) = watch(&server, &resource) else { return std::future::pending().await };
     let mut keeper = Keeper {
         server,

@@ -250,7 +250,11 @@ impl Registry {
 
     /// The resources of all versions of a definition. With `known` they are the same as before, and only what is
     /// behind them is replaced.
-    fn resources(&self, versions: Vec<CustomVersion>, known: Option<&Vec<Arc<Resource>>>) -> Vec<Arc<Resource>> {
+    fn resources(
+        &self,
+        versions: Vec<CustomVersion>,
+        known: Option<&Vec<Arc<Resource>>>,
+    ) -> Vec<Arc<Resource>> {
         // What is built in stays what it is.
         let built_in = |v: &CustomVersion| {
             self.builtin.iter().any(|def| (def.group, def.plural) == (v.group.as_str(), v.plural.as_str()))
@@ -270,7 +274,8 @@ impl Registry {
 
     /// Puts a new table in force.
     fn publish(&self, before: &Served, customs: BTreeMap<Arc<str>, Vec<Arc<Resource>>>) {
-        let mut next = Served { defs: self.builtin.to_vec(), generation: before.generation + 1, ..Served::default() };
+        let mut next =
+            Served { defs: self.builtin.to_vec(), generation: before.generation + 1, ..Served::default() };
         let is_builtin = |r: &&Arc<Resource>| r.custom().is_none();
         before.all.iter().filter(is_builtin).for_each(|r| next.add(r.clone(), false));
         before.views.iter().filter(is_builtin).for_each(|r| next.add(r.clone(), true));
@@ -281,7 +286,8 @@ impl Registry {
             versions.iter().filter(is_storage).for_each(|r| next.add(r.clone(), false));
             versions.iter().filter(|r| !is_storage(r)).for_each(|r| next.add(r.clone(), true));
         }
-        let mut rows: Vec<*const ResourceDef> = customs.values().flatten().map(|r| std::ptr::from_ref(r.def)).collect();
+        let mut rows: Vec<*const ResourceDef> =
+            customs.values().flatten().map(|r| std::ptr::from_ref(r.def)).collect();
         rows.sort_unstable();
         for gone in before.customs.values().flatten() {
             if !next.by_prefix.contains_key(&gone.prefix) {
@@ -296,7 +302,12 @@ impl Registry {
         let mut told: Vec<&'static ResourceDef> = Vec::new();
         for versions in customs.values() {
             let shown = versions.iter().filter_map(|r| next.by_group.get(r.def.group)?.get(r.def.plural));
-            told.extend(shown.take(1).map(|r| r.def).filter(|d| d.strategy.custom().is_some_and(|c| c.current().served)));
+            told.extend(
+                shown
+                    .take(1)
+                    .map(|r| r.def)
+                    .filter(|d| d.strategy.custom().is_some_and(|c| c.current().served)),
+            );
         }
         next.customs = customs;
         *self.served.write() = Arc::new(next);

@@ -134,7 +134,8 @@ fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
 
 /// A duration as Go writes it.
 fn duration(flag: &str, text: &str) -> Result<Duration, Failure> {
-    let nanos = coracle_cel::go_duration(text).map_err(|why| Failure::usage(format!("--{flag}: time: {why}")))?;
+    let nanos =
+        coracle_cel::go_duration(text).map_err(|why| Failure::usage(format!("--{flag}: time: {why}")))?;
     let nanos =
         u64::try_from(nanos).map_err(|_| Failure::usage(format!("--{flag} can not be negative value")))?;
     Ok(Duration::from_nanos(nanos))

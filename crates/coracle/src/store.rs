@@ -7,7 +7,9 @@ use std::sync::Arc;
 use clap::Args;
 use coracle_apiserver::Encryption;
 use coracle_stdx::Tasks;
-use coracle_store::{EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, SealedStore, ShiftedStore, Store, StoreError};
+use coracle_store::{
+    EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, SealedStore, ShiftedStore, Store, StoreError,
+};
 
 use crate::error::Failure;
 use crate::{reload, snapshot};

@@ -64,7 +64,9 @@ impl ShiftedStore {
             StoreError::Compacted { asked, oldest } => {
                 StoreError::Compacted { asked: on(asked), oldest: on(oldest) }
             }
-            StoreError::Future { asked, newest } => StoreError::Future { asked: on(asked), newest: on(newest) },
+            StoreError::Future { asked, newest } => {
+                StoreError::Future { asked: on(asked), newest: on(newest) }
+            }
             other => other,
         }
     }
@@ -153,12 +155,16 @@ mod tests {
 
     fn put(key: &str, value: &'static str, at: Option<Revision>) -> Txn {
         let conditions = at.map_or_else(Vec::new, |at| vec![Condition::At(key.into(), at)]);
-        Txn { conditions, ops: vec![Op::Put { key: key.into(), value: Bytes::from_static(value.as_bytes()) }] }
+        Txn {
+            conditions,
+            ops: vec![Op::Put { key: key.into(), value: Bytes::from_static(value.as_bytes()) }],
+        }
     }
 
     #[tokio::test]
     async fn a_store_that_is_not_moved_on_keeps_the_contract() {
-        let make = || async { Arc::new(ShiftedStore { inner: MemoryStore::new(), shift: 0 }) as Arc<dyn Store> };
+        let make =
+            || async { Arc::new(ShiftedStore { inner: MemoryStore::new(), shift: 0 }) as Arc<dyn Store> };
         crate::contract::all(make).await;
     }
 
@@ -181,7 +187,9 @@ mod tests {
             matches!(refused, Err(StoreError::ConditionFailed { current: Some(e), .. }) if e.mod_revision == second)
         );
         for early in [1, 7, 900] {
-            assert!(matches!(store.watch("/", early).await, Err(StoreError::Compacted { asked, .. }) if asked == early));
+            assert!(
+                matches!(store.watch("/", early).await, Err(StoreError::Compacted { asked, .. }) if asked == early)
+            );
         }
         let all = |revision| Range { start: "/".into(), end: "0".into(), revision, ..Range::default() };
         let old = store.range(all(Some(first))).await.unwrap();

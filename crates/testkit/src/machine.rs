@@ -55,7 +55,8 @@ impl Machine {
     /// # Panics
     /// Without root.
     pub fn enter(&self) {
-        let netns = std::fs::File::open(format!("/run/netns/{}", self.netns)).expect("the machine's namespace");
+        let netns =
+            std::fs::File::open(format!("/run/netns/{}", self.netns)).expect("the machine's namespace");
         nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).expect("root enters a namespace");
     }
 

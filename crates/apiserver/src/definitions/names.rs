@@ -70,7 +70,8 @@ mod tests {
 
     fn crd(plural: &str, accepted: bool) -> CustomResourceDefinition {
         let names = json!({ "kind": "Thing", "plural": plural });
-        let conditions = [json!({ "type": "NamesAccepted", "status": if accepted { "True" } else { "False" } })];
+        let conditions =
+            [json!({ "type": "NamesAccepted", "status": if accepted { "True" } else { "False" } })];
         serde_json::from_value(json!({
             "metadata": { "name": format!("{plural}.e.com") },
             "spec": { "group": "e.com", "scope": "Namespaced", "names": names, "versions": [] },

@@ -142,7 +142,8 @@ pub(crate) fn handle(
     let doc = match below {
         "v2" => server.docs.get(below, encoding, generation, || Some(whole_v2(server, defs))),
         "v3" => server.docs.get("v3", encoding, generation, || {
-            let is = |group: &str, version: &str| defs.iter().any(|d| (d.group, d.version) == (group, version));
+            let is =
+                |group: &str, version: &str| defs.iter().any(|d| (d.group, d.version) == (group, version));
             server.docs.retain(is);
             Some(whole_index(server, defs))
         }),

@@ -12,10 +12,37 @@ use crate::generate::Kinds;
 use crate::mutate;
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-const JSON: &[&str] = &["{", "}", "[", "]", ":", ",", "\"", "\\u0000", "\\ud800", "1e999999", "-", "null", "//", "/*", "\u{feff}"];
+const JSON: &[&str] = &[
+    "{", "}", "[", "]", ":", ",", "\"", "\\u0000", "\\ud800", "1e999999", "-", "null", "//", "/*", "\u{feff}",
+];
 const YAML: &[&str] = &[
-    "&a ", "*a", "<<: *a", "- ", ": ", "? ", "|", ">-", "---\n", "...\n", "!!binary ", "!!float ", "!x ", "\t", "#", "{", "[",
-    "%YAML 1.1\n", "yes", "0o17", ".inf", ".nan", "2026-01-01", "\"\\x\"", "'", "\u{85}", "\r",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "- ",
+    ": ",
+    "? ",
+    "|",
+    ">-",
+    "---\n",
+    "...\n",
+    "!!binary ",
+    "!!float ",
+    "!x ",
+    "\t",
+    "#",
+    "{",
+    "[",
+    "%YAML 1.1\n",
+    "yes",
+    "0o17",
+    ".inf",
+    ".nan",
+    "2026-01-01",
+    "\"\\x\"",
+    "'",
+    "\u{85}",
+    "\r",
 ];
 
 /// How bodies are encoded.
@@ -91,7 +118,9 @@ fn recorded(kinds: &Kinds, encoding: Encoding) -> Vec<(String, Vec<u8>)> {
     for kind in &kinds.all {
         let group_version = kind.api_version.replace('/', ".");
         let name = if group_version.contains('.') { group_version } else { format!("core.{group_version}") };
-        for name in [format!("{name}.{}.{wanted}", kind.kind), format!("{}.{}.{wanted}", kind.api_version, kind.kind)] {
+        for name in
+            [format!("{name}.{}.{wanted}", kind.kind), format!("{}.{}.{wanted}", kind.api_version, kind.kind)]
+        {
             if let Ok(body) = std::fs::read(dir.join(name)) {
                 out.push((kind.path.clone(), body));
             }
@@ -102,13 +131,18 @@ fn recorded(kinds: &Kinds, encoding: Encoding) -> Vec<(String, Vec<u8>)> {
 
 impl Target for Bodies {
     fn next(&mut self, random: &mut StdRng) -> Input {
-        let seeded = !self.seeds.is_empty() && (self.encoding == Encoding::Protobuf || random.random_range(0..3) == 0);
+        let seeded =
+            !self.seeds.is_empty() && (self.encoding == Encoding::Protobuf || random.random_range(0..3) == 0);
         let (path, mut body) =
             if seeded { mutate::pick(random, &self.seeds).clone() } else { self.made(random) };
         let (words, kind, brackets): (&[&str], _, &[(&str, &str)]) = match self.encoding {
             Encoding::Json => (JSON, "application/json", &[("[", "]"), ("{\"a\":", "}")]),
-            Encoding::Yaml => (YAML, "application/yaml", &[("[", "]"), ("{a: ", "}"), ("- ", ""), ("? ", ""), ("!x ", "")]),
-            Encoding::Protobuf => (&["k8s\0", "\n", "\x12", "\u{7f}"], PROTOBUF, &[("\n\x7f", ""), ("\x1a\x02", "")]),
+            Encoding::Yaml => {
+                (YAML, "application/yaml", &[("[", "]"), ("{a: ", "}"), ("- ", ""), ("? ", ""), ("!x ", "")])
+            }
+            Encoding::Protobuf => {
+                (&["k8s\0", "\n", "\x12", "\u{7f}"], PROTOBUF, &[("\n\x7f", ""), ("\x1a\x02", "")])
+            }
         };
         if random.random_range(0..40) == 0 {
             let nested = mutate::nested(random, brackets);
@@ -121,8 +155,17 @@ impl Target for Bodies {
             }
         }
         let validation = mutate::pick(random, &["Strict", "Warn", "Ignore", "x"]);
-        let accept = mutate::pick(random, &["application/json", PROTOBUF, "application/yaml", "application/json;as=Table;v=v1;g=meta.k8s.io"]);
-        let mut input = Input::new(Method::POST, format!("{path}?dryRun=All&fieldValidation={validation}")).with(kind, body);
+        let accept = mutate::pick(
+            random,
+            &[
+                "application/json",
+                PROTOBUF,
+                "application/yaml",
+                "application/json;as=Table;v=v1;g=meta.k8s.io",
+            ],
+        );
+        let mut input = Input::new(Method::POST, format!("{path}?dryRun=All&fieldValidation={validation}"))
+            .with(kind, body);
         input.headers.push(("accept", accept.as_bytes().to_vec()));
         input
     }

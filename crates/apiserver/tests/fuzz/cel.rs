@@ -14,12 +14,66 @@ use crate::mutate::{self, pick};
 
 const SEEDS: &str = include_str!("../../../cel/tests/expressions.txt");
 const WORDS: &[&str] = &[
-    "object", "object.metadata.name", "object.data", "(", ")", "[", "]", "{", "}", ".", ",", "?", ":", " && ", " || ", "!", " == ",
-    " in ", " + ", " * ", "-", "'a'", "b'\\xff'", "1", "1u", "1.5", "9223372036854775807", "null", "true", ".map(x, x)",
-    ".all(x, x == 1)", ".exists(x, x)", ".filter(x, true)", ".matches('(a+)+$')", ".replace('a', 'aaaaaaaa')", ".split('')",
-    ".join(',')", "size(", "string(", "int(", "duration('1h')", "timestamp('2026-01-01T00:00:00Z')", "quantity('1Gi')", "url('http://a')",
-    "ip('::1')", "cidr('10.0.0.0/8')", "semver('1.2.3')", "format.named('uuid').value()", "sets.contains(", "optional.of(1)",
-    ".orValue(", "[?", "has(", "dyn(", "type(", "'%s'.format([", ".find('a')", ".sort()", ".slice(0, 1)", ".indexOf('a')",
+    "object",
+    "object.metadata.name",
+    "object.data",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    ".",
+    ",",
+    "?",
+    ":",
+    " && ",
+    " || ",
+    "!",
+    " == ",
+    " in ",
+    " + ",
+    " * ",
+    "-",
+    "'a'",
+    "b'\\xff'",
+    "1",
+    "1u",
+    "1.5",
+    "9223372036854775807",
+    "null",
+    "true",
+    ".map(x, x)",
+    ".all(x, x == 1)",
+    ".exists(x, x)",
+    ".filter(x, true)",
+    ".matches('(a+)+$')",
+    ".replace('a', 'aaaaaaaa')",
+    ".split('')",
+    ".join(',')",
+    "size(",
+    "string(",
+    "int(",
+    "duration('1h')",
+    "timestamp('2026-01-01T00:00:00Z')",
+    "quantity('1Gi')",
+    "url('http://a')",
+    "ip('::1')",
+    "cidr('10.0.0.0/8')",
+    "semver('1.2.3')",
+    "format.named('uuid').value()",
+    "sets.contains(",
+    "optional.of(1)",
+    ".orValue(",
+    "[?",
+    "has(",
+    "dyn(",
+    "type(",
+    "'%s'.format([",
+    ".find('a')",
+    ".sort()",
+    ".slice(0, 1)",
+    ".indexOf('a')",
 ];
 
 fn expression(random: &mut StdRng, seeds: &[&str]) -> String {
@@ -31,7 +85,16 @@ fn expression(random: &mut StdRng, seeds: &[&str]) -> String {
             text.extend_from_slice(&other[at..]);
         }
         1 => {
-            let brackets = [("(", ")"), ("[", "]"), ("-", ""), ("!", ""), ("{'a':", "}"), ("1+", ""), ("a.", ""), ("true?", ":1")];
+            let brackets = [
+                ("(", ")"),
+                ("[", "]"),
+                ("-", ""),
+                ("!", ""),
+                ("{'a':", "}"),
+                ("1+", ""),
+                ("a.", ""),
+                ("true?", ":1"),
+            ];
             text = mutate::nested(random, &brackets).into_bytes();
         }
         2 => {
@@ -66,9 +129,12 @@ fn run(env: &Env, text: &str, object: &Value) -> &'static str {
 pub fn fuzz() {
     let (tell, told) = mpsc::channel();
     let work = std::thread::Builder::new().stack_size(8 << 20).spawn(move || {
-        let seeds: Vec<&str> = SEEDS.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split('\t').next()).collect();
+        let seeds: Vec<&str> =
+            SEEDS.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split('\t').next()).collect();
         let env = Env::new().with_variable("object", Type::Dyn);
-        let object = Value::from_json(&json!({ "metadata": { "name": "x" }, "data": { "a": "1" }, "list": [1, 2, 3] }));
+        let object = Value::from_json(
+            &json!({ "metadata": { "name": "x" }, "data": { "a": "1" }, "list": [1, 2, 3] }),
+        );
         let (mut random, mut outcomes) = (random(), BTreeMap::<String, u64>::new());
         let (mut inputs, mut slowest) = (0, Duration::ZERO);
         let until = Instant::now() + Duration::from_secs(seconds());
@@ -95,7 +161,10 @@ pub fn fuzz() {
             Ok(()) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                eprintln!("no end for half a minute; see fuzz-expressions in {}", env!("CARGO_TARGET_TMPDIR"));
+                eprintln!(
+                    "no end for half a minute; see fuzz-expressions in {}",
+                    env!("CARGO_TARGET_TMPDIR")
+                );
                 std::process::exit(101);
             }
         }

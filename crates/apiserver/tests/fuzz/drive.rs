@@ -68,14 +68,19 @@ pub struct Server {
 impl Server {
     async fn start() -> Self {
         let key = pki::generate_key().expect("a key");
-        let issuer = TokenIssuer::new(&key, "https://kubernetes.default.svc", vec!["https://kubernetes.default.svc".into()]);
+        let issuer = TokenIssuer::new(
+            &key,
+            "https://kubernetes.default.svc",
+            vec!["https://kubernetes.default.svc".into()],
+        );
         let issuer = Arc::new(issuer.expect("a key"));
         let shared = issuer.clone();
         let cluster = Cluster::with(MemoryStore::new(), |config| {
             config.token_issuer = Some(issuer);
             config.admission = coracle_admission::plugins();
             config.authenticators = Box::new(move |reader| {
-                let tokens = StaticTokens::parse("admintoken,admin,admin,\"system:masters\"\n").expect("tokens");
+                let tokens =
+                    StaticTokens::parse("admintoken,admin,admin,\"system:masters\"\n").expect("tokens");
                 let accounts = ServiceAccountAuthenticator::new(shared, reader, Clock::system());
                 vec![Arc::new(tokens) as Arc<dyn Authenticator>, Arc::new(accounts)]
             });
@@ -129,7 +134,8 @@ pub type Making<'s, T> = Pin<Box<dyn Future<Output = T> + 's>>;
 pub fn fuzz<T: Target>(name: &str, make: impl for<'s> FnOnce(&'s Server) -> Making<'s, T>) {
     // Threads as `coracle` has them, twice as deep: frames of a build for tests are larger.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(2).thread_stack_size(8 << 20).enable_all().build().expect("a runtime");
+    let runtime =
+        runtime.worker_threads(2).thread_stack_size(8 << 20).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let server = Server::start().await;
         let mut target = make(&server).await;
@@ -178,7 +184,10 @@ async fn run(name: &str, server: &Server, target: &mut impl Target) {
         *outcomes.entry(outcome).or_default() += 1;
     }
     report(name, inputs, slowest, &outcomes);
-    assert!(outcomes.keys().any(|code| code.starts_with('2')), "nothing got as far as to be accepted: {outcomes:?}");
+    assert!(
+        outcomes.keys().any(|code| code.starts_with('2')),
+        "nothing got as far as to be accepted: {outcomes:?}"
+    );
     assert!(outcomes.keys().any(|code| code.starts_with('4')), "nothing was refused: {outcomes:?}");
 }
 

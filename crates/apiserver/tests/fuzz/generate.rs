@@ -92,7 +92,9 @@ impl Kinds {
                 _ => random.random_range(0..200).into(),
             },
             Some("string") => match schema["enum"].as_array() {
-                Some(known) if !known.is_empty() && random.random_range(0..10) > 0 => mutate::pick(random, known).clone(),
+                Some(known) if !known.is_empty() && random.random_range(0..10) > 0 => {
+                    mutate::pick(random, known).clone()
+                }
                 _ => text(random, name),
             },
             _ => mutate::leaf(random),
@@ -101,7 +103,8 @@ impl Kinds {
 
     fn map(&self, random: &mut StdRng, document: usize, schema: &Value, depth: u32) -> Value {
         let mut out = Map::new();
-        let required = |name: &str| schema["required"].as_array().is_some_and(|r| r.iter().any(|v| v == name));
+        let required =
+            |name: &str| schema["required"].as_array().is_some_and(|r| r.iter().any(|v| v == name));
         for (name, of) in schema["properties"].as_object().into_iter().flatten() {
             let chance = if required(name) { 20 } else { 10_u32.saturating_sub(depth) / 3 };
             if random.random_range(0..20) < chance {

@@ -55,7 +55,10 @@ fn objects() -> Vec<(&'static str, Value)> {
             "/api/v1/namespaces/default/services",
             json!({ "metadata": meta, "spec": { "ports": [{ "name": "p", "port": 80 }, { "name": "q", "port": 81 }] } }),
         ),
-        ("/api/v1/namespaces/default/configmaps", json!({ "metadata": meta, "data": { "a": "b", "c": "d" } })),
+        (
+            "/api/v1/namespaces/default/configmaps",
+            json!({ "metadata": meta, "data": { "a": "b", "c": "d" } }),
+        ),
         (
             "/apis/e.com/v1/namespaces/default/things",
             json!({ "apiVersion": "e.com/v1", "kind": "Thing", "metadata": { "name": "a" },
@@ -74,7 +77,10 @@ impl Patches {
             })
             .await;
             let object = answer.json();
-            let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_else(|| panic!("{object}"));
+            let name = object
+                .pointer("/metadata/name")
+                .and_then(Value::as_str)
+                .unwrap_or_else(|| panic!("{object}"));
             made.push((format!("{path}/{name}"), object.clone()));
         }
         Self { objects: made }
@@ -100,7 +106,12 @@ fn pointer(random: &mut StdRng, mut at: &Value) -> String {
         at = next;
         match random.random_range(0..12) {
             0..=2 => return out,
-            3 => return format!("{out}/{}", pick(random, &["-", "-1", "0", "99999999999999999999", "a", "~", "~2", ""])),
+            3 => {
+                return format!(
+                    "{out}/{}",
+                    pick(random, &["-", "-1", "0", "99999999999999999999", "a", "~", "~2", ""])
+                );
+            }
             _ => {}
         }
     }
@@ -127,11 +138,17 @@ fn direct(random: &mut StdRng, value: &mut Value) {
             map.values_mut().for_each(|v| direct(random, v));
             let names: Vec<String> = map.keys().cloned().collect();
             match random.random_range(0..14) {
-                0 => drop(map.insert("$patch".into(), (*pick(random, &["delete", "replace", "merge", "x"])).into())),
+                0 => drop(
+                    map.insert("$patch".into(), (*pick(random, &["delete", "replace", "merge", "x"])).into()),
+                ),
                 1 => drop(map.insert("$retainKeys".into(), names.into())),
                 2 if !names.is_empty() => {
                     let name = pick(random, &names);
-                    let list = map.get(name).filter(|v| v.is_array()).cloned().unwrap_or_else(|| mutate::leaf(random));
+                    let list = map
+                        .get(name)
+                        .filter(|v| v.is_array())
+                        .cloned()
+                        .unwrap_or_else(|| mutate::leaf(random));
                     map.insert(format!("$setElementOrder/{name}"), list);
                 }
                 3 if !names.is_empty() => {
@@ -171,7 +188,8 @@ impl Target for Patches {
         match random.random_range(0..20) {
             0 => mutate::bytes(random, &mut body, &["{", "}", "[", "]", "\"$patch\":\"delete\"", "null"]),
             1 => {
-                let nested = mutate::nested(random, &[("{\"metadata\":", "}"), ("[", "]"), ("{\"a\":[", "]}")]);
+                let nested =
+                    mutate::nested(random, &[("{\"metadata\":", "}"), ("[", "]"), ("{\"a\":[", "]}")]);
                 body = nested.into_bytes();
             }
             _ => {}

@@ -10,9 +10,20 @@ use crate::mutate::{self, pick, word};
 
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const RULES: &[&str] = &[
-    "self > 0", "self == oldSelf", "self.a == self.b", "self.all(x, x != '')", "has(self.a)", "size(self) < 10",
-    "self.map(x, x + 1).exists(y, y in self)", "self.matches('^a+$')", "quantity(self).isGreaterThan(quantity('1'))", "self.",
-    "self.all(a, self.all(b, self.all(c, a == b)))", "isURL(self) && url(self).getHost() == 'a'", "true", "1/0 == 1",
+    "self > 0",
+    "self == oldSelf",
+    "self.a == self.b",
+    "self.all(x, x != '')",
+    "has(self.a)",
+    "size(self) < 10",
+    "self.map(x, x + 1).exists(y, y in self)",
+    "self.matches('^a+$')",
+    "quantity(self).isGreaterThan(quantity('1'))",
+    "self.",
+    "self.all(a, self.all(b, self.all(c, a == b)))",
+    "isURL(self) && url(self).getHost() == 'a'",
+    "true",
+    "1/0 == 1",
 ];
 /// Definitions that are made in earnest.
 const MADE: usize = 12;
@@ -43,13 +54,17 @@ fn schema(random: &mut StdRng, depth: u32) -> Value {
         }
         "object" => {
             let names = ["a", "b", "c", "spec", "status", "metadata", "x-y", "$ref"];
-            let some = (0..random.random_range(0..4)).map(|_| ((*pick(random, &names)).to_owned(), schema(random, depth - 1)));
+            let some = (0..random.random_range(0..4))
+                .map(|_| ((*pick(random, &names)).to_owned(), schema(random, depth - 1)));
             out.insert("properties".into(), some.collect::<Map<_, _>>().into());
         }
         "array" => {
             out.insert("items".into(), schema(random, depth - 1));
             if random.random_range(0..3) == 0 {
-                out.insert("x-kubernetes-list-type".into(), (*pick(random, &["set", "map", "atomic", "x"])).into());
+                out.insert(
+                    "x-kubernetes-list-type".into(),
+                    (*pick(random, &["set", "map", "atomic", "x"])).into(),
+                );
                 out.insert("x-kubernetes-list-map-keys".into(), json!(["a"]));
             }
         }
@@ -69,9 +84,22 @@ fn keyword(random: &mut StdRng, depth: u32) -> (&'static str, Value) {
         1 => ("default", mutate::leaf(random)),
         2 => ("enum", json!([mutate::leaf(random), mutate::leaf(random)])),
         3 => ("pattern", word(random).into()),
-        4 => ("format", (*pick(random, &["date-time", "byte", "int32", "uuid", "ipv4", "duration", "x", "email", "password"])).into()),
+        4 => (
+            "format",
+            (*pick(
+                random,
+                &["date-time", "byte", "int32", "uuid", "ipv4", "duration", "x", "email", "password"],
+            ))
+            .into(),
+        ),
         5 => (*pick(random, &["minimum", "maximum", "multipleOf"]), number),
-        6 => (*pick(random, &["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"]), number),
+        6 => (
+            *pick(
+                random,
+                &["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"],
+            ),
+            number,
+        ),
         7 => ("required", json!(["a", word(random)])),
         8 => (*pick(random, &["allOf", "anyOf", "oneOf"]), json!([schema(random, depth.saturating_sub(1))])),
         9 => ("not", schema(random, depth.saturating_sub(1))),
@@ -113,7 +141,9 @@ fn value(random: &mut StdRng, schema: &Value, depth: u32) -> Value {
             }
             out.into()
         }
-        Some("array") => (0..random.random_range(0..4)).map(|_| value(random, &schema["items"], depth + 1)).collect(),
+        Some("array") => {
+            (0..random.random_range(0..4)).map(|_| value(random, &schema["items"], depth + 1)).collect()
+        }
         Some("string") => word(random).into(),
         Some("integer") => random.random_range(-2..200).into(),
         Some("boolean") => true.into(),
@@ -127,7 +157,8 @@ impl Target for Schemas {
             let definition = definition(&format!("t{}", self.made), &schema);
             self.made += 1;
             self.served.push(schema);
-            return Input::new(Method::POST, PATH).with("application/json", definition.to_string().into_bytes());
+            return Input::new(Method::POST, PATH)
+                .with("application/json", definition.to_string().into_bytes());
         }
         if !self.served.is_empty() && random.random_range(0..3) > 0 {
             let which = random.random_range(0..self.served.len());
@@ -143,10 +174,14 @@ impl Target for Schemas {
             }
             let path = format!("/apis/f.example.com/v1/namespaces/default/t{which}s");
             let (method, path) = match random.random_range(0..4) {
-                0 => (Method::PATCH, format!("{path}/o{}?fieldManager=f&force=true", random.random_range(0..50))),
+                0 => (
+                    Method::PATCH,
+                    format!("{path}/o{}?fieldManager=f&force=true", random.random_range(0..50)),
+                ),
                 _ => (Method::POST, path),
             };
-            let kind = if method == Method::PATCH { "application/apply-patch+yaml" } else { "application/json" };
+            let kind =
+                if method == Method::PATCH { "application/apply-patch+yaml" } else { "application/json" };
             return Input::new(method, path).with(kind, object.to_string().into_bytes());
         }
         let mut top = schema(random, 5);
@@ -156,7 +191,8 @@ impl Target for Schemas {
         }
         let mut body = definition("try", &top).to_string();
         if random.random_range(0..60) == 0 {
-            let nested = mutate::nested(random, &[("{\"type\":\"object\",\"properties\":{\"a\":", "}}")]).replace('1', "{}");
+            let nested = mutate::nested(random, &[("{\"type\":\"object\",\"properties\":{\"a\":", "}}")])
+                .replace('1', "{}");
             body = body.replace(&top.to_string(), &nested);
         }
         Input::new(Method::POST, format!("{PATH}?dryRun=All")).with("application/json", body.into_bytes())

@@ -8,14 +8,35 @@ use crate::drive::{Input, Server, Target};
 use crate::mutate::{self, escaped, pick};
 
 const LABELS: &[&str] = &[
-    "a=b", "a!=b", "a in (b,c)", "a notin (b, c)", "!a", "a", "a==b,c", "a>1", "a<1", "x/y=z", "a in ()", ",", "a in (b",
+    "a=b",
+    "a!=b",
+    "a in (b,c)",
+    "a notin (b, c)",
+    "!a",
+    "a",
+    "a==b,c",
+    "a>1",
+    "a<1",
+    "x/y=z",
+    "a in ()",
+    ",",
+    "a in (b",
     "kubernetes.io/os=linux,!a,b notin (c),d>5",
 ];
 const FIELDS: &[&str] = &[
-    "metadata.name=a", "metadata.namespace!=b", "spec.nodeName=", "status.phase=Running", "metadata.name==a,status.phase!=x",
-    "spec.x=y", "a\\,b=c", "a\\=b=c\\\\", "=", "metadata.name",
+    "metadata.name=a",
+    "metadata.namespace!=b",
+    "spec.nodeName=",
+    "status.phase=Running",
+    "metadata.name==a,status.phase!=x",
+    "spec.x=y",
+    "a\\,b=c",
+    "a\\=b=c\\\\",
+    "=",
+    "metadata.name",
 ];
-const PATHS: &[&str] = &["/api/v1/pods", "/api/v1/namespaces/default/configmaps", "/apis/apps/v1/deployments", "/api/v1/events"];
+const PATHS: &[&str] =
+    &["/api/v1/pods", "/api/v1/namespaces/default/configmaps", "/apis/apps/v1/deployments", "/api/v1/events"];
 
 /// Queries.
 pub struct Selectors;
@@ -49,7 +70,15 @@ impl Target for Selectors {
                 0..=3 => ("labelSelector", selector(random, LABELS)),
                 4..=7 => ("fieldSelector", selector(random, FIELDS)),
                 _ => {
-                    let names = ["limit", "continue", "resourceVersion", "resourceVersionMatch", "timeoutSeconds", "pretty", "%zz"];
+                    let names = [
+                        "limit",
+                        "continue",
+                        "resourceVersion",
+                        "resourceVersionMatch",
+                        "timeoutSeconds",
+                        "pretty",
+                        "%zz",
+                    ];
                     (*pick(random, &names), escaped(mutate::word(random).as_bytes()))
                 }
             };

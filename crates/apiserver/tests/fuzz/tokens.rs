@@ -20,7 +20,10 @@ impl Tokens {
         let mut seeds = vec!["admintoken".to_owned(), "abcdef.0123456789abcdef".to_owned()];
         for audiences in [json!([]), json!(["a", "b"])] {
             let request = json!({ "spec": { "audiences": audiences, "expirationSeconds": 3600 } });
-            let answer = server.cluster.post("/api/v1/namespaces/default/serviceaccounts/default/token", &request).await;
+            let answer = server
+                .cluster
+                .post("/api/v1/namespaces/default/serviceaccounts/default/token", &request)
+                .await;
             let token = answer.json().pointer("/status/token").and_then(Value::as_str).map(str::to_owned);
             seeds.push(token.unwrap_or_else(|| panic!("{}", answer.json())));
         }

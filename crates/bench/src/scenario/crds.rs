@@ -30,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A definition with so many fields, in groups of twenty.
 fn definition(group: &str, number: u64, fields: u64) -> Value {
-    let text = "What this field is for, in as many words as such descriptions have on the average of all charts.";
+    let text =
+        "What this field is for, in as many words as such descriptions have on the average of all charts.";
     let field = json!({ "type": "string", "description": text, "maxLength": 253 });
     let some = |n: u64| -> Value {
         let all = (0..n).map(|i| (format!("field{i}"), field.clone()));
@@ -92,7 +93,9 @@ pub async fn crds(target: &Arc<Target>, args: &CrdsArgs) -> Result<Summary, Fail
 async fn wait(connection: &mut Connection, group: &str, number: u64) -> Result<(), Failure> {
     let (plural, kind) = (format!("\"things{number}\""), format!(".v1.Thing{number}\""));
     let until = Instant::now() + PATIENCE;
-    for (path, word) in [(format!("/apis/{group}/v1"), plural), (format!("/openapi/v3/apis/{group}/v1"), kind)] {
+    for (path, word) in
+        [(format!("/apis/{group}/v1"), plural), (format!("/openapi/v3/apis/{group}/v1"), kind)]
+    {
         loop {
             let reply = connection.send(&Call::get(path.as_str()), true).await?;
             if reply.status == 200 && crate::wire::find(&reply.body, word.as_bytes()).is_some() {

@@ -79,7 +79,8 @@ pub async fn size(args: &SizeArgs) -> Result<Summary, Failure> {
 
     let (churn, meter, mut largest) = (Instant::now(), Meter::start(&server.pids()), loaded);
     for round in 0..args.changes {
-        let change = json!({ "metadata": { "annotations": { "example.com/round": format!("{round:0>200}") } } });
+        let change =
+            json!({ "metadata": { "annotations": { "example.com/round": format!("{round:0>200}") } } });
         let path = namespace.path(&format!("pods/{}", pod_name()));
         all(&target, 64, args.pods, &Call::patch(path, &change), |_| ()).await?;
         let brief = config_map(&format!("brief-{NUMBER}"), 1024).to_string();
@@ -93,7 +94,7 @@ pub async fn size(args: &SizeArgs) -> Result<Summary, Failure> {
     }
     let writes = args.changes * (args.pods + args.pods / 10 * 2);
     let seconds = churn.elapsed().as_secs_f64();
-    drop(meter.stop());
+    let cost = meter.stop();
     let memory = total(&server.pids()).rss_mb;
     let settled = settled(&store, args.compaction).await;
 
@@ -111,6 +112,7 @@ pub async fn size(args: &SizeArgs) -> Result<Summary, Failure> {
         ("pods", args.pods as f64),
         ("writes", writes as f64),
         ("writes_per_s", (writes as f64 / seconds.max(1e-9)).round()),
+        ("server_cpu_s_per_1000_writes", cost.server / writes.max(1) as f64 * 1000.0),
         ("loaded_mb", mb(loaded)),
         ("largest_mb", mb(largest)),
         ("settled_mb", mb(settled)),

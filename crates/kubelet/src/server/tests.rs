@@ -306,7 +306,9 @@ async fn port_forward_works_over_channels_of_a_websocket() {
     let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("upgraded");
     socket.send(Message::Binary(b"\x00ping"[..].into())).await.expect("sent");
     let mut channels: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
-    let said = |channels: &BTreeMap<u8, Vec<u8>>, channel, length| channels.get(&channel).is_some_and(|c| c.len() >= length);
+    let said = |channels: &BTreeMap<u8, Vec<u8>>, channel, length| {
+        channels.get(&channel).is_some_and(|c| c.len() >= length)
+    };
     while !said(&channels, 0, 6) || !said(&channels, 3, 3) {
         let message = socket.next().await.expect("a message").expect("whole");
         if let Message::Binary(data) = message {
