@@ -63,7 +63,7 @@ fn helm_installs_tests_upgrades_rolls_back_and_uninstalls() {
     assert_eq!(cluster.json(&["get", "prices.shop.example.com", "shop"])["spec"]["cents"], 200);
 
     // A chart that the API refuses, and one whose hook fails, leave what runs as it is.
-    let refused = with(&["upgrade", "shop", &chart, "--set", "replicas=-1"]).fails();
+    let refused = with(&["upgrade", "shop", &chart, "--reuse-values", "--set", "replicas=-1"]).fails();
     assert!(refused.contains("must be greater than or equal to 0"), "{refused}");
     let failed = with(&["upgrade", "shop", &chart, "--set", "broken=true,greeting=never"]).fails();
     assert!(failed.contains("pre-upgrade"), "{failed}");

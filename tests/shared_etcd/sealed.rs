@@ -81,8 +81,8 @@ impl Place {
 
     fn snapshot(&self, what: &str, data: &str, store: &[&str]) -> Output {
         let mut command = self.machine.command(&coracle());
-        command.args(["snapshot", what]).arg(self.machine.dir().join("snapshot"));
-        run(command.arg("--data-dir").arg(self.machine.data(data)).args(store))
+        command.arg("snapshot").args(store).arg(what).arg(self.machine.dir().join("snapshot"));
+        run(command.arg("--data-dir").arg(self.machine.data(data)))
     }
 }
 

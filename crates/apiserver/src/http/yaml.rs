@@ -10,13 +10,69 @@ use serde_yaml_ng::Error;
 
 /// More doubled keys than this are not reported.
 const MAX_DOUBLED: usize = 100;
+/// Nor are those for whose lines more bytes than this had to be read once more.
+const READ_AGAIN: usize = 32 << 20;
+
+/// How deep lists and mappings in brackets may stand in each other, as in Go's reader. The time that our reader takes
+/// grows with the square of it.
+const MAX_DEPTH: usize = 10_000;
 
 /// The first document of a YAML text; others are not looked at.
 pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
+    if let Some(line) = too_deep(text) {
+        let place = if line > 0 { format!("line {}: ", line + 1) } else { String::new() };
+        return Err(serde::de::Error::custom(format!("{place}exceeded max depth of {MAX_DEPTH}")));
+    }
     match serde_yaml_ng::Deserializer::from_slice(text).next() {
         Some(document) => Value::deserialize(document),
         None => Ok(Value::Null),
     }
+}
+
+/// The line, counted from 0, in which brackets stand too deep in each other. A bracket counts where a value may begin,
+/// outside quotes and comments; the text of a block scalar is taken for values, which is more than enough for every
+/// text that has not ten thousand open brackets in it.
+fn too_deep(text: &[u8]) -> Option<usize> {
+    if text.iter().filter(|b| matches!(b, b'[' | b'{')).count() <= MAX_DEPTH {
+        return None;
+    }
+    let (mut depth, mut line, mut at, mut begins) = (0_usize, 0, 0, true);
+    while let Some(byte) = text.get(at).copied() {
+        at += 1;
+        match byte {
+            b'\n' => (line, begins) = (line + 1, true),
+            b' ' | b'\t' | b'\r' => {}
+            b'[' | b'{' if begins => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Some(line);
+                }
+            }
+            b']' | b'}' if depth > 0 => (depth, begins) = (depth - 1, false),
+            b'"' | b'\'' if begins => {
+                let rest = &text[at..];
+                let mut escaped = false;
+                let end = rest.iter().position(|b| {
+                    let ends = *b == byte && !escaped;
+                    escaped = byte == b'"' && *b == b'\\' && !escaped;
+                    ends
+                });
+                let quoted = &rest[..end.unwrap_or(rest.len())];
+                line += quoted.iter().filter(|b| **b == b'\n').count();
+                (at, begins) = (at + quoted.len() + 1, false);
+            }
+            b'#' if at < 2 || matches!(text[at - 2], b' ' | b'\t' | b'\n') => {
+                at += text[at..].iter().position(|b| *b == b'\n').unwrap_or(text.len() - at);
+            }
+            // After these a value begins; in a block only with a space behind them.
+            b',' => begins = depth > 0,
+            b':' | b'-' | b'?' => {
+                begins = depth > 0 && byte == b':' || matches!(text.get(at), Some(b' ' | b'\t' | b'\n'));
+            }
+            _ => begins = false,
+        }
+    }
+    None
 }
 
 /// The message of Go's scanner: the line in front, unless it is the first one, and no column.
@@ -34,7 +90,9 @@ pub(super) fn explain(e: &Error) -> String {
 pub(super) fn doubled_keys(text: &[u8]) -> Option<String> {
     let mut all = Walk::default();
     walk(text, &mut all).ok()?;
-    let lines: Vec<String> = all.doubled.iter().map(|(number, key)| line(text, *number, key)).collect();
+    let told = READ_AGAIN / text.len().max(1);
+    let lines = all.doubled.iter().take(told.max(1)).map(|(number, key)| line(text, *number, key));
+    let lines: Vec<String> = lines.collect();
     (!lines.is_empty()).then(|| format!("yaml: unmarshal errors:\n{}", lines.join("\n")))
 }
 
@@ -156,6 +214,20 @@ impl Visitor<'_> for Refuse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn brackets_that_stand_too_deep_are_refused_before_they_cost_time() {
+        let why = |text: String| first_document(text.as_bytes()).map_err(|e| explain(&e)).err();
+        let deep = "exceeded max depth of 10000";
+        assert_eq!(why("[".repeat(1_000_000)).as_deref(), Some(deep));
+        assert_eq!(why("{\"a\": ".repeat(10_001)).as_deref(), Some(deep));
+        assert_eq!(why(format!("a: 1\nb: {}", "{a: [".repeat(6_000))), Some(format!("line 2: {deep}")));
+        let side_by_side = format!("[{}]", "[1],".repeat(20_000));
+        assert_eq!(why(side_by_side), None);
+        let texts =
+            format!("a: 'x{}'\nb: x{}\n# {}\n", "[".repeat(20_000), "{".repeat(20_000), "[".repeat(9));
+        assert_eq!(why(texts), None);
+    }
 
     #[test]
     fn doubled_keys_are_told_with_their_lines() {

@@ -61,6 +61,9 @@ impl Kinds {
         let (document, name) = &kind.schema;
         let schema = json!({ "$ref": format!("/{name}") });
         let mut object = self.value(random, *document, &schema, "", 0);
+        if !object.is_object() {
+            object = json!({});
+        }
         object["apiVersion"] = kind.api_version.clone().into();
         object["kind"] = kind.kind.clone().into();
         if random.random_range(0..8) > 0 {
