@@ -9,7 +9,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::json;
 
-use crate::drive::{keep, random, report, seconds};
+use crate::drive::{PATIENCE, keep, random, report, seconds};
 use crate::mutate::{self, pick};
 
 const SEEDS: &str = include_str!("../../../cel/tests/expressions.txt");
@@ -125,7 +125,7 @@ fn run(env: &Env, text: &str, object: &Value) -> &'static str {
     }
 }
 
-/// Runs the target; one expression may take half a minute at the most.
+/// Runs the target; one expression may take two minutes at the most.
 pub fn fuzz() {
     let (tell, told) = mpsc::channel();
     let work = std::thread::Builder::new().stack_size(8 << 20).spawn(move || {
@@ -157,14 +157,11 @@ pub fn fuzz() {
     });
     let work = work.expect("a thread");
     loop {
-        match told.recv_timeout(Duration::from_secs(30)) {
+        match told.recv_timeout(PATIENCE) {
             Ok(()) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                eprintln!(
-                    "no end for half a minute; see fuzz-expressions in {}",
-                    env!("CARGO_TARGET_TMPDIR")
-                );
+                eprintln!("no end for {PATIENCE:?}; see fuzz-expressions in {}", env!("CARGO_TARGET_TMPDIR"));
                 std::process::exit(101);
             }
         }

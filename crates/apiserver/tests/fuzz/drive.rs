@@ -20,7 +20,7 @@ use rand::{Rng as _, SeedableRng as _};
 use crate::support::{ADMIN, Cluster, KeepAlive};
 
 /// An input may take so long at the most, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The process may have had so much memory.
 const MEMORY: u64 = 1 << 30;
 

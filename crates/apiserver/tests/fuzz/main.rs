@@ -1,7 +1,7 @@
 //! Hostile input: bodies in JSON, YAML and protobuf, patches, selectors, CEL, schemas of custom resources, tokens.
 //! Each target changes seeds and makes input up after the server's own OpenAPI documents, and sends it over HTTP (CEL:
 //! to the library) for `CORACLE_FUZZ_SECONDS` (default 20; ADR 14). A panic, an end of the process, an answer that
-//! takes longer than half a minute or a process of more than 1 GB fails. `CORACLE_FUZZ_SEED` repeats a run; the input
+//! takes longer than two minutes or a process of more than 1 GB fails. `CORACLE_FUZZ_SEED` repeats a run; the input
 //! that was sent last is in `target/tmp/fuzz-<target>`.
 
 #[allow(dead_code, reason = "shared by test programs, of which none uses all of it")]
