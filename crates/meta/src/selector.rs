@@ -519,6 +519,14 @@ mod tests {
     }
 
     #[test]
+    fn a_run_of_special_characters_is_read_but_once() {
+        // With the square of its length this would take minutes.
+        for text in [",".repeat(300_000), "!".repeat(300_000)] {
+            assert!(LabelSelector::parse(&text).is_err());
+        }
+    }
+
+    #[test]
     fn selector_matches_as_upstream() {
         check("", &[], true);
         check("a=1, b in (x, y),!c", &[("a", "1"), ("b", "y")], true);

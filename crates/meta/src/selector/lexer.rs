@@ -88,17 +88,13 @@ impl Parser {
     }
 }
 
+/// No token of special characters is longer.
+const LONGEST: usize = 2;
+
 /// The longest run of special characters that is a token.
 fn special(rest: &str) -> ((Token, String), usize) {
-    let run = rest.find(|c| !is_special(c)).unwrap_or(rest.len());
-    let mut found = None;
-    for end in 1..=run {
-        match keyword(&rest[..end]) {
-            Some(token) => found = Some((token, end)),
-            None if found.is_some() => break,
-            None => {}
-        }
-    }
+    let run = rest.chars().take(LONGEST).take_while(|c| is_special(*c)).count();
+    let found = (1..=run).rev().find_map(|end| Some((keyword(&rest[..end])?, end)));
     match found {
         Some((token, end)) => ((token, rest[..end].to_owned()), end),
         None => ((Token::Error, format!("error expected: keyword found '{}'", &rest[..run])), run),
