@@ -62,6 +62,8 @@ fn run() -> Result<(), Failure> {
         .enable_all()
         // Schemas nest, and what reads them recurses.
         .thread_stack_size(4 << 20)
+        // Look for new requests after every few turns, not only after 61: a turn may encode a part of a long list.
+        .event_interval(7)
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
