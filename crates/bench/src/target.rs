@@ -93,6 +93,14 @@ impl Target {
         Ok(Self::new(server, Some(token), &trust)?.with_processes(pids.to_vec()))
     }
 
+    /// The same server, as the user with another token.
+    pub fn as_user(&self, token: &str) -> Arc<Self> {
+        let others = self.headers.lines().filter(|line| !line.starts_with("Authorization:"));
+        let mut headers: String = others.map(|line| format!("{line}\r\n")).collect();
+        headers += &format!("Authorization: Bearer {token}\r\n");
+        Arc::new(Self { headers, ..self.clone() })
+    }
+
     /// Header lines that every request has.
     pub fn headers(&self) -> &str {
         &self.headers
