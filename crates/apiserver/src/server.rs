@@ -141,6 +141,7 @@ impl ApiServer {
         let host = environment.host.clone();
         let mut tasks = Tasks::new();
         tasks.spawn(feed::run(cache.clone(), watch));
+        let protection = protection(config.limits, config.store.shared());
         let server = Arc::new(Server {
             store: config.store,
             cache,
@@ -158,7 +159,7 @@ impl ApiServer {
             docs: Docs::default(),
             metrics: Metrics::default(),
             audit: config.audit.map(AuditLog::new),
-            protection: protection(config.limits, config.store.shared()),
+            protection,
             limits: config.limits,
             kubelets,
             front_proxy: config.front_proxy,
