@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::authn::{AuthenticationArgs, FrontProxyArgs};
 use crate::authz::AuthorizationArgs;
 use crate::control_plane::ControlArgs;
+use crate::controller_manager::ControllerManagerArgs;
 use crate::error::Failure;
 use crate::store::StoreArgs;
 
@@ -50,6 +51,8 @@ pub enum Command {
     Snapshot(Box<SnapshotArgs>),
     /// Run the API server alone, with upstream's flags.
     Apiserver(Box<ApiserverArgs>),
+    /// Run the controllers alone, against any API server, with upstream's flags.
+    ControllerManager(Box<ControllerManagerArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
     #[command(subcommand)]
     Demo(DemoCommand),
