@@ -16,9 +16,7 @@ use self::environment::Environment;
 use self::record::{Contestant, Record};
 use crate::load::LoadArgs;
 use crate::process::total;
-use crate::scenario::controllers::{
-    IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts,
-};
+use crate::scenario::controllers::{IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts};
 use crate::scenario::schedule::{ScheduleArgs, schedule};
 use crate::scenario::watch::{FanoutArgs, fanout};
 use crate::scenario::{Outcome, api};

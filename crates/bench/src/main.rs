@@ -18,9 +18,7 @@ use clap::{Parser, Subcommand};
 
 use self::compare::{ClusterArgs, CompareArgs};
 use self::load::LoadArgs;
-use self::scenario::controllers::{
-    IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts,
-};
+use self::scenario::controllers::{IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts};
 use self::scenario::flood::{FloodArgs, flood};
 use self::scenario::pod_links::{LinksArgs, pod_links};
 use self::scenario::pod_start::{PodStartArgs, pod_start};

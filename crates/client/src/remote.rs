@@ -255,16 +255,33 @@ fn list(body: &Bytes) -> Result<ApiResponse, Status> {
     })
 }
 
+/// Type and object of an event. Servers write them in this order; then the object's text is taken as it stands.
+fn parts(line: &Bytes) -> Option<(&[u8], Bytes)> {
+    let rest = line.strip_prefix(b"{\"type\":\"".as_slice())?;
+    let (kind, rest) = rest.split_at(rest.iter().position(|b| *b == b'"')?);
+    let object = rest.strip_prefix(b"\",\"object\":".as_slice())?.strip_suffix(b"}")?;
+    Some((kind, line.slice_ref(object)))
+}
+
+/// The same of an event that is written in another way.
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "type")]
+    kind: String,
+    object: Value,
+}
+
 /// An event of a watch, from its line.
 fn event(line: &Bytes) -> Result<WatchEvent, Status> {
-    /// Every server writes events this way; the object's own text is taken without reading it twice.
-    const BEFORE: &[u8] = b",\"object\":";
-    let unreadable = || Status::internal("the server's watch event cannot be read");
-    let rest = line.strip_prefix(b"{\"type\":\"".as_slice()).ok_or_else(unreadable)?;
-    let quote = rest.iter().position(|b| *b == b'"').ok_or_else(unreadable)?;
-    let (kind, rest) = rest.split_at(quote);
-    let object = rest[1..].strip_prefix(BEFORE).and_then(|o| o.strip_suffix(b"}")).ok_or_else(unreadable)?;
-    let object = line.slice_ref(object);
+    if let Some((kind, object)) = parts(line) {
+        return event_of(kind, object);
+    }
+    let event: Event = serde_json::from_slice(line)
+        .map_err(|e| Status::internal(format!("the server's watch event cannot be read: {e}")))?;
+    event_of(event.kind.as_bytes(), event.object.to_string().into())
+}
+
+fn event_of(kind: &[u8], object: Bytes) -> Result<WatchEvent, Status> {
     match kind {
         b"ADDED" => Ok(WatchEvent::Added(Arc::new(Fetched::new(object)?))),
         b"MODIFIED" => Ok(WatchEvent::Modified(Arc::new(Fetched::new(object)?))),

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, DeleteOptions, Informer};
+use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Reason, Status};
 use futures::FutureExt;
@@ -34,6 +34,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         pods: pods.clone(),
         endpoints: endpoints.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
+        events: cx.recorder(DESCRIPTOR.name),
     });
     let selecting = services.clone();
     Controller::new(DESCRIPTOR)
@@ -53,6 +54,7 @@ struct Reconcile {
     pods: Informer<Pod>,
     endpoints: Informer<Endpoints>,
     api: Api<Endpoints>,
+    events: EventRecorder,
 }
 
 #[async_trait]
@@ -76,12 +78,23 @@ impl Reconciler for Reconcile {
         let wanted = decide(&service, &pods, current.as_deref());
         match (wanted, current) {
             (None, _) => {}
-            (Some(wanted), Some(_)) => drop(self.api.update(&key.namespace, wanted).await?),
-            (Some(wanted), None) => match self.api.create(&key.namespace, wanted).await {
+            (Some(wanted), Some(current)) => {
+                if let Err(status) = self.api.update(&key.namespace, wanted).await {
+                    let message = format!("Failed to update endpoint {key}: {status}");
+                    self.events.event(&*current, EventType::Warning, "FailedToUpdateEndpoint", message);
+                    return Err(status);
+                }
+            }
+            (Some(wanted), None) => match self.api.create(&key.namespace, wanted.clone()).await {
                 // The informer does not show it yet; its event leads back here.
                 Err(status) if status.reason() == Reason::AlreadyExists => {}
                 Err(status) if crate::runtime::is_namespace_terminating(&status) => {}
-                outcome => drop(outcome?),
+                Err(status) => {
+                    let message = format!("Failed to create endpoint for service {key}: {status}");
+                    self.events.event(&wanted, EventType::Warning, "FailedToCreateEndpoint", message);
+                    return Err(status);
+                }
+                Ok(_) => {}
             },
         }
         Ok(Action::AwaitChange)

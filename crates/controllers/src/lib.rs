@@ -42,6 +42,7 @@ mod service_account;
 mod service_account_tokens;
 mod service_cidr;
 mod statefulset;
+mod sweep;
 #[cfg(test)]
 mod testing;
 mod ttl_after_finished;

@@ -59,9 +59,11 @@ impl NodeCidrs {
             [_] => {}
             [(a, _), (b, _)] if a.address.is_ipv4() != b.address.is_ipv4() => {}
             [_, _] => {
-                return Err("len of ClusterCIDRs==2 and they are not configured as dual stack (at least one \
+                return Err(
+                    "len of ClusterCIDRs==2 and they are not configured as dual stack (at least one \
                                   from each IPFamily"
-                    .to_owned());
+                        .to_owned(),
+                );
             }
             _ => return Err(format!("length of clusterCIDRs is:{} more than max allowed of 2", pools.len())),
         }

@@ -55,7 +55,8 @@ fn complete(event: &Value, replicas: u64) -> Option<u64> {
     let (meta, status) = (&event["object"]["metadata"], &event["object"]["status"]);
     let count = |field: &str| status[field].as_u64().unwrap_or(0);
     let observed = count("observedGeneration") >= meta["generation"].as_u64().unwrap_or(1);
-    let there = ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|field| count(field) == replicas);
+    let there =
+        ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|field| count(field) == replicas);
     if !observed || !there {
         return None;
     }

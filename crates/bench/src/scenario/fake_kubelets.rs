@@ -39,9 +39,11 @@ fn deed(event: &Value) -> Option<(String, Deed)> {
 fn running(number: usize) -> Value {
     let (now, address) = (now(), format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255));
     let condition = |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": now });
+    let kinds = ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+    let conditions = kinds.map(condition);
     json!({ "status": {
         "phase": "Running", "startTime": now, "podIP": address, "podIPs": [{ "ip": address }],
-        "conditions": ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"].map(condition),
+        "conditions": conditions,
         "containerStatuses": [{
             "name": "main", "image": "registry.k8s.io/pause:3.10", "imageID": "", "ready": true, "started": true,
             "restartCount": 0, "state": { "running": { "startedAt": now } },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, DeleteOptions, Informer};
+use coracle_client::{Api, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::owner::controller_ref;
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Status, pod as podutil};
@@ -25,6 +25,8 @@ use crate::runtime::{
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "endpointslice-controller", workers: 5 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const COMPONENT: &str = "endpoint-slice-controller";
+
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -42,6 +44,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         nodes: cx.informers.get(),
         slices: slices.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
+        events: cx.recorder_as(DESCRIPTOR.name, COMPONENT),
         own_writes: OwnWrites::default(),
     });
     let selecting = services.clone();
@@ -71,6 +74,7 @@ struct Reconcile {
     nodes: Informer<Node>,
     slices: Informer<EndpointSlice>,
     api: Api<EndpointSlice>,
+    events: EventRecorder,
     own_writes: OwnWrites,
 }
 
@@ -99,7 +103,11 @@ impl Reconciler for Reconcile {
         };
         let groups = wanted(&service, &pods, &zone);
         for write in decide(&service, &slices, groups) {
-            self.write(key, write).await?;
+            if let Err(status) = self.write(key, write).await {
+                let message = format!("Error updating Endpoint Slices for Service {key}: {status}");
+                self.events.event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
+                return Err(status);
+            }
         }
         Ok(Action::AwaitChange)
     }
