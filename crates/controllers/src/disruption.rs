@@ -58,7 +58,9 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         .watch_primary(&budgets)
         .watch(&pods, move |change, enqueue| {
             let woken = wake_budgets(&selecting, change, enqueue);
-            if let (Some(message), false) = (ambiguity(change.object(), &woken), matches!(change, Change::Deleted(_))) {
+            if let (Some(message), false) =
+                (ambiguity(change.object(), &woken), matches!(change, Change::Deleted(_)))
+            {
                 events.event(&**change.object(), EventType::Warning, "MultiplePodDisruptionBudgets", message);
             }
         })

@@ -2,6 +2,7 @@
 
 mod backends;
 pub(crate) mod slices;
+mod trigger;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found};
 use backends::{HEADLESS, Port, has_selector, is_headless, publishes_not_ready, wake_services};
+use trigger::TriggerTimes;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "endpoint-controller", workers: 5 };
 
@@ -35,6 +37,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         endpoints: endpoints.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
         events: cx.recorder(DESCRIPTOR.name),
+        times: TriggerTimes::default(),
     });
     let selecting = services.clone();
     Controller::new(DESCRIPTOR)
@@ -55,6 +58,7 @@ struct Reconcile {
     endpoints: Informer<Endpoints>,
     api: Api<Endpoints>,
     events: EventRecorder,
+    times: TriggerTimes,
 }
 
 #[async_trait]
@@ -62,6 +66,7 @@ impl Reconciler for Reconcile {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let current = self.endpoints.get(&key.namespace, &key.name);
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.times.forget(key);
             if current.is_some() {
                 let options = DeleteOptions::default();
                 ignore_not_found(self.api.delete(&key.namespace, &key.name, options).await)?;
@@ -75,7 +80,11 @@ impl Reconciler for Reconcile {
         let selector = LabelSelector::from_map(selector);
         let mut pods = self.pods.list_namespace(&key.namespace);
         pods.retain(|pod| selector.matches_option(pod.metadata.labels.as_ref()));
-        let wanted = decide(&service, &pods, current.as_deref());
+        let changed = self.times.last_change(key, &service, &pods);
+        let wanted = decide(&service, &pods, current.as_deref()).map(|mut wanted| {
+            trigger::annotate(&mut wanted.metadata, changed);
+            wanted
+        });
         match (wanted, current) {
             (None, _) => {}
             (Some(wanted), Some(current)) => {

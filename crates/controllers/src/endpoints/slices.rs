@@ -16,6 +16,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::backends::{self, HEADLESS, Port, has_selector, is_headless, publishes_not_ready, wake_services};
+use super::trigger::{TriggerTimes, annotate};
 use crate::own_writes::OwnWrites;
 use crate::runtime::{
     Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found,
@@ -46,6 +47,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         api: cx.client(DESCRIPTOR.name).api(),
         events: cx.recorder_as(DESCRIPTOR.name, COMPONENT),
         own_writes: OwnWrites::default(),
+        times: TriggerTimes::default(),
     });
     let selecting = services.clone();
     Controller::new(DESCRIPTOR)
@@ -76,6 +78,7 @@ struct Reconcile {
     api: Api<EndpointSlice>,
     events: EventRecorder,
     own_writes: OwnWrites,
+    times: TriggerTimes,
 }
 
 #[async_trait]
@@ -86,6 +89,7 @@ impl Reconciler for Reconcile {
         }
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
             // The garbage collector removes the slices.
+            self.times.forget(key);
             return Ok(Action::AwaitChange);
         };
         let leaving = service.metadata.deletion_timestamp.is_some();
@@ -102,7 +106,11 @@ impl Reconciler for Reconcile {
             node.metadata.labels.as_ref()?.get(ZONE).cloned()
         };
         let groups = wanted(&service, &pods, &zone);
-        for write in decide(&service, &slices, groups) {
+        let changed = self.times.last_change(key, &service, &pods);
+        for mut write in decide(&service, &slices, groups) {
+            if let Write::Create(slice) | Write::Update(slice) = &mut write {
+                annotate(&mut slice.metadata, changed);
+            }
             if let Err(status) = self.write(key, write).await {
                 let message = format!("Error updating Endpoint Slices for Service {key}: {status}");
                 self.events.event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
