@@ -196,4 +196,6 @@ impl Crons {
 }
 
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod tests;

@@ -76,7 +76,11 @@ async fn roll_out(
     let sent: Arc<HashMap<u64, OnceLock<Instant>>> =
         Arc::new((0..args.deployments).map(|i| (i, OnceLock::new())).collect());
     let stamps = sent.clone();
-    let stamp = move |i: u64| drop(stamps.get(&i).map(|stamp| stamp.set(Instant::now())));
+    let stamp = move |i: u64| {
+        if let Some(stamp) = stamps.get(&i) {
+            let _ = stamp.set(Instant::now());
+        }
+    };
     let body = deployment(&format!("{PREFIX}{NUMBER}"), args.replicas, run).to_string();
     let call = Call::post(path.clone(), body);
     let (start, mut last, mut samples) = (Instant::now(), Instant::now(), Samples::default());
