@@ -138,13 +138,13 @@ impl Reconciler for Deployments {
                 return Ok(action);
             }
         }
-        let mut current = deployment.clone();
-        if let Some(revision) = decision.revision {
-            let annotated = decide::with_revision(&deployment, &revision);
-            current = self.api.update(&key.namespace, annotated).await?;
-        }
-        if let Some(status) = decision.status {
-            let changed = Deployment { status: Some(status), ..(*current).clone() };
+        // One write for both, as upstream's: the status may bring annotations with it.
+        if decision.revision.is_some() || decision.status.is_some() {
+            let mut changed = match &decision.revision {
+                Some(revision) => decide::with_revision(&deployment, revision),
+                None => (*deployment).clone(),
+            };
+            changed.status = decision.status.or(changed.status);
             self.api.update_status(&key.namespace, changed).await?;
         }
         Ok(decision.check_again.map_or(Action::AwaitChange, Action::RequeueAfter))

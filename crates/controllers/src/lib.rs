@@ -67,7 +67,7 @@ use node_ipam::NodeCidrs;
 pub use podautoscaler::AutoscalerSettings;
 use rollouts::Rollouts;
 use runtime::{Context, MakeClient};
-use served::Served;
+use served::{Refresh, Served};
 pub use service_account_tokens::TokenSigner;
 
 /// A served resource, as namespace deletion and garbage collection need to know it.
@@ -96,6 +96,8 @@ pub struct ControllersConfig {
     pub token_signer: Option<Arc<dyn TokenSigner>>,
     /// The custom resources that are served now; changes while the controllers run.
     pub customs: watch::Receiver<Vec<ResourceEntry>>,
+    /// Brings `customs` up to date at once, where it tells late: of a server elsewhere.
+    pub refresh: Option<Refresh>,
     /// Finished pods kept in the whole cluster.
     pub terminated_pod_threshold: usize,
     /// A node not heard of for this long is not ready.
@@ -130,6 +132,7 @@ impl ControllersConfig {
             signer: None,
             token_signer: None,
             customs: watch::channel(Vec::new()).1,
+            refresh: None,
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
@@ -255,6 +258,7 @@ fn is_enabled(list: &[String], row: &Row) -> bool {
 pub async fn run(config: ControllersConfig, make_client: MakeClient, clock: Clock) {
     let informers = Informers::new(make_client("informers"));
     let served = Served::new(config.resources.clone(), config.customs.clone());
+    let served = served.with_refresh(config.refresh.clone());
     let rollouts = Rollouts::new(config.max_concurrent_rollouts, clock.clone());
     let cx = Context { config: Arc::new(config), informers, served, rollouts, make_client, clock };
     let mut tasks = Tasks::new();

@@ -15,6 +15,7 @@ use coracle_client::{
 use coracle_controllers::ResourceEntry;
 use coracle_controllers::node_ipam::NodeCidrs;
 use coracle_controllers::runtime::MakeClient;
+use coracle_meta::Status;
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
@@ -192,8 +193,13 @@ pub async fn run(args: ControllerManagerArgs) -> Result<(), Failure> {
     config.customs = customs;
     let (stop, stopped) = watch::channel(false);
     let (mut tasks, mut beside) = (Tasks::new(), Tasks::new());
-    let reader = clients.own(INFORMERS);
-    beside.supervise("discovery", move || follow(reader.clone(), told.clone()));
+    let discovery = Arc::new(Discovery { client: clients.own(INFORMERS), told, names: Mutex::default() });
+    let asked = discovery.clone();
+    config.refresh = Some(Arc::new(move || {
+        let asked = asked.clone();
+        Box::pin(async move { asked.refresh().await })
+    }));
+    beside.supervise("discovery", move || discovery.clone().follow());
     let work = {
         let (clients, clock) = (clients.clone(), clock.clone());
         move || {
@@ -224,32 +230,47 @@ pub async fn run(args: ControllerManagerArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells what the server serves, now and whenever a definition or a server behind it comes or goes.
-async fn follow(client: Client, told: watch::Sender<Vec<ResourceEntry>>) {
-    let informers = Informers::new(client.clone());
-    let mut names = BTreeSet::new();
-    let mut definitions = informers.get::<CustomResourceDefinition>().subscribe();
-    let mut services = informers.get::<APIService>().subscribe();
-    loop {
-        match discover(&client).await {
-            Ok(found) => {
-                told.send_replace(found.iter().filter_map(|found| entry(found, &mut names)).collect());
-            }
-            Err(status) => {
+/// What the server serves, and who is told.
+struct Discovery {
+    client: Client,
+    told: watch::Sender<Vec<ResourceEntry>>,
+    names: Mutex<BTreeSet<&'static str>>,
+}
+
+impl Discovery {
+    async fn refresh(&self) -> Result<(), Status> {
+        let found = discover(&self.client).await?;
+        let entries: Vec<ResourceEntry> = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            found.iter().filter_map(|found| entry(found, &mut names)).collect()
+        };
+        self.told.send_if_modified(|known| {
+            let is_news = *known != entries;
+            *known = entries;
+            is_news
+        });
+        Ok(())
+    }
+
+    /// Tells of it now and whenever a definition or a server behind it comes or goes.
+    async fn follow(self: Arc<Self>) {
+        let informers = Informers::new(self.client.clone());
+        let mut definitions = informers.get::<CustomResourceDefinition>().subscribe();
+        let mut services = informers.get::<APIService>().subscribe();
+        loop {
+            if let Err(status) = self.refresh().await {
                 tracing::warn!(%status, "the API server does not tell what it serves; asking again");
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
-        }
-        tokio::select! {
-            change = definitions.next() => if change.is_none() { return },
-            change = services.next() => if change.is_none() { return },
-        }
-        for wait in SETTLE {
-            tokio::time::sleep(wait).await;
-            while definitions.try_next().is_some() || services.try_next().is_some() {}
-            if let Ok(found) = discover(&client).await {
-                told.send_replace(found.iter().filter_map(|found| entry(found, &mut names)).collect());
+            tokio::select! {
+                change = definitions.next() => if change.is_none() { return },
+                change = services.next() => if change.is_none() { return },
+            }
+            for wait in SETTLE {
+                tokio::time::sleep(wait).await;
+                while definitions.try_next().is_some() || services.try_next().is_some() {}
+                let _ = self.refresh().await;
             }
         }
     }
