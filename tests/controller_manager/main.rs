@@ -1,5 +1,5 @@
-//! The controllers as a program of their own: ours on our API server and on upstream's, and upstream's on ours. What a
-//! user sees is the same. The pairs with upstream's programs are left out unless ETCD, KUBE_APISERVER and
+//! The controllers as a program of their own: ours on our API server and on upstream's, and upstream's on ours.
+//! What a user sees is the same. The pairs with upstream's programs are left out unless ETCD, KUBE_APISERVER and
 //! KUBE_CONTROLLER_MANAGER name them.
 
 mod servers;
@@ -23,8 +23,8 @@ fn template(labels: &str, image: &str, restart: &str) -> String {
 
 const NODE: &str = "{ apiVersion: v1, kind: Node, metadata: { name: one } }";
 
-/// Plays scheduler and kubelet once: the node lives, pods are bound, run and are ready, or have ended well if they are a
-/// Job's, and what is being deleted goes.
+/// Plays scheduler and kubelet once: the node lives, pods are bound, run and are ready, or have ended well if
+/// they are a Job's, and what is being deleted goes.
 fn kubelet(plane: &ControlPlane) {
     // Heartbeats only have to differ from each other.
     let beat = BEATS.fetch_add(1, Ordering::Relaxed);

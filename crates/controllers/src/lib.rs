@@ -175,7 +175,6 @@ const fn absent(name: &'static str, alias: &'static str, needs: &'static str) ->
 }
 
 /// All controllers, by upstream's names.
-#[rustfmt::skip]
 const ALL: &[Row] = &[
     on("serviceaccount-token-controller", "serviceaccount-token", &[service_account_tokens::run]),
     on("endpoints-controller", "endpoint", &[endpoints::run]),

@@ -1,5 +1,5 @@
-//! When what is remembered of owners is looked through for those that are gone: so seldom that the end of many at once
-//! costs little more than one look.
+//! When what is remembered of owners is looked through for those that are gone: so seldom that the end of
+//! many at once costs little more than one look.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

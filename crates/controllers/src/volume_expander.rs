@@ -1,5 +1,5 @@
-//! Volume expansion: tells of a claim that asks for more than it has that whoever made its volume must make it larger.
-//! No volume that this program makes by itself can grow; CSI drivers' resizers do it on their own.
+//! Volume expansion: tells of a claim that asks for more than it has that whoever made its volume must make it
+//! larger. No volume that this program makes by itself can grow; CSI drivers' resizers do it on their own.
 
 use std::sync::Arc;
 

@@ -119,8 +119,8 @@ async fn revision(target: &Arc<Target>) -> Result<f64, Failure> {
     version.parse().map_err(|_| format!("{version:?} is no number"))
 }
 
-/// Rolls Deployments out: from the first creation until the last one is complete. `writes_per_deployment` counts every
-/// write of the server meanwhile.
+/// Rolls Deployments out: from the first creation until the last one is complete. `writes_per_deployment` counts
+/// every write of the server meanwhile.
 ///
 /// # Errors
 /// The server cannot be reached or refuses, or nothing moves on.

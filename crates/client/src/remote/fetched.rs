@@ -21,8 +21,8 @@ struct Head {
     metadata: ObjectMeta,
 }
 
-/// An object in the encoding that it came in. `managedFields` are left out, as servers keep them when a write does not
-/// name them.
+/// An object in the encoding that it came in. `managedFields` are left out, as servers keep them when a write
+/// does not name them.
 #[derive(Clone, Debug)]
 pub struct Fetched {
     gvk: GroupVersionKind,

@@ -1,5 +1,5 @@
-//! Since when what Endpoints and EndpointSlices say has been true: an annotation from which others tell how long a change
-//! takes to reach them.
+//! Since when what Endpoints and EndpointSlices say has been true: an annotation from which others tell how
+//! long a change takes to reach them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
