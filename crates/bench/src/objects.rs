@@ -44,6 +44,22 @@ pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
     pod
 }
 
+/// A Deployment of pods as [`pod`] makes them, for the nodes of a run.
+pub fn deployment(name: &str, replicas: u64, run: &str) -> Value {
+    let mut template = pod(name, "registry.k8s.io/pause:3.10", &[]);
+    onto_run(&mut template, run, false);
+    let labels = json!({ "app": "bench", "deployment": name });
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": { "name": name, "labels": labels },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "deployment": name } },
+            "template": { "metadata": { "labels": labels }, "spec": template["spec"] },
+        },
+    })
+}
+
 /// A ConfigMap with `size` bytes of data.
 pub fn config_map(name: &str, size: usize) -> Value {
     let line = "key.of.some.setting=value-of-that-setting\n";

@@ -7,6 +7,7 @@ mod cli;
 mod cluster;
 mod control;
 mod control_plane;
+mod controller_manager;
 mod data_dir;
 mod demo;
 mod detach;
@@ -79,6 +80,7 @@ fn run() -> Result<(), Failure> {
             Command::Release(args) => release::run(args).await,
             Command::Snapshot(args) => snapshot::run(*args).await,
             Command::Apiserver(args) => apiserver::run(*args).await,
+            Command::ControllerManager(args) => controller_manager::run(*args).await,
             Command::Demo(_) => Ok(()),
         }
     });

@@ -45,6 +45,14 @@ const ROWS: &[Row] = &[
     ("schedule", "server_cpu_s_per_1000", "pods scheduled, CPU per 1,000", "s", Better::Less),
     ("schedule_anti_affinity", "rate", "pods scheduled, anti-affinity", "/s", Better::More),
     ("schedule_anti_affinity", "server_cpu_s_per_1000", "the same, CPU per 1,000", "s", Better::Less),
+    ("deployments", "all_complete_seconds", "Deployments, all complete", "s", Better::Less),
+    ("deployments", "p99_ms", "Deployment complete, p99", "ms", Better::Less),
+    ("deployments", "writes_per_deployment", "writes for each Deployment", "", Better::Less),
+    ("deployments", "server_cpu_s_per_1000", "Deployments, CPU per 1,000", "s", Better::Less),
+    ("idle_deployments", "rss_mb", "with idle Deployments: memory", "MB", Better::Less),
+    ("idle_deployments", "rss_grown_mb", "what they added", "MB", Better::Less),
+    ("idle_deployments", "cpu_percent", "with idle Deployments: CPU", "% of a core", Better::Less),
+    ("delete_namespace", "gone_seconds", "full namespace gone", "s", Better::Less),
     ("up", "api_ready_ms", "`coracle up`: API ready", "ms", Better::Less),
     ("up", "node_ready_ms", "`coracle up`: node Ready", "ms", Better::Less),
     ("up_idle", "rss_mb", "whole cluster idle: memory", "MB", Better::Less),
@@ -67,6 +75,7 @@ const LOADS: &[(&str, &str)] = &[
     ("watch_fanout", "watch deliveries"),
     ("schedule", "pods scheduled"),
     ("schedule_anti_affinity", "pods scheduled, anti-affinity"),
+    ("deployments", "Deployments"),
 ];
 
 /// The table in Markdown, with a heading and what was missed.
