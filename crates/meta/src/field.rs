@@ -29,7 +29,8 @@ impl Path {
     }
     /// Validators make a path for every field that they look at: one allocation each, and no formatting.
     fn with(&self, parts: &[&str]) -> Self {
-        let mut path = String::with_capacity(self.0.len() + parts.iter().map(|part| part.len()).sum::<usize>());
+        let mut path =
+            String::with_capacity(self.0.len() + parts.iter().map(|part| part.len()).sum::<usize>());
         path.push_str(&self.0);
         parts.iter().for_each(|part| path.push_str(part));
         Self(path)

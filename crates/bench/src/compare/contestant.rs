@@ -13,7 +13,8 @@ const TOKEN: &str = "admintoken";
 /// The token of a user whose reads are measured, and of one who floods.
 pub const OTHER_TOKEN: &str = "othertoken";
 pub const FLOOD_TOKEN: &str = "floodtoken";
-const TOKENS: &str = "admintoken,admin,admin,\"system:masters\"\nothertoken,other,other\nfloodtoken,flood,flood\n";
+const TOKENS: &str =
+    "admintoken,admin,admin,\"system:masters\"\nothertoken,other,other\nfloodtoken,flood,flood\n";
 /// How long a start may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a server that starts.
