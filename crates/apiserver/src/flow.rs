@@ -111,7 +111,8 @@ pub(crate) struct FlowControl {
 }
 
 impl FlowControl {
-    /// A server with `total` seats and `abreast` lists at a time in a level, under the two mandatory schemas until it is told of others.
+    /// A server with `total` seats and `abreast` lists at a time in a level, under the two mandatory schemas until it
+    /// is told of others.
     pub(crate) fn new(total: u64, abreast: usize) -> Self {
         let flow = Self {
             total,

@@ -1,4 +1,5 @@
-//! Clock (injected everywhere), back-off, ids, supervised tasks, changes of files and TLS to anyone; nothing of Kubernetes.
+//! Clock (injected everywhere), back-off, ids, supervised tasks, changes of files, TLS to anyone; nothing of
+//! Kubernetes.
 
 mod any_certificate;
 mod backoff;

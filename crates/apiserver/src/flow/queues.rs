@@ -411,12 +411,6 @@ impl<W> QueueSet<W> {
         (self.waiting, self.running)
     }
 
-    /// Seats in use.
-    #[cfg(test)]
-    pub(crate) fn seats(&self) -> u64 {
-        self.seats
-    }
-
     /// Counts since the beginning.
     pub(crate) fn totals(&self) -> Totals {
         self.totals

@@ -153,7 +153,7 @@ fn exempt_requests_always_run() {
     for _ in 0..1000 {
         bench.ask("admin", 0).unwrap();
     }
-    assert_eq!((bench.order.len(), bench.set.seats()), (1000, 1000));
+    assert_eq!((bench.order.len(), bench.set.seats), (1000, 1000));
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn who_stops_waiting_leaves_no_trace() {
     assert!(!gone, "it runs");
     bench.end_one();
     assert!(bench.set.is_idle());
-    assert_eq!((bench.set.seats(), bench.set.active, bench.set.seats_waiting), (0, 0, 0));
+    assert_eq!((bench.set.seats, bench.set.active, bench.set.seats_waiting), (0, 0, 0));
 }
 
 #[test]
