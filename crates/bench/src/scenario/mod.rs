@@ -1,7 +1,9 @@
 //! The scenarios, one file each kind of work.
 
 pub mod api;
+pub mod controllers;
 pub mod crds;
+mod fake_kubelets;
 pub mod flood;
 pub mod pod_links;
 pub mod pod_start;
@@ -81,6 +83,11 @@ impl Namespace {
     /// The path of a resource in it.
     pub fn path(&self, resource: &str) -> String {
         format!("/api/v1/namespaces/{}/{resource}", self.name)
+    }
+
+    /// The path of a resource of the group `apps` in it.
+    pub fn apps(&self, resource: &str) -> String {
+        format!("/apis/apps/v1/namespaces/{}/{resource}", self.name)
     }
 
     /// The figures with this namespace and its objects of these resources as leftovers.
