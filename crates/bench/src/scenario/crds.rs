@@ -1,5 +1,5 @@
-//! Definitions of custom resources made one after another, as an operator's chart does: how fast they come, when clients
-//! find each, and what it costs in memory.
+//! Definitions of custom resources made one after another, as an operator's chart does: how fast they come, when
+//! clients find each, and what it costs in memory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,8 +56,8 @@ fn definition(group: &str, number: u64, fields: u64) -> Value {
     })
 }
 
-/// Makes the definitions. The latency is that from the answer to the creation until discovery and the OpenAPI document of
-/// the group tell of it; `create_ms` is that of the creation itself.
+/// Makes the definitions. The latency is that from the answer to the creation until discovery and the OpenAPI document
+/// of the group tell of it; `create_ms` is that of the creation itself.
 ///
 /// # Errors
 /// The server refuses, or does not serve a definition.
