@@ -13,15 +13,20 @@ const MAX_DOUBLED: usize = 100;
 /// Nor are those for whose lines more bytes than this had to be read once more.
 const READ_AGAIN: usize = 32 << 20;
 
-/// How deep lists and mappings in brackets may stand in each other, as in Go's reader. The time that our reader takes
-/// grows with the square of it.
+/// How deep lists and mappings in brackets may stand in each other, as in Go's reader.
 const MAX_DEPTH: usize = 10_000;
+/// How deep our reader is let in: the time that it takes grows with the square of the depth, and in the end it gives up
+/// at a hundred and some.
+const READ_DEPTH: usize = 1000;
 
 /// The first document of a YAML text; others are not looked at.
 pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
-    if let Some(line) = too_deep(text) {
+    if let Some(line) = too_deep(text, MAX_DEPTH) {
         let place = if line > 0 { format!("line {}: ", line + 1) } else { String::new() };
         return Err(serde::de::Error::custom(format!("{place}exceeded max depth of {MAX_DEPTH}")));
+    }
+    if too_deep(text, READ_DEPTH).is_some() {
+        return Err(serde::de::Error::custom("recursion limit exceeded"));
     }
     match serde_yaml_ng::Deserializer::from_slice(text).next() {
         Some(document) => Value::deserialize(document),
@@ -29,11 +34,11 @@ pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
     }
 }
 
-/// The line, counted from 0, in which brackets stand too deep in each other. A bracket counts where a value may begin,
+/// The line, counted from 0, in which more than so many brackets stand in each other. A bracket counts where a value may begin,
 /// outside quotes and comments; the text of a block scalar is taken for values, which is more than enough for every
 /// text that has not ten thousand open brackets in it.
-fn too_deep(text: &[u8]) -> Option<usize> {
-    if text.iter().filter(|b| matches!(b, b'[' | b'{')).count() <= MAX_DEPTH {
+fn too_deep(text: &[u8], limit: usize) -> Option<usize> {
+    if text.iter().filter(|b| matches!(b, b'[' | b'{')).count() <= limit {
         return None;
     }
     let (mut depth, mut line, mut at, mut begins) = (0_usize, 0, 0, true);
@@ -44,7 +49,7 @@ fn too_deep(text: &[u8]) -> Option<usize> {
             b' ' | b'\t' | b'\r' => {}
             b'[' | b'{' if begins => {
                 depth += 1;
-                if depth > MAX_DEPTH {
+                if depth > limit {
                     return Some(line);
                 }
             }
@@ -222,6 +227,7 @@ mod tests {
         assert_eq!(why("[".repeat(1_000_000)).as_deref(), Some(deep));
         assert_eq!(why("{\"a\": ".repeat(10_001)).as_deref(), Some(deep));
         assert_eq!(why(format!("a: 1\nb: {}", "{a: [".repeat(6_000))), Some(format!("line 2: {deep}")));
+        assert_eq!(why("[".repeat(5_000)).as_deref(), Some("recursion limit exceeded"));
         let side_by_side = format!("[{}]", "[1],".repeat(20_000));
         assert_eq!(why(side_by_side), None);
         let texts =
