@@ -52,7 +52,8 @@ impl ShiftedStore {
     /// A revision as the other store has it.
     fn inwards(&self, revision: Revision) -> Result<Revision, StoreError> {
         let compacted = || StoreError::Compacted { asked: revision, oldest: self.compacted() };
-        revision.checked_sub(self.shift).filter(|inner| *inner > 0).ok_or_else(compacted)
+        // 0 is the beginning of a store that is not moved on, and of no other.
+        revision.checked_sub(self.shift).filter(|inner| *inner > 0 || self.shift == 0).ok_or_else(compacted)
     }
 
     fn failed(&self, error: StoreError) -> StoreError {
