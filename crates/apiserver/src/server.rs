@@ -1,6 +1,7 @@
 //! The running server: what all requests share, and how it is started.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,6 +153,7 @@ impl ApiServer {
         let mut tasks = Tasks::new();
         tasks.spawn(feed::run(cache.clone(), watch));
         let started = config.clock.now();
+        let protection = protection(config.limits, config.store.shared());
         let server = Arc::new(Server {
             store: config.store,
             cache,
@@ -169,7 +171,7 @@ impl ApiServer {
             docs: Docs::default(),
             metrics: Metrics::default(),
             audit: config.audit.map(AuditLog::new),
-            protection: protection(config.limits),
+            protection,
             limits: config.limits,
             kubelets,
             front_proxy: config.front_proxy,
@@ -251,9 +253,13 @@ impl ApiServer {
 }
 
 /// Who decides which requests run.
-fn protection(limits: RequestLimits) -> Protection {
+fn protection(limits: RequestLimits, shared: bool) -> Protection {
     if limits.fair {
-        return Protection::Fair(FlowControl::new((limits.in_flight + limits.mutating_in_flight) as u64));
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        // A list of a shared store first asks that store how far it is, and keeps no processor busy meanwhile.
+        let abreast = if shared { usize::MAX } else { processors };
+        let seats = (limits.in_flight + limits.mutating_in_flight) as u64;
+        return Protection::Fair(FlowControl::new(seats, abreast));
     }
     Protection::Plain(InFlight::new(limits.in_flight, limits.mutating_in_flight))
 }

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::authn::{AuthenticationArgs, FrontProxyArgs};
 use crate::authz::AuthorizationArgs;
 use crate::control_plane::ControlArgs;
+use crate::controller_manager::ControllerManagerArgs;
 use crate::error::Failure;
 use crate::store::StoreArgs;
 
@@ -54,6 +55,8 @@ pub enum Command {
     Snapshot(Box<SnapshotArgs>),
     /// Run the API server alone, with upstream's flags.
     Apiserver(Box<ApiserverArgs>),
+    /// Run the controllers alone, against any API server, with upstream's flags.
+    ControllerManager(Box<ControllerManagerArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
     #[command(subcommand)]
     Demo(DemoCommand),
@@ -213,9 +216,31 @@ pub enum SnapshotCommand {
     },
 }
 
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// Sentences.
+    Text,
+    /// One JSON object: `outcome` (`done`, `failed`, `late`), `said`, and of a failure `cause` and `log`.
+    Json,
+}
+
+/// What users ask first of `release`.
+const RELEASE_HELP: &str = "\
+Publish:   kubectl apply -f app.yaml, or kubectl set image deployment/web app=shop:2
+Succeeded? coracle release status deployment/web   (exit status 0; prints each step on the way)
+Failed?    the same: exit status 1, and one sentence says why, with the last log lines of what crashed
+Pause:     coracle release pause deployment/web, and on with coracle release resume deployment/web
+Cancel:    coracle release abort deployment/web    (back to the last version that was ready, at once)
+Go back:   coracle release undo deployment/web [--to-revision N]   (kubectl rollout history lists them)";
+
 /// Options of `release`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = RELEASE_HELP)]
 pub struct ReleaseArgs {
+    /// How the result is printed.
+    #[arg(long, short, global = true, value_enum, default_value = "text")]
+    pub output: Output,
     /// Where the cluster lives.
     #[command(flatten)]
     pub data: DataDir,
