@@ -108,8 +108,8 @@ async fn values_that_do_not_fit_a_schema_are_told_by_their_go_types() {
     let target = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
     let answer = cluster.post(target, &crd(json!({ "type": "object", "allOf": {} }))).await.json();
     let why = "CustomResourceDefinition in version \"v1\" cannot be handled as a CustomResourceDefinition: json: cannot \
-               unmarshal object into Go struct field JSONSchemaProps.spec.versions.schema.openAPIV3Schema.allOf of type \
-               []v1.JSONSchemaProps";
+               unmarshal object into Go struct field JSONSchemaProps.spec.versions.schema.openAPIV3Schema.allOf of \
+               type []v1.JSONSchemaProps";
     assert_eq!(answer["message"], why);
     let answer = cluster.post(target, &crd(json!({ "type": "object", "allOf": [] }))).await;
     assert_eq!(answer.code, StatusCode::CREATED);
