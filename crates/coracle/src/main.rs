@@ -1,6 +1,7 @@
 //! The `coracle` binary: arguments, environment, files and wiring. The only crate that knows all parts.
 
 mod apiserver;
+mod audit_file;
 mod authn;
 mod authz;
 mod cli;
@@ -79,7 +80,7 @@ fn run() -> Result<(), Failure> {
             Command::Image(args) => image::run(args).await,
             Command::Release(args) => release::run(args).await,
             Command::Snapshot(args) => snapshot::run(*args).await,
-            Command::Apiserver(args) => apiserver::run(*args).await,
+            Command::Apiserver(args) => apiserver::run(*args, cli.flags).await,
             Command::ControllerManager(args) => controller_manager::run(*args).await,
             Command::Demo(_) => Ok(()),
         }

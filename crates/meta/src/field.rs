@@ -162,6 +162,10 @@ impl ErrorList {
     pub fn iter(&self) -> impl Iterator<Item = &Error> {
         self.0.iter()
     }
+    /// The errors in order, to be amended.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Error> {
+        self.0.iter_mut()
+    }
     /// Adds an error made by hand.
     pub fn push(&mut self, error: Error) {
         self.0.push(error);

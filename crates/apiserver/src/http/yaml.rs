@@ -1,83 +1,174 @@
 //! YAML texts: the first document, and the keys that stand twice in a mapping.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use serde::Deserialize as _;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_yaml_ng::Error;
+
+use super::{yaml_depth, yaml_scalar};
 
 /// More doubled keys than this are not reported.
 const MAX_DOUBLED: usize = 100;
 /// Nor are those for whose lines more bytes than this had to be read once more.
 const READ_AGAIN: usize = 32 << 20;
 
-/// How deep lists and mappings in brackets may stand in each other, as in Go's reader.
-const MAX_DEPTH: usize = 10_000;
-/// How deep our reader is let in: the time that it takes grows with the square of the depth, and in the end it gives up
-/// at a hundred and some.
-const READ_DEPTH: usize = 1000;
-
-/// The first document of a YAML text; others are not looked at.
+/// The first document of a YAML text, as Go reads it; others are not looked at.
 pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
-    if let Some(line) = too_deep(text, MAX_DEPTH) {
-        let place = if line > 0 { format!("line {}: ", line + 1) } else { String::new() };
-        return Err(serde::de::Error::custom(format!("{place}exceeded max depth of {MAX_DEPTH}")));
-    }
-    if too_deep(text, READ_DEPTH).is_some() {
-        return Err(serde::de::Error::custom("recursion limit exceeded"));
-    }
+    yaml_depth::check(text).map_err(serde::de::Error::custom)?;
+    let places = Places { text, state: RefCell::default() };
     match serde_yaml_ng::Deserializer::from_slice(text).next() {
-        Some(document) => Value::deserialize(document),
+        Some(document) => Reading(&places).deserialize(document),
         None => Ok(Value::Null),
     }
 }
 
-/// The line, counted from 0, in which more than so many brackets stand in each other. A bracket counts where a value may begin,
-/// outside quotes and comments; the text of a block scalar is taken for values, which is more than enough for every
-/// text that has not ten thousand open brackets in it.
-fn too_deep(text: &[u8], limit: usize) -> Option<usize> {
-    if text.iter().filter(|b| matches!(b, b'[' | b'{')).count() <= limit {
-        return None;
-    }
-    let (mut depth, mut line, mut at, mut begins) = (0_usize, 0, 0, true);
-    while let Some(byte) = text.get(at).copied() {
-        at += 1;
-        match byte {
-            b'\n' => (line, begins) = (line + 1, true),
-            b' ' | b'\t' | b'\r' => {}
-            b'[' | b'{' if begins => {
-                depth += 1;
-                if depth > limit {
-                    return Some(line);
+/// Tells plain scalars from quoted ones, which the reader does not.
+struct Places<'t> {
+    text: &'t [u8],
+    state: RefCell<Cursor>,
+}
+
+#[derive(Default)]
+struct Cursor {
+    /// The furthest place looked at: line and column, counted from 0, and its offset.
+    at: (usize, usize, usize),
+    /// What was found at places looked at: aliases lead back to them.
+    plain: HashMap<(usize, usize), bool>,
+}
+
+impl Places<'_> {
+    /// Whether a plain scalar without a tag stands at the place that an error tells.
+    fn is_plain(&self, error: &str) -> bool {
+        let place = error.rsplit_once(" at line ").and_then(|(_, place)| place.split_once(" column "));
+        let number = |text: &str| text.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
+        // The very first character has no line.
+        let (line, column) = match place {
+            Some((line, column)) => match (number(line), number(column)) {
+                (Some(line), Some(column)) => (line, column),
+                _ => return false,
+            },
+            None => (0, 0),
+        };
+        let state = &mut *self.state.borrow_mut();
+        let Cursor { at, plain } = state;
+        *plain.entry((line, column)).or_insert_with(|| {
+            if (line, column) < (at.0, at.1) {
+                *at = (0, 0, 0);
+            }
+            while (at.0, at.1) < (line, column) {
+                let Some(byte) = self.text.get(at.2) else { return false };
+                at.2 += 1;
+                match byte {
+                    b'\n' => (at.0, at.1) = (at.0 + 1, 0),
+                    // The rest of a character of several bytes.
+                    0x80..0xc0 => {}
+                    _ => at.1 += 1,
                 }
             }
-            b']' | b'}' if depth > 0 => (depth, begins) = (depth - 1, false),
-            b'"' | b'\'' if begins => {
-                let rest = &text[at..];
-                let mut escaped = false;
-                let end = rest.iter().position(|b| {
-                    let ends = *b == byte && !escaped;
-                    escaped = byte == b'"' && *b == b'\\' && !escaped;
-                    ends
-                });
-                let quoted = &rest[..end.unwrap_or(rest.len())];
-                line += quoted.iter().filter(|b| **b == b'\n').count();
-                (at, begins) = (at + quoted.len() + 1, false);
+            while self.text.get(at.2).is_some_and(|byte| (0x80..0xc0).contains(byte)) {
+                at.2 += 1;
             }
-            b'#' if at < 2 || matches!(text[at - 2], b' ' | b'\t' | b'\n') => {
-                at += text[at..].iter().position(|b| *b == b'\n').unwrap_or(text.len() - at);
+            let mut rest = &self.text[at.2..];
+            if rest.first() == Some(&b'&') {
+                let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
+                rest = rest[end..].trim_ascii_start();
             }
-            // After these a value begins; in a block only with a space behind them.
-            b',' => begins = depth > 0,
-            b':' | b'-' | b'?' => {
-                begins = depth > 0 && byte == b':' || matches!(text.get(at), Some(b' ' | b'\t' | b'\n'));
-            }
-            _ => begins = false,
-        }
+            !matches!(rest.first(), None | Some(b'"' | b'\'' | b'!' | b'|' | b'>'))
+        })
     }
-    None
+}
+
+/// Reads a node.
+struct Reading<'r, 't>(&'r Places<'t>);
+
+impl<'de> DeserializeSeed<'de> for Reading<'_, '_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let odd = RefCell::new(None);
+        let read = deserializer.deserialize_any(Building { places: self.0, odd: &odd });
+        let (Some(text), Err(refused)) = (odd.take(), &read) else { return read };
+        // Refused by us, to learn where it stands; nothing of the document is lost by that.
+        let resolved = yaml_scalar::resolve(&text).filter(|_| self.0.is_plain(&refused.to_string()));
+        Ok(resolved.unwrap_or(Value::String(text)))
+    }
+}
+
+struct Building<'r, 't> {
+    places: &'r Places<'t>,
+    /// A text that is none for Go if it stands there without quotes.
+    odd: &'r RefCell<Option<String>>,
+}
+
+impl<'de> Visitor<'de> for Building<'_, '_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = serde_json::Map::new();
+        while let Some(key) = map.next_key_seed(Reading(self.places))? {
+            let value = map.next_value_seed(Reading(self.places))?;
+            match key {
+                Value::String(key) if key == "<<" => merge(value, &mut out)?,
+                Value::String(key) => drop(out.insert(key, value)),
+                key => drop(out.insert(key.to_string(), value)),
+            }
+        }
+        Ok(Value::Object(out))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(item) = seq.next_element_seed(Reading(self.places))? {
+            out.push(item);
+        }
+        Ok(Value::Array(out))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Value, E> {
+        if yaml_scalar::resolve(text).is_none() {
+            return Ok(text.into());
+        }
+        *self.odd.borrow_mut() = Some(text.to_owned());
+        Err(E::custom("text"))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+}
+
+/// The merge key `<<`: the entries of a mapping, or of several, of which the first wins.
+fn merge<E: serde::de::Error>(value: Value, out: &mut serde_json::Map<String, Value>) -> Result<(), E> {
+    match value {
+        Value::Object(entries) => out.extend(entries),
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            items.into_iter().rev().try_for_each(|item| merge(item, out))?;
+        }
+        _ => return Err(E::custom("map merge requires map or sequence of maps as the value")),
+    }
+    Ok(())
 }
 
 /// The message of Go's scanner: the line in front, unless it is the first one, and no column.
@@ -218,21 +309,30 @@ impl Visitor<'_> for Refuse {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn brackets_that_stand_too_deep_are_refused_before_they_cost_time() {
-        let why = |text: String| first_document(text.as_bytes()).map_err(|e| explain(&e)).err();
-        let deep = "exceeded max depth of 10000";
-        assert_eq!(why("[".repeat(1_000_000)).as_deref(), Some(deep));
-        assert_eq!(why("{\"a\": ".repeat(10_001)).as_deref(), Some(deep));
-        assert_eq!(why(format!("a: 1\nb: {}", "{a: [".repeat(6_000))), Some(format!("line 2: {deep}")));
-        assert_eq!(why("[".repeat(5_000)).as_deref(), Some("recursion limit exceeded"));
-        let side_by_side = format!("[{}]", "[1],".repeat(20_000));
-        assert_eq!(why(side_by_side), None);
-        let texts =
-            format!("a: 'x{}'\nb: x{}\n# {}\n", "[".repeat(20_000), "{".repeat(20_000), "[".repeat(9));
-        assert_eq!(why(texts), None);
+    fn plain_words_are_booleans_and_quoted_ones_text() {
+        let text = "a: yes\nb: 'yes'\nc: \"on\"\nd: [y, 'y', &x no, *x, !!str off, \u{e9}, n]\n\
+                    e: |-\n  yes\nf: >-\n  no\ny: 010\n'n': '010'\n";
+        let read = first_document(text.as_bytes()).unwrap();
+        let wanted = json!({ "a": true, "b": "yes", "c": "on",
+            "d": [true, "y", false, false, "off", "\u{e9}", false], "e": "yes", "f": "no",
+            "true": 8, "n": "010" });
+        assert_eq!(read, wanted);
+        assert_eq!(first_document(b"yes").unwrap(), json!(true));
+        assert_eq!(first_document(b"'yes'").unwrap(), json!("yes"));
+    }
+
+    #[test]
+    fn the_merge_key_brings_in_what_a_mapping_has() {
+        let text = b"a: &a {x: 1, y1: 2}\nb: &b {x: 3}\nc:\n  <<: [*a, *b]\n  y1: 4\nd: {<<: *b}\n";
+        let read = first_document(text).unwrap();
+        assert_eq!(read["c"], json!({ "x": 1, "y1": 4 }));
+        assert_eq!(read["d"], json!({ "x": 3 }));
+        assert!(first_document(b"a: {<<: 1}\n").is_err());
     }
 
     #[test]
