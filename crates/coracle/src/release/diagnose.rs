@@ -55,7 +55,11 @@ fn container_cause(pod: &Pod, status: &ContainerStatus) -> Option<Cause> {
             return Some(Cause::of(format!("image {image:?} of {here} cannot be had: {why}")));
         }
         "CreateContainerError" | "RunContainerError" | "CreateContainerConfigError" => {
-            return Some(Cause::of(format!("{here} cannot be started: {}", first_line(message))));
+            // Runtimes say in these words that there is no such program.
+            let why = first_line(message);
+            let command =
+                why.split_once("exec: ").map(|(_, why)| format!("command of {here} cannot be run: {why}"));
+            return Some(Cause::of(command.unwrap_or_else(|| format!("{here} cannot be started: {why}"))));
         }
         _ => {}
     }
@@ -249,6 +253,11 @@ mod tests {
         let config =
             container(waiting("CreateContainerConfigError", "configmap \"x\" not found"), json!({}), 0);
         assert_eq!(told(config, &[]), "container c of pod p cannot be started: configmap \"x\" not found");
+        let command = "unable to start container process: exec: \"/x\": stat /x: no such file or directory";
+        assert_eq!(
+            told(container(waiting("RunContainerError", command), json!({}), 0), &[]),
+            "command of container c of pod p cannot be run: \"/x\": stat /x: no such file or directory"
+        );
         let ended = json!({ "terminated": { "exitCode": 3 } });
         let crash = container(waiting("CrashLoopBackOff", "back-off"), ended, 2);
         assert_eq!(told(crash, &[]), "container c of pod p ended with exit code 3");
