@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::cluster::Machine;
-use self::contestant::{ApiServer, Upstream};
+use self::contestant::{ApiServer, FLOOD_TOKEN, OTHER_TOKEN, Upstream};
 use self::environment::Environment;
 use self::record::{Contestant, Record};
 use crate::load::LoadArgs;
 use crate::process::total;
 use crate::scenario::controllers::{IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts};
+use crate::scenario::flood::{FloodArgs, flood};
 use crate::scenario::schedule::{ScheduleArgs, schedule};
 use crate::scenario::watch::{FanoutArgs, fanout};
 use crate::scenario::{Outcome, api};
@@ -24,6 +25,8 @@ use crate::target::{Failure, Target};
 
 /// Connections of LIST: each answer is tens of megabytes.
 const LIST_CONNECTIONS: usize = 4;
+/// Connections that read while another user floods.
+const FLOOD_CONNECTIONS: usize = 8;
 
 /// Options of `compare`.
 #[derive(clap::Args, Clone, Debug)]
@@ -274,7 +277,15 @@ impl Run<'_> {
             self.outcome(who, "get", api::get(&target, &load).await)?;
             self.outcome(who, "create_configmaps", api::create_config_maps(&target, &load, 1024).await)?;
             self.outcome(who, "create_pods", api::create_pods(&target, &load).await)?;
-            let watchers = FanoutArgs { watchers: 200, count: 300, writers: 8, size: 512 };
+            let others = self.args.load(FLOOD_CONNECTIONS);
+            let flooding = FloodArgs {
+                other_token: OTHER_TOKEN.into(),
+                flood_token: FLOOD_TOKEN.into(),
+                flood_connections: 256,
+                objects: 500,
+            };
+            self.outcome(who, "flood", flood(&target, &others, &flooding).await)?;
+            let watchers = FanoutArgs { watchers: 1000, count: 300, writers: 32, size: 512 };
             self.outcome(who, "watch_fanout", fanout(&target, &watchers).await)?;
             self.end(who, "api", &mut server, &dir)?;
         }

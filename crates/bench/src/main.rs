@@ -168,7 +168,8 @@ async fn run(command: Command) -> Result<bool, Failure> {
             (common.json, api::list(&target, &load, objects).await?)
         }
         Command::Flood { looped: Looped { common, load }, args } => {
-            (common.json, flood(&common.target, &load, &args).await?)
+            let target = Target::from_args(&common.target)?;
+            (common.json, flood(&target, &load, &args).await?)
         }
         Command::WatchFanout { common, args } => {
             let target = Target::from_args(&common.target)?;

@@ -10,7 +10,7 @@ pub fn run_id() -> String {
 
 /// A pod as people write them: about 1 KB, with labels, resources, environment and a probe.
 pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
-    json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
             "name": name,
@@ -26,7 +26,6 @@ pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
                 "name": "main",
                 "image": image,
                 "imagePullPolicy": "IfNotPresent",
-                "args": args,
                 "env": [
                     { "name": "LOG_LEVEL", "value": "info" },
                     { "name": "POD_NAME", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
@@ -38,7 +37,11 @@ pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
                 },
             }],
         },
-    })
+    });
+    if !args.is_empty() {
+        pod["spec"]["containers"][0]["args"] = args.into();
+    }
+    pod
 }
 
 /// A Deployment of pods as [`pod`] makes them, for the nodes of a run.

@@ -1,6 +1,7 @@
 //! The command line: every option is a flag, an environment variable `CORACLE_…` and a key of the YAML file
 //! given by `--config`, in that order of precedence.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -22,6 +23,9 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (Kubernetes v1.36.2+c
 #[derive(Debug, Parser)]
 #[command(name = "coracle", version = VERSION)]
 pub struct Cli {
+    /// The flags of the command as they are in force, by name.
+    #[arg(skip)]
+    pub flags: BTreeMap<String, String>,
     /// YAML file with options: keys are flag names, e.g. `api-port: 6443`.
     #[arg(long, global = true, env = "CORACLE_CONFIG", value_name = "FILE", display_order = LAST)]
     pub config: Option<PathBuf>,
@@ -361,6 +365,15 @@ pub struct ApiserverArgs {
     /// Policy that says which requests the audit log notes (audit.k8s.io/v1).
     #[arg(long, requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,
+    /// Megabytes of an audit log before it is put aside.
+    #[arg(long, default_value_t = 100)]
+    pub audit_log_maxsize: u64,
+    /// How many audit logs that were put aside are kept; 0 is all.
+    #[arg(long, default_value_t = 100)]
+    pub audit_log_maxbackup: usize,
+    /// How many days they are kept; 0 is for ever.
+    #[arg(long, default_value_t = 366)]
+    pub audit_log_maxage: u32,
     /// File that audit events are appended to, one JSON line each; `-` is the standard output.
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,
@@ -426,8 +439,28 @@ pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
         }
     }
     command = without_values(command);
+    let shown = command.clone();
     let matches = command.try_get_matches_from(argv).unwrap_or_else(|e| e.exit());
-    Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))?;
+    if let Some((name, matches)) = matches.subcommand() {
+        cli.flags = shown.find_subcommand(name).map(|sub| flags_of(sub, matches)).unwrap_or_default();
+    }
+    Ok(cli)
+}
+
+/// The flags of a subcommand as they are in force, lists in brackets.
+fn flags_of(command: &clap::Command, matches: &clap::ArgMatches) -> BTreeMap<String, String> {
+    let named = command.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
+    named
+        .map(|(arg, name)| {
+            let given = matches.try_get_raw(arg.get_id().as_str()).ok().flatten();
+            let values: Vec<String> =
+                given.into_iter().flatten().map(|value| value.to_string_lossy().into_owned()).collect();
+            let many = matches!(arg.get_action(), clap::ArgAction::Append);
+            let value = values.join(",");
+            (name.to_owned(), if many { format!("[{value}]") } else { value })
+        })
+        .collect()
 }
 
 /// Help names the environment variables without what they hold.

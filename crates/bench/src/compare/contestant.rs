@@ -10,7 +10,11 @@ use crate::target::{Failure, Target};
 
 /// The token that every server here accepts for `admin` in `system:masters`.
 const TOKEN: &str = "admintoken";
-const TOKEN_LINE: &str = "admintoken,admin,admin,\"system:masters\"\n";
+/// The token of a user whose reads are measured, and of one who floods.
+pub const OTHER_TOKEN: &str = "othertoken";
+pub const FLOOD_TOKEN: &str = "floodtoken";
+const TOKENS: &str =
+    "admintoken,admin,admin,\"system:masters\"\nothertoken,other,other\nfloodtoken,flood,flood\n";
 /// How long a start may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a server that starts.
@@ -65,7 +69,7 @@ impl ApiServer {
             ("data-dir", dir.join("data").display().to_string()),
             ("secure-port", port.to_string()),
             ("bind-address", "127.0.0.1".into()),
-            ("token-auth-file", write(&dir.join("tokens.csv"), TOKEN_LINE)?),
+            ("token-auth-file", write(&dir.join("tokens.csv"), TOKENS)?),
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
             ("authorization-mode", "Node,RBAC".into()),
         ]));
@@ -101,7 +105,7 @@ impl ApiServer {
             ("secure-port", port.to_string()),
             ("bind-address", "127.0.0.1".into()),
             ("cert-dir", dir.join("certs").display().to_string()),
-            ("token-auth-file", write(&dir.join("tokens.csv"), TOKEN_LINE)?),
+            ("token-auth-file", write(&dir.join("tokens.csv"), TOKENS)?),
             ("authorization-mode", "Node,RBAC".into()),
             ("allow-privileged", "true".into()),
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
