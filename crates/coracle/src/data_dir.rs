@@ -12,6 +12,7 @@ use crate::process::start_time;
 
 /// All that a cluster puts into its directory. `purge` removes these and nothing else.
 const OURS: &[&str] = &[
+    "cni",
     "cluster.json",
     "coracle.log",
     "coracle.pid",

@@ -17,6 +17,7 @@ mod following;
 mod image;
 mod kubeconfig;
 mod node;
+mod node_args;
 mod pki;
 mod ports;
 mod preload;
@@ -25,6 +26,7 @@ mod progress;
 mod release;
 mod reload;
 mod remote;
+mod runtime;
 mod signer;
 mod snapshot;
 mod store;
@@ -72,6 +74,7 @@ fn run() -> Result<(), Failure> {
             Command::Image(args) => image::run(args).await,
             Command::Release(args) => release::run(args).await,
             Command::Snapshot(args) => snapshot::run(*args).await,
+            Command::Runtime(args) => runtime::run(args).await,
             Command::Apiserver(args) => apiserver::run(*args).await,
             Command::Demo(_) => Ok(()),
         }

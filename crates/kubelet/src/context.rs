@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, EventType, Informer, Informers};
 use coracle_cri::v1::DnsConfig;
-use coracle_cri::{ImageService, RuntimeService, Streaming};
+use coracle_cri::{ImageService, RuntimeService, Streams};
 use coracle_stdx::Clock;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
@@ -33,7 +33,7 @@ pub struct Context {
     /// Images on disk.
     pub image_service: Arc<dyn ImageService>,
     /// Streams into containers.
-    pub streaming: Arc<dyn Streaming>,
+    pub streams: Streams,
     /// The time.
     pub clock: Clock,
     /// Events.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, Informers, ListOptions};
-use coracle_cri::{ImageService, RuntimeService, Streaming};
+use coracle_cri::{ImageService, RuntimeService, Streams};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::net::TcpListener;
@@ -29,7 +29,7 @@ pub struct Kubelet {
     informers: Informers,
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
-    streaming: Arc<dyn Streaming>,
+    streams: Streams,
     clock: Clock,
 }
 
@@ -47,10 +47,10 @@ impl Kubelet {
         informers: Informers,
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
-        streaming: Arc<dyn Streaming>,
+        streams: Streams,
         clock: Clock,
     ) -> Self {
-        Self { config, client, informers, runtime, images, streaming, clock }
+        Self { config, client, informers, runtime, images, streams, clock }
     }
 
     /// Registers the node, adopts what runs, and runs pods until dropped. Pods go on without it.
@@ -111,7 +111,7 @@ impl Kubelet {
             client: self.client,
             runtime: self.runtime,
             image_service: self.images,
-            streaming: self.streaming,
+            streams: self.streams,
             pressures: Default::default(),
             probe_counts: Default::default(),
             started: self.clock.now(),

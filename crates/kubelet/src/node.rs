@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_client::{Change, LeaseKeeper, ListOptions};
+use coracle_cri::v1::{RuntimeHandler, RuntimeStatus};
 use coracle_meta::quantity::Quantity;
 use coracle_meta::{Reason, Status};
 use jiff::Timestamp;
@@ -35,6 +36,7 @@ struct Seen {
     not_ready: Vec<String>,
     runtime_version: String,
     images: Vec<ContainerImage>,
+    runtime: RuntimeStatus,
 }
 
 fn amounts(map: BTreeMap<String, Quantity>) -> BTreeMap<String, ApiQuantity> {
@@ -53,8 +55,10 @@ fn with_extended(machine: BTreeMap<String, Quantity>, old: &NodeStatus) -> BTree
 
 async fn look(cx: &Context) -> Seen {
     let mut not_ready = Vec::new();
+    let mut runtime = RuntimeStatus::default();
     match cx.runtime.status().await {
         Ok(status) => {
+            runtime = status.clone();
             not_ready.extend(status.runtime_not_ready.map(|r| format!("container runtime not ready: {r}")));
             not_ready.extend(status.network_not_ready.map(|r| {
                 format!(
@@ -75,7 +79,7 @@ async fn look(cx: &Context) -> Seen {
         names: Some(i.repo_digests.into_iter().chain(i.repo_tags).take(5).collect()),
         size_bytes: i64::try_from(i.size).ok(),
     });
-    Seen { not_ready, runtime_version, images: images.collect() }
+    Seen { not_ready, runtime_version, images: images.collect(), runtime }
 }
 
 fn condition(
@@ -141,6 +145,16 @@ fn conditions(old: &[NodeCondition], seen: &Seen, pressures: &[&str], now: Times
     list
 }
 
+fn handler(h: &RuntimeHandler) -> NodeRuntimeHandler {
+    NodeRuntimeHandler {
+        name: Some(h.name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(h.recursive_read_only_mounts),
+            user_namespaces: Some(h.user_namespaces),
+        }),
+    }
+}
+
 fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeStatus {
     let m = &cx.machine;
     let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
@@ -151,15 +165,12 @@ fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeSt
         ]),
         capacity: Some(with_extended(m.capacity(), old)),
         allocatable: Some(with_extended(m.allocatable(), old)),
-        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(seen.runtime.supplemental_groups_policy),
+        }),
         declared_features: Some(DECLARED.map(str::to_owned).to_vec()),
-        runtime_handlers: Some(vec![NodeRuntimeHandler {
-            name: Some(String::new()),
-            features: Some(NodeRuntimeHandlerFeatures {
-                recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(false),
-            }),
-        }]),
+        runtime_handlers: (!seen.runtime.handlers.is_empty())
+            .then(|| seen.runtime.handlers.iter().map(handler).collect()),
         conditions: Some(conditions(
             old.conditions.as_deref().unwrap_or_default(),
             seen,

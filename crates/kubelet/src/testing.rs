@@ -341,7 +341,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         client,
         runtime: runtime.clone(),
         image_service: runtime.clone(),
-        streaming: runtime.clone(),
+        streams: coracle_cri::Streams::Here(runtime.clone()),
         pressures: Default::default(),
         probe_counts: Default::default(),
         started: clock.now(),

@@ -43,7 +43,7 @@ impl PodNetwork for NoNetwork {
     async fn teardown(&self, _: &str) -> Result<(), NetworkError> {
         Ok(())
     }
-    fn ready(&self) -> Result<(), String> {
+    async fn ready(&self) -> Result<(), String> {
         Ok(())
     }
 }
