@@ -380,6 +380,7 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         client_ca_pem: pki.ca.clone(),
         root: paths.file("kubelet"),
         own_log: Some(paths.file("coracle.log")),
+        device_plugins: paths.file("kubelet/device-plugins"),
         static_pods: paths.file("manifests"),
         log_root: paths.file("logs/pods"),
         cgroup_root: format!("/coracle/{}/pods", cluster.id),

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::container::fields::Facts;
+use crate::devices::Devices;
 use crate::evict::Pressures;
 use crate::images::Images;
 use crate::machine::Machine;
@@ -46,6 +47,8 @@ pub struct Context {
     pub objects: Objects,
     /// Service account tokens.
     pub tokens: Arc<Tokens>,
+    /// Devices of plug-ins.
+    pub devices: Arc<Devices>,
     /// Images and pulls.
     pub images: Images,
     /// What the machine has.

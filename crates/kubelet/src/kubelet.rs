@@ -13,6 +13,7 @@ use crate::allocation::Allocations;
 use crate::config::{KubeletConfig, KubeletError};
 use crate::container::dns;
 use crate::context::Context;
+use crate::devices::{self, Devices};
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::manager::Pods;
@@ -70,6 +71,12 @@ impl Kubelet {
         let mut tasks = Tasks::new();
         let node_cx = cx.clone();
         tasks.supervise("node status", move || node::run(node_cx.clone()));
+        let device_cx = cx.clone();
+        tasks.supervise("device plugins", move || devices::run(device_cx.clone()));
+        let (told_cx, told_pods) = (cx.clone(), pods.clone());
+        tasks.supervise("pod resources", move || {
+            devices::serve_pod_resources(told_cx.clone(), told_pods.clone())
+        });
         let rotate_cx = cx.clone();
         tasks.supervise("log rotation", move || rotate_logs(rotate_cx.clone()));
         let listener = Arc::new(listener);
@@ -104,6 +111,7 @@ impl Kubelet {
             informers: self.informers.clone(),
             objects: Objects::new(self.informers),
             tokens: Arc::new(Tokens::new(self.client.clone(), self.clock.clone())),
+            devices: Arc::new(Devices::open(&config.device_plugins)),
             images: Images::new(self.images.clone(), self.clock.clone()),
             allocations: Allocations::new(machine.view(&config.node_name)),
             machine,

@@ -46,11 +46,16 @@ fn amounts(map: BTreeMap<String, Quantity>) -> BTreeMap<String, ApiQuantity> {
 /// Features of upstream's that a node declares, of those that this one has.
 const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling"];
 
-/// What the machine has, and the resources that somebody else told the API of: the kubelet knows nothing of them,
-/// all of them can be given away.
-fn with_extended(machine: BTreeMap<String, Quantity>, old: &NodeStatus) -> BTreeMap<String, ApiQuantity> {
+/// What the machine has, what device plug-ins have, and the resources that somebody else told the API of: the kubelet
+/// knows nothing of them, all of them can be given away.
+fn with_extended(
+    machine: BTreeMap<String, Quantity>,
+    devices: impl Iterator<Item = (String, Quantity)>,
+    old: &NodeStatus,
+) -> BTreeMap<String, ApiQuantity> {
     let told = old.capacity.iter().flatten().filter(|(name, _)| crate::admit::is_extended(name));
-    told.map(|(name, amount)| (name.clone(), amount.clone())).chain(amounts(machine)).collect()
+    let told = told.map(|(name, amount)| (name.clone(), amount.clone()));
+    told.chain(amounts(machine)).chain(amounts(devices.collect())).collect()
 }
 
 async fn look(cx: &Context) -> Seen {
@@ -163,8 +168,16 @@ fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeSt
             address("InternalIP", cx.config.node_ip.to_string()),
             address("Hostname", cx.config.node_name.clone()),
         ]),
-        capacity: Some(with_extended(m.capacity(), old)),
-        allocatable: Some(with_extended(m.allocatable(), old)),
+        capacity: Some(with_extended(
+            m.capacity(),
+            cx.devices.amounts().into_iter().map(|(n, a)| (n, a.0)),
+            old,
+        )),
+        allocatable: Some(with_extended(
+            m.allocatable(),
+            cx.devices.amounts().into_iter().map(|(n, a)| (n, a.1)),
+            old,
+        )),
         features: Some(NodeFeatures {
             supplemental_groups_policy: Some(seen.runtime.supplemental_groups_policy),
         }),
@@ -332,6 +345,7 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
     let options = ListOptions { field_selector: own, ..ListOptions::default() };
     let informer = cx.informers.filtered::<Node>("", options);
     let mut changes = informer.subscribe();
+    let mut devices = cx.devices.changes();
     let mut reported = tokio::time::Instant::now();
     let mut force = true;
     loop {
@@ -352,7 +366,13 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
         // While the node is not ready every moment counts.
         let pause = if seen.not_ready.is_empty() { LOOK } else { Duration::from_millis(200) };
         let until = tokio::time::Instant::now() + pause;
-        while let Ok(change) = tokio::time::timeout_at(until, changes.next()).await {
+        loop {
+            let change = tokio::select! {
+                change = changes.next() => change,
+                // At once: pods may wait for it.
+                _ = devices.changed() => break,
+                () = tokio::time::sleep_until(until) => break,
+            };
             match change {
                 Some(Change::Added(new) | Change::Modified { new, .. }) if newer(&new, node) => {
                     *node = new;

@@ -123,6 +123,10 @@ pub async fn start_container(cx: &Context, s: &Start) -> Result<String, Held> {
         }
     };
     cx.container_event(&s.pod, name, "Created", "Container created");
+    if let Err(e) = cx.devices.before_start(names::uid(&s.pod), name).await {
+        warn(format!("Error: {e}"));
+        return Err(Held::new("PreStartHookError", e, retry()));
+    }
     if let Err(e) = cx.runtime.start_container(&id).await {
         warn(format!("Error: {e}"));
         return Err(Held::new("RunContainerError", e.to_string(), retry()));
@@ -181,7 +185,7 @@ async fn configure(
     services.extend(cx.services.get("default", "kubernetes"));
     let service_env = env::services(&s.pod, &services);
     let env = env::environment(&s.pod, &s.container, service_env, &refs, &facts)?;
-    config::build(Inputs {
+    let mut config = config::build(Inputs {
         pod: &s.pod,
         container: &s.container,
         attempt: s.attempt,
@@ -193,7 +197,9 @@ async fn configure(
         directory: &cx.directory(names::uid(&s.pod)),
         memory_capacity: cx.machine.memory,
         target: &s.target,
-    })
+    })?;
+    cx.devices.equip(names::uid(&s.pod), &mut config);
+    Ok(config)
 }
 
 fn found<T>(result: Result<T, Status>) -> Result<Option<T>, Status> {
