@@ -130,7 +130,7 @@ fn devices_are_given(lab: &Lab) {
     let plugin = Arc::new(Plugin { shared, lists: Mutex::default(), started: Mutex::default() });
     let server = runtime.block_on(async {
         let listener = coracle_grpc::listen(&dir.join("widget.sock")).unwrap();
-        let server = tokio::spawn(coracle_grpc::serve(listener, plugin.clone()));
+        let server = tokio::spawn(coracle_grpc::serve(listener, plugin.clone())).abort_handle();
         let kubelet = Channel::unix(&dir.join("kubelet.sock"));
         let mut me = Register {
             version: "v1beta1".into(),

@@ -141,6 +141,7 @@ pub async fn run(args: RuntimeArgs) -> Result<(), Failure> {
     let config = up::runtime_config(&paths, &cluster);
     let runtime = Runtime::open(config, links).await.map_err(|e| broken("container runtime", e))?;
     serve(&runtime, &args.listen, &clock, &mut tasks).await?;
+    tasks.spawn(crate::preload::run(runtime.clone(), paths.file("images")));
     println!("serving CRI v1 at unix://{}", args.listen.display());
     signals.recv().await;
     let _ = std::fs::remove_file(&args.listen);

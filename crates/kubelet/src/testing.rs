@@ -105,6 +105,7 @@ impl RuntimeService for FakeRuntime {
             ips: vec!["127.0.0.1".into()],
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
+            ..PodSandboxStatus::default()
         };
         state.sandboxes.insert(id.clone(), (config, status));
         Ok(id)
@@ -134,6 +135,7 @@ impl RuntimeService for FakeRuntime {
                 created_at: s.created_at,
                 labels: s.labels.clone(),
                 annotations: s.annotations.clone(),
+                ..PodSandbox::default()
             })
             .collect())
     }

@@ -34,6 +34,10 @@ impl Runtime {
                 "sandbox container {sandbox_id:?} is not running"
             )));
         }
+        if let Some(device) = config.cdi_devices.first() {
+            let text = format!("failed to inject CDI devices: {device:?}: there is no CDI registry");
+            return Err(CriError::InvalidArgument(text));
+        }
         let image = self.images.find(&config.image.image).ok_or_else(|| {
             CriError::NotFound(format!("failed to resolve image {:?}: not found", config.image.image))
         })?;
