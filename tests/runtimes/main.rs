@@ -87,7 +87,7 @@ impl Lab {
         self.pod(
             "web",
             &json!({"command": ["sh", "-c",
-            "echo from the log; echo up > /tmp/up; nc -lk -p 8080 -e cat /tmp/up & trap 'exit 0' TERM; wait"],
+            "echo from the log; echo up > /tmp/up; while :; do nc -l -p 8080 -e cat /tmp/up; done & trap 'exit 0' TERM; wait"],
             "readinessProbe": {"exec": {"command": ["cat", "/tmp/up"]}, "periodSeconds": 1}}),
         );
         let pod = self.running("web");
@@ -229,7 +229,7 @@ fn cni_plugins_of_debian_connect_pods_in_place_of_the_built_in_network() {
     let dir = machine.dir().to_owned();
     let lab = Lab::up(machine, &["--cni-conf-dir", &conf, "--cni-bin-dir", PLUGINS]);
     lab.machine.coracle(MAIN, &["image", "import", &archive]).ok();
-    let server = json!({"command": ["sh", "-c", "echo hello > /tmp/x; nc -lk -p 8080 -e cat /tmp/x"],
+    let server = json!({"command": ["sh", "-c", "echo hello > /tmp/x; while :; do nc -l -p 8080 -e cat /tmp/x; done"],
         "ports": [{"containerPort": 8080, "hostPort": 18080}]});
     lab.pod("server", &server);
     let pod = lab.running("server");

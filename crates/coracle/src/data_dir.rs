@@ -44,7 +44,8 @@ fn names(dir: &Path) -> Result<Vec<String>, Failure> {
 
 /// Whether nothing of a cluster is in the directory yet: a start that fails then leaves nothing.
 pub fn is_new(dir: &Path) -> bool {
-    names(dir).is_ok_and(|names| names.iter().all(|n| TRACES.contains(&n.as_str()) || GIVEN.contains(&n.as_str())))
+    names(dir)
+        .is_ok_and(|names| names.iter().all(|n| TRACES.contains(&n.as_str()) || GIVEN.contains(&n.as_str())))
 }
 
 /// Checks that a cluster lives in the directory, or may.

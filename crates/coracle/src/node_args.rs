@@ -9,7 +9,12 @@ use clap::Args;
 pub struct NodeArgs {
     /// Socket of another container runtime (CRI v1) in place of the built-in one, e.g.
     /// `unix:///run/containerd/containerd.sock`. Pods' cgroups and network are then its business.
-    #[arg(long, env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT", value_parser = socket)]
+    #[arg(
+        long,
+        env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT",
+        value_parser = socket,
+        conflicts_with = "cni_conf_dir"
+    )]
     pub container_runtime_endpoint: Option<PathBuf>,
     /// Socket of another keeper of images; default the container runtime's.
     #[arg(
@@ -29,7 +34,7 @@ pub struct NodeArgs {
 pub struct CniArgs {
     /// Directory of CNI configurations (`*.conflist`, `*.conf`): the first by name connects the pods, in place of the
     /// built-in pod network.
-    #[arg(long, env = "CORACLE_CNI_CONF_DIR", conflicts_with = "container_runtime_endpoint")]
+    #[arg(long, env = "CORACLE_CNI_CONF_DIR")]
     pub cni_conf_dir: Option<PathBuf>,
     /// Directories of CNI plug-ins.
     #[arg(
