@@ -42,9 +42,9 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo xtask tidy
 
-bench: test-deps tools  ## Measure; with ETCD, KUBE_APISERVER (and KUBE_SCHEDULER) set, upstream too.
+bench: test-deps tools  ## Measure; with ETCD, KUBE_APISERVER (and KUBE_SCHEDULER, KUBE_CONTROLLER_MANAGER) set, upstream too.
 	cargo build --release --package coracle --package coracle-bench
-	$(SUDO) $(if $(SUDO),--preserve-env=ETCD$(comma)KUBE_APISERVER$(comma)KUBE_SCHEDULER) $(BENCH) compare \
+	$(SUDO) $(if $(SUDO),--preserve-env=ETCD$(comma)KUBE_APISERVER$(comma)KUBE_SCHEDULER$(comma)KUBE_CONTROLLER_MANAGER) $(BENCH) compare \
 	  --coracle $(abspath $(BIN)) --commit "$$(git describe --always --dirty)" \
 	  --results bench/RESULTS.md --json bench/results.jsonl $(BENCH_FLAGS)
 

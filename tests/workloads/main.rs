@@ -2,6 +2,7 @@
 
 mod autoscaler;
 mod cluster;
+mod release;
 
 use coracle_testkit::{Machine, busybox_archive, retry, run};
 use serde_json::Value;
@@ -67,7 +68,9 @@ fn every_kind_of_workload_runs_updates_and_goes_back() {
     cron_job(&story);
     replication_controller(&story);
     disruption_budget(&story);
-    release(&story);
+    release::a_rollout_is_followed_and_taken_back(&story);
+    release::every_fault_is_named_in_a_sentence(&story);
+    release::other_workloads_are_followed_too(&story);
     autoscaler::load_scales_up(&story);
     token_in_a_secret(&story);
     cluster::load_balancer_answers_on_the_node(&story);
@@ -314,29 +317,6 @@ fn disruption_budget(story: &Story) {
         if numbers == (Some(1), Some(0)) { Ok(()) } else { Err(status.to_string()) }
     });
     story.kubectl("delete pdb/old rc/old");
-}
-
-fn release(story: &Story) {
-    story
-        .machine
-        .kubectl(MAIN, &["create", "deployment", "shop", "--image", IMAGE, "--", "sleep", "9999"])
-        .ok();
-    let release = |action: &str| story.machine.coracle(MAIN, &["release", action, "deployment/shop"]);
-    let done = release("status").ok();
-    assert!(done.contains("1 of 1 pods are of the new version and available"), "{done}");
-    story.kubectl("set image deploy/shop busybox=test.example/missing:1");
-    let failed = release("status");
-    assert_eq!(failed.status, 1, "{}", failed.stderr);
-    assert!(
-        failed.stderr.contains("image \"test.example/missing:1\" of container busybox"),
-        "{}",
-        failed.stderr
-    );
-    assert!(release("abort").ok().contains("goes back to revision 1"));
-    release("status").ok();
-    let image = story.json("get deploy shop")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
-    assert_eq!(image, IMAGE);
-    story.kubectl("delete deploy/shop");
 }
 
 fn token_in_a_secret(story: &Story) {

@@ -1,6 +1,7 @@
 //! Runs the plugins in order, pass by pass.
 
 use coracle_meta::Status;
+use jiff::Timestamp;
 
 use crate::{Environment, Plugin, Request};
 
@@ -32,7 +33,10 @@ impl Chain {
     async fn mutate_once(&self, request: &mut Request<'_>) -> Result<(), Status> {
         for plugin in &self.plugins {
             if plugin.handles(request) {
-                plugin.mutate(&self.environment, request).await?;
+                let started = self.environment.clock.now();
+                let verdict = plugin.mutate(&self.environment, request).await;
+                self.observed(&**plugin, request, "admit", verdict.is_err(), started);
+                verdict?;
             }
         }
         Ok(())
@@ -45,10 +49,27 @@ impl Chain {
     pub async fn validate(&self, request: &mut Request<'_>) -> Result<(), Status> {
         for plugin in &self.plugins {
             if plugin.handles(request) {
-                plugin.validate(&self.environment, request).await?;
+                let started = self.environment.clock.now();
+                let verdict = plugin.validate(&self.environment, request).await;
+                self.observed(&**plugin, request, "validate", verdict.is_err(), started);
+                verdict?;
             }
         }
         Ok(())
+    }
+
+    fn observed(
+        &self,
+        plugin: &dyn Plugin,
+        request: &Request<'_>,
+        pass: &'static str,
+        refused: bool,
+        started: Timestamp,
+    ) {
+        if let Some(host) = self.environment.host() {
+            let took = self.environment.clock.now().duration_since(started).unsigned_abs();
+            host.observed(plugin.name(), request.operation, pass, refused, took);
+        }
     }
 }
 

@@ -34,6 +34,18 @@ pub enum Operation {
     Connect,
 }
 
+impl Operation {
+    /// As upstream writes it: `CREATE`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
 /// A request under admission.
 pub struct Request<'a> {
     /// What it does.
@@ -207,6 +219,17 @@ impl Environment {
 /// What plugins ask of the server that they run in.
 #[async_trait]
 pub trait Host: Send + Sync {
+    /// Notes how long a plugin took in a pass (`admit` or `validate`), and whether it refused.
+    fn observed(
+        &self,
+        _plugin: &'static str,
+        _operation: Operation,
+        _pass: &'static str,
+        _refused: bool,
+        _took: Duration,
+    ) {
+    }
+
     /// Writes the status of an object at its resourceVersion, as the server itself.
     ///
     /// # Errors

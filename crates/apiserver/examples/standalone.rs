@@ -1,6 +1,7 @@
 //! An API server on its own, for trials: `standalone PORT DIR [STORE_DIR]`. Writes `DIR/kubeconfig`; the static
 //! token `admintoken` is `admin` in `system:masters`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,6 +70,8 @@ fn config(store: Arc<dyn Store>, clock: Clock, advertise: SocketAddr, dir: &Path
         store,
         clock,
         git_version: "v1.36.2+coracle".into(),
+        flags: BTreeMap::new(),
+        encryption: None,
         tls: Tls { cert_pem: serving.cert, key_pem: serving.key },
         client_ca_pem: Some(ca.cert_pem().to_owned()),
         authenticators: Box::new(move |reader| {

@@ -110,6 +110,7 @@ pub(crate) struct Trail {
 #[derive(Default)]
 struct Parts {
     impersonated: Option<Value>,
+    constraint: &'static str,
     request: Option<Value>,
 }
 
@@ -129,9 +130,11 @@ impl Trail {
         self.parts.lock().request = serde_json::from_slice(body).ok();
     }
 
-    /// Notes as whom the user acts.
-    pub(crate) fn impersonated(&self, user: &UserInfo) {
-        self.parts.lock().impersonated = Some(user.to_json());
+    /// Notes as whom the user acts, and by which constraint ("" for none).
+    pub(crate) fn impersonated(&self, user: &UserInfo, constraint: &'static str) {
+        let mut parts = self.parts.lock();
+        parts.impersonated = Some(user.to_json());
+        parts.constraint = constraint;
     }
 
     /// Notes the decision of the authorizers.
@@ -154,6 +157,9 @@ impl Trail {
         let parts = self.parts.lock();
         if let Some(user) = &parts.impersonated {
             put("impersonatedUser", user.clone());
+            if !parts.constraint.is_empty() {
+                put("authenticationMetadata", json!({ "impersonationConstraint": parts.constraint }));
+            }
         }
         if let Some((code, body)) = response {
             put("responseStatus", status_json(code, body));

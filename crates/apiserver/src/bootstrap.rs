@@ -19,6 +19,7 @@ use crate::verbs::{Input, Part};
 /// Namespaces that always exist.
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 const SERVICE: &str = "kubernetes";
+const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
 
 /// Creates what must exist before the first request.
 pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> Result<(), StartError> {
@@ -31,6 +32,12 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
         let made = ensure(server, "", "namespaces", "", name, namespace).await;
         made.map_err(|s| failed(&format!("Namespace {name}"), &s))?;
     }
+    // Since when it is written down which legacy tokens are used.
+    let since = server.clock.now().strftime("%Y-%m-%d").to_string();
+    let tracking = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "since": since },
+        "metadata": { "name": TRACKING, "namespace": "kube-system" } });
+    let made = ensure(server, "", "configmaps", "kube-system", TRACKING, tracking).await;
+    made.map_err(|s| failed(&format!("ConfigMap {TRACKING}"), &s))?;
     for obj in objects {
         let gvk = obj.gvk();
         let resource = server

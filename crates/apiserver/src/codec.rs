@@ -7,6 +7,8 @@ use serde_json::Value;
 
 /// Bytes of the leading offset.
 const HEADER: usize = 4;
+/// In the offset: see [`unsettled`].
+const UNSETTLED: u32 = 1 << 31;
 
 /// `{"apiVersion":"apps/v1","kind":"Deployment",`: what every encoding of a kind begins with.
 pub(crate) fn type_head(def: &ResourceDef) -> String {
@@ -96,13 +98,33 @@ fn string_end(json: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// The value with a mark: upstream's store holds less than its reader shows, so that the next write of the very
+/// same object makes a revision.
+pub(crate) fn unsettled(value: &[u8]) -> Bytes {
+    let mut out = value.to_vec();
+    if let Some(last) = out.get_mut(HEADER - 1) {
+        *last |= 0x80;
+    }
+    Bytes::from(out)
+}
+
+/// Whether a stored value has that mark.
+pub(crate) fn is_unsettled(value: &[u8]) -> bool {
+    value.first_chunk::<HEADER>().is_some_and(|head| u32::from_le_bytes(*head) & UNSETTLED != 0)
+}
+
 /// The complete JSON of a stored value at `revision`. Revision 0 leaves the field out (dry run).
 pub(crate) fn splice(value: &[u8], revision: u64) -> Bytes {
+    splice_named(value, Some(revision).filter(|revision| *revision != 0))
+}
+
+/// As [`splice`], at a revision that a client named, if it named one.
+pub(crate) fn splice_named(value: &[u8], revision: Option<u64>) -> Bytes {
     let Some((head, json)) = value.split_first_chunk::<HEADER>() else { return Bytes::new() };
-    let place = (u32::from_le_bytes(*head) as usize).min(json.len());
+    let place = ((u32::from_le_bytes(*head) & !UNSETTLED) as usize).min(json.len());
     let mut out = BytesMut::with_capacity(json.len() + 44);
     out.put_slice(&json[..place]);
-    if revision != 0 {
+    if let Some(revision) = revision {
         out.put_slice(b"\"resourceVersion\":\"");
         out.put_slice(itoa(revision, &mut [0; 20]));
         out.put_slice(if json.get(place) == Some(&b'}') { b"\"" } else { b"\"," });
@@ -156,6 +178,10 @@ mod tests {
         let read: ConfigMap = serde_json::from_slice(&resplice(&text, 1042)).unwrap();
         assert_eq!(read.metadata.resource_version.as_deref(), Some("1042"));
         assert_eq!(read.metadata.name.as_deref(), Some("a"));
+        assert!(!is_unsettled(&value) && is_unsettled(&unsettled(&value)));
+        assert_eq!(splice(&unsettled(&value), 41), text);
+        let named: ConfigMap = serde_json::from_slice(&splice_named(&value, Some(0))).unwrap();
+        assert_eq!(named.metadata.resource_version.as_deref(), Some("0"));
         let dry: ConfigMap = serde_json::from_slice(&splice(&value, 0)).unwrap();
         assert_eq!(dry.metadata.resource_version, None);
     }

@@ -1,5 +1,6 @@
 //! What an API server is started with. The caller decides everything; there are no defaults.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use coracle_auth::{Authenticator, Authorizer};
 use coracle_meta::{Object, ObjectReader};
 use coracle_stdx::Clock;
 use coracle_store::Store;
+
+use crate::encryption::Encryption;
 
 /// A certificate chain and its private key, PEM.
 #[derive(Clone, Debug)]
@@ -92,6 +95,10 @@ pub struct Config {
     pub clock: Clock,
     /// `gitVersion` of `/version`, e.g. `v1.36.2+coracle`.
     pub git_version: String,
+    /// The flags it was started with, by name, for `/flagz`. No secrets.
+    pub flags: BTreeMap<String, String>,
+    /// The encryption that `store` does, if it does; its plugins are part of the server's health.
+    pub encryption: Option<Arc<Encryption>>,
     /// Serving certificate.
     pub tls: Tls,
     /// CA of client certificates; without it none are asked for.

@@ -4,6 +4,7 @@
 
 mod ciphers;
 mod config;
+mod kms;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use parking_lot::RwLock;
 
 use self::ciphers::Cipher;
 use self::config::{Provider, parse};
+use self::kms::Kms;
 
 /// What all encrypted values begin with.
 const MARK: &[u8] = b"k8s:enc:";
@@ -31,6 +33,7 @@ struct Keys {
 enum Transformer {
     Identity,
     Keys(Keys),
+    Kms(Arc<Kms>),
 }
 
 /// The transformers of a resource; the first is for writing.
@@ -45,6 +48,8 @@ struct Table {
     groups: HashMap<String, Transformers>,
     /// Of all others.
     all: Option<Transformers>,
+    /// The plugins among them.
+    plugins: Vec<Arc<Kms>>,
 }
 
 /// Encrypts and decrypts by the configuration in force.
@@ -75,6 +80,14 @@ impl Encryption {
         let table = table(text)?;
         *self.table.write() = table;
         Ok(())
+    }
+
+    /// What is wrong with the KMS plugins; `None` when there are none, and nothing in the list when they are well.
+    /// Waits for plugins that were not heard of yet, up to their timeouts.
+    pub fn plugins_troubles(&self) -> Option<Vec<String>> {
+        let plugins = self.table.read().plugins.clone();
+        let troubles = plugins.iter().filter_map(|plugin| plugin.trouble()).collect();
+        (!plugins.is_empty()).then_some(troubles)
     }
 
     fn transformers<T>(&self, key: &str, with: impl FnOnce(Option<&Transformers>) -> T) -> T {
@@ -132,6 +145,10 @@ fn table(text: &str) -> Result<Table, String> {
     for entry in config {
         let made: Result<Transformers, String> = entry.providers.into_iter().map(transformer).collect();
         let made = made.map_err(|why| format!("error while building transformers: {why}"))?;
+        table.plugins.extend(made.iter().filter_map(|transformer| match &**transformer {
+            Transformer::Kms(kms) => Some(kms.clone()),
+            _ => None,
+        }));
         for resource in &entry.resources {
             let name = parse_resource(resource);
             if let Some(masking) = table.masking(&name) {
@@ -150,6 +167,7 @@ fn transformer(provider: Provider) -> Result<Arc<Transformer>, String> {
     let aes = "no matching key was found for the provided AES transformer";
     let keys = match provider {
         Provider::Identity => return Ok(Arc::new(Transformer::Identity)),
+        Provider::Kms(config) => return Kms::start(config).map(|kms| Arc::new(Transformer::Kms(kms))),
         Provider::AesGcm(keys) => keys_of("k8s:enc:aesgcm:v1:", aes, keys, Cipher::gcm)?,
         Provider::AesCbc(keys) => keys_of("k8s:enc:aescbc:v1:", aes, keys, Cipher::cbc)?,
         Provider::Secretbox(keys) => {
@@ -203,6 +221,7 @@ impl Seal for Encryption {
     fn seal(&self, key: &str, value: &[u8]) -> Result<Option<Bytes>, String> {
         self.transformers(key, |found| match found.and_then(|list| list.first()).map(|first| &**first) {
             Some(Transformer::Keys(keys)) => keys.seal(key, value).map(Some),
+            Some(Transformer::Kms(kms)) => kms.seal(key, value).map(Some),
             Some(Transformer::Identity) | None => Ok(None),
         })
     }
@@ -220,20 +239,23 @@ impl Seal for Encryption {
             };
             let mut why = "no matching prefix found".to_owned();
             for (i, transformer) in list.iter().enumerate() {
-                match &**transformer {
+                let opened = match &**transformer {
                     Transformer::Identity if !encrypted => {
                         return Ok(Opened { value: stored.clone(), stale: i != 0 });
                     }
-                    Transformer::Identity => {}
+                    Transformer::Identity => continue,
                     Transformer::Keys(keys) => {
                         let Some(rest) = stored.strip_prefix(keys.prefix.as_bytes()) else { continue };
-                        match keys.open(key, rest) {
-                            Ok(Opened { value, stale }) => {
-                                return Ok(Opened { value, stale: stale || i != 0 });
-                            }
-                            Err(e) => why = e,
-                        }
+                        keys.open(key, rest)
                     }
+                    Transformer::Kms(kms) => {
+                        let Some(rest) = stored.strip_prefix(kms.prefix().as_bytes()) else { continue };
+                        kms.open(key, rest)
+                    }
+                };
+                match opened {
+                    Ok(Opened { value, stale }) => return Ok(Opened { value, stale: stale || i != 0 }),
+                    Err(e) => why = e,
                 }
             }
             Err(why)

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use coracle_client::PatchKind;
 use coracle_meta::apply::{self, Manager, Operation, update_managed_fields};
+use coracle_meta::go::Empties;
 use coracle_meta::schema::Schemas;
 use coracle_meta::{Object, Status, patch};
 use coracle_resources::custom::CustomStrategy;
@@ -76,14 +77,7 @@ impl Fields {
     pub(crate) fn complete(&self, def: &ResourceDef, value: &mut Value) {
         if def.strategy.custom().is_none() {
             let _ = self.schemas.normalize(self.name(def), value);
-            tidy(def, value);
-        }
-    }
-
-    /// As [`Fields::complete`], but keeps the empty lists that a client sent: it owns them.
-    pub(crate) fn complete_sent(&self, def: &ResourceDef, value: &mut Value) {
-        if def.strategy.custom().is_none() {
-            let _ = self.schemas.normalize_sent(self.name(def), value);
+            coracle_resources::show_absent_times(value, def.kind);
             tidy(def, value);
         }
     }
@@ -143,11 +137,11 @@ impl Fields {
         &self,
         resource: &Resource,
         new: &mut dyn Object,
+        empties: &Empties,
         live: Option<&[u8]>,
-        manager: &str,
-        subresource: &str,
-        now: Timestamp,
+        write: Write<'_>,
     ) {
+        let Write { manager, subresource, now } = write;
         let api_version = codec::api_version(resource.def);
         let manager = Manager {
             name: manager,
@@ -165,12 +159,18 @@ impl Fields {
         }
         let live: Option<Value> = live.and_then(|text| self.text_in(resource, text).ok());
         let mut value =
-            if is_plain(new) { new.to_value() } else { self.sent_in(resource, new).unwrap_or_default() };
+            if is_plain(new) { new.to_value() } else { self.value_in(resource, new).unwrap_or_default() };
+        empties.fill(&mut value);
         let others = OtherVersions { fields: self, resource };
-        self.with_types(resource.def, |schemas, name| {
-            update_managed_fields(schemas, name, live.as_ref(), &mut value, &manager, &others);
+        let tracked = self.with_types(resource.def, |schemas, name| {
+            // Validation lets values pass that do not fit the type: nobody owns anything of such an object.
+            let fits = resource.custom().is_none() || apply::misfit(schemas, name, &value).is_none();
+            if fits {
+                update_managed_fields(schemas, name, live.as_ref(), &mut value, &manager, &others);
+            }
+            fits
         });
-        new.meta_mut().managed_fields = managed_of(&mut value);
+        new.meta_mut().managed_fields = if tracked { managed_of(&mut value) } else { None };
     }
 
     /// The result of applying `config` to `live`.
@@ -230,6 +230,17 @@ pub(crate) fn tidy(def: &ResourceDef, value: &mut Value) {
     if def.kind == "CustomResourceDefinition" {
         coracle_resources::apiextensions::tidy(value);
     }
+}
+
+/// Who writes, through what, and when.
+#[derive(Clone, Copy)]
+pub(crate) struct Write<'a> {
+    /// The field manager.
+    pub(crate) manager: &'a str,
+    /// Subresource, or empty.
+    pub(crate) subresource: &'a str,
+    /// Time of the write.
+    pub(crate) now: Timestamp,
 }
 
 /// Who applies, and how.

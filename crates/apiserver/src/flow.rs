@@ -99,6 +99,8 @@ pub(crate) struct Refused {
 pub(crate) struct FlowControl {
     /// All seats.
     total: u64,
+    /// Most lists at a time in a level.
+    abreast: usize,
     epoch: Instant,
     hasher: RandomState,
     configured: RwLock<Arc<Configured>>,
@@ -109,10 +111,12 @@ pub(crate) struct FlowControl {
 }
 
 impl FlowControl {
-    /// A server with `total` seats, under the two mandatory schemas until it is told of others.
-    pub(crate) fn new(total: u64) -> Self {
+    /// A server with `total` seats and `abreast` lists at a time in a level, under the two mandatory schemas until it
+    /// is told of others.
+    pub(crate) fn new(total: u64, abreast: usize) -> Self {
         let flow = Self {
             total,
+            abreast,
             epoch: Instant::now(),
             hasher: RandomState::new(),
             configured: RwLock::default(),

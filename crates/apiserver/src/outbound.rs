@@ -9,8 +9,8 @@ mod trust;
 
 use std::time::Duration;
 
+pub(crate) use coracle_client::Io;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 pub(crate) use ask::{Question, Reply, ask};
@@ -21,10 +21,6 @@ pub(crate) use trust::Trust;
 
 /// Longest wait for a connection, and for its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
-
-/// A byte stream, encrypted or not.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How to speak on a connection.
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 //! The running server: what all requests share, and how it is started.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::service_account::TokenIssuer;
 use coracle_auth::{Attributes, Authenticator, Authorizer, Decision, UserInfo};
 use coracle_client::{Transport, WriteOptions};
-use coracle_meta::{Object, ObjectReader};
+use coracle_meta::ObjectReader;
 use coracle_resources::def::ResourceDef;
 use coracle_stdx::{Clock, Tasks};
 use coracle_store::Store;
@@ -20,9 +21,11 @@ use crate::audit::AuditLog;
 use crate::authn::TokenCache;
 use crate::cache::{Cache, feed};
 use crate::config::{Config, RequestLimits, StartError, Tls};
-use crate::fields::Fields;
+use crate::encryption::Encryption;
+use crate::fields::{Fields, Write};
 use crate::flow::{FlowControl, InFlight, Protection};
 use crate::http::docs::Docs;
+use crate::http::impersonate::LastModes;
 use crate::http::metrics::Metrics;
 use crate::http::tls::Serving;
 use crate::kubelet::Kubelets;
@@ -31,6 +34,7 @@ use crate::services::Services;
 use crate::transport::InProcess;
 use crate::verbs::Caller;
 use crate::verbs::admit::AdmissionHost;
+use crate::verbs::update::Change;
 
 /// What requests share.
 pub(crate) struct Server {
@@ -56,6 +60,13 @@ pub(crate) struct Server {
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) aggregation: Aggregation,
     pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
+    pub(crate) last_modes: LastModes,
+    /// When it was started.
+    pub(crate) started: jiff::Timestamp,
+    /// How it was started, for people to look at.
+    pub(crate) flags: std::collections::BTreeMap<String, String>,
+    /// How stored values are encrypted, if they are.
+    pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) advertise: SocketAddr,
 }
 
@@ -75,12 +86,13 @@ impl Server {
     pub(crate) fn track(
         &self,
         resource: &Resource,
-        new: &mut dyn Object,
+        new: &mut Change,
         live: Option<&[u8]>,
         manager: &str,
         subresource: &str,
     ) {
-        self.fields.track(resource, new, live, manager, subresource, self.clock.now());
+        let write = Write { manager, subresource, now: self.clock.now() };
+        self.fields.track(resource, &mut *new.obj, &new.empties, live, write);
     }
 
     /// Whether the request may proceed.
@@ -140,6 +152,8 @@ impl ApiServer {
         let host = environment.host.clone();
         let mut tasks = Tasks::new();
         tasks.spawn(feed::run(cache.clone(), watch));
+        let started = config.clock.now();
+        let protection = protection(config.limits, config.store.shared());
         let server = Arc::new(Server {
             store: config.store,
             cache,
@@ -157,10 +171,14 @@ impl ApiServer {
             docs: Docs::default(),
             metrics: Metrics::default(),
             audit: config.audit.map(AuditLog::new),
-            protection: protection(config.limits),
+            protection,
             limits: config.limits,
             kubelets,
             front_proxy: config.front_proxy,
+            last_modes: LastModes::default(),
+            started,
+            flags: config.flags,
+            encryption: config.encryption,
             aggregation: Aggregation::new(config.proxy_client),
             advertise: config.advertise,
         });
@@ -235,9 +253,13 @@ impl ApiServer {
 }
 
 /// Who decides which requests run.
-fn protection(limits: RequestLimits) -> Protection {
+fn protection(limits: RequestLimits, shared: bool) -> Protection {
     if limits.fair {
-        return Protection::Fair(FlowControl::new((limits.in_flight + limits.mutating_in_flight) as u64));
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        // A list of a shared store first asks that store how far it is, and keeps no processor busy meanwhile.
+        let abreast = if shared { usize::MAX } else { processors };
+        let seats = (limits.in_flight + limits.mutating_in_flight) as u64;
+        return Protection::Fair(FlowControl::new(seats, abreast));
     }
     Protection::Plain(InFlight::new(limits.in_flight, limits.mutating_in_flight))
 }

@@ -1,5 +1,6 @@
 //! The generic verbs: one path for every kind. A kind contributes its definition and strategy only.
 
+mod admin_access;
 pub(crate) mod admit;
 pub(crate) mod binding;
 mod commit;

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use coracle_meta::apply::Versions;
+use coracle_meta::apply::{self, Versions};
 use coracle_meta::{Object, Status};
+use coracle_resources::custom::Conversion;
 use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
@@ -56,16 +57,6 @@ impl Fields {
     pub(crate) fn value_in(&self, resource: &Resource, obj: &dyn Object) -> Result<Value, Status> {
         let mut value = bare(resource, obj)?;
         self.complete(resource.def, &mut value);
-        Ok(value)
-    }
-
-    /// As [`Fields::value_in`], with the empty lists that the client sent.
-    ///
-    /// # Errors
-    /// 500 for an object of another kind.
-    pub(crate) fn sent_in(&self, resource: &Resource, obj: &dyn Object) -> Result<Value, Status> {
-        let mut value = bare(resource, obj)?;
-        self.complete_sent(resource.def, &mut value);
         Ok(value)
     }
 
@@ -121,6 +112,14 @@ impl OtherVersions<'_> {
 }
 
 impl Versions for OtherVersions<'_> {
+    fn misfit(&self, object: &Value, api_version: &str) -> Option<String> {
+        let custom = self.definition(api_version)?.strategy.custom()?.current();
+        if custom.conversion != Conversion::None {
+            return None;
+        }
+        apply::misfit(custom.fields(), custom.fields_name(), object)
+    }
+
     fn type_name(&self, api_version: &str) -> Option<String> {
         let def = self.definition(api_version)?;
         Some(match def.strategy.custom() {

@@ -1,5 +1,6 @@
 //! Who asks and whether they may: authenticators and authorizers.
 
+pub mod abac;
 pub mod always;
 pub mod authz_config;
 pub mod authz_webhook;
@@ -7,6 +8,7 @@ pub mod bootstrap;
 pub mod bootstrap_token;
 pub mod csr;
 mod front_proxy;
+pub mod impersonation;
 mod jwt;
 pub mod node;
 pub mod oidc;

@@ -1,4 +1,4 @@
-//! Client certificates: CN is the user, each O a group.
+//! Client certificates: CN is the user, each O a group, and an attribute of Kubernetes' own the uid.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,9 +7,12 @@ use async_trait::async_trait;
 use coracle_stdx::Clock;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
+use x509_parser::x509::X509Name;
 
 use crate::user::{Authenticator, AuthnError, Credentials, UserInfo};
 
+/// The attribute of a subject that holds the user's uid.
+const UID: &str = "1.3.6.1.4.1.57683.2";
 /// Remembered certificates; more than that many different clients start over.
 const REMEMBERED: usize = 1024;
 
@@ -43,10 +46,11 @@ impl X509Authenticator {
             .map_err(|e| AuthnError(format!("client certificate is not readable: {e}")))?;
         let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().map(str::to_owned).ok();
         let name = cert.subject().iter_common_name().filter_map(text).next().unwrap_or_default();
+        let uid = uid_of(cert.subject())?;
         let groups: Vec<String> = cert.subject().iter_organization().filter_map(text).collect();
         let user = (!name.is_empty()).then(|| {
             let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-            let mut user = UserInfo::authenticated(&name, &groups);
+            let mut user = UserInfo { uid, ..UserInfo::authenticated(&name, &groups) };
             let digest: String = Sha256::digest(der).iter().map(|b| format!("{b:02x}")).collect();
             let id = vec![format!("X509SHA256={digest}")];
             user.extra.insert("authentication.kubernetes.io/credential-id".into(), id);
@@ -64,6 +68,18 @@ impl X509Authenticator {
         }
         all.insert(der.to_owned(), known.clone());
         Ok(known)
+    }
+}
+
+/// The uid that a subject states; empty when it states none.
+fn uid_of(subject: &X509Name<'_>) -> Result<String, AuthnError> {
+    let stated = subject.iter_attributes().filter(|a| a.attr_type().to_id_string() == UID);
+    let uids: Result<Vec<&str>, _> = stated.map(|a| a.as_str()).collect();
+    match uids.map_err(|_| AuthnError("unable to parse UID into a string".to_owned()))?.as_slice() {
+        [] => Ok(String::new()),
+        [""] => Err(AuthnError("UID cannot be an empty string".to_owned())),
+        [uid] => Ok((*uid).to_owned()),
+        uids => Err(AuthnError(format!("expected 1 UID, but found multiple: [{}]", uids.join(" ")))),
     }
 }
 
@@ -104,6 +120,29 @@ mod tests {
 
     use super::*;
     use crate::pki::{CertificateAuthority, Issue, first_der};
+
+    async fn user_with_uids(uids: &[&str]) -> Result<Option<UserInfo>, AuthnError> {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "jane");
+        for uid in uids {
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CustomDnType(vec![1, 3, 6, 1, 4, 1, 57683, 2]), *uid);
+        }
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let cert = params.self_signed(&key).expect("a certificate").der().to_vec();
+        let credentials = Credentials { client_cert: Some(cert), bearer: None };
+        X509Authenticator::new(Clock::system()).authenticate(&credentials).await
+    }
+
+    #[tokio::test]
+    async fn a_certificate_may_state_the_uid_of_the_user() {
+        let user = user_with_uids(&["6a1"]).await.expect("valid").expect("a user");
+        assert_eq!((user.name.as_str(), user.uid.as_str()), ("jane", "6a1"));
+        assert_eq!(user_with_uids(&[]).await.expect("valid").expect("a user").uid, "");
+        let empty = user_with_uids(&[""]).await.expect_err("an empty uid");
+        assert_eq!(empty.to_string(), "UID cannot be an empty string");
+    }
 
     #[tokio::test]
     async fn certificate_names_user_and_groups_until_it_expires() {

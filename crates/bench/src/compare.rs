@@ -7,21 +7,26 @@ mod record;
 mod table;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::cluster::Machine;
-use self::contestant::{ApiServer, Upstream};
+use self::contestant::{ApiServer, FLOOD_TOKEN, OTHER_TOKEN, Upstream};
 use self::environment::Environment;
 use self::record::{Contestant, Record};
 use crate::load::LoadArgs;
 use crate::process::total;
+use crate::scenario::controllers::{IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts};
+use crate::scenario::flood::{FloodArgs, flood};
 use crate::scenario::schedule::{ScheduleArgs, schedule};
 use crate::scenario::watch::{FanoutArgs, fanout};
 use crate::scenario::{Outcome, api};
-use crate::target::Failure;
+use crate::target::{Failure, Target};
 
 /// Connections of LIST: each answer is tens of megabytes.
 const LIST_CONNECTIONS: usize = 4;
+/// Connections that read while another user floods.
+const FLOOD_CONNECTIONS: usize = 8;
 
 /// Options of `compare`.
 #[derive(clap::Args, Clone, Debug)]
@@ -35,6 +40,9 @@ pub struct CompareArgs {
     /// Upstream's kube-scheduler.
     #[arg(long, env = "KUBE_SCHEDULER", requires = "kube_apiserver")]
     pub kube_scheduler: Option<PathBuf>,
+    /// Upstream's kube-controller-manager.
+    #[arg(long, env = "KUBE_CONTROLLER_MANAGER", requires = "kube_scheduler")]
+    pub kube_controller_manager: Option<PathBuf>,
     /// File to which the table is appended.
     #[arg(long)]
     pub results: Option<PathBuf>,
@@ -81,6 +89,15 @@ pub struct ClusterArgs {
     /// Pods that are started one after another; the rest of a hundred starts at once.
     #[arg(long, default_value_t = 30)]
     pub starts: usize,
+    /// Deployments of three pods that are rolled out; 0 leaves the controllers out.
+    #[arg(long, default_value_t = 1000)]
+    pub deployments: u64,
+    /// Deployments of which nothing is asked.
+    #[arg(long, default_value_t = 10_000)]
+    pub idle_deployments: u64,
+    /// Objects in a namespace that is deleted.
+    #[arg(long, default_value_t = 10_000)]
+    pub namespace_objects: u64,
     /// Seconds for which the idle cluster is watched.
     #[arg(long, default_value_t = 30.0)]
     pub idle: f64,
@@ -93,6 +110,9 @@ impl ClusterArgs {
             ("nodes", self.nodes.to_string()),
             ("pods", self.pods.to_string()),
             ("starts", self.starts.to_string()),
+            ("deployments", self.deployments.to_string()),
+            ("idle-deployments", self.idle_deployments.to_string()),
+            ("namespace-objects", self.namespace_objects.to_string()),
             ("idle", self.idle.to_string()),
         ])
     }
@@ -119,9 +139,12 @@ impl CompareArgs {
         programs.extend(self.etcd.as_deref().map(|p| ("etcd", p, "--version")));
         programs.extend(self.kube_apiserver.as_deref().map(|p| ("kube-apiserver", p, "--version")));
         programs.extend(self.kube_scheduler.as_deref().map(|p| ("kube-scheduler", p, "--version")));
+        let manager = self.kube_controller_manager.as_deref();
+        programs.extend(manager.map(|p| ("kube-controller-manager", p, "--version")));
         let options = format!(
             "{} rounds; API: {} connections, {} s each after {} s of warm-up; {} pods listed over {} \
-             connections; {} pods on {} nodes scheduled; {} pods started one after another",
+             connections; {} pods on {} nodes scheduled; {} pods started one after another; {} Deployments of 3 \
+             pods, {} idle ones, {} objects in a namespace",
             self.rounds,
             self.connections,
             self.duration,
@@ -130,7 +153,10 @@ impl CompareArgs {
             LIST_CONNECTIONS,
             self.cluster.pods,
             self.cluster.nodes,
-            self.cluster.starts
+            self.cluster.starts,
+            self.cluster.deployments,
+            self.cluster.idle_deployments,
+            self.cluster.namespace_objects
         );
         Environment::find(self.commit.as_deref(), &programs, options)
     }
@@ -169,6 +195,9 @@ pub async fn run(args: &CompareArgs) -> Result<(), Failure> {
             if args.kube_scheduler.is_some() {
                 run.upstream_schedule("schedule", false).await?;
                 run.upstream_schedule("schedule_anti_affinity", true).await?;
+            }
+            if args.kube_controller_manager.is_some() && args.cluster.deployments > 0 {
+                run.upstream_controllers().await?;
             }
         }
     }
@@ -248,7 +277,15 @@ impl Run<'_> {
             self.outcome(who, "get", api::get(&target, &load).await)?;
             self.outcome(who, "create_configmaps", api::create_config_maps(&target, &load, 1024).await)?;
             self.outcome(who, "create_pods", api::create_pods(&target, &load).await)?;
-            let watchers = FanoutArgs { watchers: 200, count: 300, writers: 8, size: 512 };
+            let others = self.args.load(FLOOD_CONNECTIONS);
+            let flooding = FloodArgs {
+                other_token: OTHER_TOKEN.into(),
+                flood_token: FLOOD_TOKEN.into(),
+                flood_connections: 256,
+                objects: 500,
+            };
+            self.outcome(who, "flood", flood(&target, &others, &flooding).await)?;
+            let watchers = FanoutArgs { watchers: 1000, count: 300, writers: 32, size: 512 };
             self.outcome(who, "watch_fanout", fanout(&target, &watchers).await)?;
             self.end(who, "api", &mut server, &dir)?;
         }
@@ -302,6 +339,52 @@ impl Run<'_> {
         };
         self.outcome(who, what, result)?;
         self.end(who, what, &mut server, &dir)
+    }
+}
+
+impl Run<'_> {
+    /// Upstream's scheduler and controllers, on a fresh API server for each figure.
+    async fn upstream_controllers(&mut self) -> Result<(), Failure> {
+        let who = Contestant::Upstream;
+        let (args, programs) = (self.args.cluster.clone(), self.args);
+        let Some((scheduler, manager)) =
+            programs.kube_scheduler.as_deref().zip(programs.kube_controller_manager.as_deref())
+        else {
+            return Ok(());
+        };
+        for what in CONTROLLER_SCENARIOS {
+            let Some((mut server, dir)) = self.start(who, what).await? else { return Ok(()) };
+            let started = async {
+                server.add_scheduler(scheduler, &dir).await?;
+                server.add_controller_manager(manager, &dir).await
+            };
+            let result = match started.await {
+                Ok(()) => controllers(what, &server.target, &args).await,
+                Err(e) => Err(e),
+            };
+            self.outcome(who, what, result)?;
+            self.end(who, what, &mut server, &dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is measured of controllers, each on a fresh cluster.
+const CONTROLLER_SCENARIOS: [&str; 3] = ["deployments", "idle_deployments", "delete_namespace"];
+
+/// Measures one of them.
+async fn controllers(what: &str, target: &Arc<Target>, args: &ClusterArgs) -> Result<Outcome, Failure> {
+    match what {
+        "deployments" => {
+            let rollout =
+                RolloutArgs { deployments: args.deployments, replicas: 3, nodes: 100, connections: 32 };
+            rollouts(target, &rollout).await
+        }
+        "idle_deployments" => {
+            let idle = IdleArgs { deployments: args.idle_deployments, idle: args.idle };
+            idle_deployments(target, &idle).await
+        }
+        _ => delete_namespace(target, args.namespace_objects).await,
     }
 }
 

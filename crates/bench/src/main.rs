@@ -18,6 +18,7 @@ use clap::{Parser, Subcommand};
 
 use self::compare::{ClusterArgs, CompareArgs};
 use self::load::LoadArgs;
+use self::scenario::controllers::{IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts};
 use self::scenario::flood::{FloodArgs, flood};
 use self::scenario::pod_links::{LinksArgs, pod_links};
 use self::scenario::pod_start::{PodStartArgs, pod_start};
@@ -97,6 +98,28 @@ enum Command {
         #[command(flatten)]
         args: ScheduleArgs,
     },
+    /// Roll Deployments out onto fake nodes (controllers and a scheduler must run).
+    Deployments {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: RolloutArgs,
+    },
+    /// What Deployments cost of which nothing is asked (controllers must run).
+    IdleDeployments {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: IdleArgs,
+    },
+    /// Delete a namespace full of objects (controllers must run).
+    DeleteNamespace {
+        #[command(flatten)]
+        common: Common,
+        /// ConfigMaps in it.
+        #[arg(long, default_value_t = 10_000)]
+        objects: u64,
+    },
     /// Start pods on real nodes and wait until they run.
     PodStart {
         #[command(flatten)]
@@ -145,7 +168,8 @@ async fn run(command: Command) -> Result<bool, Failure> {
             (common.json, api::list(&target, &load, objects).await?)
         }
         Command::Flood { looped: Looped { common, load }, args } => {
-            (common.json, flood(&common.target, &load, &args).await?)
+            let target = Target::from_args(&common.target)?;
+            (common.json, flood(&target, &load, &args).await?)
         }
         Command::WatchFanout { common, args } => {
             let target = Target::from_args(&common.target)?;
@@ -154,6 +178,18 @@ async fn run(command: Command) -> Result<bool, Failure> {
         Command::Schedule { common, args } => {
             let target = Target::from_args(&common.target)?;
             (common.json, schedule(&target, &args).await?)
+        }
+        Command::Deployments { common, args } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, rollouts(&target, &args).await?)
+        }
+        Command::IdleDeployments { common, args } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, idle_deployments(&target, &args).await?)
+        }
+        Command::DeleteNamespace { common, objects } => {
+            let target = Target::from_args(&common.target)?;
+            (common.json, delete_namespace(&target, objects).await?)
         }
         Command::PodStart { common, args } => {
             let target = Target::from_args(&common.target)?;

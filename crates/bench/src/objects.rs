@@ -10,7 +10,7 @@ pub fn run_id() -> String {
 
 /// A pod as people write them: about 1 KB, with labels, resources, environment and a probe.
 pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
-    json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
             "name": name,
@@ -26,7 +26,6 @@ pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
                 "name": "main",
                 "image": image,
                 "imagePullPolicy": "IfNotPresent",
-                "args": args,
                 "env": [
                     { "name": "LOG_LEVEL", "value": "info" },
                     { "name": "POD_NAME", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
@@ -37,6 +36,26 @@ pub fn pod(name: &str, image: &str, args: &[String]) -> Value {
                     "limits": { "cpu": "500m", "memory": "128Mi" },
                 },
             }],
+        },
+    });
+    if !args.is_empty() {
+        pod["spec"]["containers"][0]["args"] = args.into();
+    }
+    pod
+}
+
+/// A Deployment of pods as [`pod`] makes them, for the nodes of a run.
+pub fn deployment(name: &str, replicas: u64, run: &str) -> Value {
+    let mut template = pod(name, "registry.k8s.io/pause:3.10", &[]);
+    onto_run(&mut template, run, false);
+    let labels = json!({ "app": "bench", "deployment": name });
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": { "name": name, "labels": labels },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "deployment": name } },
+            "template": { "metadata": { "labels": labels }, "spec": template["spec"] },
         },
     })
 }

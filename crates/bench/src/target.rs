@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use coracle_stdx::AnyCertificate;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 
 /// What went wrong, in one sentence.
@@ -93,6 +93,14 @@ impl Target {
         Ok(Self::new(server, Some(token), &trust)?.with_processes(pids.to_vec()))
     }
 
+    /// The same server, as the user with another token.
+    pub fn as_user(&self, token: &str) -> Arc<Self> {
+        let others = self.headers.lines().filter(|line| !line.starts_with("Authorization:"));
+        let mut headers: String = others.map(|line| format!("{line}\r\n")).collect();
+        headers += &format!("Authorization: Bearer {token}\r\n");
+        Arc::new(Self { headers, ..self.clone() })
+    }
+
     /// Header lines that every request has.
     pub fn headers(&self) -> &str {
         &self.headers
@@ -130,11 +138,11 @@ impl Trust {
         // The cheapest cipher first, so that every server answers with the same one.
         provider.cipher_suites.sort_by_key(|s| s.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
         let provider = Arc::new(provider);
-        let builder = ClientConfig::builder_with_provider(provider.clone())
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?;
         let builder = if self.insecure {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate))
         } else {
             let mut roots = RootCertStore::empty();
             for cert in CertificateDer::pem_slice_iter(self.ca.as_deref().unwrap_or_default()) {
@@ -151,44 +159,6 @@ impl Trust {
         let chain = chain.map_err(|e| format!("client certificate: {e}"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("client key: {e}"))?;
         builder.with_client_auth_cert(chain, key).map_err(|e| format!("client certificate: {e}"))
-    }
-}
-
-/// Accepts any server certificate: for servers that this program started itself.
-#[derive(Debug)]
-struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, signed, algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use coracle_meta::{Kind, Object, Status};
 use serde_json::Value;
 
+use crate::remote::Fetched;
 use crate::transport::{
     ApiRequest, ApiResponse, Body, DeleteOptions, ListOptions, PatchKind, ResourceId, Transport, Verb,
     WatchStream, WriteOptions,
@@ -97,6 +98,9 @@ pub fn decode<K: Kind>(object: Arc<dyn Object>) -> Result<Arc<K>, Status> {
     if object.downcast::<K>().is_some() {
         let shared = object.into_any_arc().downcast::<K>();
         return shared.map_err(|_| Status::internal("object changed its type"));
+    }
+    if let Some(fetched) = object.downcast::<Fetched>() {
+        return fetched.decode().map(Arc::new);
     }
     let what = object.gvk().kind;
     serde_json::from_value(object.to_value()).map(Arc::new).map_err(|e| {

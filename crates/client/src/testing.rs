@@ -273,8 +273,11 @@ impl FakeTransport {
             ));
         }
         if request.subresource == "status" {
+            // Annotations may come with a status, as with most kinds.
             let status = new.body().get("status").cloned().unwrap_or(json!({}));
+            let annotations = new.meta().annotations.clone();
             new = (*old).clone();
+            new.meta_mut().annotations = annotations;
             new.body_mut()["status"] = status;
         } else {
             // As the strategies of kinds with a status subresource do; kinds without one have no `status`.

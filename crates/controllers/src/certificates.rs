@@ -197,62 +197,112 @@ fn expiry(request: &CertificateSigningRequest) -> Option<Timestamp> {
     from.checked_add(kept.max(HOUR)).ok()
 }
 
-/// Starts the controller.
-pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
+fn is_open(request: &CertificateSigningRequest) -> bool {
+    condition(request, "Denied").is_none()
+        && condition(request, "Failed").is_none()
+        && !has_certificate(request)
+}
+
+/// Starts the controller that approves.
+pub(crate) fn run_approver(cx: &Context) -> BoxFuture<'static, ()> {
     let requests = cx.informers.get::<CertificateSigningRequest>();
     let client = cx.client(DESCRIPTOR.name);
-    let reconciler = Arc::new(Requests {
+    let reconciler = Arc::new(Approver {
         requests: requests.clone(),
         api: client.api(),
         client,
+        reader: cx.config.signer.clone(),
+        clock: cx.clock.clone(),
+    });
+    Controller::new(DESCRIPTOR).watch_primary(&requests).run(reconciler).boxed()
+}
+
+/// Starts the controller that signs.
+pub(crate) fn run_signer(cx: &Context) -> BoxFuture<'static, ()> {
+    let requests = cx.informers.get::<CertificateSigningRequest>();
+    let reconciler = Arc::new(Signer {
+        requests: requests.clone(),
+        api: cx.client(DESCRIPTOR.name).api(),
         signer: cx.config.signer.clone(),
         clock: cx.clock.clone(),
     });
     Controller::new(DESCRIPTOR).watch_primary(&requests).run(reconciler).boxed()
 }
 
-struct Requests {
+/// Starts the controller that removes old requests.
+pub(crate) fn run_cleaner(cx: &Context) -> BoxFuture<'static, ()> {
+    let requests = cx.informers.get::<CertificateSigningRequest>();
+    let api = cx.client(DESCRIPTOR.name).api();
+    let reconciler = Arc::new(Cleaner { requests: requests.clone(), api, clock: cx.clock.clone() });
+    Controller::new(DESCRIPTOR).watch_primary(&requests).run(reconciler).boxed()
+}
+
+struct Cleaner {
+    requests: Informer<CertificateSigningRequest>,
+    api: Api<CertificateSigningRequest>,
+    clock: Clock,
+}
+
+#[async_trait]
+impl Reconciler for Cleaner {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
+        let Some(request) = self.requests.get("", &key.name) else { return Ok(Action::AwaitChange) };
+        let Some(at) = expiry(&request) else { return Ok(Action::AwaitChange) };
+        let left = Duration::try_from(at.duration_since(self.clock.now())).unwrap_or_default();
+        if !left.is_zero() {
+            return Ok(Action::RequeueAfter(left));
+        }
+        let options = DeleteOptions { uid: request.metadata.uid.clone(), ..DeleteOptions::default() };
+        ignore_not_found(self.api.delete("", name_of(&*request), options).await)?;
+        Ok(Action::AwaitChange)
+    }
+}
+
+struct Approver {
     requests: Informer<CertificateSigningRequest>,
     api: Api<CertificateSigningRequest>,
     client: Client,
+    reader: Option<Arc<dyn CertificateSigner>>,
+    clock: Clock,
+}
+
+#[async_trait]
+impl Reconciler for Approver {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
+        let Some(request) = self.requests.get("", &key.name) else { return Ok(Action::AwaitChange) };
+        if is_open(&request) && condition(&request, "Approved").is_none() {
+            self.approve(&request).await?;
+        }
+        Ok(Action::AwaitChange)
+    }
+}
+
+struct Signer {
+    requests: Informer<CertificateSigningRequest>,
+    api: Api<CertificateSigningRequest>,
     signer: Option<Arc<dyn CertificateSigner>>,
     clock: Clock,
 }
 
 #[async_trait]
-impl Reconciler for Requests {
+impl Reconciler for Signer {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(request) = self.requests.get("", &key.name) else { return Ok(Action::AwaitChange) };
-        let now = self.clock.now();
-        if let Some(at) = expiry(&request)
-            && at <= now
-        {
-            let options = DeleteOptions { uid: request.metadata.uid.clone(), ..DeleteOptions::default() };
-            ignore_not_found(self.api.delete("", name_of(&*request), options).await)?;
-            return Ok(Action::AwaitChange);
+        if is_open(&request) && condition(&request, "Approved").is_some() {
+            self.sign(&request).await?;
         }
-        let open = condition(&request, "Denied").is_none()
-            && condition(&request, "Failed").is_none()
-            && !has_certificate(&request);
-        if open {
-            match condition(&request, "Approved") {
-                None => self.approve(&request).await?,
-                Some(_) => self.sign(&request).await?,
-            }
-        }
-        let left = expiry(&request).and_then(|at| Duration::try_from(at.duration_since(now)).ok());
-        Ok(left.map_or(Action::AwaitChange, Action::RequeueAfter))
+        Ok(Action::AwaitChange)
     }
 }
 
-impl Requests {
+impl Approver {
     async fn approve(&self, request: &Arc<CertificateSigningRequest>) -> Result<(), Status> {
         let spec = &request.spec;
-        let Some(signer) = &self.signer else { return Ok(()) };
+        let Some(reader) = &self.reader else { return Ok(()) };
         if spec.signer_name != KUBELET_CLIENT {
             return Ok(());
         }
-        let asked = signer.read(&spec.request.0).map_err(Status::internal)?;
+        let asked = reader.read(&spec.request.0).map_err(Status::internal)?;
         if fault_of_kubelet_client(&asked, spec).is_some() {
             return Ok(());
         }
@@ -297,7 +347,9 @@ impl Requests {
             _ => Ok(false),
         }
     }
+}
 
+impl Signer {
     async fn sign(&self, request: &Arc<CertificateSigningRequest>) -> Result<(), Status> {
         let spec = &request.spec;
         let Some(signer) = &self.signer else { return Ok(()) };

@@ -3,12 +3,47 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coracle_client::{Api, PatchKind};
+use coracle_client::{Api, Index, Informer, PatchKind};
 use coracle_meta::owner::controller_of;
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Kind, Reason, Status};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::json;
+
+/// Objects by controller uid; those without one by `orphans/<namespace>`.
+pub(crate) fn owner_keys<K: Kind>(object: &K) -> Vec<String> {
+    let meta = object.metadata();
+    vec![match controller_of(meta) {
+        Some(owner) => owner.uid.clone(),
+        None => orphans(meta.namespace.as_deref().unwrap_or("")),
+    }]
+}
+
+fn orphans(namespace: &str) -> String {
+    format!("orphans/{namespace}")
+}
+
+/// Objects found by who controls them.
+#[derive(Clone)]
+pub(crate) struct Owned<K>(Index<K>);
+
+impl<K: Kind> Owned<K> {
+    pub(crate) fn new(informer: &Informer<K>) -> Self {
+        Self(informer.index("controller", owner_keys))
+    }
+
+    /// What the owner controls.
+    pub(crate) fn of(&self, uid: &str) -> Vec<Arc<K>> {
+        self.0.get(uid)
+    }
+
+    /// What the owner controls, and what of its namespace nobody does.
+    pub(crate) fn candidates(&self, uid: &str, namespace: &str) -> Vec<Arc<K>> {
+        let mut candidates = self.0.get(uid);
+        candidates.extend(self.0.get(&orphans(namespace)));
+        candidates
+    }
+}
 
 /// Who claims.
 pub(crate) struct Claimant<'a> {

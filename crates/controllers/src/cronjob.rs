@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use coracle_client::event::reference;
 use coracle_client::{Api, DeleteOptions, EventRecorder, EventType, Informer};
-use coracle_meta::owner::{controller_of, is_controlled_by};
+use coracle_meta::owner::is_controlled_by;
 use coracle_meta::{Reason, Status};
 use coracle_stdx::Clock;
 use futures::FutureExt;
@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::claim::Owned;
 use crate::own_writes::OwnWrites;
 use crate::pods::LAG;
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of, uid_of};
@@ -30,7 +31,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let client = cx.client(DESCRIPTOR.name);
     let reconciler = Arc::new(Crons {
         crons: crons.clone(),
-        jobs: jobs.clone(),
+        jobs: Owned::new(&jobs),
         api: client.api(),
         job_api: client.api(),
         events: cx.recorder(DESCRIPTOR.name),
@@ -42,7 +43,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
 
 struct Crons {
     crons: Informer<CronJob>,
-    jobs: Informer<Job>,
+    jobs: Owned<Job>,
     api: Api<CronJob>,
     job_api: Api<Job>,
     events: EventRecorder,
@@ -58,8 +59,7 @@ impl Reconciler for Crons {
         if !self.own.visible(key, self.crons.revision()) {
             return Ok(Action::RequeueAfter(LAG));
         }
-        let mut jobs = self.jobs.list_namespace(&key.namespace);
-        jobs.retain(|job| controller_of(&job.metadata).is_some_and(|owner| owner.uid == uid_of(&*cron)));
+        let jobs = self.jobs.of(uid_of(&*cron));
         let gone = self.gone(&cron, &jobs).await?;
         let decision = decide(&cron, &jobs, &gone, self.clock.now());
         for (kind, reason, message) in &decision.happenings {
@@ -195,5 +195,7 @@ impl Crons {
     }
 }
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;

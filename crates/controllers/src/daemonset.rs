@@ -28,6 +28,7 @@ use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, is_namespace_terminating,
     name_of, uid_of,
 };
+use crate::sweep::Sweep;
 use decide::{Plan, View};
 use placing::{Wish, new_pod, wish};
 
@@ -49,7 +50,8 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let client = cx.client(DESCRIPTOR.name);
     let reconciler = Arc::new(Daemons {
         control: PodControl::new(cx, DESCRIPTOR.name, COMPONENT),
-        revisions: Revisions::new(revisions.clone(), client.api()),
+        sweep: Sweep::default(),
+        revisions: Revisions::new(&revisions, client.api()),
         sets: sets.clone(),
         nodes: nodes.clone(),
         api: client.api(),
@@ -125,6 +127,7 @@ type Backoffs = HashMap<(String, i64, String), (Timestamp, SignedDuration)>;
 
 struct Daemons {
     control: PodControl,
+    sweep: Sweep,
     revisions: Revisions,
     sets: Informer<DaemonSet>,
     nodes: Informer<Node>,
@@ -138,10 +141,14 @@ struct Daemons {
 impl Reconciler for Daemons {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(set) = self.sets.get(&key.namespace, &key.name) else {
-            let known: BTreeSet<String> =
-                self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
-            self.backoff.lock().retain(|(uid, ..), _| known.contains(uid));
-            self.control.retain(&known);
+            let remembered = || self.control.remembered() + self.backoff.lock().len();
+            if self.sweep.is_due(remembered()) {
+                let known: BTreeSet<String> =
+                    self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
+                self.backoff.lock().retain(|(uid, ..), _| known.contains(uid));
+                self.control.retain(&known);
+                self.sweep.done(remembered());
+            }
             self.rollouts.forget(KIND, key);
             return Ok(Action::AwaitChange);
         };

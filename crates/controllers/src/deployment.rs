@@ -9,7 +9,7 @@ mod util;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Index, Informer};
+use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::owner::{controller_of, controller_ref};
 use coracle_meta::pod as podutil;
 use coracle_meta::selector::LabelSelector;
@@ -20,8 +20,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::claim::{Claimant, carry_out, claim};
-use crate::pods::owner_keys;
+use crate::claim::{Claimant, Owned, carry_out, claim};
 use crate::rollouts::{Rollouts, Turn};
 use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, ignore_not_found,
@@ -41,8 +40,8 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let client = cx.client(DESCRIPTOR.name);
     let reconciler = Arc::new(Deployments {
         deployments: deployments.clone(),
-        sets: sets.clone(),
-        pods: pods.index("controller", owner_keys),
+        sets: Owned::new(&sets),
+        pods: Owned::new(&pods),
         api: client.api(),
         set_api: client.api(),
         events: cx.recorder(DESCRIPTOR.name),
@@ -99,8 +98,8 @@ fn wake_recreate(
 
 struct Deployments {
     deployments: Informer<Deployment>,
-    sets: Informer<ReplicaSet>,
-    pods: Index<Pod>,
+    sets: Owned<ReplicaSet>,
+    pods: Owned<Pod>,
     api: Api<Deployment>,
     set_api: Api<ReplicaSet>,
     events: EventRecorder,
@@ -122,13 +121,13 @@ impl Reconciler for Deployments {
             self.events.event(&*deployment, EventType::Warning, "SelectingAll", message);
             return self.observe(&deployment).await;
         }
-        let candidates = self.sets.list_namespace(&key.namespace);
+        let candidates = self.sets.candidates(uid_of(&*deployment), &key.namespace);
         let claimed = claim(&Claimant { owner: &deployment.metadata, selector: &selector }, candidates);
         let owner = controller_ref(&*deployment);
         let owned = carry_out(claimed, &*deployment, owner, &self.api, &self.set_api).await?;
         let sets: Vec<ReplicaSet> = owned.iter().map(|set| (**set).clone()).collect();
         let turn = self.rollouts.turn(KIND, key, decide::progress(&deployment, &sets));
-        let running = |set: &ReplicaSet| self.pods.get(uid_of(set)).iter().any(|p| !podutil::is_terminal(p));
+        let running = |set: &ReplicaSet| self.pods.of(uid_of(set)).iter().any(|p| !podutil::is_terminal(p));
         let mut decision = decide::decide(&deployment, sets, &running, turn == Turn::Goes, self.clock.now());
         if let Turn::Waits(before) = turn {
             let again = self.rollouts.tell(KIND, &*deployment, &self.events, before);
@@ -139,13 +138,13 @@ impl Reconciler for Deployments {
                 return Ok(action);
             }
         }
-        let mut current = deployment.clone();
-        if let Some(revision) = decision.revision {
-            let annotated = decide::with_revision(&deployment, &revision);
-            current = self.api.update(&key.namespace, annotated).await?;
-        }
-        if let Some(status) = decision.status {
-            let changed = Deployment { status: Some(status), ..(*current).clone() };
+        // One write for both, as upstream's: the status may bring annotations with it.
+        if decision.revision.is_some() || decision.status.is_some() {
+            let mut changed = match &decision.revision {
+                Some(revision) => decide::with_revision(&deployment, revision),
+                None => (*deployment).clone(),
+            };
+            changed.status = decision.status.or(changed.status);
             self.api.update_status(&key.namespace, changed).await?;
         }
         Ok(decision.check_again.map_or(Action::AwaitChange, Action::RequeueAfter))

@@ -53,10 +53,17 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         clock: cx.clock.clone(),
         owners,
     });
-    let selecting = budgets.clone();
+    let (selecting, events) = (budgets.clone(), reconciler.events.clone());
     Controller::new(DESCRIPTOR)
         .watch_primary(&budgets)
-        .watch(&pods, move |change, enqueue| wake_budgets(&selecting, change, enqueue))
+        .watch(&pods, move |change, enqueue| {
+            let woken = wake_budgets(&selecting, change, enqueue);
+            if let (Some(message), false) =
+                (ambiguity(change.object(), &woken), matches!(change, Change::Deleted(_)))
+            {
+                events.event(&**change.object(), EventType::Warning, "MultiplePodDisruptionBudgets", message);
+            }
+        })
         .run(reconciler)
         .boxed()
 }
@@ -83,21 +90,39 @@ fn selector_of(budget: &PodDisruptionBudget) -> Result<LabelSelector, String> {
     LabelSelector::from_optional_api(budget.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
 }
 
-/// A pod wakes the budgets that select it, or did.
-fn wake_budgets(budgets: &Informer<PodDisruptionBudget>, change: &Change<Pod>, enqueue: Enqueue<'_>) {
+/// What a pod is told that several budgets select.
+fn ambiguity(pod: &Pod, budgets: &[String]) -> Option<String> {
+    let (namespace, name) = (pod.metadata.namespace.as_deref().unwrap_or(""), name_of(pod));
+    let chosen = budgets.first().filter(|_| budgets.len() > 1)?;
+    Some(format!(
+        "Pod {namespace:?}/{name:?} matches multiple PodDisruptionBudgets.  Chose {chosen:?} arbitrarily."
+    ))
+}
+
+/// A pod wakes the budgets that select it, or did; the names of those that do.
+fn wake_budgets(
+    budgets: &Informer<PodDisruptionBudget>,
+    change: &Change<Pod>,
+    enqueue: Enqueue<'_>,
+) -> Vec<String> {
     let pod = change.object();
     let old = match change {
         Change::Modified { old, new } if old.metadata.labels != new.metadata.labels => Some(old),
         _ => None,
     };
+    let mut selecting = Vec::new();
     for budget in budgets.list_namespace(pod.metadata.namespace.as_deref().unwrap_or("")) {
         let selector = selector_of(&budget);
         let selects =
             |pod: &Pod| selector.as_ref().is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref()));
+        if selects(pod) {
+            selecting.push(name_of(&*budget).to_owned());
+        }
         if selects(pod) || old.is_some_and(|old| selects(old)) {
             enqueue(ObjectKey::of(&budget.metadata));
         }
     }
+    selecting
 }
 
 /// Finds how many pods their owners want.

@@ -2,13 +2,14 @@
 
 mod backends;
 pub(crate) mod slices;
+mod trigger;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, DeleteOptions, Informer};
+use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Reason, Status};
 use futures::FutureExt;
@@ -18,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found};
 use backends::{HEADLESS, Port, has_selector, is_headless, publishes_not_ready, wake_services};
+use trigger::TriggerTimes;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "endpoint-controller", workers: 5 };
 
@@ -34,6 +36,8 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         pods: pods.clone(),
         endpoints: endpoints.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
+        events: cx.recorder(DESCRIPTOR.name),
+        times: TriggerTimes::default(),
     });
     let selecting = services.clone();
     Controller::new(DESCRIPTOR)
@@ -53,6 +57,8 @@ struct Reconcile {
     pods: Informer<Pod>,
     endpoints: Informer<Endpoints>,
     api: Api<Endpoints>,
+    events: EventRecorder,
+    times: TriggerTimes,
 }
 
 #[async_trait]
@@ -60,6 +66,7 @@ impl Reconciler for Reconcile {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let current = self.endpoints.get(&key.namespace, &key.name);
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.times.forget(key);
             if current.is_some() {
                 let options = DeleteOptions::default();
                 ignore_not_found(self.api.delete(&key.namespace, &key.name, options).await)?;
@@ -73,15 +80,30 @@ impl Reconciler for Reconcile {
         let selector = LabelSelector::from_map(selector);
         let mut pods = self.pods.list_namespace(&key.namespace);
         pods.retain(|pod| selector.matches_option(pod.metadata.labels.as_ref()));
-        let wanted = decide(&service, &pods, current.as_deref());
+        let changed = self.times.last_change(key, &service, &pods);
+        let wanted = decide(&service, &pods, current.as_deref()).map(|mut wanted| {
+            trigger::annotate(&mut wanted.metadata, changed);
+            wanted
+        });
         match (wanted, current) {
             (None, _) => {}
-            (Some(wanted), Some(_)) => drop(self.api.update(&key.namespace, wanted).await?),
-            (Some(wanted), None) => match self.api.create(&key.namespace, wanted).await {
+            (Some(wanted), Some(current)) => {
+                if let Err(status) = self.api.update(&key.namespace, wanted).await {
+                    let message = format!("Failed to update endpoint {key}: {status}");
+                    self.events.event(&*current, EventType::Warning, "FailedToUpdateEndpoint", message);
+                    return Err(status);
+                }
+            }
+            (Some(wanted), None) => match self.api.create(&key.namespace, wanted.clone()).await {
                 // The informer does not show it yet; its event leads back here.
                 Err(status) if status.reason() == Reason::AlreadyExists => {}
                 Err(status) if crate::runtime::is_namespace_terminating(&status) => {}
-                outcome => drop(outcome?),
+                Err(status) => {
+                    let message = format!("Failed to create endpoint for service {key}: {status}");
+                    self.events.event(&wanted, EventType::Warning, "FailedToCreateEndpoint", message);
+                    return Err(status);
+                }
+                Ok(_) => {}
             },
         }
         Ok(Action::AwaitChange)

@@ -31,6 +31,7 @@ use crate::pods::{LAG, PodControl, wake_adopters};
 use crate::runtime::{
     Action, Context, Controller, Descriptor, ObjectKey, Reconciler, is_namespace_terminating, name_of, uid_of,
 };
+use crate::sweep::Sweep;
 use backoff::Backoff;
 pub(crate) use orphans::run as run_orphans;
 pub(crate) use tally::finished;
@@ -47,6 +48,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let (jobs, pods) = (cx.informers.get::<Job>(), cx.informers.get::<Pod>());
     let reconciler = Arc::new(Jobs {
         control: PodControl::new(cx, DESCRIPTOR.name, DESCRIPTOR.name),
+        sweep: Sweep::default(),
         jobs: jobs.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
         clock: cx.clock.clone(),
@@ -85,6 +87,7 @@ struct Memory {
 
 struct Jobs {
     control: PodControl,
+    sweep: Sweep,
     jobs: Informer<Job>,
     api: Api<Job>,
     clock: Clock,
@@ -97,10 +100,14 @@ struct Jobs {
 impl Reconciler for Jobs {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(job) = self.jobs.get(&key.namespace, &key.name) else {
-            let known: BTreeSet<String> =
-                self.jobs.list().iter().filter_map(|job| job.metadata.uid.clone()).collect();
-            self.memory.lock().retain(|uid, _| known.contains(uid));
-            self.control.retain(&known);
+            let remembered = || self.control.remembered() + self.memory.lock().len();
+            if self.sweep.is_due(remembered()) {
+                let known: BTreeSet<String> =
+                    self.jobs.list().iter().filter_map(|job| job.metadata.uid.clone()).collect();
+                self.memory.lock().retain(|uid, _| known.contains(uid));
+                self.control.retain(&known);
+                self.sweep.done(remembered());
+            }
             return Ok(Action::AwaitChange);
         };
         let Some(spec) = &job.spec else { return Ok(Action::AwaitChange) };

@@ -76,6 +76,8 @@ struct Remains {
     /// Objects by finalizer.
     finalizers: BTreeMap<String, usize>,
     failures: Vec<String>,
+    /// Why it is not known what else may be there.
+    discovery: Option<String>,
 }
 
 impl Remains {
@@ -90,7 +92,7 @@ impl Remains {
     }
 
     fn is_empty(&self) -> bool {
-        self.counts.is_empty() && self.failures.is_empty()
+        self.counts.is_empty() && self.failures.is_empty() && self.discovery.is_none()
     }
 }
 
@@ -131,7 +133,10 @@ impl Reconcile {
     async fn empty(&self, namespace: &str) -> Remains {
         let mut remains = Remains::default();
         let is_pod = |entry: &&ResourceEntry| entry.id.group.is_empty() && entry.id.resource == "pods";
-        let all = self.served.all();
+        let all = self.served.all_now().await.unwrap_or_else(|status| {
+            remains.discovery = Some(status.to_string());
+            self.served.all()
+        });
         let (pods, others): (Vec<_>, Vec<_>) = all.iter().filter(|entry| entry.namespaced).partition(is_pod);
         for entries in [pods, others] {
             for entry in entries {
@@ -139,7 +144,7 @@ impl Reconcile {
                     remains.failures.push(format!("{}: {status}", entry.id.resource));
                 }
             }
-            if !remains.is_empty() {
+            if !remains.counts.is_empty() || !remains.failures.is_empty() {
                 break;
             }
         }
@@ -199,7 +204,7 @@ fn decide(namespace: &Namespace, remains: &Remains, now: Timestamp) -> Namespace
     };
     set(
         "NamespaceDeletionDiscoveryFailure",
-        None,
+        remains.discovery.as_ref().map(|why| ("DiscoveryFailed", why.clone())),
         ("ResourcesDiscovered", "All resources successfully discovered"),
     );
     set(
@@ -270,6 +275,17 @@ mod tests {
 
     use super::*;
     use crate::testing::{context_with, eventually};
+
+    #[test]
+    fn a_namespace_stays_while_it_is_not_known_what_may_be_in_it() {
+        let remains = Remains { discovery: Some("no answer".to_owned()), ..Remains::default() };
+        assert!(!remains.is_empty());
+        let status = decide(&Namespace::default(), &remains, Timestamp::UNIX_EPOCH);
+        let conditions = status.conditions.unwrap_or_default();
+        let told = conditions.iter().find(|c| c.type_ == "NamespaceDeletionDiscoveryFailure").expect("told");
+        assert_eq!((told.status.as_str(), told.reason.as_deref()), ("True", Some("DiscoveryFailed")));
+        assert_eq!(told.message.as_deref(), Some("no answer"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_deleted_namespace_waits_for_finalizers_and_then_goes() {

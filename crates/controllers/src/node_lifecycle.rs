@@ -14,11 +14,11 @@ use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, ObjectReference, Pod};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of};
+use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of, uid_of};
 use decide::{Heartbeat, Verdict};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "node-controller", workers: 2 };
@@ -43,6 +43,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         grace: cx.config.node_monitor_grace_period,
         startup_grace: cx.config.node_startup_grace_period,
         heartbeats: Mutex::default(),
+        known: Mutex::default(),
     });
     Controller::new(DESCRIPTOR)
         .watch_primary(&nodes)
@@ -74,6 +75,8 @@ struct Nodes {
     startup_grace: std::time::Duration,
     /// By node: when its kubelet was last heard of.
     heartbeats: Mutex<HashMap<String, Heartbeat>>,
+    /// Uids of the nodes that were seen.
+    known: Mutex<HashMap<String, String>>,
 }
 
 #[async_trait]
@@ -81,8 +84,15 @@ impl Reconciler for Nodes {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(node) = self.nodes.get("", &key.name) else {
             self.heartbeats.lock().remove(&key.name);
+            if let Some(uid) = self.known.lock().remove(&key.name) {
+                self.tell(&key.name, uid, "RemovingNode", "Removing Node", "from");
+            }
             return Ok(Action::AwaitChange);
         };
+        let uid = uid_of(&*node).to_owned();
+        if self.known.lock().insert(key.name.clone(), uid.clone()).is_none() {
+            self.tell(&key.name, uid, "RegisteredNode", "Registered Node", "in");
+        }
         let lease = self.leases.get(LEASES, &key.name);
         let renewed = lease.and_then(|lease| lease.spec.as_ref().and_then(|s| s.renew_time.clone()));
         let now = self.clock.now();
@@ -124,6 +134,19 @@ impl Reconciler for Nodes {
 }
 
 impl Nodes {
+    /// Tells that a node has come or gone.
+    fn tell(&self, name: &str, uid: String, reason: &str, what: &str, preposition: &str) {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(uid),
+            ..ObjectReference::default()
+        };
+        let message = format!("Node {name} event: {what} {name} {preposition} Controller");
+        self.events.event_about(about, EventType::Normal, reason, message);
+    }
+
     /// The pods of a node that is not ready are not ready: their Services drop them.
     async fn mark_pods_not_ready(&self, node: &str) -> Result<(), Status> {
         for pod in self.pods.get(node).iter().filter(|pod| podutil::is_ready(pod)) {
@@ -141,5 +164,37 @@ impl Nodes {
             self.events.event(&**pod, EventType::Warning, "NodeNotReady", "Node is not ready");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_client::DeleteOptions;
+    use coracle_client::testing::FakeTransport;
+    use k8s_openapi::api::core::v1::Event;
+
+    use super::*;
+    use crate::testing::{context, eventually};
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_that_a_node_came_and_went() {
+        let fake = FakeTransport::new(Clock::system());
+        let client = fake.client();
+        let task = tokio::spawn(run(&context(&fake)));
+        let node: Node = serde_json::from_value(json!({ "metadata": { "name": "n" } })).expect("a node");
+        client.api::<Node>().create("", node).await.expect("created");
+        let told = |reason: &'static str, message: &'static str| {
+            let events = client.api::<Event>();
+            async move {
+                let all = events.list("", ListOptions::default()).await.expect("listed");
+                all.iter().any(|event| {
+                    event.reason.as_deref() == Some(reason) && event.message.as_deref() == Some(message)
+                })
+            }
+        };
+        eventually(|| told("RegisteredNode", "Node n event: Registered Node n in Controller")).await;
+        client.api::<Node>().delete("", "n", DeleteOptions::default()).await.expect("deleted");
+        eventually(|| told("RemovingNode", "Node n event: Removing Node n from Controller")).await;
+        task.abort();
     }
 }

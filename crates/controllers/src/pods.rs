@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Index, Informer};
+use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::owner::controller_of;
 use coracle_meta::pod as podutil;
 use coracle_meta::selector::LabelSelector;
@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use parking_lot::Mutex;
 
+use crate::claim::Owned;
 use crate::runtime::{Context, Enqueue, ObjectKey, is_namespace_terminating, name_of, uid_of};
 
 /// How soon to look again for pods of our own that the informer does not show, should no event come.
@@ -22,18 +23,6 @@ pub(crate) const LAG: Duration = Duration::from_secs(5);
 
 /// Most pods made or removed in one go.
 pub(crate) const BURST: usize = 500;
-
-/// Pods by controller uid; those without one by `orphans/<namespace>`.
-pub(crate) fn owner_keys(pod: &Pod) -> Vec<String> {
-    vec![match controller_of(&pod.metadata) {
-        Some(owner) => owner.uid.clone(),
-        None => orphans(pod.metadata.namespace.as_deref().unwrap_or("")),
-    }]
-}
-
-fn orphans(namespace: &str) -> String {
-    format!("orphans/{namespace}")
-}
 
 /// An orphan wakes the owners of the kind `K` that select it.
 pub(crate) fn wake_adopters<K: Kind>(
@@ -110,7 +99,7 @@ struct Inflight {
 /// One controller's hand on pods.
 pub(crate) struct PodControl {
     pods: Informer<Pod>,
-    by_owner: Index<Pod>,
+    owned: Owned<Pod>,
     pub api: Api<Pod>,
     pub events: EventRecorder,
     /// By owner uid.
@@ -122,7 +111,7 @@ impl PodControl {
     pub(crate) fn new(cx: &Context, name: &str, component: &str) -> Self {
         let pods = cx.informers.get::<Pod>();
         Self {
-            by_owner: pods.index("controller", owner_keys),
+            owned: Owned::new(&pods),
             pods,
             api: cx.client(name).api(),
             events: cx.recorder_as(name, component),
@@ -132,14 +121,12 @@ impl PodControl {
 
     /// Pods that the owner controls.
     pub(crate) fn controlled(&self, uid: &str) -> Vec<Arc<Pod>> {
-        self.by_owner.get(uid)
+        self.owned.of(uid)
     }
 
     /// Pods that the owner controls, and those of its namespace that nobody does.
     pub(crate) fn candidates(&self, uid: &str, namespace: &str) -> Vec<Arc<Pod>> {
-        let mut candidates = self.by_owner.get(uid);
-        candidates.extend(self.by_owner.get(&orphans(namespace)));
-        candidates
+        self.owned.candidates(uid, namespace)
     }
 
     /// Whether the informer shows all that was made and removed for the owner. Ask before the pods.
@@ -147,7 +134,7 @@ impl PodControl {
         let mut inflight = self.inflight.lock();
         let Some(writes) = inflight.get_mut(uid) else { return true };
         if !writes.deleted.is_empty() {
-            let visible = self.by_owner.get(uid);
+            let visible = self.owned.of(uid);
             let untouched = |uid: &String| {
                 let found = visible.iter().find(|pod| pod.metadata.uid.as_ref() == Some(uid));
                 found.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none())
@@ -167,6 +154,11 @@ impl PodControl {
         let mut inflight = self.inflight.lock();
         let writes = inflight.entry(owner_uid.to_owned()).or_default();
         writes.created = writes.created.max(revision);
+    }
+
+    /// Of how many owners something is remembered.
+    pub(crate) fn remembered(&self) -> usize {
+        self.inflight.lock().len()
     }
 
     /// Forgets owners that exist no more.

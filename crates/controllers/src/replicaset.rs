@@ -20,11 +20,12 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector;
 
-use crate::claim::{Claimant, carry_out, claim};
+use crate::claim::{Claimant, Owned, carry_out, claim};
 use crate::pods::{LAG, PodControl, of_template, wake_adopters};
 use crate::runtime::{
     Action, Context, Controller, Descriptor, ObjectKey, Reconciler, is_namespace_terminating, name_of, uid_of,
 };
+use crate::sweep::Sweep;
 use coracle_meta::owner::controller_ref;
 use decide::{Failure, Scale};
 
@@ -116,6 +117,8 @@ fn start<K: Replicated>(cx: &Context, descriptor: Descriptor) -> BoxFuture<'stat
     let reconciler = Arc::new(Sets {
         control: PodControl::new(cx, descriptor.name, descriptor.name),
         sets: sets.clone(),
+        owned: Owned::new(&sets),
+        sweep: Sweep::default(),
         set_api: cx.client(descriptor.name).api(),
         clock: cx.clock.clone(),
     });
@@ -137,7 +140,9 @@ fn selector_of(set: &ReplicaSet) -> Result<LabelSelector, String> {
 struct Sets<K> {
     control: PodControl,
     sets: Informer<K>,
+    owned: Owned<K>,
     set_api: Api<K>,
+    sweep: Sweep,
     clock: Clock,
 }
 
@@ -145,8 +150,11 @@ struct Sets<K> {
 impl<K: Replicated> Reconciler for Sets<K> {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(owner) = self.sets.get(&key.namespace, &key.name) else {
-            let known = self.sets.list().iter().filter_map(|set| set.metadata().uid.clone()).collect();
-            self.control.retain(&known);
+            if self.sweep.is_due(self.control.remembered()) {
+                let known = self.sets.list().iter().filter_map(|set| set.metadata().uid.clone()).collect();
+                self.control.retain(&known);
+                self.sweep.done(self.control.remembered());
+            }
             return Ok(Action::AwaitChange);
         };
         let set = owner.as_set();
@@ -207,10 +215,8 @@ impl<K: Replicated> Sets<K> {
     /// Pods of all sets that have the same controller: of one Deployment.
     fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         let Some(owner) = controller_of(&set.metadata) else { return Vec::new() };
-        let sets = self.sets.list_namespace(set.metadata.namespace.as_deref().unwrap_or(""));
-        let siblings =
-            sets.iter().filter(|s| controller_of(s.metadata()).is_some_and(|o| o.uid == owner.uid));
-        siblings.flat_map(|sibling| self.control.controlled(uid_of(&**sibling))).collect()
+        let siblings = self.owned.of(&owner.uid);
+        siblings.iter().flat_map(|sibling| self.control.controlled(uid_of(&**sibling))).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
-use crate::claim::{Claimant, carry_out, claim};
+use crate::claim::{Claimant, Owned, carry_out, claim};
 use crate::hashing::safe_hash;
 use crate::runtime::{ignore_not_found, name_of};
 
@@ -114,13 +114,13 @@ fn surplus<'a>(
 
 /// One controller's hand on revisions.
 pub(crate) struct Revisions {
-    informer: Informer<ControllerRevision>,
+    known: Owned<ControllerRevision>,
     api: Api<ControllerRevision>,
 }
 
 impl Revisions {
-    pub(crate) fn new(informer: Informer<ControllerRevision>, api: Api<ControllerRevision>) -> Self {
-        Self { informer, api }
+    pub(crate) fn new(informer: &Informer<ControllerRevision>, api: Api<ControllerRevision>) -> Self {
+        Self { known: Owned::new(informer), api }
     }
 
     /// Adopts and releases revisions, and sees to it that the newest one is that of the present template.
@@ -133,7 +133,7 @@ impl Revisions {
         let namespace = meta.namespace.as_deref().unwrap_or("");
         let claimed = claim(
             &Claimant { owner: meta, selector: subject.selector },
-            self.informer.list_namespace(namespace),
+            self.known.candidates(meta.uid.as_deref().unwrap_or(""), namespace),
         );
         let owner_ref = controller_ref(&**subject.owner);
         let mut all = carry_out(claimed, &**subject.owner, owner_ref, owner_api, &self.api).await?;

@@ -1,20 +1,52 @@
 //! What the API serves: the built-in resources, and custom ones that come and go while the cluster runs.
 
+use std::fmt;
+use std::sync::Arc;
+
+use coracle_meta::Status;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::ResourceEntry;
 
+/// Asks a server elsewhere what it serves, and tells the list of it before it returns.
+pub type Refresh = Arc<dyn Fn() -> BoxFuture<'static, Result<(), Status>> + Send + Sync>;
+
 /// The resources served now. Clones share the list.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Served {
     builtin: Vec<ResourceEntry>,
     customs: watch::Receiver<Vec<ResourceEntry>>,
+    refresh: Option<Refresh>,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Served({} resources)", self.all().len())
+    }
 }
 
 impl Served {
     /// The built-in resources, and what the channel tells of the others.
     pub fn new(builtin: Vec<ResourceEntry>, customs: watch::Receiver<Vec<ResourceEntry>>) -> Self {
-        Self { builtin, customs }
+        Self { builtin, customs, refresh: None }
+    }
+
+    /// The same, where the channel only tells late.
+    #[must_use]
+    pub fn with_refresh(self, refresh: Option<Refresh>) -> Self {
+        Self { refresh, ..self }
+    }
+
+    /// All resources that are served when this is asked, for those who must not miss any.
+    ///
+    /// # Errors
+    /// What the server said that does not tell.
+    pub async fn all_now(&self) -> Result<Vec<ResourceEntry>, Status> {
+        if let Some(refresh) = &self.refresh {
+            refresh().await?;
+        }
+        Ok(self.all())
     }
 
     /// All resources that can be listed, watched and deleted.
@@ -61,5 +93,10 @@ mod tests {
         tell.send_replace(Vec::new());
         Served::next(&mut changes).await;
         assert!(served.all().is_empty());
+        let late = served.with_refresh(Some(Arc::new(move || {
+            tell.send_replace(vec![entry]);
+            Box::pin(async { Ok(()) })
+        })));
+        assert_eq!(late.all_now().await.expect("told"), [entry]);
     }
 }

@@ -16,6 +16,7 @@ use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use serde_json::json;
 
 use crate::finalizer::{self, Finalizer};
+use crate::prefix::Prefix;
 use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, ignore_not_found,
 };
@@ -76,35 +77,6 @@ fn allocated(address: &IPAddress) -> Option<IpAddr> {
         return None;
     }
     address.metadata.name.as_deref()?.parse().ok()
-}
-
-/// A range of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Prefix {
-    address: IpAddr,
-    bits: u32,
-}
-
-impl Prefix {
-    fn parse(text: &str) -> Option<Self> {
-        let (address, bits) = text.split_once('/')?;
-        Some(Self { address: address.parse().ok()?, bits: bits.parse().ok()? })
-    }
-
-    fn contains(&self, other: IpAddr) -> bool {
-        let top = |wide: u128, width: u32| wide.checked_shr(width.saturating_sub(self.bits)).unwrap_or(0);
-        match (self.address, other) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                top(u128::from(u32::from(a)), 32) == top(u128::from(u32::from(b)), 32)
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => top(u128::from(a), 128) == top(u128::from(b), 128),
-            _ => false,
-        }
-    }
-
-    fn holds(&self, other: &Self) -> bool {
-        self.bits <= other.bits && self.contains(other.address)
-    }
 }
 
 fn prefixes(range: &ServiceCIDR) -> Vec<Prefix> {

@@ -22,6 +22,7 @@ use crate::pods::{LAG, PodControl, wake_adopters};
 use crate::revisions::{History, Revisions, Subject, template_of};
 use crate::rollouts::{Progress, Rollouts, Turn};
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of, uid_of};
+use crate::sweep::Sweep;
 use decide::{Act, Revision, View, decide, is_parallel};
 use identity::Owners;
 
@@ -38,7 +39,8 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let client = cx.client(DESCRIPTOR.name);
     let reconciler = Arc::new(Sets {
         control: PodControl::new(cx, DESCRIPTOR.name, DESCRIPTOR.name),
-        revisions: Revisions::new(revisions.clone(), client.api()),
+        sweep: Sweep::default(),
+        revisions: Revisions::new(&revisions, client.api()),
         sets: sets.clone(),
         claims: claims.clone(),
         api: client.api(),
@@ -68,6 +70,7 @@ fn selector_of(set: &StatefulSet) -> Result<LabelSelector, String> {
 
 struct Sets {
     control: PodControl,
+    sweep: Sweep,
     revisions: Revisions,
     sets: Informer<StatefulSet>,
     claims: Informer<PersistentVolumeClaim>,
@@ -81,8 +84,11 @@ struct Sets {
 impl Reconciler for Sets {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         let Some(set) = self.sets.get(&key.namespace, &key.name) else {
-            let known = self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
-            self.control.retain(&known);
+            if self.sweep.is_due(self.control.remembered()) {
+                let known = self.sets.list().iter().filter_map(|set| set.metadata.uid.clone()).collect();
+                self.control.retain(&known);
+                self.sweep.done(self.control.remembered());
+            }
             self.rollouts.forget(KIND, key);
             return Ok(Action::AwaitChange);
         };

@@ -1,5 +1,6 @@
 //! `coracle apiserver`: the API server alone, with upstream's flags, to stand in for upstream's program.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use coracle_auth::service_account::TokenIssuer;
 use coracle_stdx::{Clock, Tasks};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::audit_file::{AuditFile, Limits};
 use crate::cli::ApiserverArgs;
 use crate::cluster::{make_dir, node_ip};
 use crate::error::Failure;
@@ -23,11 +25,11 @@ pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))
 }
 
-/// Serves until SIGTERM or Ctrl-C.
+/// Serves until SIGTERM or Ctrl-C. `flags` are shown to those who ask how it was started.
 ///
 /// # Errors
 /// A flag, file or port that cannot be used.
-pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
+pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result<(), Failure> {
     let clock = Clock::system();
     // What others gave comes first, so that nothing is made when it cannot be used.
     let advertise = args.advertise_address.or_else(node_ip).unwrap_or(IpAddr::from([127, 0, 0, 1]));
@@ -42,7 +44,7 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let client_ca = args.client_ca_file.as_deref().map(read).transpose()?;
     let node_ports = port_range(&args.service_node_port_range)?;
     let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
-    let audit = audit(&args)?;
+    let audit = audit(&args, &clock)?;
     let front_proxy = args.front_proxy.proxies()?;
     let proxy_client = args.front_proxy.own()?;
     let limits = limits(&args)?;
@@ -52,12 +54,14 @@ pub async fn run(args: ApiserverArgs) -> Result<(), Failure> {
     let opened = args.store.open(args.data_dir.join("store"), None).await?;
     let mut tasks = Tasks::new();
     opened.serve(&mut tasks);
-    let store = opened.store;
+    let (store, encryption) = (opened.store, opened.encryption);
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer = TokenIssuer::new(&key, issuer_url, audiences)
         .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
     let config = server_config(ServerParts {
         store,
+        encryption,
+        flags,
         clock,
         tls,
         client_ca,
@@ -136,7 +140,7 @@ fn limits(args: &ApiserverArgs) -> Result<RequestLimits, Failure> {
 }
 
 /// The audit log that the flags ask for: it takes a policy and a file (`-` for the standard output).
-fn audit(args: &ApiserverArgs) -> Result<Option<AuditConfig>, Failure> {
+fn audit(args: &ApiserverArgs, clock: &Clock) -> Result<Option<AuditConfig>, Failure> {
     let (Some(policy), Some(log)) = (&args.audit_policy_file, &args.audit_log_path) else { return Ok(None) };
     let parsed = AuditPolicy::parse(&read(policy)?);
     let policy = parsed.map_err(|e| {
@@ -145,7 +149,13 @@ fn audit(args: &ApiserverArgs) -> Result<Option<AuditConfig>, Failure> {
     let sink: AuditSink = if log.as_os_str() == "-" {
         Box::new(std::io::stdout())
     } else {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        let limits = Limits {
+            size: args.audit_log_maxsize.saturating_mul(1 << 20),
+            files: args.audit_log_maxbackup,
+            age: DAY.saturating_mul(args.audit_log_maxage),
+        };
+        let file = AuditFile::open(log.clone(), limits, clock.clone());
         Box::new(file.map_err(|e| Failure::file("open", log, &e))?)
     };
     Ok(Some(AuditConfig { policy, sink }))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use coracle_apiserver::MakeAuthorizers;
+use coracle_auth::abac::AbacAuthorizer;
 use coracle_auth::always::Always;
 use coracle_auth::authz_config::{
     AuthorizationConfiguration, AuthorizerConfiguration, WebhookConfiguration, condition, validate,
@@ -22,12 +23,18 @@ use crate::error::Failure;
 use crate::following::Reloading;
 use crate::remote;
 
+/// The mode that goes by a file of policies.
+const ABAC: &str = "ABAC";
+
 /// Who decides.
 #[derive(Args, Clone, Debug)]
 pub struct AuthorizationArgs {
-    /// Who decides, in order: Node, RBAC, Webhook, AlwaysAllow, AlwaysDeny.
+    /// Who decides, in order: Node, RBAC, Webhook, ABAC, AlwaysAllow, AlwaysDeny.
     #[arg(long, default_value = "Node,RBAC", value_delimiter = ',')]
     authorization_mode: Vec<String>,
+    /// Policies that mode ABAC decides by, one JSON object a line.
+    #[arg(long)]
+    authorization_policy_file: Option<PathBuf>,
     /// File that says who decides, instead of the flags; read again when it changes.
     #[arg(long, conflicts_with = "authorization_webhook_config_file")]
     authorization_config: Option<PathBuf>,
@@ -62,15 +69,42 @@ impl AuthorizationArgs {
             return configured(path.clone());
         }
         let config = self.as_configuration()?;
-        let hooks = hooks(&config).map_err(Failure::usage)?;
+        let mut hooks = hooks(&config).map_err(Failure::usage)?;
+        let policies = self.policies()?;
+        for (authorizer, hook) in config.authorizers.iter().zip(&mut hooks) {
+            if authorizer.kind == ABAC {
+                hook.clone_from(&policies);
+            }
+        }
         Ok(Box::new(move |reader| build(&config, &hooks, &reader)))
+    }
+
+    /// The authorizer of mode ABAC, if that is asked for.
+    fn policies(&self) -> Result<Option<Arc<dyn Authorizer>>, Failure> {
+        let asked = self.authorization_mode.iter().any(|mode| mode == ABAC);
+        match (&self.authorization_policy_file, asked) {
+            (None, false) => Ok(None),
+            (None, true) => {
+                let why = "authorization-mode ABAC's authorization policy file not passed";
+                Err(Failure::usage(why.to_owned()))
+            }
+            (Some(_), false) => {
+                let why = "cannot specify --authorization-policy-file without mode ABAC";
+                Err(Failure::usage(why.to_owned()))
+            }
+            (Some(path), true) => {
+                let made = AbacAuthorizer::parse(&path.display().to_string(), &read(path)?);
+                let hint = "see https://kubernetes.io/docs/reference/access-authn-authz/abac/";
+                Ok(Some(Arc::new(made.map_err(|why| Failure::new(why, hint))?)))
+            }
+        }
     }
 
     /// The flags as a configuration.
     fn as_configuration(&self) -> Result<AuthorizationConfiguration, Failure> {
         let mut authorizers = Vec::new();
         for mode in &self.authorization_mode {
-            if !coracle_auth::authz_config::TYPES.contains(&mode.as_str()) {
+            if mode != ABAC && !coracle_auth::authz_config::TYPES.contains(&mode.as_str()) {
                 let why = format!("authorization-mode {mode:?} is not a valid mode");
                 return Err(Failure::usage(why));
             }
@@ -220,6 +254,8 @@ mod tests {
         assert_eq!(refused(&["--authorization-mode", "RBAC,AlwaysAllow"]), "");
         assert!(refused(&["--authorization-mode", "Magic"]).contains("\"Magic\" is not a valid mode"));
         assert!(refused(&["--authorization-mode", "RBAC,RBAC"]).contains("more than once"));
+        assert!(refused(&["--authorization-mode", "ABAC"]).contains("policy file not passed"));
+        assert!(refused(&["--authorization-policy-file", "x"]).contains("without mode ABAC"));
         assert!(refused(&["--authorization-mode", "Webhook"]).contains("config file not passed"));
     }
 }

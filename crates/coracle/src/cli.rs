@@ -1,6 +1,7 @@
 //! The command line: every option is a flag, an environment variable `CORACLE_…` and a key of the YAML file
 //! given by `--config`, in that order of precedence.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::authn::{AuthenticationArgs, FrontProxyArgs};
 use crate::authz::AuthorizationArgs;
 use crate::control_plane::ControlArgs;
+use crate::controller_manager::ControllerManagerArgs;
 use crate::error::Failure;
 use crate::node_args::{CniArgs, NodeArgs};
 use crate::store::StoreArgs;
@@ -22,6 +24,9 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (Kubernetes v1.36.2+c
 #[derive(Debug, Parser)]
 #[command(name = "coracle", version = VERSION)]
 pub struct Cli {
+    /// The flags of the command as they are in force, by name.
+    #[arg(skip)]
+    pub flags: BTreeMap<String, String>,
     /// YAML file with options: keys are flag names, e.g. `api-port: 6443`.
     #[arg(long, global = true, env = "CORACLE_CONFIG", value_name = "FILE", display_order = LAST)]
     pub config: Option<PathBuf>,
@@ -53,6 +58,8 @@ pub enum Command {
     Apiserver(Box<ApiserverArgs>),
     /// Run the container runtime alone, for other kubelets and for crictl: CRI v1 on a Unix socket.
     Runtime(RuntimeArgs),
+    /// Run the controllers alone, against any API server, with upstream's flags.
+    ControllerManager(Box<ControllerManagerArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
     #[command(subcommand)]
     Demo(DemoCommand),
@@ -232,9 +239,31 @@ pub enum SnapshotCommand {
     },
 }
 
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// Sentences.
+    Text,
+    /// One JSON object: `outcome` (`done`, `failed`, `late`), `said`, and of a failure `cause` and `log`.
+    Json,
+}
+
+/// What users ask first of `release`.
+const RELEASE_HELP: &str = "\
+Publish:   kubectl apply -f app.yaml, or kubectl set image deployment/web app=shop:2
+Succeeded? coracle release status deployment/web   (exit status 0; prints each step on the way)
+Failed?    the same: exit status 1, and one sentence says why, with the last log lines of what crashed
+Pause:     coracle release pause deployment/web, and on with coracle release resume deployment/web
+Cancel:    coracle release abort deployment/web    (back to the last version that was ready, at once)
+Go back:   coracle release undo deployment/web [--to-revision N]   (kubectl rollout history lists them)";
+
 /// Options of `release`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = RELEASE_HELP)]
 pub struct ReleaseArgs {
+    /// How the result is printed.
+    #[arg(long, short, global = true, value_enum, default_value = "text")]
+    pub output: Output,
     /// Where the cluster lives.
     #[command(flatten)]
     pub data: DataDir,
@@ -359,6 +388,15 @@ pub struct ApiserverArgs {
     /// Policy that says which requests the audit log notes (audit.k8s.io/v1).
     #[arg(long, requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,
+    /// Megabytes of an audit log before it is put aside.
+    #[arg(long, default_value_t = 100)]
+    pub audit_log_maxsize: u64,
+    /// How many audit logs that were put aside are kept; 0 is all.
+    #[arg(long, default_value_t = 100)]
+    pub audit_log_maxbackup: usize,
+    /// How many days they are kept; 0 is for ever.
+    #[arg(long, default_value_t = 366)]
+    pub audit_log_maxage: u32,
     /// File that audit events are appended to, one JSON line each; `-` is the standard output.
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,
@@ -424,8 +462,28 @@ pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
         }
     }
     command = without_values(command);
+    let shown = command.clone();
     let matches = command.try_get_matches_from(argv).unwrap_or_else(|e| e.exit());
-    Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))?;
+    if let Some((name, matches)) = matches.subcommand() {
+        cli.flags = shown.find_subcommand(name).map(|sub| flags_of(sub, matches)).unwrap_or_default();
+    }
+    Ok(cli)
+}
+
+/// The flags of a subcommand as they are in force, lists in brackets.
+fn flags_of(command: &clap::Command, matches: &clap::ArgMatches) -> BTreeMap<String, String> {
+    let named = command.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
+    named
+        .map(|(arg, name)| {
+            let given = matches.try_get_raw(arg.get_id().as_str()).ok().flatten();
+            let values: Vec<String> =
+                given.into_iter().flatten().map(|value| value.to_string_lossy().into_owned()).collect();
+            let many = matches!(arg.get_action(), clap::ArgAction::Append);
+            let value = values.join(",");
+            (name.to_owned(), if many { format!("[{value}]") } else { value })
+        })
+        .collect()
 }
 
 /// Help names the environment variables without what they hold.

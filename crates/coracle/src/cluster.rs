@@ -368,7 +368,7 @@ pub fn release_slot(paths: &Paths) {
 }
 
 /// The machine's host name, made fit for a node name.
-fn host_name() -> String {
+pub fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
     let name: String = name
         .to_lowercase()

@@ -22,11 +22,15 @@ use crate::error::Failure;
 /// How long the end waits for leases to be given up.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// What runs in a cluster unless something else is asked for: new nodes join with bootstrap tokens.
+const WITH_TOKENS: &[&str] = &["*", "bootstrap-signer-controller", "token-cleaner-controller"];
+
 /// Options of the controllers and of leader election: upstream's.
 #[derive(Args, Clone, Debug)]
 pub struct ControlArgs {
-    /// Controllers that run: `*` is all, `-name` all but this one, by upstream's names.
-    #[arg(long, env = "CORACLE_CONTROLLERS", default_value = "*", value_delimiter = ',')]
+    /// Controllers that run, by upstream's names: `*` is all that run by default, `name` also this one, `-name` not
+    /// this one. Default: `*` and those for bootstrap tokens.
+    #[arg(long, env = "CORACLE_CONTROLLERS", value_delimiter = ',')]
     pub controllers: Vec<String>,
     /// Run scheduler and controllers only while leading, so that of several replicas one acts. Default: whether
     /// --etcd-servers is given.
@@ -109,11 +113,12 @@ impl ControlArgs {
     pub fn check(&self) -> Result<(), Failure> {
         let known = coracle_controllers::names();
         let stray = |name: &&String| {
-            let name = name.trim_start_matches('-');
+            let name = name.strip_prefix('-').unwrap_or(name);
             name != "*" && !known.contains(&name)
         };
         if let Some(name) = self.controllers.iter().find(stray) {
-            return Err(Failure::usage(format!("--controllers: {name:?} is none of {}", known.join(", "))));
+            let all = known.join(", ");
+            return Err(Failure::usage(format!("{name:?} is not in the list of known controllers: {all}")));
         }
         let (lease, deadline) = (self.leader_elect_lease_duration, self.leader_elect_renew_deadline);
         if lease <= deadline {
@@ -129,6 +134,30 @@ impl ControlArgs {
             return Err(Failure::usage("--horizontal-pod-autoscaler-sync-period must be greater than 0"));
         }
         Ok(())
+    }
+
+    /// What controllers run, where the command itself lets `default` run.
+    fn enabled(&self, default: &[&str]) -> Vec<String> {
+        match self.controllers.as_slice() {
+            [] => default.iter().map(|name| (*name).to_owned()).collect(),
+            given => given.to_vec(),
+        }
+    }
+
+    /// Settings of the controllers, where the command itself lets `default` run.
+    pub(crate) fn config(
+        &self,
+        root_ca_pem: String,
+        resources: Vec<ResourceEntry>,
+        default: &[&str],
+    ) -> ControllersConfig {
+        let mut config = ControllersConfig::new(root_ca_pem, resources);
+        config.controllers = self.enabled(default);
+        config.terminated_pod_threshold = self.terminated_pod_gc_threshold;
+        config.node_monitor_grace_period = self.node_monitor_grace_period;
+        config.max_concurrent_rollouts = self.max_concurrent_rollouts;
+        config.autoscaler = self.autoscaler();
+        config
     }
 
     fn times(&self) -> ElectionTimes {
@@ -199,8 +228,17 @@ impl ControlPlane {
             }
         };
         if parts.args.leader_elect.unwrap_or(parts.is_shared) {
-            lead(&parts, &mut tasks, &stopped, "kube-controller-manager", controllers);
-            lead(&parts, &mut tasks, &stopped, "kube-scheduler", scheduler);
+            let candidate = |name: &str| Candidate {
+                client: Client::new(
+                    parts.server.transport(UserInfo::authenticated(&format!("system:{name}"), &[])),
+                ),
+                args: parts.args,
+                host: parts.host,
+                clock: parts.clock.clone(),
+            };
+            let manager = candidate("kube-controller-manager");
+            lead(&manager, &mut tasks, &stopped, "kube-controller-manager", controllers);
+            lead(&candidate("kube-scheduler"), &mut tasks, &stopped, "kube-scheduler", scheduler);
         } else {
             beside.supervise("controllers", controllers);
             beside.supervise("scheduler", scheduler);
@@ -217,9 +255,17 @@ impl ControlPlane {
     }
 }
 
-/// Runs `work` under supervision while leading under `name`, as `system:<name>`.
-fn lead<F, Fut>(
-    parts: &ControlParts<'_>,
+/// Who stands for an election, and how.
+pub(crate) struct Candidate<'a> {
+    pub(crate) client: Client,
+    pub(crate) args: &'a ControlArgs,
+    pub(crate) host: &'a str,
+    pub(crate) clock: Clock,
+}
+
+/// Runs `work` under supervision while leading under `name`.
+pub(crate) fn lead<F, Fut>(
+    candidate: &Candidate<'_>,
     tasks: &mut Tasks,
     stopped: &watch::Receiver<bool>,
     name: &'static str,
@@ -228,11 +274,10 @@ fn lead<F, Fut>(
     F: Fn() -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let client = Client::new(parts.server.transport(UserInfo::authenticated(&format!("system:{name}"), &[])));
-    let identity = format!("{}_{}", parts.host, uuid());
-    let namespace = &parts.args.leader_elect_resource_namespace;
-    let election =
-        Election::new(&client, parts.clock.clone(), namespace, name, &identity, parts.args.times());
+    let Candidate { client, args, host, clock } = candidate;
+    let identity = format!("{host}_{}", uuid());
+    let namespace = &args.leader_elect_resource_namespace;
+    let election = Election::new(client, clock.clone(), namespace, name, &identity, args.times());
     let stopped = stopped.clone();
     tasks.spawn(async move {
         let supervised = || {
@@ -265,15 +310,10 @@ fn controllers(
         .filter(|def| def.storage == Storage::Stored)
         .map(|def| entry_of(def))
         .collect();
-    let mut config = ControllersConfig::new(parts.root_ca_pem.clone(), resources);
-    config.controllers.clone_from(&parts.args.controllers);
+    let mut config = parts.args.config(parts.root_ca_pem.clone(), resources, WITH_TOKENS);
     config.signer.clone_from(&parts.signer);
     config.reserved_ports.clone_from(&parts.reserved_ports);
     config.token_signer = Some(parts.token_signer.clone());
-    config.terminated_pod_threshold = parts.args.terminated_pod_gc_threshold;
-    config.node_monitor_grace_period = parts.args.node_monitor_grace_period;
-    config.max_concurrent_rollouts = parts.args.max_concurrent_rollouts;
-    config.autoscaler = parts.args.autoscaler();
     let (told, customs) = watch::channel(Vec::new());
     config.customs = customs;
     let defined = parts.server.custom_resources();

@@ -1,12 +1,14 @@
 //! The `coracle` binary: arguments, environment, files and wiring. The only crate that knows all parts.
 
 mod apiserver;
+mod audit_file;
 mod authn;
 mod authz;
 mod cli;
 mod cluster;
 mod control;
 mod control_plane;
+mod controller_manager;
 mod data_dir;
 mod demo;
 mod detach;
@@ -37,6 +39,10 @@ use std::time::Duration;
 use cli::Command;
 use error::Failure;
 
+/// Every object is hundreds of small allocations; see docs/adr/0017-allocator.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What the API reports as its version.
 pub const GIT_VERSION: &str = "v1.36.2+coracle";
 
@@ -64,6 +70,8 @@ fn run() -> Result<(), Failure> {
         .enable_all()
         // Schemas nest, and what reads them recurses.
         .thread_stack_size(4 << 20)
+        // Look for new requests after every few turns, not only after 61: a turn may encode a part of a long list.
+        .event_interval(7)
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
@@ -75,7 +83,8 @@ fn run() -> Result<(), Failure> {
             Command::Release(args) => release::run(args).await,
             Command::Snapshot(args) => snapshot::run(*args).await,
             Command::Runtime(args) => runtime::run(args).await,
-            Command::Apiserver(args) => apiserver::run(*args).await,
+            Command::Apiserver(args) => apiserver::run(*args, cli.flags).await,
+            Command::ControllerManager(args) => controller_manager::run(*args).await,
             Command::Demo(_) => Ok(()),
         }
     });

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Config, KubeletClient, MakeAuthorizers, RequestLimits, Tls};
+use coracle_apiserver::{ApiServer, Config, Encryption, KubeletClient, MakeAuthorizers, RequestLimits, Tls};
 use coracle_auth::UserInfo;
 use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
@@ -69,6 +69,10 @@ fn broken(what: &str, why: impl std::fmt::Display) -> Failure {
 pub struct ServerParts<'a> {
     /// The store.
     pub store: Arc<dyn coracle_store::Store>,
+    /// What of it is encrypted.
+    pub encryption: Option<Arc<Encryption>>,
+    /// The flags given, for people to look at.
+    pub flags: BTreeMap<String, String>,
     /// The clock.
     pub clock: Clock,
     /// Serving certificate.
@@ -110,6 +114,8 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         store: parts.store,
         clock: parts.clock,
         git_version: crate::GIT_VERSION.into(),
+        flags: parts.flags,
+        encryption: parts.encryption,
         tls: parts.tls,
         client_ca_pem: parts.client_ca,
         authenticators: Box::new(move |reader| {
@@ -281,13 +287,15 @@ async fn start_server(
     };
     let opened = store.open(paths.file("store"), own).await?;
     opened.serve(tasks);
-    let store = opened.store;
+    let (store, encryption) = (opened.store, opened.encryption);
     progress.step("store", &format!("revision {}", store.revision()));
     let issuer = token_issuer(cluster, pki)?;
     let mut bootstrap = coracle_auth::bootstrap::objects();
     bootstrap.extend(coracle_auth::bootstrap::cluster_objects());
     let config = server_config(ServerParts {
         store,
+        encryption,
+        flags: BTreeMap::new(),
         clock: clock.clone(),
         tls: Tls { cert_pem: pki.apiserver.cert.clone(), key_pem: pki.apiserver.key.clone() },
         client_ca: Some(pki.ca.clone()),

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelecto
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::cli::{ReleaseArgs, ReleaseCommand};
+use crate::cli::{Output, ReleaseArgs, ReleaseCommand};
 use crate::cluster::Paths;
 use crate::control::{Request, ask};
 use crate::error::Failure;
@@ -23,6 +23,8 @@ use diagnose::{Cause, Progress};
 
 /// How often the state is looked at while a person waits.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long the daemon follows before it says how far the rollout has come.
+const STEP: Duration = Duration::from_secs(1);
 /// Log lines shown of a container that crashed.
 const LINES: usize = 5;
 
@@ -61,16 +63,42 @@ pub async fn run(args: ReleaseArgs) -> Result<(), Failure> {
         ReleaseCommand::Resume { target } => order("resume", target, None, 0),
         ReleaseCommand::Abort { target } => order("abort", target, None, 0),
     };
-    let answer = ask(&paths.socket(), &Request::Release { order }).await?;
+    let answer = match order.action.as_str() {
+        "status" => follow(&paths, order, args.output).await?,
+        _ => ask(&paths.socket(), &Request::Release { order }).await?,
+    };
     let said = answer["said"].as_str().unwrap_or("").to_owned();
+    if args.output == Output::Json {
+        println!("{answer}");
+    }
     match answer["outcome"].as_str() {
         Some("failed") => {
             Err(Failure::new(said, "go back with `coracle release abort`, or mend it and publish again"))
         }
         Some("late") => Err(Failure::late(said)),
         _ => {
-            println!("{said}");
+            if args.output == Output::Text {
+                println!("{said}");
+            }
             Ok(())
+        }
+    }
+}
+
+/// Asks until the rollout has come to an end or the time is over; as text, each step on the way is printed.
+async fn follow(paths: &Paths, order: Order, output: Output) -> Result<Value, Failure> {
+    let (start, all) = (tokio::time::Instant::now(), Duration::from_secs(order.timeout));
+    let mut told = Value::Null;
+    loop {
+        let left = all.saturating_sub(start.elapsed());
+        let order = Order { timeout: left.min(STEP).as_secs(), ..order.clone() };
+        let answer = ask(&paths.socket(), &Request::Release { order }).await?;
+        if answer["outcome"] != "late" || start.elapsed() >= all {
+            return Ok(answer);
+        }
+        if output == Output::Text && answer["said"] != told {
+            println!("{}", answer["said"].as_str().unwrap_or(""));
+            told = answer["said"].clone();
         }
     }
 }
@@ -199,12 +227,17 @@ impl Release<'_> {
                 Progress::Going(text) => text.clone(),
             };
             if let Some(cause) = self.cause(&look).await? {
-                let said = format!("{what} fails: {}{}", cause.what, self.tail(&look.pods, &cause));
-                return Ok(json!({ "outcome": "failed", "said": said }));
+                let log = self.tail(&look.pods, &cause);
+                let mut said = format!("{what} fails: {}", cause.what);
+                if !log.is_empty() {
+                    said += &format!("; it said last:\n  | {}", log.join("\n  | "));
+                }
+                return Ok(json!({ "outcome": "failed", "said": said, "cause": cause.what, "log": log }));
             }
             if look.late {
                 let said = format!("{what} fails: no progress within its deadline; {going}");
-                return Ok(json!({ "outcome": "failed", "said": said }));
+                let cause = "no progress within its deadline";
+                return Ok(json!({ "outcome": "failed", "said": said, "cause": cause, "log": [] }));
             }
             if start.elapsed() >= timeout {
                 return Ok(
@@ -231,10 +264,10 @@ impl Release<'_> {
     }
 
     /// The last log lines of the container that crashed.
-    fn tail(&self, pods: &[Pod], cause: &Cause) -> String {
-        let Some((pod, container)) = &cause.logs else { return String::new() };
+    fn tail(&self, pods: &[Pod], cause: &Cause) -> Vec<String> {
+        let Some((pod, container)) = &cause.logs else { return Vec::new() };
         let found = pods.iter().find(|p| p.metadata.name.as_ref() == Some(pod));
-        let Some(uid) = found.map(|pod| uid(&pod.metadata)) else { return String::new() };
+        let Some(uid) = found.map(|pod| uid(&pod.metadata)) else { return Vec::new() };
         let dir = self.logs.join(format!("{}_{pod}_{uid}", self.namespace)).join(container);
         let newest = |dir: PathBuf| -> Option<String> {
             let files = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
@@ -245,10 +278,9 @@ impl Release<'_> {
             let mut texts = logs.iter().take(2).filter_map(|path| std::fs::read_to_string(path).ok());
             texts.find(|text| !text.trim().is_empty())
         };
-        let Some(text) = newest(dir) else { return String::new() };
+        let Some(text) = newest(dir) else { return Vec::new() };
         let said: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-        let last = said[said.len().saturating_sub(LINES)..].join("\n  | ");
-        format!("; it said last:\n  | {last}")
+        said[said.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
     }
 
     async fn pause(&self, paused: bool) -> Result<String, Status> {

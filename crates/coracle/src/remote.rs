@@ -16,13 +16,23 @@ use crate::error::Failure;
 /// # Errors
 /// A file that cannot be read or understood, or names what cannot be used.
 pub fn open(path: &Path) -> Result<(String, Arc<dyn Remote>), Failure> {
-    let failed = |why: String| {
-        Failure::new(format!("{}: {why}", path.display()), "give a kubeconfig file with a current context")
-    };
-    let file: Value = serde_yaml_ng::from_str(&read(path)?).map_err(|e| failed(e.to_string()))?;
-    let (url, config) = parse(&file, path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
-    let client = RemoteClient::new(&config).map_err(failed)?;
+    let (url, config) = config(path)?;
+    let client = RemoteClient::new(&config).map_err(|why| failed(path, &why))?;
     Ok((url, Arc::new(client)))
+}
+
+/// URL of the current context of a kubeconfig file, whom it trusts and what it shows.
+///
+/// # Errors
+/// A file that cannot be read or understood, or names what cannot be read.
+pub fn config(path: &Path) -> Result<(String, RemoteConfig), Failure> {
+    let file: Value = serde_yaml_ng::from_str(&read(path)?).map_err(|e| failed(path, &e.to_string()))?;
+    parse(&file, path.parent().unwrap_or(Path::new("/"))).map_err(|why| failed(path, &why))
+}
+
+/// Says that a kubeconfig file cannot be used.
+pub fn failed(path: &Path, why: &str) -> Failure {
+    Failure::new(format!("{}: {why}", path.display()), "give a kubeconfig file with a current context")
 }
 
 fn text(value: &Value, key: &str) -> Option<String> {

@@ -52,7 +52,10 @@ pub struct Opened {
     pub store: Arc<dyn Store>,
     /// As things lie on the disk, or in etcd.
     pub raw: Arc<dyn Store>,
-    encryption: Option<(Arc<Encryption>, PathBuf)>,
+    /// What is encrypted, and how.
+    pub encryption: Option<Arc<Encryption>>,
+    /// The configuration of that, if it is to be followed.
+    followed: Option<PathBuf>,
     /// Where the embedded store is.
     dir: Option<PathBuf>,
 }
@@ -63,7 +66,7 @@ impl Opened {
         if let Some(dir) = &self.dir {
             tasks.spawn(snapshot::serve(self.raw.clone(), dir.clone()));
         }
-        if let Some((encryption, file)) = &self.encryption {
+        if let (Some(encryption), Some(file)) = (&self.encryption, &self.followed) {
             tasks.spawn(reload::encryption(encryption.clone(), file.clone()));
         }
     }
@@ -83,7 +86,7 @@ impl StoreArgs {
         let text = self.encryption_provider_config.as_deref().map(read).transpose()?;
         let Some(text) = text.or(own) else {
             let raw = self.raw(dir).await?;
-            return Ok(Opened { store: raw.clone(), raw, encryption: None, dir: embedded });
+            return Ok(Opened { store: raw.clone(), raw, encryption: None, followed: None, dir: embedded });
         };
         let hint = "see https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/";
         let encryption = Encryption::new(&text)
@@ -92,7 +95,7 @@ impl StoreArgs {
         let store = SealedStore::new(raw.clone(), encryption.clone());
         let file = self.encryption_provider_config.clone();
         let followed = file.filter(|_| self.encryption_provider_config_automatic_reload);
-        Ok(Opened { store, raw, encryption: followed.map(|file| (encryption, file)), dir: embedded })
+        Ok(Opened { store, raw, encryption: Some(encryption), followed, dir: embedded })
     }
 
     /// Opens the store as it is.

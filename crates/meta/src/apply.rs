@@ -294,7 +294,7 @@ pub fn apply(
     let root = schemas.find(type_name).unwrap_or(0);
     check_config(schemas, root, config)?;
     let scope = Scope::of(type_name, manager.subresource);
-    let walker = Walker { schemas };
+    let walker = Walker { schemas, exact: false };
     let mut entries = decode(live.and_then(managed_of)).0;
     if let (Some(live), true) = (live, entries.is_empty()) {
         let before = Manager { name: BEFORE_FIRST_APPLY, operation: Operation::Update, ..*manager };
@@ -318,6 +318,14 @@ pub fn apply(
         store(&mut new, vec![own]);
         return Ok(new);
     };
+    for entry in entries.iter().filter(|entry| entry.api_version != manager.api_version) {
+        for (which, object) in [("old", live), ("new", &new)] {
+            if let Some(why) = versions.misfit(object, &entry.api_version) {
+                let message = format!("failed to convert {which} object: {why}");
+                return Err(Status::new(500, Reason::Unknown, message, None));
+            }
+        }
+    }
     let mut changes = Comparisons::new(schemas, type_name, Some(live), &new, manager, versions);
     if !force {
         let mut conflicts = conflicts(&entries, &mut changes);
@@ -372,6 +380,15 @@ pub fn merge_configuration(
     }
     merge::merge(schemas, root, &mut live, config);
     Ok(live)
+}
+
+/// Why an object does not fit its type, as far as ownership of fields goes; `None` when it does. Items of a list
+/// that share a key are let pass.
+pub fn misfit(schemas: &Schemas, type_name: &str, object: &Value) -> Option<String> {
+    let mut found = Vec::new();
+    merge::check(schemas, schemas.find(type_name)?, object, "", &mut found);
+    found.retain(|why| !why.contains(": duplicate entries for key "));
+    (!found.is_empty()).then(|| errors_text(&found))
 }
 
 fn errors_text(errs: &[String]) -> String {
@@ -461,7 +478,7 @@ fn last_applied(object: &Value) -> Option<&str> {
 fn last_applied_fields(schemas: &Schemas, root: NodeId, scope: &Scope, live: &Value) -> Fields {
     let Some(text) = last_applied(live) else { return Fields::new() };
     let Ok(before) = serde_json::from_str::<Value>(text) else { return Fields::new() };
-    let walker = Walker { schemas };
+    let walker = Walker { schemas, exact: false };
     let mut set = walker.applied(root, scope, &before);
     let change = walker.objects(root, scope, &before, live);
     fields::subtract(&mut set, &change.taken);

@@ -86,7 +86,7 @@ enum Place {
     Value,
     /// A map with free keys.
     Map,
-    /// A label selector: an empty one may not be taken for an absent one.
+    /// A label selector or another structure of which an empty one may not be taken for an absent one.
     Selector,
     Quantity,
     Time,
@@ -131,7 +131,10 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Plain<'_, D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        let place = if name == "LabelSelector" { Place::Selector } else { Place::Value };
+        let place = match name {
+            "LabelSelector" | "ParentReference" => Place::Selector,
+            _ => Place::Value,
+        };
         let visitor = Watching { inner: visitor, notes: self.notes, place };
         self.inner.deserialize_struct(name, fields, visitor)
     }

@@ -17,15 +17,23 @@ impl Path {
     }
     /// A field below this path.
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self(name.to_owned()) } else { Self(format!("{}.{name}", self.0)) }
+        if self.0.is_empty() { Self(name.to_owned()) } else { self.with(&[".", name]) }
     }
     /// A list element below this path.
     pub fn index(&self, i: usize) -> Self {
-        Self(format!("{}[{i}]", self.0))
+        self.with(&["[", &i.to_string(), "]"])
     }
     /// A map entry below this path.
     pub fn key(&self, key: &str) -> Self {
-        Self(format!("{}[{key}]", self.0))
+        self.with(&["[", key, "]"])
+    }
+    /// Validators make a path for every field that they look at: one allocation each, and no formatting.
+    fn with(&self, parts: &[&str]) -> Self {
+        let mut path =
+            String::with_capacity(self.0.len() + parts.iter().map(|part| part.len()).sum::<usize>());
+        path.push_str(&self.0);
+        parts.iter().for_each(|part| path.push_str(part));
+        Self(path)
     }
 }
 
@@ -153,6 +161,10 @@ impl ErrorList {
     /// The errors in order.
     pub fn iter(&self) -> impl Iterator<Item = &Error> {
         self.0.iter()
+    }
+    /// The errors in order, to be amended.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Error> {
+        self.0.iter_mut()
     }
     /// Adds an error made by hand.
     pub fn push(&mut self, error: Error) {

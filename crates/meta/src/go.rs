@@ -5,12 +5,16 @@ mod base64;
 mod canonical;
 mod convert;
 mod decode;
+mod deep;
+mod empties;
 mod legible;
 mod time;
 
 pub use canonical::canonicalize;
 pub use convert::conversion_error;
 pub use decode::type_error;
+pub use deep::without_unknown;
+pub use empties::Empties;
 pub use legible::legible;
 
 use std::collections::HashMap;

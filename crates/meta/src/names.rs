@@ -1,6 +1,8 @@
 //! Syntax of names, labels and other short strings. Every function returns upstream's messages; an empty list
 //! means valid. Follows `k8s.io/apimachinery/pkg/util/validation` and `pkg/api/validate/content`.
 
+use crate::field::{ErrorList, Path};
+
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric \
     characters, '-' or \
     '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for \
@@ -178,6 +180,25 @@ pub fn path_segment(name: &str) -> Vec<String> {
     }
     let found = ["/", "%"].into_iter().filter(|c| name.contains(*c));
     found.map(|c| format!("may not contain '{c}'")).collect()
+}
+
+/// Checks a path behind a domain, such as `acme.io/foo`.
+pub fn check_prefixed_path(value: &str, path: &Path, errs: &mut ErrorList) {
+    if value.is_empty() {
+        return errs.required(path, "");
+    }
+    let (host, rest) = value.split_once('/').unwrap_or((value, ""));
+    if host.is_empty() || rest.is_empty() {
+        return errs.invalid(path, value, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+    }
+    for why in dns1123_subdomain(host) {
+        errs.invalid(path, host, why);
+    }
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
+    if !rest.bytes().all(legal) {
+        let why = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+        errs.invalid(path, rest, why);
+    }
 }
 
 /// A container port's or service port's IANA name: at most 15 characters, a letter among them.

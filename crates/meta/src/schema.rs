@@ -179,19 +179,7 @@ impl Schemas {
     /// Upstream's message for a malformed quantity.
     pub fn normalize(&self, type_name: &str, value: &mut Value) -> Result<(), String> {
         match self.find(type_name) {
-            Some(id) => normalize::normalize(self, id, value, normalize::Lists::Stored),
-            None => Ok(()),
-        }
-    }
-
-    /// As [`Self::normalize`], but for an object as a client sent it: an empty list that Go always encodes
-    /// stays one, because whoever sends it owns it.
-    ///
-    /// # Errors
-    /// Upstream's message for a malformed quantity.
-    pub fn normalize_sent(&self, type_name: &str, value: &mut Value) -> Result<(), String> {
-        match self.find(type_name) {
-            Some(id) => normalize::normalize(self, id, value, normalize::Lists::Sent),
+            Some(id) => normalize::normalize(self, id, value),
             None => Ok(()),
         }
     }

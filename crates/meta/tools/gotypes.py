@@ -64,6 +64,8 @@ def read(path, package):
         constants.setdefault(f"{package}.{name}", set()).add(value)
     for name, constant in re.findall(r'^\s*(?:const )?\w+\s*=\s*(\w+)\((?:\w+\.)?(\w+)\)', text, re.M):
         others.setdefault(f"{package}.{name}", set()).add(constant)
+    for name in re.findall(r"^type (\w+) struct ?\{\s*\}", text, re.M):
+        structs[f"{package}.{name}"] = []
     for name, body in re.findall(r"^type (\w+) struct \{\n(.*?)^\}", text, re.M | re.S):
         fields = []
         for line in body.splitlines():

@@ -179,6 +179,13 @@ pub trait Strategy<K: Kind>: Send + Sync + 'static {
     fn warnings(&self, new: &K, old: Option<&K>) -> Vec<String> {
         Vec::new()
     }
+    /// Takes out fields of features that are off. Who sent them owns them all the same.
+    fn drop_disabled(&self, obj: &mut K) {}
+    /// Fills in what upstream's store does not hold after a write and its reader adds; true when there was such a
+    /// thing. The next write then makes a revision even if it changes nothing.
+    fn settle(&self, obj: &mut K) -> bool {
+        false
+    }
     /// Checks `metadata.name`; the message list is empty when valid. DNS-1123 subdomain unless overridden.
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
         crate::def::dns1123_subdomain(name, prefix)
@@ -286,6 +293,8 @@ pub trait ErasedStrategy: Send + Sync {
         errs: &mut ErrorList,
     );
     fn completed(&self, obj: &dyn Object) -> Option<(&'static str, &'static str)>;
+    fn drop_disabled(&self, obj: &mut dyn Object);
+    fn settle(&self, obj: &mut dyn Object) -> bool;
     fn warnings(&self, new: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String>;
     fn row(&self, obj: &dyn Object, now: jiff::Timestamp) -> Vec<Value>;
@@ -344,7 +353,13 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
         coracle_meta::direct::decode::<K>(json).map(|obj| Box::new(obj) as Box<dyn Object>)
     }
     fn decode_slice(&self, json: &[u8]) -> Result<Box<dyn Object>, Status> {
-        match serde_json::from_slice::<K>(json) {
+        let decoded = serde_json::from_slice::<K>(json).or_else(|e| {
+            // Where upstream lets a time be absent, the types crate does not.
+            let mut value = serde_json::from_slice(json)?;
+            gaps::absent_times(&mut value, K::KIND);
+            serde_json::from_value(value).map_err(|_| e)
+        });
+        match decoded {
             Ok(obj) => Ok(Box::new(obj)),
             Err(e) => Err(Status::internal(format!("stored {} cannot be decoded: {e}", K::KIND))),
         }
@@ -409,6 +424,14 @@ impl<K: Kind + schemars::JsonSchema, S: Strategy<K>> ErasedStrategy for Typed<K,
             (Some(new), Some(old)) => self.0.validate_part_update(part, new, old, errs),
             _ => errs.internal("", "object of another kind"),
         }
+    }
+    fn drop_disabled(&self, obj: &mut dyn Object) {
+        if let Some(obj) = obj.downcast_mut::<K>() {
+            self.0.drop_disabled(obj);
+        }
+    }
+    fn settle(&self, obj: &mut dyn Object) -> bool {
+        obj.downcast_mut::<K>().is_some_and(|obj| self.0.settle(obj))
     }
     fn completed(&self, obj: &dyn Object) -> Option<(&'static str, &'static str)> {
         cast::<K>(obj).and_then(|obj| self.0.completed(obj))

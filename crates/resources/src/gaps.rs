@@ -48,10 +48,11 @@ pub(crate) fn mark(value: &mut Value, kind: &str, empty: Empty) {
     }
 }
 
-/// Times that the types crate requires and that upstream checks itself: absent ones are the beginning of the
-/// clock, which no client means.
-fn absent_times(value: &mut Value, kind: &str) {
-    const EPOCH: &str = "1970-01-01T00:00:00.000000Z";
+/// The beginning of the clock, which no client means: an absent time that the types crate requires.
+const EPOCH: &str = "1970-01-01T00:00:00.000000Z";
+
+/// Marks times that the types crate requires and that upstream checks itself, or takes as absent.
+pub(crate) fn absent_times(value: &mut Value, kind: &str) {
     let fill = |value: &mut Value, key: &str| {
         if let Some(map) = value.as_object_mut()
             && map.get(key).is_none_or(Value::is_null)
@@ -64,9 +65,42 @@ fn absent_times(value: &mut Value, kind: &str) {
             value.get_mut("series").into_iter().for_each(|series| fill(series, "lastObservedTime"));
         }
         "PodDisruptionBudget" | "Service" | "ServiceCIDR" | "ValidatingAdmissionPolicy" => {
-            let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
-            conditions.into_iter().flatten().for_each(|c| fill(c, "lastTransitionTime"));
+            conditions(value).for_each(|c| fill(c, "lastTransitionTime"));
         }
         _ => {}
+    }
+}
+
+/// Shows marked times as upstream does where it lets them be absent: `null`.
+pub fn show_absent_times(value: &mut Value, kind: &str) {
+    if !matches!(kind, "Service" | "ServiceCIDR") {
+        return;
+    }
+    let times = conditions(value).filter_map(|c| c.get_mut("lastTransitionTime"));
+    for time in times.filter(|time| time.as_str().is_some_and(|t| t.starts_with("1970-01-01T00:00:00"))) {
+        *time = Value::Null;
+    }
+}
+
+fn conditions(value: &mut Value) -> impl Iterator<Item = &mut Value> {
+    value.pointer_mut("/status/conditions").and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_absent_time_is_marked_and_shown_as_null() {
+        let mut value = json!({ "status": { "conditions": [{ "type": "A" }, { "lastTransitionTime": null },
+            { "lastTransitionTime": "2020-01-01T00:00:00Z" }] } });
+        absent_times(&mut value, "Service");
+        assert_eq!(value["status"]["conditions"][1]["lastTransitionTime"], EPOCH);
+        show_absent_times(&mut value, "Service");
+        let told = json!([{ "type": "A", "lastTransitionTime": null }, { "lastTransitionTime": null },
+            { "lastTransitionTime": "2020-01-01T00:00:00Z" }]);
+        assert_eq!(value["status"]["conditions"], told);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use coracle_meta::field::ErrorList;
 use def::ResourceDef;
+pub use gaps::show_absent_times;
 use k8s_openapi::api::core::v1::Service;
 
 mod address;

@@ -150,6 +150,12 @@ impl<C: Conversion> ErasedStrategy for ServedVersion<C> {
     ) {
         self.hub().validate_part_update(part, new, old, errs);
     }
+    fn drop_disabled(&self, obj: &mut dyn Object) {
+        self.hub().drop_disabled(obj);
+    }
+    fn settle(&self, obj: &mut dyn Object) -> bool {
+        self.hub().settle(obj)
+    }
     fn completed(&self, obj: &dyn Object) -> Option<(&'static str, &'static str)> {
         self.hub().completed(obj)
     }

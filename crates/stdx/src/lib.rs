@@ -1,11 +1,14 @@
-//! Clock (injected everywhere), back-off, ids, supervised tasks and changes of files; nothing of Kubernetes.
+//! Clock (injected everywhere), back-off, ids, supervised tasks, changes of files, TLS to anyone; nothing of
+//! Kubernetes.
 
+mod any_certificate;
 mod backoff;
 mod clock;
 pub mod files;
 mod id;
 mod task;
 
+pub use any_certificate::AnyCertificate;
 pub use backoff::Backoff;
 pub use clock::Clock;
 pub use id::{random_hex, random_suffix, uuid};

@@ -1,7 +1,7 @@
 //! RuntimeClass: pods get the overhead, node labels and tolerations of their runtime class.
 
 use async_trait::async_trait;
-use coracle_meta::{Object, Status};
+use coracle_meta::{Object, Reason, Status, names};
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
 use k8s_openapi::api::node::v1::RuntimeClass as Class;
 use std::sync::Arc;
@@ -14,12 +14,32 @@ const UNDEFINED: &str = "pod rejected: Pod Overhead set without corresponding Ru
 /// The plugin.
 pub(super) struct RuntimeClass;
 
+/// Why a pod is turned away.
+enum Refusal {
+    /// The name could not even be asked for.
+    Name(String),
+    /// Forbidden, for this reason.
+    Class(String),
+}
+
+impl Refusal {
+    fn status(self, request: &Request<'_>) -> Status {
+        match self {
+            Self::Name(why) => Status::new(500, Reason::Unknown, why, None),
+            Self::Class(why) => request.forbidden(&why),
+        }
+    }
+}
+
 /// The class that the pod names, if it names one.
-fn class_of(env: &Environment, spec: Option<&PodSpec>) -> Result<Option<Arc<dyn Object>>, String> {
+fn class_of(env: &Environment, spec: Option<&PodSpec>) -> Result<Option<Arc<dyn Object>>, Refusal> {
     let Some(name) = spec.and_then(|s| s.runtime_class_name.as_deref()) else { return Ok(None) };
     match env.reader.get("node.k8s.io", "runtimeclasses", "", name) {
         Some(class) => Ok(Some(class)),
-        None => Err(format!("pod rejected: RuntimeClass {name:?} not found")),
+        None => Err(match names::path_segment(name).as_slice() {
+            [] => Refusal::Class(format!("pod rejected: RuntimeClass {name:?} not found")),
+            wrong => Refusal::Name(format!("invalid resource name {name:?}: [{}]", wrong.join(" "))),
+        }),
     }
 }
 
@@ -39,12 +59,12 @@ impl Plugin for RuntimeClass {
             Some(pod) => class_of(env, pod.spec.as_ref()).and_then(|class| {
                 let class = class.as_deref().and_then(|obj| obj.downcast::<Class>());
                 match (class, pod.spec.as_mut()) {
-                    (Some(class), Some(spec)) => apply(class, spec),
+                    (Some(class), Some(spec)) => apply(class, spec).map_err(Refusal::Class),
                     _ => Ok(()),
                 }
             }),
         };
-        outcome.map_err(|why| request.forbidden(&why))
+        outcome.map_err(|refusal| refusal.status(request))
     }
 
     async fn validate(&self, env: &Environment, request: &mut Request<'_>) -> Result<(), Status> {
@@ -53,12 +73,14 @@ impl Plugin for RuntimeClass {
             let class = class.as_deref().and_then(|obj| obj.downcast::<Class>());
             let set = spec.and_then(|s| s.overhead.as_ref());
             match class.and_then(|c| c.overhead.as_ref()) {
-                Some(overhead) if overhead.pod_fixed.as_ref() != set => Err(MISMATCH.to_owned()),
-                None if set.is_some() => Err(UNDEFINED.to_owned()),
+                Some(overhead) if overhead.pod_fixed.as_ref() != set => {
+                    Err(Refusal::Class(MISMATCH.to_owned()))
+                }
+                None if set.is_some() => Err(Refusal::Class(UNDEFINED.to_owned())),
                 _ => Ok(()),
             }
         });
-        outcome.map_err(|why| request.forbidden(&why))
+        outcome.map_err(|refusal| refusal.status(request))
     }
 }
 

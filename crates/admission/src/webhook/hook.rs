@@ -11,7 +11,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 
 use super::{TIMEOUT, Target};
-use crate::{Operation, Request};
+use crate::Request;
 
 /// The two kinds of webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,12 +147,7 @@ pub(crate) fn matches(rule: &RuleWithOperations, request: &Request<'_>, def: &Re
         Some("Cluster") => cluster,
         _ => true,
     };
-    let operation = match request.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-        Operation::Connect => "CONNECT",
-    };
+    let operation = request.operation.as_str();
     let resource = |item: &String| {
         let (resource, sub) = item.split_once('/').unwrap_or((item, ""));
         (resource == "*" || resource == def.plural) && (sub == "*" || sub == request.subresource)

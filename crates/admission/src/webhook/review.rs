@@ -6,7 +6,7 @@ use coracle_meta::{DynamicObject, Object, Status};
 use coracle_resources::def::ResourceDef;
 use serde_json::{Value, json};
 
-use crate::{Environment, Operation, Request};
+use crate::{Environment, Request};
 
 /// A usable answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,12 +57,7 @@ pub(crate) fn request_json(
     };
     let resource =
         |def: &ResourceDef| json!({ "group": def.group, "version": def.version, "resource": def.plural });
-    let operation = match request.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-        Operation::Connect => "CONNECT",
-    };
+    let operation = request.operation.as_str();
     let mut out = json!({
         "uid": uid,
         "kind": kind(def),

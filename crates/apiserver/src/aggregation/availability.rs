@@ -33,8 +33,12 @@ impl Finding {
         Self { available: false, reason: "FailedDiscoveryCheck", message }
     }
 
-    /// Whether it says that the server is available.
-    #[cfg(test)]
+    /// Whether the condition is that it is available.
+    pub(super) fn available(&self) -> bool {
+        self.available
+    }
+
+    /// The reason of the condition.
     pub(super) fn reason(&self) -> &'static str {
         self.reason
     }

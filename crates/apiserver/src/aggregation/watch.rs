@@ -22,6 +22,7 @@ use super::availability::{self, Finding};
 use super::link::aggregator;
 use super::{Extension, GROUP, PLURAL, api_services, learn};
 use crate::cache::{Event, EventKind, Filter};
+use crate::http::metrics::families;
 use crate::server::Server;
 use crate::verbs::{Input, Part};
 
@@ -243,6 +244,16 @@ async fn note(server: &Arc<Server>, api: &APIService, finding: &Finding) -> Resu
     let resource = server.cache.registry.find(GROUP, PLURAL).ok_or_else(Status::no_such_path)?;
     let name = noted.metadata.name.clone().unwrap_or_default();
     info!(apiservice = name, ?finding, "availability changes");
+    let available = finding.available();
+    server.metrics.counts.set(
+        &families::UNAVAILABLE,
+        vec![name.clone().into()],
+        f64::from(u8::from(!available)),
+    );
+    if !available {
+        let labels = vec![name.clone().into(), finding.reason().into()];
+        server.metrics.counts.add(&families::UNAVAILABLE_TOTAL, labels);
+    }
     let (caller, opts, input) = (Server::loopback(), WriteOptions::default(), Input::Object(Arc::new(noted)));
     match server.update(&caller, &resource, "", &name, Part::Status, input, &opts).await {
         Err(status) if status.code() != 404 => Err(status),

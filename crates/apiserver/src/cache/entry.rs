@@ -71,7 +71,7 @@ impl CacheEntry {
     }
 
     /// Notes how the entry differs from what is stored.
-    pub(super) fn unlike(self, stored: Option<Bytes>, stale: bool) -> Self {
+    pub(crate) fn unlike(self, stored: Option<Bytes>, stale: bool) -> Self {
         Self { stored, stale, ..self }
     }
 

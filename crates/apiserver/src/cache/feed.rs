@@ -121,7 +121,7 @@ impl Cache {
         let entry = CacheEntry::new(key.clone(), prefix, revision, encoded, def);
         match resource.custom() {
             Some(_) if fresh => definitions::read(resource, entry),
-            _ => entry,
+            _ => entry.unlike(None, codec::is_unsettled(value)),
         }
     }
 

@@ -1,11 +1,14 @@
 //! The file: `apiserver.config.k8s.io/v1` EncryptionConfiguration, validated as upstream does, in its words.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_meta::field::{ErrorList, Path};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::kms::KmsConfig;
 use super::parse_resource;
 
 /// Lengths of AES keys, and of secretbox keys.
@@ -39,7 +42,7 @@ struct ProviderFile {
     aescbc: Option<KeysFile>,
     secretbox: Option<KeysFile>,
     identity: Option<Empty>,
-    kms: Option<serde::de::IgnoredAny>,
+    kms: Option<KmsFile>,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +54,19 @@ struct Empty {}
 struct KeysFile {
     #[serde(default)]
     keys: Vec<KeyFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KmsFile {
+    #[serde(rename = "apiVersion", default)]
+    api_version: String,
+    #[serde(default)]
+    name: String,
+    cachesize: Option<i64>,
+    #[serde(default)]
+    endpoint: String,
+    timeout: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +88,7 @@ pub(super) enum Provider {
     AesGcm(Named),
     AesCbc(Named),
     Secretbox(Named),
+    Kms(KmsConfig),
 }
 
 /// Resources that share providers.
@@ -108,7 +125,7 @@ fn read(file: File, errs: &mut ErrorList) -> Vec<Entry> {
     if file.resources.is_empty() {
         at_least_one(errs, &root);
     }
-    let mut entries = Vec::new();
+    let (mut entries, mut names) = (Vec::new(), Vec::new());
     for (i, entry) in file.resources.into_iter().enumerate() {
         let (resources, providers) = (root.index(i).child("resources"), root.index(i).child("providers"));
         if entry.resources.is_empty() {
@@ -124,7 +141,7 @@ fn read(file: File, errs: &mut ErrorList) -> Vec<Entry> {
             at_least_one(errs, &providers);
         }
         let made = entry.providers.into_iter().enumerate();
-        let made = made.filter_map(|(j, p)| provider(p, &providers.index(j), errs)).collect();
+        let made = made.filter_map(|(j, p)| provider(p, &providers.index(j), &mut names, errs)).collect();
         entries.push(Entry { resources: entry.resources, providers: made });
     }
     entries
@@ -176,7 +193,12 @@ fn misnamed(name: &str) -> Option<&'static str> {
     }
 }
 
-fn provider(provider: ProviderFile, path: &Path, errs: &mut ErrorList) -> Option<Provider> {
+fn provider(
+    provider: ProviderFile,
+    path: &Path,
+    names: &mut Vec<String>,
+    errs: &mut ErrorList,
+) -> Option<Provider> {
     let ProviderFile { aesgcm, aescbc, secretbox, identity, kms } = provider;
     let given = [
         ("AESGCM", aesgcm.is_some()),
@@ -200,9 +222,8 @@ fn provider(provider: ProviderFile, path: &Path, errs: &mut ErrorList) -> Option
     if !why.is_empty() {
         errs.invalid(path.clone(), shown, why);
     }
-    if kms.is_some() {
-        errs.forbidden(path.child("kms"), "KMS providers are not served here: use aesgcm or secretbox");
-        return None;
+    if let Some(file) = kms {
+        return self::kms(file, &path.child("kms"), names, errs).map(Provider::Kms);
     }
     let mut read =
         |file: KeysFile, name: &str, lengths| keys(file.keys, &path.child(name).child("keys"), lengths, errs);
@@ -216,6 +237,54 @@ fn provider(provider: ProviderFile, path: &Path, errs: &mut ErrorList) -> Option
         return Some(Provider::Secretbox(read(file, "secretbox", SECRETBOX)));
     }
     identity.map(|Empty {}| Provider::Identity)
+}
+
+/// A KMS plugin; `names` are those of the plugins before it.
+fn kms(file: KmsFile, path: &Path, names: &mut Vec<String>, errs: &mut ErrorList) -> Option<KmsConfig> {
+    let before = errs.len();
+    let KmsFile { api_version, name, cachesize, endpoint, timeout } = file;
+    if name.is_empty() {
+        errs.required(path.child("name"), "name is a mandatory field for a provider");
+    }
+    if name.contains(':') {
+        let why = format!("invalid KMS provider name {name}, must not contain ':'");
+        errs.invalid(path.child("name"), name.as_str(), why);
+    }
+    if names.contains(&name) {
+        let why = format!("duplicate KMS provider name {name}, names must be unique");
+        errs.invalid(path.child("name"), name.as_str(), why);
+    }
+    names.push(name.clone());
+    let said = timeout.as_deref().unwrap_or("3s");
+    let nanos = coracle_cel::go_duration(said).ok().and_then(|nanos| u64::try_from(nanos).ok());
+    let timeout = nanos.filter(|nanos| *nanos > 0).map(Duration::from_nanos);
+    if timeout.is_none() {
+        errs.invalid(path.child("timeout"), said, "timeout should be a positive value");
+    }
+    let socket = endpoint.strip_prefix("unix://");
+    if endpoint.is_empty() {
+        errs.invalid(path.child("endpoint"), "", "endpoint is a mandatory field for a kms");
+    } else if socket.is_none() {
+        let scheme = endpoint.split_once("://").map_or("", |(scheme, _)| scheme);
+        let why = format!("unsupported scheme {scheme:?} for KMS provider, only unix is supported");
+        errs.invalid(path.child("endpoint"), endpoint.as_str(), why);
+    }
+    match api_version.as_str() {
+        "v2" => {}
+        "" | "v1" => errs.forbidden(
+            path.child("apiVersion"),
+            "KMSv1 is deprecated and will only receive security updates going forward. Use KMSv2 instead",
+        ),
+        _ => {
+            let why = "unsupported apiVersion apiVersion for KMS provider, only v1 and v2 are supported";
+            errs.invalid(path.child("apiVersion"), api_version.as_str(), why);
+        }
+    }
+    if let Some(size) = cachesize {
+        errs.invalid(path.child("cachesize"), size, "cachesize is not supported in v2");
+    }
+    let socket = socket?.into();
+    (errs.len() == before).then_some(KmsConfig { name, socket, timeout: timeout? })
 }
 
 fn keys(files: Vec<KeyFile>, path: &Path, lengths: &[usize], errs: &mut ErrorList) -> Named {

@@ -133,7 +133,8 @@ impl FlowControl {
                 continue;
             };
             let old = before.iter().find(|view| view.level.name == name);
-            let level = old.map_or_else(|| Level::new(name, self.epoch, excess, 0), |old| old.level.clone());
+            let level = old
+                .map_or_else(|| Level::new(name, self.epoch, excess, self.abreast), |old| old.level.clone());
             let (uid, seats) = (uid(object.metadata.uid.as_deref()), shares::Seats::default());
             levels.push(LevelView { level, uid, excess, shares, seats, widest: 1, leaving: false });
         }

@@ -53,11 +53,11 @@ impl LevelView {
 }
 
 impl Level {
-    pub(super) fn new(name: &str, epoch: Instant, excess: Excess, seats: u64) -> Arc<Self> {
+    pub(super) fn new(name: &str, epoch: Instant, excess: Excess, abreast: usize) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             epoch,
-            queues: Mutex::new(QueueSet::new(excess, seats, epoch.elapsed())),
+            queues: Mutex::new(QueueSet::new(excess, 0, abreast, epoch.elapsed())),
             counted: Mutex::default(),
             history: Mutex::default(),
             retry: Mutex::default(),

@@ -225,6 +225,9 @@ pub(crate) struct QueueView {
 pub(crate) struct QueueSet<W> {
     excess: Excess,
     limit: u64,
+    /// Most requests that begin with several seats, lists that is, at a time. They keep a processor busy: more of
+    /// them than processors end no sooner, and make everyone else wait.
+    abreast: usize,
     queues: Vec<Queue<W>>,
     /// Virtual time, and the real time it belongs to.
     virtually: f64,
@@ -236,6 +239,8 @@ pub(crate) struct QueueSet<W> {
     seats: u64,
     /// Those of them that requests of one seat occupy.
     narrow: u64,
+    /// Running requests that began with several seats.
+    wide: usize,
     seats_waiting: u64,
     /// Queues with requests.
     active: usize,
@@ -246,11 +251,12 @@ pub(crate) struct QueueSet<W> {
 }
 
 impl<W> QueueSet<W> {
-    /// An empty set that has `limit` seats.
-    pub(crate) fn new(excess: Excess, limit: u64, now: Duration) -> Self {
+    /// An empty set that has `limit` seats, and lets `abreast` lists run at a time.
+    pub(crate) fn new(excess: Excess, limit: u64, abreast: usize, now: Duration) -> Self {
         let mut set = Self {
             excess,
             limit,
+            abreast,
             queues: Vec::new(),
             virtually: 0.0,
             now,
@@ -259,6 +265,7 @@ impl<W> QueueSet<W> {
             running: 0,
             seats: 0,
             narrow: 0,
+            wide: 0,
             seats_waiting: 0,
             active: 0,
             ids: 0,
@@ -298,19 +305,20 @@ impl<W> QueueSet<W> {
     ) -> (Start, Woken<W>) {
         self.settle(now);
         let Excess::Queue { queues, hand, length } = self.excess else {
-            if !self.fits(work.most()) {
+            if !self.fits(&work) {
                 self.totals.refused += 1;
                 return (Start::Refuse(Refusal::ConcurrencyLimit), Vec::new());
             }
             return (Start::Run(self.run(None, work)), Vec::new());
         };
         let at = self.choose(flow, queues, hand);
-        if self.waiting == 0 && self.seats < self.limit && self.fits(work.most()) {
+        if self.waiting == 0 && self.seats < self.limit && self.fits(&work) {
             self.begin(at);
             self.last = at;
             return (Start::Run(self.run(Some(at), work)), Vec::new());
         }
-        if self.seats >= self.limit && self.queues[at].waiting.len() >= length {
+        let blocked = self.seats >= self.limit || self.too_wide(&work);
+        if blocked && self.queues[at].waiting.len() >= length {
             self.totals.refused += 1;
             return (Start::Refuse(Refusal::QueueFull), Vec::new());
         }
@@ -332,6 +340,7 @@ impl<W> QueueSet<W> {
         self.settle(now);
         let Running { queue, work, started } = request;
         self.running -= 1;
+        self.wide -= usize::from(work.seats > 1);
         if let Some(at) = queue {
             let took = now.saturating_sub(started).as_secs_f64();
             let queue = &mut self.queues[at];
@@ -402,12 +411,6 @@ impl<W> QueueSet<W> {
         (self.waiting, self.running)
     }
 
-    /// Seats in use.
-    #[cfg(test)]
-    pub(crate) fn seats(&self) -> u64 {
-        self.seats
-    }
-
     /// Counts since the beginning.
     pub(crate) fn totals(&self) -> Totals {
         self.totals
@@ -457,6 +460,7 @@ impl<W> QueueSet<W> {
     fn run(&mut self, queue: Option<usize>, work: Work) -> Running {
         let work = if self.excess == Excess::Exempt { work } else { work.within(self.limit) };
         self.running += 1;
+        self.wide += usize::from(work.seats > 1);
         self.seats += work.most();
         self.narrow += u64::from(work.most() == 1);
         self.totals.dispatched += 1;
@@ -475,44 +479,51 @@ impl<W> QueueSet<W> {
     fn dispatch(&mut self) -> Woken<W> {
         let mut woken = Vec::new();
         while self.waiting > 0 && self.seats < self.limit {
-            let Some((at, seats)) = self.first(u64::MAX).and_then(|first| self.next(first)) else { break };
+            let Some(at) = self.next() else { break };
             let Some(next) = self.queues[at].take(0) else { break };
             self.waiting -= 1;
-            self.seats_waiting -= seats;
+            self.seats_waiting -= next.work.most();
             self.last = at;
             woken.push((next.waker, self.run(Some(at), next.work)));
         }
         woken
     }
 
-    /// What runs next: whose turn it is, or while that has to wait for several seats, one that needs a single one, as
-    /// long as such do not occupy more than is reserved for them.
-    fn next(&self, (at, seats): (usize, u64)) -> Option<(usize, u64)> {
-        if self.fits(seats) {
-            return Some((at, seats));
+    /// The queue of what runs next: whose turn it is; while that is a list which waits for others to end, what is
+    /// none; while it has to wait for several seats, what needs a single one, as long as such do not occupy more than
+    /// is reserved for them.
+    fn next(&self) -> Option<usize> {
+        let (mut at, mut work) = self.first(|_| true)?;
+        if self.too_wide(work) {
+            (at, work) = self.first(|work| work.seats <= 1)?;
         }
-        let narrow = || self.first(1).filter(|(_, seats)| self.fits(*seats));
+        if self.fits(work) {
+            return Some(at);
+        }
         // One that needs even the reserved seats would never get them if others went by.
-        let may_wait = seats > 1 && seats + self.reserve() <= self.limit;
-        if may_wait && self.narrow < self.reserve() { narrow() } else { None }
+        let may_wait = work.most() > 1 && work.most() + self.reserve() <= self.limit;
+        if !may_wait || self.narrow >= self.reserve() {
+            return None;
+        }
+        self.first(|work| work.most() <= 1).filter(|(_, work)| self.fits(work)).map(|(at, _)| at)
     }
 
     fn reserve(&self) -> u64 {
         self.limit / RESERVED
     }
 
-    /// The queue whose first request, of at most so many seats, would finish first; of equal ones the next after the
-    /// last. And its seats.
-    fn first(&self, widest: u64) -> Option<(usize, u64)> {
+    /// The queue whose first request, of those that may be, would finish first; of equal ones the next after the
+    /// last. And its work.
+    fn first(&self, may: impl Fn(&Work) -> bool) -> Option<(usize, &Work)> {
         let count = self.queues.len();
-        let mut best: Option<(f64, (usize, u64))> = None;
+        let mut best: Option<(f64, (usize, &Work))> = None;
         for step in 1..=count {
             let at = (self.last + step) % count;
             let queue = &self.queues[at];
-            let Some(oldest) = queue.waiting.front().filter(|w| w.work.most() <= widest) else { continue };
+            let Some(oldest) = queue.waiting.front().filter(|w| may(&w.work)) else { continue };
             let finish = queue.next + oldest.work.total();
             if best.is_none_or(|(least, _)| finish < least) {
-                best = Some((finish, (at, oldest.work.most())));
+                best = Some((finish, (at, &oldest.work)));
             }
         }
         best.map(|(_, found)| found)
@@ -520,15 +531,22 @@ impl<W> QueueSet<W> {
 
     /// Whether a request can have its seats. One that asks for more than there are runs alone; one that asks for
     /// several leaves what is reserved for those that ask for one.
-    fn fits(&self, seats: u64) -> bool {
+    fn fits(&self, work: &Work) -> bool {
+        let seats = work.most();
         match self.excess {
             Excess::Exempt => true,
+            _ if self.too_wide(work) => false,
             _ if seats > self.limit => self.running == 0,
             Excess::Queue { .. } if seats > 1 && self.running > 0 => {
                 self.seats + seats + self.reserve().saturating_sub(self.narrow) <= self.limit
             }
             _ => self.seats + seats <= self.limit,
         }
+    }
+
+    /// Whether a request is a list, and as many of them run as may.
+    fn too_wide(&self, work: &Work) -> bool {
+        work.seats > 1 && self.wide >= self.abreast
     }
 
     fn release(&mut self, kept: Lingering) {

@@ -15,7 +15,7 @@ struct Bench {
 
 impl Bench {
     fn new(excess: Excess, limit: u64) -> Self {
-        let set = QueueSet::new(excess, limit, Duration::ZERO);
+        let set = QueueSet::new(excess, limit, usize::MAX, Duration::ZERO);
         Self { set, now: Duration::ZERO, running: Vec::new(), tickets: Vec::new(), order: Vec::new() }
     }
 
@@ -153,7 +153,7 @@ fn exempt_requests_always_run() {
     for _ in 0..1000 {
         bench.ask("admin", 0).unwrap();
     }
-    assert_eq!((bench.order.len(), bench.set.seats()), (1000, 1000));
+    assert_eq!((bench.order.len(), bench.set.seats), (1000, 1000));
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn who_stops_waiting_leaves_no_trace() {
     assert!(!gone, "it runs");
     bench.end_one();
     assert!(bench.set.is_idle());
-    assert_eq!((bench.set.seats(), bench.set.active, bench.set.seats_waiting), (0, 0, 0));
+    assert_eq!((bench.set.seats, bench.set.active, bench.set.seats_waiting), (0, 0, 0));
 }
 
 #[test]
@@ -295,4 +295,31 @@ fn accounts_are_even_after_a_long_random_run() {
     assert_eq!((set.seats, set.seats_waiting, set.active, set.running), (0, 0, 0, 0));
     assert!(set.queues.iter().all(|q| q.idle() && q.seats == 0 && q.work == 0.0));
     assert!(set.totals.refused > 0 && set.totals.cancelled > 0, "the run met all cases");
+}
+
+#[test]
+fn no_more_lists_run_than_processors_and_what_is_no_list_goes_by() {
+    let mut bench = Bench::new(QUEUED, 100);
+    bench.set = QueueSet::new(QUEUED, 100, 2, Duration::ZERO);
+    let list = Work::of(8);
+    for name in ["list 1", "list 2", "list 3", "list 4"] {
+        bench.ask_work(name, 1, list).unwrap();
+    }
+    assert_eq!(bench.set.present(), (2, 2), "two lists wait though there are seats");
+    bench.ask("read", 2).unwrap();
+    let write = Work { seats: 1, last: 5, lingers: Duration::from_millis(2) };
+    bench.ask_work("write", 3, write).unwrap();
+    assert_eq!(bench.order, ["list 1", "list 2", "read", "write"]);
+    bench.end_one();
+    assert_eq!(bench.order.last(), Some(&"list 3"));
+}
+
+#[test]
+fn lists_that_wait_for_lists_fill_their_queue() {
+    let mut bench = Bench::new(Excess::Queue { queues: 1, hand: 1, length: 2 }, 100);
+    bench.set = QueueSet::new(bench.set.excess, 100, 1, Duration::ZERO);
+    for name in ["runs", "waits", "waits too"] {
+        bench.ask_work(name, 1, Work::of(2)).unwrap();
+    }
+    assert_eq!(bench.ask_work("too many", 1, Work::of(2)), Err(Refusal::QueueFull));
 }

@@ -42,7 +42,7 @@ fn queued(length: i32) -> serde_json::Value {
 
 /// A server with 2 seats for the level `small`.
 fn small(response: serde_json::Value) -> Arc<FlowControl> {
-    let flow = FlowControl::new(2);
+    let flow = FlowControl::new(2, usize::MAX);
     flow.configure(given(95, response));
     Arc::new(flow)
 }
@@ -134,7 +134,7 @@ async fn answers_name_schema_and_level_by_uid() {
 
 #[tokio::test(start_paused = true)]
 async fn administrators_pass_before_anything_is_configured() {
-    let flow = FlowControl::new(1);
+    let flow = FlowControl::new(1, usize::MAX);
     let user = UserInfo::authenticated("admin", &["system:masters"]);
     let query = Query::new("");
     let info = Info::new(&Method::GET, "/api/v1/pods", &query);

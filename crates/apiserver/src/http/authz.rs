@@ -22,14 +22,28 @@ pub(crate) async fn check(
     if user.in_group(coracle_auth::SYSTEM_MASTERS) {
         return Ok(String::new());
     }
+    let attributes = attributes(user, info, path, (field_selector, label_selector));
+    match server.decide(&attributes).await {
+        (Decision::Allow, reason) => Ok(reason),
+        (_, reason) => Err(forbidden(&attributes, &reason)),
+    }
+}
+
+/// What the request asks, as authorizers see it.
+pub(crate) fn attributes(
+    user: &UserInfo,
+    info: &Info<'_>,
+    path: &str,
+    (field_selector, label_selector): (&str, &str),
+) -> Attributes {
     let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
     let field_selector = if collection { field_selector } else { "" };
     let label_selector = if collection { label_selector } else { "" };
     let name = if info.name.is_empty() { name_in(field_selector) } else { info.name };
     // Paths of discovery are no resources, though they name a group.
     let (group, version) = if info.is_resource { (info.group, info.version) } else { ("", "") };
-    let attributes = Attributes {
-        user: (**user).clone(),
+    Attributes {
+        user: user.clone(),
         verb: info.verb.clone(),
         is_resource: info.is_resource,
         group: group.to_owned(),
@@ -41,10 +55,6 @@ pub(crate) async fn check(
         path: path.to_owned(),
         field_selector: field_selector.to_owned(),
         label_selector: label_selector.to_owned(),
-    };
-    match server.decide(&attributes).await {
-        (Decision::Allow, reason) => Ok(reason),
-        (_, reason) => Err(forbidden(&attributes, &reason)),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::cache::CacheEntry;
 use crate::flow::{Leash, Seat};
 
 /// Bytes per block of a streamed list.
-pub(super) const BLOCK: usize = 128 * 1024;
+pub(super) const BLOCK: usize = 64 * 1024;
 /// Largest request body.
 const MAX_REQUEST: usize = 3 * 1024 * 1024;
 
@@ -98,6 +98,11 @@ impl GzipBody {
         Self { list, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) }
     }
 
+    /// Bytes to be compressed.
+    pub(crate) fn len(&self) -> u64 {
+        self.list.len()
+    }
+
     fn next_block(&mut self) -> Option<std::io::Result<Bytes>> {
         loop {
             let encoder = self.encoder.as_mut()?;
@@ -127,10 +132,10 @@ pub(crate) struct KeptBody {
 }
 
 impl Body {
-    /// The body with the seats of its request.
-    pub(crate) fn keeping(self, seat: Seat, limit: Duration) -> KeptBody {
+    /// The body with the seats of its request, which it keeps for `seats_for`. After `limit` it breaks off.
+    pub(crate) fn keeping(self, seat: Seat, seats_for: Duration, limit: Duration) -> KeptBody {
         let over = Box::pin(tokio::time::sleep(limit));
-        KeptBody { body: self, seat: Some(seat.for_at_most(limit)), over, rest: false }
+        KeptBody { body: self, seat: Some(seat.for_at_most(seats_for)), over, rest: false }
     }
 }
 

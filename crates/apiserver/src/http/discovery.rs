@@ -54,7 +54,16 @@ pub(crate) fn handle(server: &Server, request: &Request<Incoming>, path: &str) -
     }
     let served = parts.len() < 2 || parts == ["api", "v1"] || (parts.len() == 3 && !legacy);
     let get_only = served && (legacy || parts.len() == 3);
-    if get_only && request.method() != Method::GET {
+    let known = match parts.as_slice() {
+        ["apis", group, version] => {
+            let defs = server.cache.registry.defs();
+            let own = |def: &&&ResourceDef| def.group == *group && def.version == *version;
+            // Groups with no served version of that name have no handler that could refuse the method.
+            defs.iter().any(|def| own(&def)) || !defs.iter().any(|def| def.group == *group)
+        }
+        _ => true,
+    };
+    if get_only && known && request.method() != Method::GET {
         return Some(status(&method_not_allowed()));
     }
     let served = server.cache.registry.defs();

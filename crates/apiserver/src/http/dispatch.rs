@@ -18,7 +18,8 @@ use super::pipeline::Incomer;
 use super::query::{Query, check_dry_run};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
-use super::written::{patch_body, patch_kind, yaml_body};
+use super::web_socket;
+use super::written::{json_patch_errors, patch_body, patch_kind, yaml_body};
 use super::yaml::doubled_keys;
 use crate::audit::Trail;
 use crate::flow::Seat;
@@ -76,11 +77,20 @@ pub(crate) async fn resource(
     {
         return crate::kubelet::handle(server, &resource, incomer, info, query).await;
     }
-    let (mut parts, incoming) = incomer.request.into_parts();
+    let mut request = incomer.request;
+    let socket = match info.verb.as_str() {
+        "watch" => web_socket::wish(&mut request),
+        _ => Ok(None),
+    };
+    let (mut parts, incoming) = request.into_parts();
     let seat = parts.extensions.remove::<Seat>();
     let trail = parts.extensions.get::<Arc<Trail>>().cloned();
     let caller = Caller::new(incomer.user, agent(&parts.headers, &parts.method)).noting(trail.as_deref());
     let warned = caller.warned.clone();
+    let socket = match socket {
+        Ok(socket) => socket.map(|handshake| (handshake, parts.headers.clone())),
+        Err(status) => return respond::status(&status),
+    };
     let call = Call {
         server,
         resource: resource.clone(),
@@ -108,7 +118,10 @@ pub(crate) async fn resource(
     {
         respond::warn(&mut response, &[text]);
     }
-    response
+    match socket {
+        Some((handshake, headers)) => handshake.watch(response, &headers),
+        None => response,
+    }
 }
 
 /// What a path below a group of custom resources is told that leads nowhere: a subresource that the resource
@@ -374,7 +387,7 @@ impl Call<'_> {
         let body = patch_body(kind, &text)?;
         let twice = match kind {
             _ if opts.field_validation == "Ignore" => Vec::new(),
-            PatchKind::Json => Vec::new(),
+            PatchKind::Json => json_patch_errors(&text, &body),
             PatchKind::Apply => doubled_keys(&text).into_iter().collect(),
             PatchKind::Merge | PatchKind::Strategic => coracle_meta::schema::duplicate_fields(&text),
         };

@@ -1,8 +1,11 @@
 //! `/healthz`, `/livez`, `/readyz`, with the checks that upstream names.
 
+use std::fmt::Write as _;
+
 use http::{Response, StatusCode};
 
 use super::body::Body;
+use super::metrics::header;
 use super::query::Query;
 use super::respond::{not_found_page, text};
 use crate::server::Server;
@@ -16,6 +19,9 @@ const FIRST: &[(&str, bool, bool)] = &[
     ("etcd-readiness", false, true),
     ("informer-sync", false, true),
 ];
+
+/// The check of KMS plugins, where values are encrypted by them.
+const PLUGINS: &str = "kms-providers";
 
 /// What upstream starts after it began to serve. Here it is done before the server answers at all.
 const HOOKS: &[&str] = &[
@@ -52,22 +58,51 @@ const HOOKS: &[&str] = &[
 ];
 
 /// The names of the checks of `healthz`, `livez` or `readyz`, in order.
-pub(super) fn checks(which: &str) -> Vec<String> {
+pub(super) fn checks(server: &Server, which: &str) -> Vec<String> {
     let ready = which == "readyz";
     let first = FIRST.iter().filter(|(_, live, at_ready)| if ready { *at_ready } else { *live });
     let mut names: Vec<String> = first.map(|(name, ..)| (*name).to_owned()).collect();
     names.extend(HOOKS.iter().map(|hook| format!("poststarthook/{hook}")));
     names.push("autoregister-completion".to_owned());
+    // A server that restarts cannot cure a plugin: it is no matter of livez.
+    if which != "livez" && server.encryption.as_ref().is_some_and(|e| e.plugins_troubles().is_some()) {
+        names.push(PLUGINS.to_owned());
+    }
     if ready {
         names.push("shutdown".to_owned());
     }
     names
 }
 
+fn has_failed(server: &Server, check: &str) -> bool {
+    match check {
+        PLUGINS => server
+            .encryption
+            .as_ref()
+            .and_then(|encryption| encryption.plugins_troubles())
+            .is_some_and(|troubles| !troubles.is_empty()),
+        _ => check.starts_with("etcd") && server.store.revision() == 0,
+    }
+}
+
+/// Answers `/metrics/slis`: the checks as metrics.
+pub(super) fn slis(server: &Server) -> Response<Body> {
+    let (name, mut out) = ("kubernetes_healthcheck", String::new());
+    let help = "[STABLE] This metric records the result of a single healthcheck.";
+    header(&mut out, name, "gauge", help);
+    for which in ["healthz", "livez", "readyz"] {
+        for check in checks(server, which) {
+            let well = u8::from(!has_failed(server, &check));
+            let _ = writeln!(out, "{name}{{name=\"{check}\",type=\"{which}\"}} {well}");
+        }
+    }
+    text(StatusCode::OK, out)
+}
+
 /// Answers `/<which>` (all checks) or `/<which>/<one>`.
 pub(super) fn check(server: &Server, which: &str, one: &str, query: &Query<'_>) -> Response<Body> {
-    let failed = |name: &str| name.starts_with("etcd") && server.store.revision() == 0;
-    let checks = checks(which);
+    let failed = |name: &str| has_failed(server, name);
+    let checks = checks(server, which);
     if !one.is_empty() {
         return match checks.iter().find(|c| *c == one) {
             Some(check) if !failed(check) => text(StatusCode::OK, "ok"),

@@ -1,5 +1,7 @@
 //! `/metrics`: counts and durations of requests by upstream's names, in Prometheus' text format.
 
+pub(crate) mod families;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,10 +9,12 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_auth::UserInfo;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use parking_lot::Mutex;
 
+use self::families::Counts;
 use super::body::Body;
 use super::info::Info;
 use super::respond::text;
@@ -56,6 +60,8 @@ pub(crate) struct Metrics {
     shards: [Mutex<HashMap<u64, Series>>; SHARDS],
     reading: AtomicI64,
     writing: AtomicI64,
+    /// What is counted by labels alone.
+    pub(crate) counts: Counts,
 }
 
 /// A request under way; it is counted as such until dropped.
@@ -130,6 +136,34 @@ impl Metrics {
     }
 }
 
+/// Notes who was let in, if anybody.
+pub(super) fn authenticated(server: &Server, user: Option<&UserInfo>, took: Duration) {
+    let counts = &server.metrics.counts;
+    let result = if user.is_some() { "success" } else { "failure" };
+    counts.add(&families::AUTHENTICATIONS, vec![result.into()]);
+    counts.took(&families::AUTHENTICATION, vec![result.into()], took);
+    if let Some(user) = user {
+        // Names of users are not for everybody who may read metrics.
+        let name = match user.name.as_str() {
+            "admin" => "admin",
+            "client" => "client",
+            "kube_proxy" => "kube_proxy",
+            "kubelet" => "kubelet",
+            "system:serviceaccount:kube-system:default" => "system:serviceaccount:kube-system:default",
+            _ => "other",
+        };
+        counts.add(&families::AUTHENTICATED, vec![name.into()]);
+    }
+}
+
+/// Notes whether a request was permitted.
+pub(super) fn authorized(server: &Server, allowed: bool, took: Duration) {
+    let counts = &server.metrics.counts;
+    let result = if allowed { "allowed" } else { "denied" };
+    counts.add(&families::AUTHORIZATIONS, vec![result.into()]);
+    counts.took(&families::AUTHORIZATION, vec![result.into()], took);
+}
+
 /// `resource`, `namespace`, `cluster`, or nothing for requests outside the API.
 fn scope(info: &Info<'_>) -> &'static str {
     match (info.is_resource, info.name.is_empty(), info.namespace.is_empty()) {
@@ -170,6 +204,7 @@ pub(crate) fn header(out: &mut String, name: &str, kind: &str, help: &str) {
 pub(super) fn answer(server: &Server) -> Response<Body> {
     let mut out = String::new();
     requests(&mut out, &server.metrics);
+    server.metrics.counts.write(&mut out);
     if let Protection::Fair(flow) = &server.protection {
         flow.metrics(&mut out);
     }

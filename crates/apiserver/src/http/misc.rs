@@ -12,7 +12,7 @@ use super::discovery::{groups, versions_of};
 use super::pipeline::Incomer;
 use super::query::Query;
 use super::respond::{json_value, method_not_allowed, not_found_page, status, text};
-use super::{docs, health, metrics};
+use super::{about, docs, health, metrics};
 use crate::flow::Protection;
 use crate::server::Server;
 
@@ -44,6 +44,9 @@ pub(crate) async fn handle(
         "/.well-known/openid-configuration" => openid(server),
         "/openid/v1/jwks" => jwks(server, incomer),
         "/metrics" => metrics::answer(server),
+        "/metrics/slis" => health::slis(server),
+        "/statusz" if get => about::statusz(server, request.headers()),
+        "/flagz" if get => about::flagz(server, request.headers()),
         _ if path.starts_with(FLOW_DUMPS) => flow_dump(server, &path[FLOW_DUMPS.len()..]),
         _ => not_found_page(),
     }
@@ -91,14 +94,17 @@ fn index(server: &Server) -> Vec<String> {
         "/api/v1",
         "/apis",
         "/apis/",
+        "/flagz",
         "/healthz",
         "/livez",
         "/metrics",
+        "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
         "/openapi/v3/",
         "/openid/v1/jwks",
         "/readyz",
+        "/statusz",
         "/version",
     ]
     .map(str::to_owned)
@@ -108,7 +114,7 @@ fn index(server: &Server) -> Vec<String> {
         paths.extend(versions_of(&served, group).into_iter().map(|v| format!("/apis/{group}/{v}")));
     }
     for health in ["healthz", "livez", "readyz"] {
-        paths.extend(health::checks(health).into_iter().map(|c| format!("/{health}/{c}")));
+        paths.extend(health::checks(server, health).into_iter().map(|c| format!("/{health}/{c}")));
     }
     paths.sort();
     paths

@@ -8,25 +8,21 @@ use std::time::{Duration, Instant};
 use coracle_auth::UserInfo;
 use coracle_meta::Status;
 use futures::FutureExt;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
-use tracing::error;
+use tracing::{debug, error};
 
 use super::body::Body;
 use super::info::Info;
 use super::query::{Query, decode_path};
-use super::{authz, discovery, dispatch, metrics, misc, negotiate, protect, respond};
+use super::{
+    authz, discovery, dispatch, impersonate, metrics, misc, negotiate, protect, respond, web_socket,
+};
 use crate::aggregation;
 use crate::audit::{AuditLog, Trail};
 use crate::authn::Connection;
 use crate::server::Server;
-
-const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
-const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
-/// What the names of headers with extra attributes begin with.
-const IMPERSONATE_EXTRA: &str = "impersonate-extra-";
 
 /// A request behind authentication.
 pub(crate) struct Incomer {
@@ -67,6 +63,7 @@ pub(crate) async fn handle(
     };
     if let (Some(log), Some(trail)) = (&server.audit, trail.get()) {
         audit(log, trail, &response, server.clock.now());
+        server.metrics.counts.add(&metrics::families::AUDIT_EVENTS, Vec::new());
     }
     response = respond::negotiated(response, format);
     let (verb, dry_run) = (metrics::verb(&method, &info, apply), query.get("dryRun").is_some());
@@ -123,7 +120,9 @@ async fn stages(
     trail: &OnceLock<Arc<Trail>>,
 ) -> Response<Body> {
     // authentication
-    let user = server.authenticate(connection, bearer(request.headers()), request.headers(), path).await;
+    let arrived = Instant::now();
+    let user = authenticated(server, connection, &mut request, path).await;
+    metrics::authenticated(server, user.as_deref(), arrived.elapsed());
     if let Some(proxies) = &server.front_proxy {
         proxies.clear(request.headers_mut());
     }
@@ -135,14 +134,17 @@ async fn stages(
         .and_then(|log| log.begin(&user, info, request.uri(), request.headers(), server.clock.now()));
     let begun = begun.map(|begun| trail.get_or_init(|| begun));
     // impersonation
-    let asked = user.clone();
-    let user = match impersonate(server, user, request.headers()).await {
-        Ok(user) => user,
+    let asked = || authz::attributes(&user, info, path, selectors(query));
+    let user = match impersonate::acting(server, request.headers(), asked).await {
+        Ok(None) => user,
+        Ok(Some(acting)) => {
+            if let Some(trail) = begun {
+                trail.impersonated(&acting.user, acting.constraint);
+            }
+            acting.user
+        }
         Err(status) => return respond::status(&status),
     };
-    if let Some(trail) = begun.filter(|_| !Arc::ptr_eq(&asked, &user)) {
-        trail.impersonated(&user);
-    }
     // priority and fairness
     let held = match protect::enter(server, &user, info, path, query, limit).await {
         Ok(held) => held,
@@ -167,8 +169,9 @@ async fn permitted(
     begun: Option<&Arc<Trail>>,
 ) -> Response<Body> {
     // authorization
-    let selectors = (query.get("fieldSelector").unwrap_or(""), query.get("labelSelector").unwrap_or(""));
-    let allowed = authz::check(server, &user, info, path, selectors).await;
+    let arrived = Instant::now();
+    let allowed = authz::check(server, &user, info, path, selectors(query)).await;
+    metrics::authorized(server, allowed.is_ok(), arrived.elapsed());
     if let Some(trail) = begun {
         trail.decided(allowed.is_ok(), allowed.as_ref().map_or("", String::as_str));
         request.extensions_mut().insert(trail.clone());
@@ -191,103 +194,40 @@ async fn permitted(
     misc::handle(server, &incomer, path, query).await
 }
 
+/// Who sends a request. A token among the sub-protocols of a WebSocket is taken out of them.
+async fn authenticated(
+    server: &Server,
+    connection: &Connection,
+    request: &mut Request<Incoming>,
+    path: &str,
+) -> Option<Arc<UserInfo>> {
+    let headers = request.headers();
+    if bearer(headers).is_some() {
+        return server.authenticate(connection, bearer(headers), headers, path).await;
+    }
+    let (token, protocols) = match web_socket::token(headers) {
+        Ok(None) => return server.authenticate(connection, None, headers, path).await,
+        Ok(Some(found)) => found,
+        Err(why) => {
+            debug!(why, "no token among the sub-protocols");
+            return None;
+        }
+    };
+    let user = server.authenticate(connection, Some(&token), headers, path).await?;
+    let protocols = HeaderValue::from_str(&protocols).ok()?;
+    request.headers_mut().insert(web_socket::PROTOCOL, protocols);
+    Some(user)
+}
+
+/// The field and the label selector of a request.
+fn selectors<'q>(query: &'q Query<'_>) -> (&'q str, &'q str) {
+    (query.get("fieldSelector").unwrap_or(""), query.get("labelSelector").unwrap_or(""))
+}
+
 /// The bearer token, if one is shown.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?.trim();
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
-}
-
-/// Acts as another user when the request asks for it and the caller may.
-async fn impersonate(
-    server: &Server,
-    user: Arc<UserInfo>,
-    headers: &HeaderMap,
-) -> Result<Arc<UserInfo>, Status> {
-    let Some(mut wanted) = wanted_user(headers)? else { return Ok(user) };
-    let account = wanted.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    let group = "authentication.k8s.io";
-    match account {
-        Some((namespace, name)) => {
-            may_impersonate(server, &user, ("", "serviceaccounts", ""), namespace, name).await?
-        }
-        None => may_impersonate(server, &user, ("", "users", ""), "", &wanted.name).await?,
-    }
-    for name in &wanted.groups {
-        may_impersonate(server, &user, ("", "groups", ""), "", name).await?;
-    }
-    for (key, values) in &wanted.extra {
-        for value in values {
-            may_impersonate(server, &user, (group, "userextras", key), "", value).await?;
-        }
-    }
-    if !wanted.uid.is_empty() {
-        may_impersonate(server, &user, (group, "uids", ""), "", &wanted.uid).await?;
-    }
-    if wanted.groups.is_empty()
-        && let Some((namespace, _)) = account
-    {
-        wanted.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
-    }
-    let known = |g: &String| g == "system:authenticated" || g == "system:unauthenticated";
-    if !wanted.groups.iter().any(known) {
-        let anonymous = wanted.name == "system:anonymous";
-        wanted.groups.push(if anonymous { "system:unauthenticated" } else { "system:authenticated" }.into());
-    }
-    Ok(Arc::new(wanted))
-}
-
-/// The user that the headers name; none when they name none.
-fn wanted_user(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
-    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
-    let mut wanted =
-        UserInfo { name: text(&IMPERSONATE_USER), uid: text(&IMPERSONATE_UID), ..UserInfo::default() };
-    let groups = headers.get_all(IMPERSONATE_GROUP).iter().filter_map(|v| v.to_str().ok());
-    wanted.groups = groups.map(str::to_owned).collect();
-    for (name, value) in headers {
-        let Some(key) = name.as_str().strip_prefix(IMPERSONATE_EXTRA) else { continue };
-        let key = decode_path(key).map_or_else(|| key.to_owned(), |key| key.into_owned());
-        wanted.extra.entry(key).or_default().extend(value.to_str().ok().map(str::to_owned));
-    }
-    if !wanted.name.is_empty() {
-        return Ok(Some(wanted));
-    }
-    if wanted.uid.is_empty() && wanted.groups.is_empty() && wanted.extra.is_empty() {
-        return Ok(None);
-    }
-    let list = |list: &[String]| {
-        let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
-        format!("[]string{{{}}}", quoted.join(", "))
-    };
-    let groups = if wanted.groups.is_empty() { "[]string(nil)".to_owned() } else { list(&wanted.groups) };
-    let extra: Vec<String> =
-        wanted.extra.iter().map(|(key, values)| format!("{key:?}:{}", list(values))).collect();
-    let extra = if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
-    Err(Status::bad_request(format!(
-        "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{groups}, \
-         Extra:map[string][]string{extra}}} without impersonating a user name",
-        wanted.uid
-    )))
-}
-
-async fn may_impersonate(
-    server: &Server,
-    user: &Arc<UserInfo>,
-    (group, resource, subresource): (&str, &str, &str),
-    namespace: &str,
-    name: &str,
-) -> Result<(), Status> {
-    let info = Info {
-        is_resource: true,
-        verb: "impersonate".into(),
-        group,
-        resource,
-        subresource,
-        namespace,
-        name,
-        version: "v1",
-        ..Info::default()
-    };
-    authz::check(server, user, &info, "", ("", "")).await.map(drop)
 }

@@ -17,6 +17,11 @@ use crate::authn::Connection;
 use crate::flow::{Asked, Marks, Place, Protection, Seat, Work, work};
 use crate::server::Server;
 
+/// Bytes a microsecond at which the reader of a list has to read for its seats to be kept to the end.
+const SLOWEST: u64 = 20;
+/// Time for which the seats of a list are kept in any case, if it takes that long.
+const LEAST_KEPT: Duration = Duration::from_millis(20);
+
 /// What a request holds while it runs.
 pub(super) enum Held<'a> {
     /// Nothing: it is a connection, which lasts.
@@ -148,18 +153,20 @@ impl Held<'_> {
         if let Self::Seat(seat, _) = self { Some(seat) } else { None }
     }
 
-    /// Marks the answer. One that is written block by block keeps the seats until it is written, for `limit`.
+    /// Marks the answer. One that is written block by block keeps the seats until it is written, though no longer
+    /// than a reader of [`SLOWEST`] takes: else a few slow ones would keep all others out.
     pub(super) fn leave(self, response: &mut Response<Body>, limit: Option<Duration>) {
         let Self::Seat(seat, marks) = self else { return };
         marks.put(response.headers_mut());
-        let long = match response.body() {
-            Body::List(list) => list.len() > BLOCK as u64,
-            Body::Gzip(_) => true,
-            _ => false,
+        let bytes = match response.body() {
+            Body::List(list) if list.len() > BLOCK as u64 => list.len(),
+            Body::Gzip(list) => list.len(),
+            _ => return,
         };
-        if let Some(limit) = limit.filter(|_| long) {
+        if let Some(limit) = limit {
             let body = std::mem::replace(response.body_mut(), Body::Full(bytes::Bytes::new()));
-            *response.body_mut() = Body::Kept(Box::new(body.keeping(seat, limit)));
+            let seats_for = LEAST_KEPT + Duration::from_micros(bytes / SLOWEST);
+            *response.body_mut() = Body::Kept(Box::new(body.keeping(seat, seats_for.min(limit), limit)));
         }
     }
 }

@@ -130,14 +130,55 @@ pub(crate) fn method_not_allowed() -> Status {
 
 /// Adds `Warning` headers.
 pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
-    for warning in warnings {
+    if warnings.is_empty() {
+        return;
+    }
+    let headers = response.headers_mut();
+    let said = headers.get_all(WARNING).iter().filter_map(|v| v.to_str().ok());
+    let said = said.filter_map(|v| v.strip_prefix("299 - \"")?.strip_suffix('"'));
+    let said = said.map(|v| v.replace("\\\"", "\"").replace("\\\\", "\\"));
+    let all: Vec<String> = said.chain(warnings.iter().cloned()).collect();
+    headers.remove(WARNING);
+    for warning in within_limits(&all) {
         let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{escaped}\"").as_bytes())
-            && !response.headers().get_all(WARNING).iter().any(|v| *v == value)
-        {
-            response.headers_mut().append(WARNING, value);
+        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{escaped}\"").as_bytes()) {
+            headers.append(WARNING, value);
         }
     }
+}
+
+/// Characters of all warnings together, and of each when they are more.
+const ALL_WARNINGS: usize = 4 * 1024;
+const ONE_WARNING: usize = 256;
+
+/// The warnings that are sent: each once; when they are too long together, all are shortened, and what comes behind
+/// the one that was too much is left out.
+fn within_limits(warnings: &[String]) -> Vec<String> {
+    let (mut out, mut seen): (Vec<String>, Vec<&String>) = (Vec::new(), Vec::new());
+    let (mut written, mut truncating) = (0, false);
+    let cut = |text: &String| text.chars().take(ONE_WARNING).collect::<String>();
+    for warning in warnings.iter().filter(|warning| !warning.is_empty()) {
+        if truncating && written >= ALL_WARNINGS {
+            break;
+        }
+        if seen.contains(&warning) {
+            continue;
+        }
+        seen.push(warning);
+        let length = warning.chars().count();
+        if truncating {
+            out.push(cut(warning));
+            written += length.min(ONE_WARNING);
+        } else if written + length <= ALL_WARNINGS {
+            out.push(warning.clone());
+            written += length;
+        } else {
+            truncating = true;
+            out = seen.iter().map(|warning| cut(warning)).collect();
+            written = out.iter().map(|warning| warning.chars().count()).sum();
+        }
+    }
+    out
 }
 
 impl Answer<'_> {
@@ -313,5 +354,31 @@ pub(crate) fn go_package(resource: &Resource) -> &'static str {
     match resource.def.group {
         "" => "core",
         group => group.split('.').next().unwrap_or(group),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_end_where_they_are_too_long_together() {
+        let of = |length: usize, count: usize| -> Vec<String> {
+            (0..count).map(|i| format!("{i:-<length$}")).collect()
+        };
+        assert_eq!(within_limits(&of(114, 780)).len(), 36);
+        let long = within_limits(&of(2000, 30));
+        assert_eq!((long.len(), long[0].len()), (16, ONE_WARNING));
+        assert_eq!(within_limits(&["a".into(), "a".into(), String::new()]), ["a"]);
+        assert_eq!(within_limits(&long), long, "said once more they stay");
+    }
+
+    #[test]
+    fn warnings_are_quoted_and_said_once() {
+        let mut response = text(StatusCode::OK, "");
+        warn(&mut response, &["unknown field \"a\\b\"".into()]);
+        warn(&mut response, &["unknown field \"a\\b\"".into(), "x".into()]);
+        let said: Vec<_> = response.headers().get_all(WARNING).iter().collect();
+        assert_eq!(said, ["299 - \"unknown field \\\"a\\\\b\\\"\"", "299 - \"x\""]);
     }
 }

@@ -61,6 +61,17 @@ pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> 
     }
 }
 
+/// What a strict reader says of a JSON patch: fields of operations that stand twice, or that there are none of.
+pub(super) fn json_patch_errors(text: &[u8], patch: &Value) -> Vec<String> {
+    let mut out = coracle_meta::schema::duplicate_fields(text);
+    for (i, operation) in patch.as_array().into_iter().flatten().enumerate() {
+        let fields = operation.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+        let unknown = fields.filter(|name| !matches!(*name, "op" | "path" | "from" | "value"));
+        out.extend(unknown.map(|name| format!("unknown field \"[{i}].{name}\"")));
+    }
+    out.into_iter().map(|why| format!("json patch {why}")).collect()
+}
+
 /// Go's name of a JSON type that is neither an object nor null.
 fn go_kind(value: &Value) -> Option<&'static str> {
     match value {

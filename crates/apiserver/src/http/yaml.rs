@@ -1,22 +1,171 @@
 //! YAML texts: the first document, and the keys that stand twice in a mapping.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use serde::Deserialize as _;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_yaml_ng::Error;
 
+use super::yaml_scalar;
+
 /// More doubled keys than this are not reported.
 const MAX_DOUBLED: usize = 100;
 
-/// The first document of a YAML text; others are not looked at.
+/// The first document of a YAML text, as Go reads it; others are not looked at.
 pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
+    let places = Places { text, state: RefCell::default() };
     match serde_yaml_ng::Deserializer::from_slice(text).next() {
-        Some(document) => Value::deserialize(document),
+        Some(document) => Reading(&places).deserialize(document),
         None => Ok(Value::Null),
     }
+}
+
+/// Tells plain scalars from quoted ones, which the reader does not.
+struct Places<'t> {
+    text: &'t [u8],
+    state: RefCell<Cursor>,
+}
+
+#[derive(Default)]
+struct Cursor {
+    /// The furthest place looked at: line and column, counted from 0, and its offset.
+    at: (usize, usize, usize),
+    /// What was found at places looked at: aliases lead back to them.
+    plain: HashMap<(usize, usize), bool>,
+}
+
+impl Places<'_> {
+    /// Whether a plain scalar without a tag stands at the place that an error tells.
+    fn is_plain(&self, error: &str) -> bool {
+        let place = error.rsplit_once(" at line ").and_then(|(_, place)| place.split_once(" column "));
+        let number = |text: &str| text.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
+        // The very first character has no line.
+        let (line, column) = match place {
+            Some((line, column)) => match (number(line), number(column)) {
+                (Some(line), Some(column)) => (line, column),
+                _ => return false,
+            },
+            None => (0, 0),
+        };
+        let state = &mut *self.state.borrow_mut();
+        let Cursor { at, plain } = state;
+        *plain.entry((line, column)).or_insert_with(|| {
+            if (line, column) < (at.0, at.1) {
+                *at = (0, 0, 0);
+            }
+            while (at.0, at.1) < (line, column) {
+                let Some(byte) = self.text.get(at.2) else { return false };
+                at.2 += 1;
+                match byte {
+                    b'\n' => (at.0, at.1) = (at.0 + 1, 0),
+                    // The rest of a character of several bytes.
+                    0x80..0xc0 => {}
+                    _ => at.1 += 1,
+                }
+            }
+            while self.text.get(at.2).is_some_and(|byte| (0x80..0xc0).contains(byte)) {
+                at.2 += 1;
+            }
+            let mut rest = &self.text[at.2..];
+            if rest.first() == Some(&b'&') {
+                let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
+                rest = rest[end..].trim_ascii_start();
+            }
+            !matches!(rest.first(), None | Some(b'"' | b'\'' | b'!' | b'|' | b'>'))
+        })
+    }
+}
+
+/// Reads a node.
+struct Reading<'r, 't>(&'r Places<'t>);
+
+impl<'de> DeserializeSeed<'de> for Reading<'_, '_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let odd = RefCell::new(None);
+        let read = deserializer.deserialize_any(Building { places: self.0, odd: &odd });
+        let (Some(text), Err(refused)) = (odd.take(), &read) else { return read };
+        // Refused by us, to learn where it stands; nothing of the document is lost by that.
+        let resolved = yaml_scalar::resolve(&text).filter(|_| self.0.is_plain(&refused.to_string()));
+        Ok(resolved.unwrap_or(Value::String(text)))
+    }
+}
+
+struct Building<'r, 't> {
+    places: &'r Places<'t>,
+    /// A text that is none for Go if it stands there without quotes.
+    odd: &'r RefCell<Option<String>>,
+}
+
+impl<'de> Visitor<'de> for Building<'_, '_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = serde_json::Map::new();
+        while let Some(key) = map.next_key_seed(Reading(self.places))? {
+            let value = map.next_value_seed(Reading(self.places))?;
+            match key {
+                Value::String(key) if key == "<<" => merge(value, &mut out)?,
+                Value::String(key) => drop(out.insert(key, value)),
+                key => drop(out.insert(key.to_string(), value)),
+            }
+        }
+        Ok(Value::Object(out))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(item) = seq.next_element_seed(Reading(self.places))? {
+            out.push(item);
+        }
+        Ok(Value::Array(out))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Value, E> {
+        if yaml_scalar::resolve(text).is_none() {
+            return Ok(text.into());
+        }
+        *self.odd.borrow_mut() = Some(text.to_owned());
+        Err(E::custom("text"))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+}
+
+/// The merge key `<<`: the entries of a mapping, or of several, of which the first wins.
+fn merge<E: serde::de::Error>(value: Value, out: &mut serde_json::Map<String, Value>) -> Result<(), E> {
+    match value {
+        Value::Object(entries) => out.extend(entries),
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            items.into_iter().rev().try_for_each(|item| merge(item, out))?;
+        }
+        _ => return Err(E::custom("map merge requires map or sequence of maps as the value")),
+    }
+    Ok(())
 }
 
 /// The message of Go's scanner: the line in front, unless it is the first one, and no column.
@@ -155,7 +304,31 @@ impl Visitor<'_> for Refuse {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn plain_words_are_booleans_and_quoted_ones_text() {
+        let text = "a: yes\nb: 'yes'\nc: \"on\"\nd: [y, 'y', &x no, *x, !!str off, \u{e9}, n]\n\
+                    e: |-\n  yes\nf: >-\n  no\ny: 010\n'n': '010'\n";
+        let read = first_document(text.as_bytes()).unwrap();
+        let wanted = json!({ "a": true, "b": "yes", "c": "on",
+            "d": [true, "y", false, false, "off", "\u{e9}", false], "e": "yes", "f": "no",
+            "true": 8, "n": "010" });
+        assert_eq!(read, wanted);
+        assert_eq!(first_document(b"yes").unwrap(), json!(true));
+        assert_eq!(first_document(b"'yes'").unwrap(), json!("yes"));
+    }
+
+    #[test]
+    fn the_merge_key_brings_in_what_a_mapping_has() {
+        let text = b"a: &a {x: 1, y1: 2}\nb: &b {x: 3}\nc:\n  <<: [*a, *b]\n  y1: 4\nd: {<<: *b}\n";
+        let read = first_document(text).unwrap();
+        assert_eq!(read["c"], json!({ "x": 1, "y1": 4 }));
+        assert_eq!(read["d"], json!({ "x": 3 }));
+        assert!(first_document(b"a: {<<: 1}\n").is_err());
+    }
 
     #[test]
     fn doubled_keys_are_told_with_their_lines() {

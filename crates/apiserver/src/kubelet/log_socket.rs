@@ -6,29 +6,23 @@ use bytes::Bytes;
 use coracle_meta::Status;
 use futures::SinkExt;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tracing::debug;
 
 use crate::http::body::Body;
+use crate::http::web_socket::{self, Handshake, PROTOCOL};
 
 /// Sub-protocols, best first; a client that offers none gets the unnamed one.
 const PROTOCOLS: [&str; 3] = ["binary.k8s.io", "base64.binary.k8s.io", ""];
-const PROTOCOL: &str = "sec-websocket-protocol";
 
 /// A request's wish for a WebSocket.
 pub(super) struct LogSocket {
-    accept: HeaderValue,
+    handshake: Handshake,
     protocol: &'static str,
-    client: OnUpgrade,
 }
 
 /// Takes the wish off a request, which then is one for plain bytes; `None` when there is no such wish.
@@ -36,22 +30,14 @@ pub(super) struct LogSocket {
 /// # Errors
 /// 400 for a handshake without a key, 403 for sub-protocols none of which is known.
 pub(super) fn take(request: &mut Request<Incoming>) -> Result<Option<LogSocket>, Status> {
-    let headers = request.headers();
-    let wish = headers.get(UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or("");
-    if !wish.eq_ignore_ascii_case("websocket") {
-        return Ok(None);
-    }
-    let key =
-        headers.get("sec-websocket-key").ok_or_else(|| Status::bad_request("missing Sec-WebSocket-Key"))?;
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Status::internal)?;
-    let offered = headers.get(PROTOCOL).and_then(|v| v.to_str().ok()).unwrap_or("");
-    let protocol = negotiated(offered).ok_or_else(|| {
+    let offered = request.headers().get(PROTOCOL).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    let Some(handshake) = web_socket::wish(request)? else { return Ok(None) };
+    let protocol = negotiated(&offered).ok_or_else(|| {
         let message = format!("unable to negotiate protocol: client supports {offered:?}");
         Status::new(403, coracle_meta::Reason::Forbidden, message, None)
     })?;
-    let client = hyper::upgrade::on(&mut *request);
     without_handshake(request.headers_mut());
-    Ok(Some(LogSocket { accept, protocol, client }))
+    Ok(Some(LogSocket { handshake, protocol }))
 }
 
 fn negotiated(offered: &str) -> Option<&'static str> {
@@ -80,14 +66,9 @@ fn message(protocol: &str, bytes: Bytes) -> Message {
 impl LogSocket {
     /// Switches protocols, and sends the answer's body as it comes; the connection closes with its end.
     pub(super) fn serve(self, answer: Response<Body>) -> Response<Body> {
-        let Self { accept, protocol, client } = self;
-        tokio::spawn(async move {
-            let upgraded = match client.await {
-                Ok(upgraded) => upgraded,
-                Err(e) => return debug!(error = %e, "client left before the upgrade"),
-            };
-            let io = TokioIo::new(upgraded);
-            let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+        let Self { handshake, protocol } = self;
+        let named = (!protocol.is_empty()).then(|| HeaderValue::from_static(protocol));
+        handshake.switch(named, move |mut socket| async move {
             let mut body = answer.into_body();
             while let Some(Ok(frame)) = body.frame().await {
                 let Ok(bytes) = frame.into_data() else { continue };
@@ -97,17 +78,7 @@ impl LogSocket {
             }
             let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
             let _ = socket.close(Some(close)).await;
-        });
-        let mut response = Response::new(Body::Full(Bytes::new()));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert("sec-websocket-accept", accept);
-        if !protocol.is_empty() {
-            headers.insert(PROTOCOL, HeaderValue::from_static(protocol));
-        }
-        response
+        })
     }
 }
 

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coracle_auth::Remote;
+use coracle_client::Dial;
+use futures::FutureExt;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, USER_AGENT};
 use http::{HeaderValue, Method};
 use rustls::ClientConfig;
 
-use super::{Question, Trust, ask};
+use super::{Question, Trust, Wire, ask, connect};
 use crate::config::Tls;
 
 /// Most bytes that are taken of an answer.
@@ -29,6 +31,44 @@ pub struct RemoteConfig {
     pub bearer: Option<String>,
 }
 
+impl RemoteConfig {
+    fn tls(&self, http2: bool) -> Result<Arc<ClientConfig>, String> {
+        let trust = Trust {
+            ca: self.ca_pem.as_deref().map(str::as_bytes),
+            insecure: self.insecure,
+            identity: self.identity.as_ref(),
+            http2,
+        };
+        trust.config()
+    }
+
+    /// Opens connections to the server at `url` for a [`coracle_client::RemoteServer`].
+    ///
+    /// # Errors
+    /// A URL, certificates or keys that cannot be used.
+    pub fn dial(&self, url: &str) -> Result<Dial, String> {
+        let uri: http::Uri = url.parse().map_err(|e| format!("parse {url:?}: {e}"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(format!("{url}: not an https URL"));
+        }
+        let host = uri.host().ok_or_else(|| format!("{url}: no host"))?.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let wire = Wire::Tls(self.tls(true)?, self.server_name.clone().unwrap_or_else(|| host.clone()));
+        Ok(Arc::new(move || {
+            let (host, wire) = (host.clone(), wire.clone());
+            async move {
+                let connected = connect((&host, port), &wire).await?;
+                if connected.http2 {
+                    Ok(connected.io)
+                } else {
+                    Err("the server does not speak HTTP/2".to_owned())
+                }
+            }
+            .boxed()
+        }))
+    }
+}
+
 /// Asks servers by HTTPS, with a connection for each question.
 #[derive(Debug)]
 pub struct RemoteClient {
@@ -43,12 +83,6 @@ impl RemoteClient {
     /// # Errors
     /// Certificates, keys or a token that cannot be used.
     pub fn new(config: &RemoteConfig) -> Result<Self, String> {
-        let trust = Trust {
-            ca: config.ca_pem.as_deref().map(str::as_bytes),
-            insecure: config.insecure,
-            identity: config.identity.as_ref(),
-            http2: false,
-        };
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*"));
         headers.insert(USER_AGENT, HeaderValue::from_static("kube-apiserver"));
@@ -57,7 +91,7 @@ impl RemoteClient {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        Ok(Self { tls: trust.config()?, server_name: config.server_name.clone(), headers })
+        Ok(Self { tls: config.tls(false)?, server_name: config.server_name.clone(), headers })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use coracle_stdx::AnyCertificate;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -48,7 +49,7 @@ impl Trust<'_> {
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?;
         let verifier: Arc<dyn ServerCertVerifier> = match ca {
-            _ if self.insecure => Arc::new(Anyone),
+            _ if self.insecure => Arc::new(AnyCertificate),
             Some(pem) => Arc::new(Named::new(read(pem)?)?),
             None => system()?,
         };
@@ -144,42 +145,6 @@ impl ServerCertVerifier for Named {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let schemes = &tls::provider().signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, cert, signature, schemes)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        tls::provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Accepts any certificate, for whoever asked for just that.
-#[derive(Debug)]
-struct Anyone;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         tls::provider().signature_verification_algorithms.supported_schemes()

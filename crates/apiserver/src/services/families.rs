@@ -12,9 +12,9 @@ const SINGLE: &str = "SingleStack";
 const REQUIRE: &str = "RequireDualStack";
 const PREFER: &str = "PreferDualStack";
 
-/// Whether a service of this type has an address.
+/// Whether a service of this type has an address: also one of a type that validation refuses later.
 pub(super) fn needs_address(spec: &ServiceSpec) -> bool {
-    matches!(spec.type_.as_deref(), Some("ClusterIP" | "NodePort" | "LoadBalancer"))
+    spec.type_.as_deref() != Some("ExternalName")
 }
 
 fn needs_node_port(spec: &ServiceSpec) -> bool {

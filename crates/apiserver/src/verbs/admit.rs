@@ -1,7 +1,8 @@
 //! Admission around the verbs: one place makes the requests that plugins see, and hands on what they say.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use coracle_admission::{HookTarget, Host, Operation, Reinvocation, Request};
@@ -12,6 +13,7 @@ use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
 use super::{Caller, Input, Part};
+use crate::http::metrics::families;
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -65,11 +67,19 @@ impl Server {
             reinvocation: Reinvocation::default(),
         };
         let mut verdict = Ok(());
+        let step = |name: &'static str, refused: bool, started: Instant| {
+            let labels = vec![act.operation.as_str().into(), said(refused), name.into()];
+            self.metrics.counts.took(&families::ADMISSION_STEP, labels, started.elapsed());
+        };
         if pass != Pass::Validate {
+            let started = Instant::now();
             verdict = self.admission.mutate(&mut request).await;
+            step("admit", verdict.is_err(), started);
         }
         if pass != Pass::Mutate && verdict.is_ok() {
+            let started = Instant::now();
             verdict = self.admission.validate(&mut request).await;
+            step("validate", verdict.is_err(), started);
         }
         let (warnings, annotations) = (request.warnings, request.annotations);
         caller.warn(&warnings);
@@ -78,11 +88,28 @@ impl Server {
     }
 }
 
+/// The value of the label `rejected`.
+fn said(refused: bool) -> Cow<'static, str> {
+    if refused { "true" } else { "false" }.into()
+}
+
 /// The server as plugins see it.
 pub(crate) struct AdmissionHost(pub(crate) Arc<Server>);
 
 #[async_trait]
 impl Host for AdmissionHost {
+    fn observed(
+        &self,
+        plugin: &'static str,
+        operation: Operation,
+        pass: &'static str,
+        refused: bool,
+        took: Duration,
+    ) {
+        let labels = vec![plugin.into(), operation.as_str().into(), said(refused), pass.into()];
+        self.0.metrics.counts.took(&families::ADMISSION_CONTROLLER, labels, took);
+    }
+
     async fn update_status(&self, group: &str, plural: &str, obj: Box<dyn Object>) -> Result<(), Status> {
         let server = &self.0;
         let resource = server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)?.clone();

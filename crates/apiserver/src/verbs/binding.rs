@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::admit::{Act, Pass};
-use super::commit::Refused;
+use super::commit::{Put, Refused};
 use super::create::whole_seconds;
 use super::update::{CONFLICT_TRIES, uid_conflict};
 use super::{Caller, Input};
@@ -78,7 +78,7 @@ impl Server {
             if opts.dry_run {
                 return Ok(created());
             }
-            match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
+            match self.put(resource, entry.key.clone(), obj, Put::over(entry.revision)).await {
                 Ok(_) => return Ok(created()),
                 Err(Refused::Condition(..)) => {}
                 Err(Refused::Failed(status)) => return Err(status),

@@ -23,6 +23,22 @@ pub(crate) enum Refused {
     Failed(Status),
 }
 
+/// How an object is put in its place.
+#[derive(Clone, Copy)]
+pub(crate) struct Put {
+    /// The revision that it replaces; none for a new key.
+    pub(crate) expected: Option<u64>,
+    /// The next write of the very same object counts as a change, see `Strategy::settle`.
+    pub(crate) unsettled: bool,
+}
+
+impl Put {
+    /// In the place of a revision.
+    pub(crate) fn over(revision: u64) -> Self {
+        Self { expected: Some(revision), unsettled: false }
+    }
+}
+
 /// Maps a store failure to what clients see.
 pub(crate) fn store_status(e: &StoreError) -> Status {
     match e {
@@ -58,25 +74,28 @@ fn through_storage(resource: &Resource, obj: &mut dyn Object) -> Result<Option<b
 }
 
 impl Server {
-    /// Writes an object; `expected` is the revision it replaces, or none for a new key.
+    /// Writes an object.
     pub(crate) async fn put(
         &self,
         resource: &Resource,
         key: Arc<str>,
         mut obj: Box<dyn Object>,
-        expected: Option<u64>,
+        put: Put,
     ) -> Result<Arc<CacheEntry>, Refused> {
         let of_request = resource.custom().is_some().then(|| obj.clone_object());
         if let Some(stored) = self.in_storage_version(resource, &*obj).await.map_err(Refused::Failed)? {
             obj = stored;
         }
-        let value = self.fields.encode(resource.storage, &mut *obj, 2048).map_err(Refused::Failed)?;
+        let mut value = self.fields.encode(resource.storage, &mut *obj, 2048).map_err(Refused::Failed)?;
+        if put.unsettled {
+            value = codec::unsettled(&value);
+        }
         if value.len() > MAX_OBJECT {
             let (size, max) = (value.len(), MAX_OBJECT);
             let why = format!("etcdserver: request is too large ({size} bytes, at most {max})");
             return Err(Refused::Failed(Status::too_large(why)));
         }
-        let condition = match expected {
+        let condition = match put.expected {
             None => Condition::Absent(key.clone()),
             Some(revision) => Condition::At(key.clone(), revision),
         };
@@ -115,31 +134,31 @@ impl Server {
     fn written(&self, resource: &Resource, key: &Arc<str>, value: &[u8], revision: u64) -> Arc<CacheEntry> {
         match resource.cache.get(key) {
             Some(entry) if entry.revision == revision => entry,
-            _ => Arc::new(CacheEntry::new(
-                key.clone(),
-                resource.cache.prefix_len(),
-                revision,
-                codec::splice(value, revision),
-                if resource.custom().is_some() { resource.storage } else { resource.def },
-            )),
+            _ => {
+                let def = if resource.custom().is_some() { resource.storage } else { resource.def };
+                let (encoded, prefix) = (codec::splice(value, revision), resource.cache.prefix_len());
+                let entry = CacheEntry::new(key.clone(), prefix, revision, encoded, def);
+                Arc::new(entry.unlike(None, codec::is_unsettled(value)))
+            }
         }
     }
 
-    /// The entry that a dry run answers with: as it would be stored, at the old revision or none.
+    /// The entry that a dry run answers with: as it would be stored, at the old revision, the one that the client
+    /// named, or none.
     pub(crate) fn imagined(
         &self,
         resource: &Resource,
         key: Arc<str>,
         obj: &mut dyn Object,
-        revision: u64,
+        revision: Option<u64>,
     ) -> Result<Arc<CacheEntry>, Status> {
         let value = match through_storage(resource, obj)? {
             Some(value) => value,
             None => self.fields.encode(resource.def, obj, 2048)?,
         };
-        let encoded = codec::splice(&value, revision);
+        let encoded = codec::splice_named(&value, revision);
         let prefix = resource.cache.prefix_len();
-        Ok(Arc::new(CacheEntry::new(key, prefix, revision, encoded, resource.def)))
+        Ok(Arc::new(CacheEntry::new(key, prefix, revision.unwrap_or(0), encoded, resource.def)))
     }
 
     /// Removes an object at a revision; the entry as the deletion event carries it.

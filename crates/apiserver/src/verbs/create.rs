@@ -5,12 +5,15 @@ use std::sync::Arc;
 use coracle_admission::Operation;
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
+use coracle_meta::go::Empties;
 use coracle_meta::{Object, Status, object_meta};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::admit::{Act, Pass};
-use super::commit::Refused;
-use super::{Caller, Input, Outcome, check_options};
+use super::commit::{Put, Refused};
+use super::decode::Decoded;
+use super::update::Change;
+use super::{Caller, Input, Outcome, Part, check_options};
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -31,18 +34,18 @@ impl Server {
     ) -> Result<Outcome, Status> {
         check_options("CreateOptions", opts)?;
         let caller = &caller.asking(opts, false);
-        let decoded = self.decode(resource, input, &opts.field_validation)?;
-        caller.warn(&decoded.warnings);
-        let mut obj = decoded.obj;
-        place(resource, namespace, &mut *obj)?;
-        wipe_system_fields(obj.meta_mut());
-        resource.def.strategy.default(&mut *obj);
+        let Decoded { obj, warnings, empties } = self.decode(resource, input, &opts.field_validation)?;
+        caller.warn(&warnings);
+        let mut sent = Change { obj, warnings, empties };
+        place(resource, namespace, &mut *sent.obj)?;
+        wipe_system_fields(sent.obj.meta_mut());
+        resource.def.strategy.default(&mut *sent.obj);
         let manager = self.manager(caller, opts);
-        self.track(resource, &mut *obj, None, &manager, "");
+        self.track(resource, &mut sent, None, &manager, "");
         if !resource.stored() {
-            return self.review(caller, resource, namespace, obj, decoded.warnings).await;
+            return self.review(caller, resource, namespace, sent.obj, sent.warnings).await;
         }
-        self.create_object(caller, resource, namespace, obj, opts.dry_run, decoded.warnings).await
+        self.create_object(caller, resource, namespace, sent, opts.dry_run).await
     }
 
     /// The part of create behind decoding and field tracking: also for applied and PUT objects.
@@ -51,12 +54,13 @@ impl Server {
         caller: &Caller,
         resource: &Arc<Resource>,
         namespace: &str,
-        mut obj: Box<dyn Object>,
+        sent: Change,
         dry_run: bool,
-        mut warnings: Vec<String>,
     ) -> Result<Outcome, Status> {
-        let asked = obj.meta().resource_version.as_deref().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-        if asked != 0 && !dry_run {
+        let Change { mut obj, mut warnings, empties } = sent;
+        let said = obj.meta().resource_version.clone().filter(|version| !version.is_empty());
+        let asked = said.as_deref().and_then(|v| v.parse::<u64>().ok());
+        if asked.unwrap_or(0) != 0 && !dry_run {
             let why = "resourceVersion should not be set on objects to be created";
             return Err(Status::new(500, coracle_meta::Reason::Unknown, why, None));
         }
@@ -78,13 +82,15 @@ impl Server {
         if resource.def.has_generation {
             obj.meta_mut().generation = Some(1);
         }
+        resource.def.strategy.drop_disabled(&mut *obj);
         resource.def.strategy.prepare_create(cx, &mut *obj);
-        self.validate_new(resource, &*obj)?;
+        self.validate_new(resource, &*obj, &empties)?;
         warnings.extend(resource.def.strategy.warnings(&*obj, None));
         caller.warn(&warnings);
         let name = obj.name().to_owned();
         let act = Act { name: &name, ..act };
         warnings.extend(self.admit(caller, Pass::Validate, act, Some(&mut obj), None).await?);
+        let unsettled = resource.def.strategy.settle(&mut *obj);
         for attempt in 1.. {
             let key: Arc<str> = resource.key(namespace, obj.name()).into();
             let taken = |name: &str| self.taken(resource, namespace, name);
@@ -96,7 +102,7 @@ impl Server {
                 let entry = self.imagined(resource, key, &mut *obj, asked)?;
                 return Ok(Outcome { entry, warnings, created: true });
             }
-            match self.put(resource, key, obj, None).await {
+            match self.put(resource, key, obj, Put { expected: None, unsettled }).await {
                 Ok(entry) => {
                     allocation.keep();
                     return Ok(Outcome { entry, warnings, created: true });
@@ -125,7 +131,12 @@ impl Server {
     }
 
     /// Checks metadata and the kind's own rules.
-    pub(crate) fn validate_new(&self, resource: &Resource, obj: &dyn Object) -> Result<(), Status> {
+    pub(crate) fn validate_new(
+        &self,
+        resource: &Resource,
+        obj: &dyn Object,
+        empties: &Empties,
+    ) -> Result<(), Status> {
         let strategy = resource.def.strategy;
         let mut errs = ErrorList::new();
         let check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
@@ -133,10 +144,12 @@ impl Server {
         if resource.def.of_core() {
             object_meta::validate_standard_finalizers(obj.meta(), &mut errs);
         }
+        self.check_admin_access(resource, Part::Main, (obj, None), &mut errs);
         strategy.validate(obj, &mut errs);
         if errs.is_empty() {
             return Ok(());
         }
+        empties.show(&mut errs);
         let stored = resource.def.stored();
         Err(Status::invalid(stored.group, stored.kind, obj.name(), &errs))
     }

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use coracle_meta::field::ErrorList;
-use coracle_meta::{Object, Status, go, object_meta};
+use coracle_meta::go::{self, Empties};
+use coracle_meta::{Object, Status, object_meta};
 use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
@@ -17,6 +18,15 @@ pub(crate) struct Decoded {
     pub(crate) obj: Box<dyn Object>,
     /// Unknown fields, when the client wants to be warned.
     pub(crate) warnings: Vec<String>,
+    /// Lists and maps that were sent empty.
+    pub(crate) empties: Empties,
+}
+
+impl Decoded {
+    /// An object that nobody sent as text.
+    pub(crate) fn of(obj: Box<dyn Object>) -> Self {
+        Self { obj, warnings: Vec::new(), empties: Empties::default() }
+    }
 }
 
 impl Server {
@@ -33,7 +43,7 @@ impl Server {
         let value = match input {
             // Of a version that is not stored: to be converted.
             Input::Object(obj) if resource.view().is_some() => obj.to_value(),
-            Input::Object(obj) => return Ok(Decoded { obj: obj.clone_object(), warnings: Vec::new() }),
+            Input::Object(obj) => return Ok(Decoded::of(obj.clone_object())),
             Input::Json(value) => value,
             Input::Yaml(value, doubled) => {
                 let value = check_type(self, resource, value)?;
@@ -47,9 +57,9 @@ impl Server {
             Input::Text(text) => {
                 if let Some(mut obj) = resource.def.strategy.decode_plain(&text) {
                     let warnings = object_meta::dedup_owners(obj.meta_mut()).into_iter().collect();
-                    return Ok(Decoded { obj, warnings });
+                    return Ok(Decoded { warnings, ..Decoded::of(obj) });
                 }
-                let (text, value) = parse_lenient(text, resource.def.kind)?;
+                let (text, value) = parse_lenient(resource.def, text)?;
                 check_custom(resource, &value, &text)?;
                 let value = check_type(self, resource, value)?;
                 let strict = if validation == "Ignore" {
@@ -90,6 +100,7 @@ fn typed(
     strict: Vec<String>,
     validation: &str,
 ) -> Result<Decoded, Status> {
+    let empties = Empties::of(&value);
     crate::fields::tidy(resource.def, &mut value);
     let forget =
         value.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_some_and(Vec::is_empty));
@@ -103,7 +114,7 @@ fn typed(
     }
     let mut warnings = strict;
     warnings.extend(object_meta::dedup_owners(obj.meta_mut()));
-    Ok(Decoded { obj, warnings })
+    Ok(Decoded { obj, warnings, empties })
 }
 
 fn unusable(resource: &Resource, why: &str) -> Status {
@@ -118,17 +129,24 @@ fn explain(resource: &Resource, text: &[u8], refusal: Status) -> Status {
     go::type_error(&name, text).map_or(refusal, |why| unusable(resource, &why))
 }
 
-/// As [`parse`], but reads bytes that are not UTF-8 and lone surrogates as Go does. Yields the text so read,
-/// too.
-fn parse_lenient(text: Bytes, kind: &str) -> Result<(Bytes, Value), Status> {
-    match parse(&text, kind) {
-        Ok(value) => Ok((text, value)),
-        Err(refusal) => {
-            let text: Bytes = go::legible(&text).ok_or(refusal)?.into();
-            let value = parse(&text, kind)?;
-            Ok((text, value))
+/// As [`parse`], but reads bytes that are not UTF-8, lone surrogates and deep unknown fields as Go does. Yields
+/// the text so read, too.
+fn parse_lenient(def: &ResourceDef, text: Bytes) -> Result<(Bytes, Value), Status> {
+    let refusal = match parse(&text, def.kind) {
+        Ok(value) => return Ok((text, value)),
+        Err(refusal) => refusal,
+    };
+    let legible = go::legible(&text);
+    let shallow = match def.strategy.custom() {
+        None => {
+            let name = go::type_name(def.group, def.version, def.kind);
+            go::without_unknown(&name, legible.as_deref().unwrap_or(&text))
         }
-    }
+        Some(_) => None,
+    };
+    let text: Bytes = shallow.or(legible).ok_or(refusal)?.into();
+    let value = parse(&text, def.kind)?;
+    Ok((text, value))
 }
 
 /// Parses JSON text of a body meant to be a `kind`.
@@ -178,7 +196,9 @@ pub(crate) fn syntax_error(text: &[u8], e: &serde_json::Error) -> String {
     }
     let got = quote_char(text[at]);
     let message = e.to_string();
-    if message.starts_with("trailing characters") {
+    if message.starts_with("recursion limit") {
+        format!("invalid character {got} exceeded max depth")
+    } else if message.starts_with("trailing characters") {
         format!("invalid character {got} after top-level value")
     } else if message.starts_with("key must be a string") {
         format!("invalid character {got} looking for beginning of object key string")
@@ -268,12 +288,10 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
     if !kind.is_empty() && kind != def.kind {
         let of = if api_version.is_empty() { expected.as_str() } else { &api_version };
         let version = of.rsplit('/').next().unwrap_or("");
-        let known = server
-            .cache
-            .registry
-            .defs()
-            .iter()
-            .any(|d| d.strategy.custom().is_none() && d.kind == kind && codec::api_version(d) == of);
+        let known = server.cache.registry.defs().iter().any(|d| {
+            let same = d.kind == kind && codec::api_version(d) == of;
+            same && d.strategy.custom().is_none() && scheme(d) == scheme(def)
+        });
         let want = def.kind;
         let message = if known {
             format!(
@@ -285,7 +303,8 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
         } else {
             format!(
                 "{kind} in version {version:?} cannot be handled as a {want}: no kind {kind:?} is registered \
-                 for version {of:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+                 for version {of:?} in scheme {:?}",
+                scheme(def)
             )
         };
         return Err(Status::bad_request(message));
@@ -301,7 +320,8 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
         } else {
             format!(
                 "{kind} in version {version:?} cannot be handled as a {kind}: no kind {kind:?} is registered \
-                 for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+                 for version {api_version:?} in scheme {:?}",
+                scheme(def)
             )
         };
         return Err(Status::bad_request(message));
@@ -309,6 +329,15 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
     map.insert("apiVersion".into(), expected.into());
     map.insert("kind".into(), def.kind.into());
     Ok(value)
+}
+
+/// Where upstream makes the registry of types that decodes a kind; messages name it.
+fn scheme(def: &ResourceDef) -> &'static str {
+    match def.group {
+        "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
+        "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
+        _ => "pkg/api/legacyscheme/scheme.go:30",
+    }
 }
 
 /// The Go package that holds a group's versioned types, as conversion errors print it.

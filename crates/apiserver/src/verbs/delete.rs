@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::admit::{Act, Pass};
-use super::commit::Refused;
+use super::commit::{Put, Refused};
 use super::create::whole_seconds;
 use super::list::Page;
 use super::update::CONFLICT_TRIES;
@@ -110,7 +110,8 @@ impl Server {
             Step::Remove => self.remove_and_answer(resource, entry, &*old, opts.dry_run).await,
             Step::Mark(mut obj) => {
                 if opts.dry_run {
-                    let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+                    let entry =
+                        self.imagined(resource, entry.key.clone(), &mut *obj, Some(entry.revision))?;
                     return Ok(Deleted::Object(Outcome::of(entry)));
                 }
                 let entry = self.mark(resource, entry, obj).await?;
@@ -118,7 +119,8 @@ impl Server {
             }
             Step::MarkAndRemove(mut obj) => {
                 if opts.dry_run {
-                    let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+                    let entry =
+                        self.imagined(resource, entry.key.clone(), &mut *obj, Some(entry.revision))?;
                     return Ok(answer(resource, entry, &*old));
                 }
                 let entry = self.mark(resource, entry, obj).await?;
@@ -145,11 +147,11 @@ impl Server {
         entry: &Arc<CacheEntry>,
         mut obj: Box<dyn Object>,
     ) -> Result<Arc<CacheEntry>, Option<Status>> {
-        let same = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision)?;
+        let same = self.imagined(resource, entry.key.clone(), &mut *obj, Some(entry.revision))?;
         if same.encoded == entry.encoded {
             return Ok(entry.clone());
         }
-        match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
+        match self.put(resource, entry.key.clone(), obj, Put::over(entry.revision)).await {
             Ok(entry) => Ok(entry),
             Err(Refused::Condition(..)) => Err(None),
             Err(Refused::Failed(status)) => Err(Some(status)),
@@ -189,7 +191,7 @@ impl Server {
                 Err(Some(status)) => return Err(Refused::Failed(status)),
             }
         }
-        let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision);
+        let entry = self.imagined(resource, entry.key.clone(), &mut *obj, Some(entry.revision));
         Ok(Outcome { entry: entry.map_err(Refused::Failed)?, warnings, created: false })
     }
 

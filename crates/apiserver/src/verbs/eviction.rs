@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::admit::{Act, Pass};
 use super::binding::{body_value, created, delete_options_of};
+use super::commit::{Put, Refused};
 use super::create::whole_seconds;
 use super::update::CONFLICT_TRIES;
 use super::{Caller, Input, Part};
@@ -210,10 +211,10 @@ impl Server {
             if !add_condition(pod, now) {
                 return Ok(entry.revision);
             }
-            match self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await {
+            match self.put(resource, entry.key.clone(), obj, Put::over(entry.revision)).await {
                 Ok(written) => return Ok(written.revision),
-                Err(super::commit::Refused::Condition(..)) => self.fresh().await?,
-                Err(super::commit::Refused::Failed(status)) => return Err(status),
+                Err(Refused::Condition(..)) => self.fresh().await?,
+                Err(Refused::Failed(status)) => return Err(status),
             }
         }
         Err(Status::modified("", "pods", name))

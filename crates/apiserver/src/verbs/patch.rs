@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use coracle_client::{PatchKind, WriteOptions};
+use coracle_meta::Status;
 use coracle_meta::field::ErrorList;
-use coracle_meta::{Status, go};
+use coracle_meta::go::{self, Empties};
 use serde_json::Value;
 
 use super::commit::Refused;
@@ -106,7 +107,7 @@ impl Server {
         let mut obj = decoded.obj;
         place(resource, namespace, &mut *obj).map_err(Refused::Failed)?;
         let locked = obj.meta().resource_version.as_deref() != Some(&entry.revision.to_string());
-        let change = Change { obj, warnings: decoded.warnings };
+        let change = Change { obj, warnings: decoded.warnings, empties: decoded.empties };
         match self.replace(caller, resource, namespace, part, entry, change, opts).await {
             // The client named a revision: do not try again behind its back.
             Err(Refused::Condition(..)) if locked => {
@@ -141,9 +142,10 @@ impl Server {
             warnings.extend(resource.def.strategy.warnings(&*old, Some(&*old)));
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }
+        let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
         resource.def.strategy.default(&mut *obj);
-        let change = Change { obj, warnings };
+        let change = Change { obj, warnings, empties };
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
 
@@ -168,11 +170,13 @@ impl Server {
         }
         let applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
         let warnings = doubled(patch, opts)?;
+        let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied)?;
         obj.meta_mut().name = Some(name.to_owned());
         place(resource, namespace, &mut *obj)?;
         resource.def.strategy.default(&mut *obj);
-        self.create_object(caller, resource, namespace, obj, opts.dry_run, warnings).await
+        let change = Change { obj, warnings, empties };
+        self.create_object(caller, resource, namespace, change, opts.dry_run).await
     }
 
     fn applying<'a>(&'a self, opts: &'a WriteOptions, part: Part) -> Applying<'a> {

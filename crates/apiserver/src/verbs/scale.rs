@@ -131,7 +131,7 @@ fn parent_with(
 ) -> Result<Change, Status> {
     let mut value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
     set_at(&mut value, paths.spec_replicas, replicas);
-    Ok(Change { obj: resource.def.strategy.decode(value)?, warnings: Vec::new() })
+    Ok(Change::of(resource.def.strategy.decode(value)?, Vec::new()))
 }
 
 fn scale_of(resource: &Resource, paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {

@@ -6,6 +6,7 @@ use coracle_admission::Operation;
 use coracle_auth::{Attributes, Decision};
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
+use coracle_meta::go::Empties;
 use coracle_meta::object_meta::Recheck;
 use coracle_meta::{Object, Status, object_meta};
 use coracle_resources::def::ResourceDef;
@@ -13,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
 use super::admit::{Act, Pass};
-use super::commit::Refused;
+use super::commit::{Put, Refused};
 use super::create::{place, wipe_system_fields};
 use super::{Caller, Input, Outcome, Part, check_options};
 use crate::cache::CacheEntry;
@@ -31,6 +32,15 @@ pub(crate) struct Change {
     pub(crate) obj: Box<dyn Object>,
     /// For the client.
     pub(crate) warnings: Vec<String>,
+    /// Lists and maps that were sent empty.
+    pub(crate) empties: Empties,
+}
+
+impl Change {
+    /// An object that nobody sent as text.
+    pub(crate) fn of(obj: Box<dyn Object>, warnings: Vec<String>) -> Self {
+        Self { obj, warnings, empties: Empties::default() }
+    }
 }
 
 impl Server {
@@ -53,7 +63,7 @@ impl Server {
         let mut obj = decoded.obj;
         check_name(&*obj, name)?;
         place(resource, namespace, &mut *obj)?;
-        let sent = Change { obj, warnings: decoded.warnings };
+        let sent = Change { obj, warnings: decoded.warnings, empties: decoded.empties };
         self.fresh().await?;
         let Some(mut entry) = self.look(resource, namespace, name).await? else {
             return self.update_absent(caller, resource, namespace, name, part, sent, opts).await;
@@ -68,7 +78,8 @@ impl Server {
         // Without a revision every concurrent write is simply replaced.
         let unconditional = unset(sent.obj.meta().resource_version.as_deref());
         for attempt in 1.. {
-            let change = Change { obj: sent.obj.clone_object(), warnings: sent.warnings.clone() };
+            let (warnings, empties) = (sent.warnings.clone(), sent.empties.clone());
+            let change = Change { obj: sent.obj.clone_object(), warnings, empties };
             match self.replace(caller, resource, namespace, part, &entry, change, opts).await {
                 Err(Refused::Condition(..)) if unconditional && attempt < CONFLICT_TRIES => {
                     entry = self.get(resource, namespace, name).await?;
@@ -91,7 +102,7 @@ impl Server {
         namespace: &str,
         name: &str,
         part: Part,
-        sent: Change,
+        mut sent: Change,
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         if part != Part::Main || !resource.def.create_on_update {
@@ -115,12 +126,11 @@ impl Server {
         if let (Decision::Deny | Decision::NoOpinion, reason) = self.decide(&wish).await {
             return Err(forbidden(&wish, &reason));
         }
-        let mut obj = sent.obj;
-        wipe_system_fields(obj.meta_mut());
-        resource.def.strategy.default(&mut *obj);
+        wipe_system_fields(sent.obj.meta_mut());
+        resource.def.strategy.default(&mut *sent.obj);
         let manager = self.manager(caller, opts);
-        self.track(resource, &mut *obj, None, &manager, "");
-        self.create_object(caller, resource, namespace, obj, opts.dry_run, sent.warnings).await
+        self.track(resource, &mut sent, None, &manager, "");
+        self.create_object(caller, resource, namespace, sent, opts.dry_run).await
     }
 
     /// One try to put `change` in the place of `entry`: fields are tracked here.
@@ -140,7 +150,7 @@ impl Server {
         self.check_preconditions(resource, &*change.obj, &*old, entry.revision).map_err(Refused::Failed)?;
         let manager = self.manager(caller, opts);
         let live = Some(&entry.encoded[..]);
-        self.track(resource, &mut *change.obj, live, &manager, part.path());
+        self.track(resource, &mut change, live, &manager, part.path());
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
 
@@ -157,7 +167,7 @@ impl Server {
         change: Change,
         dry_run: bool,
     ) -> Result<Outcome, Refused> {
-        let Change { mut obj, mut warnings } = change;
+        let Change { mut obj, mut warnings, empties } = change;
         let (operation, name) = (Operation::Update, old.name());
         let act = Act { operation, resource, subresource: part.path(), namespace, name, dry_run };
         let more = self.admit(caller, Pass::Mutate, act, Some(&mut obj), Some(old)).await;
@@ -171,13 +181,14 @@ impl Server {
             crate::services::Allocation::none()
         };
         self.prepare_change(caller, resource, part, &mut *obj, old);
-        validate_change(resource, part, &*obj, old).map_err(Refused::Failed)?;
+        self.validate_change(resource, part, &*obj, old, &empties).map_err(Refused::Failed)?;
         warnings.extend(resource.def.strategy.warnings(&*obj, Some(old)));
         let valid = self.admit(caller, Pass::Validate, act, Some(&mut obj), Some(old)).await;
         warnings.extend(valid.map_err(Refused::Failed)?);
         if is_gone(&*obj, old) {
             return self.finish_deletion(resource, entry, obj, dry_run, warnings).await;
         }
+        let unsettled = resource.def.strategy.settle(&mut *obj);
         if !dry_run {
             // Never stored.
             obj.meta_mut().self_link = None;
@@ -194,10 +205,11 @@ impl Server {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
         if dry_run {
-            let entry = self.imagined(resource, entry.key.clone(), &mut *obj, entry.revision);
+            let entry = self.imagined(resource, entry.key.clone(), &mut *obj, Some(entry.revision));
             return Ok(Outcome { entry: entry.map_err(Refused::Failed)?, warnings, created: false });
         }
-        let written = self.put(resource, entry.key.clone(), obj, Some(entry.revision)).await?;
+        let put = Put { expected: Some(entry.revision), unsettled };
+        let written = self.put(resource, entry.key.clone(), obj, put).await?;
         allocation.keep();
         Ok(Outcome { entry: written, warnings, created: false })
     }
@@ -251,6 +263,46 @@ impl Server {
         Ok(())
     }
 
+    /// Checks metadata and the rules of the kind for a change of this part.
+    fn validate_change(
+        &self,
+        resource: &Resource,
+        part: Part,
+        new: &dyn Object,
+        old: &dyn Object,
+        empties: &Empties,
+    ) -> Result<(), Status> {
+        let mut errs = ErrorList::new();
+        let recheck = match part {
+            Part::Status | Part::Finalize | Part::Scale | Part::Approval => Recheck::Change,
+            Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
+        };
+        object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
+        if resource.def.of_core() {
+            // Each of upstream's two checks of metadata looks at the names of finalizers, too.
+            let times = match recheck {
+                Recheck::Change => 0,
+                Recheck::New => 1,
+                Recheck::Both => 2,
+            };
+            (0..times).for_each(|_| object_meta::validate_standard_finalizers(new.meta(), &mut errs));
+        }
+        self.check_admin_access(resource, part, (new, Some(old)), &mut errs);
+        match part {
+            Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
+            Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),
+            Part::EphemeralContainers | Part::Resize | Part::Finalize | Part::Approval => {
+                resource.def.strategy.validate_part_update(part.subresource(), new, old, &mut errs);
+            }
+        }
+        if errs.is_empty() {
+            return Ok(());
+        }
+        empties.show(&mut errs);
+        let stored = resource.def.stored();
+        Err(Status::invalid(stored.group, stored.kind, old.name(), &errs))
+    }
+
     fn prepare_change(
         &self,
         caller: &Caller,
@@ -260,6 +312,7 @@ impl Server {
         old: &dyn Object,
     ) {
         let cx = caller.context(self.clock.now());
+        resource.def.strategy.drop_disabled(obj);
         match part {
             Part::Status => resource.def.strategy.prepare_status_update(cx, obj, old),
             Part::Main | Part::Scale => resource.def.strategy.prepare_update(cx, obj, old),
@@ -330,35 +383,6 @@ fn keep_system_fields(obj: &mut dyn Object, old: &dyn Object) {
     }
     new.generation = old.generation;
     new.resource_version = old.resource_version.clone();
-}
-
-fn validate_change(
-    resource: &Resource,
-    part: Part,
-    new: &dyn Object,
-    old: &dyn Object,
-) -> Result<(), Status> {
-    let mut errs = ErrorList::new();
-    let recheck = match part {
-        Part::Status | Part::Finalize | Part::Scale | Part::Approval => Recheck::Change,
-        Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
-    };
-    object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
-    if resource.def.of_core() && recheck != Recheck::Change {
-        object_meta::validate_standard_finalizers(new.meta(), &mut errs);
-    }
-    match part {
-        Part::Status => resource.def.strategy.validate_status_update(new, old, &mut errs),
-        Part::Main | Part::Scale => resource.def.strategy.validate_update(new, old, &mut errs),
-        Part::EphemeralContainers | Part::Resize | Part::Finalize | Part::Approval => {
-            resource.def.strategy.validate_part_update(part.subresource(), new, old, &mut errs);
-        }
-    }
-    if errs.is_empty() {
-        return Ok(());
-    }
-    let stored = resource.def.stored();
-    Err(Status::invalid(stored.group, stored.kind, old.name(), &errs))
 }
 
 /// What counts for the generation: all but metadata and status, empty lists like absent ones.

@@ -127,6 +127,8 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, Certific
         store,
         clock,
         git_version: "v1.36.2+coracle".into(),
+        flags: Default::default(),
+        encryption: None,
         tls: serving(&ca),
         client_ca_pem: None,
         authenticators: Box::new(move |_| vec![Arc::new(tokens) as Arc<dyn Authenticator>]),
@@ -219,7 +221,8 @@ impl Cluster {
         serving(&self.ca)
     }
 
-    async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+    /// A connection without a request.
+    pub async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
         self.tls_as(self.tls.clone()).await
     }
 

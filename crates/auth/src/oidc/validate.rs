@@ -261,7 +261,7 @@ fn mappings(
     let mut keys = HashSet::new();
     for (i, extra) in mappings.extra.iter().enumerate() {
         let (path, key) = (path.child("extra").index(i), extra.key.as_str());
-        extra_key(key, &path.child("key"), errs);
+        names::check_prefixed_path(key, &path.child("key"), errs);
         if !keys.insert(key) {
             errs.duplicate(path.child("key"), key);
             continue;
@@ -281,31 +281,6 @@ fn mappings(
                    claimMappings.extra[*].valueExpression or claimValidationRules[*].expression when claims.email is \
                    used in claimMappings.username.expression";
         errs.invalid(path.child("username").child("expression"), mappings.username.expression.as_str(), why);
-    }
-}
-
-fn extra_key(key: &str, path: &Path, errs: &mut ErrorList) {
-    let parts = key.split_once('/').filter(|(domain, rest)| !domain.is_empty() && !rest.is_empty());
-    match parts {
-        _ if key.is_empty() => errs.required(path, ""),
-        None => errs.invalid(path, key, "must be a domain-prefixed path (such as \"acme.io/foo\")"),
-        Some((domain, rest)) => {
-            for why in names::dns1123_subdomain(domain) {
-                errs.invalid(path, domain, why);
-            }
-            if rest.bytes().any(|b| b.is_ascii_control() || b == b' ') {
-                errs.invalid(path, rest, "Invalid path");
-            }
-        }
-    }
-    if key != key.to_lowercase() {
-        errs.invalid(path, key, "must be lowercase");
-    }
-    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-    let within = |of: &str| domain == of || domain.strip_suffix(of).is_some_and(|d| d.ends_with('.'));
-    if within("kubernetes.io") || within("k8s.io") {
-        let why = "k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use";
-        errs.invalid(path, key, why);
     }
 }
 

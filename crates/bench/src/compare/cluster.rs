@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::contestant::{Asker, LOOK, PATIENCE, make_dir, text};
 use super::record::{Contestant, Record};
-use super::{ClusterArgs, idle};
+use super::{CONTROLLER_SCENARIOS, ClusterArgs, controllers, idle};
 use crate::process::{Process, free_port, proportional_mb, usage, with_argument};
 use crate::scenario::pod_links::{LinksArgs, pod_links};
 use crate::scenario::pod_start::{PodStartArgs, pod_start};
@@ -40,7 +40,19 @@ pub async fn measure(args: &ClusterArgs) -> Result<(), Failure> {
     let result = figures(&mut cluster, args).await;
     let result = result.map_err(|e| format!("{e}\n{}", cluster.process.log_tail()));
     let down = cluster.down();
-    result.and(down)
+    result.and(down)?;
+    if args.deployments > 0 {
+        for what in CONTROLLER_SCENARIOS {
+            let mut cluster = Cluster::up(&args.coracle, &dir.path().join(what))?;
+            let result = match cluster.wait_ready().await {
+                Ok((_, _, target)) => controllers(what, &target, args).await,
+                Err(e) => Err(format!("{e}\n{}", cluster.process.log_tail())),
+            };
+            say_outcome(what, result)?;
+            cluster.down()?;
+        }
+    }
+    Ok(())
 }
 
 fn say(record: &Record) -> Result<(), Failure> {

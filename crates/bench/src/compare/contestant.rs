@@ -10,7 +10,11 @@ use crate::target::{Failure, Target};
 
 /// The token that every server here accepts for `admin` in `system:masters`.
 const TOKEN: &str = "admintoken";
-const TOKEN_LINE: &str = "admintoken,admin,admin,\"system:masters\"\n";
+/// The token of a user whose reads are measured, and of one who floods.
+pub const OTHER_TOKEN: &str = "othertoken";
+pub const FLOOD_TOKEN: &str = "floodtoken";
+const TOKENS: &str =
+    "admintoken,admin,admin,\"system:masters\"\nothertoken,other,other\nfloodtoken,flood,flood\n";
 /// How long a start may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a server that starts.
@@ -65,7 +69,7 @@ impl ApiServer {
             ("data-dir", dir.join("data").display().to_string()),
             ("secure-port", port.to_string()),
             ("bind-address", "127.0.0.1".into()),
-            ("token-auth-file", write(&dir.join("tokens.csv"), TOKEN_LINE)?),
+            ("token-auth-file", write(&dir.join("tokens.csv"), TOKENS)?),
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
             ("authorization-mode", "Node,RBAC".into()),
         ]));
@@ -101,7 +105,7 @@ impl ApiServer {
             ("secure-port", port.to_string()),
             ("bind-address", "127.0.0.1".into()),
             ("cert-dir", dir.join("certs").display().to_string()),
-            ("token-auth-file", write(&dir.join("tokens.csv"), TOKEN_LINE)?),
+            ("token-auth-file", write(&dir.join("tokens.csv"), TOKENS)?),
             ("authorization-mode", "Node,RBAC".into()),
             ("allow-privileged", "true".into()),
             ("service-cluster-ip-range", "10.96.0.0/16".into()),
@@ -128,6 +132,31 @@ impl ApiServer {
     /// It does not start.
     pub async fn add_scheduler(&mut self, program: &Path, dir: &Path) -> Result<(), Failure> {
         let port = free_port()?;
+        let args = self.component("scheduler", port, dir)?;
+        self.processes.insert(0, Process::start("kube-scheduler", program, &args, dir)?);
+        self.target = self.target.with_processes(self.pids());
+        self.wait(&Target::insecure(&format!("https://127.0.0.1:{port}"), TOKEN, &[])?).await
+    }
+
+    /// Adds kube-controller-manager likewise.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn add_controller_manager(&mut self, program: &Path, dir: &Path) -> Result<(), Failure> {
+        let port = free_port()?;
+        let mut args = self.component("controller-manager", port, dir)?;
+        args.extend(text(&[
+            ("service-account-private-key-file", dir.join("sa.key").display().to_string()),
+            ("cert-dir", dir.join("certs").display().to_string()),
+        ]));
+        self.processes.insert(0, Process::start("kube-controller-manager", program, &args, dir)?);
+        self.target = self.target.with_processes(self.pids());
+        let target = Target::insecure(&format!("https://127.0.0.1:{port}"), TOKEN, &[])?;
+        self.wait_at(&target, "/healthz").await
+    }
+
+    /// The flags that upstream's scheduler and controllers have in common.
+    fn component(&self, name: &str, port: u16, dir: &Path) -> Result<Vec<String>, Failure> {
         let config = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
              contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
@@ -135,17 +164,14 @@ impl ApiServer {
              users: [{{name: u, user: {{token: {TOKEN}}}}}]\n",
             self.url
         );
-        let args = text(&[
-            ("kubeconfig", write(&dir.join("scheduler.kubeconfig"), &config)?),
+        Ok(text(&[
+            ("kubeconfig", write(&dir.join(format!("{name}.kubeconfig")), &config)?),
             ("leader-elect", "false".into()),
             ("bind-address", "127.0.0.1".into()),
             ("secure-port", port.to_string()),
             ("kube-api-qps", "5000".into()),
             ("kube-api-burst", "5000".into()),
-        ]);
-        self.processes.insert(0, Process::start("kube-scheduler", program, &args, dir)?);
-        self.target = self.target.with_processes(self.pids());
-        self.wait(&Target::insecure(&format!("https://127.0.0.1:{port}"), TOKEN, &[])?).await
+        ]))
     }
 
     /// Waits for `/readyz`; how long it took since the start.
@@ -158,10 +184,14 @@ impl ApiServer {
     }
 
     async fn wait(&mut self, target: &Arc<Target>) -> Result<(), Failure> {
+        self.wait_at(target, "/readyz").await
+    }
+
+    async fn wait_at(&mut self, target: &Arc<Target>, path: &str) -> Result<(), Failure> {
         let (mut asker, start) = (Asker::new(target), Instant::now());
         while start.elapsed() < PATIENCE {
             self.check()?;
-            if asker.is_ready().await {
+            if asker.get(path).await.is_some_and(|reply| reply.status == 200) {
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;

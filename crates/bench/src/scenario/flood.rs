@@ -9,7 +9,7 @@ use super::{Namespace, Outcome};
 use crate::http::{Call, Connection};
 use crate::load::{LoadArgs, all, closed_loop};
 use crate::objects::{pod, run_id};
-use crate::target::{Failure, Target, TargetArgs};
+use crate::target::{Failure, Target};
 
 /// Options of the flood.
 #[derive(clap::Args, Clone, Debug)]
@@ -31,19 +31,19 @@ pub struct FloodArgs {
 /// Reads one pod as one user, first alone, then while another user floods the server with lists. The figures are those
 /// under the flood; `p99-alone-ms` and `p99-ratio` compare.
 ///
+/// Who floods has threads of the lowest priority: it stands for another machine, and must not take the processor from
+/// the server or from who measures.
+///
 /// # Errors
 /// The server cannot be reached or refuses to prepare.
-pub async fn flood(server: &TargetArgs, load: &LoadArgs, args: &FloodArgs) -> Result<Outcome, Failure> {
-    let admin = Target::from_args(server)?;
-    let as_user =
-        |token: &str| Target::from_args(&TargetArgs { token: Some(token.to_owned()), ..server.clone() });
-    let (other, flooder) = (as_user(&args.other_token)?, as_user(&args.flood_token)?);
+pub async fn flood(admin: &Arc<Target>, load: &LoadArgs, args: &FloodArgs) -> Result<Outcome, Failure> {
+    let (other, flooder) = (admin.as_user(&args.other_token), admin.as_user(&args.flood_token));
     let run = run_id();
-    let namespace = Namespace::make(&admin, &run).await?;
-    allow(&admin, &namespace).await?;
+    let namespace = Namespace::make(admin, &run).await?;
+    allow(admin, &namespace).await?;
     let create = Call::post(namespace.path("pods"), pod("one", IMAGE, &[]).to_string());
-    all(&admin, 1, 1, &create, |_| ()).await?;
-    all(&admin, 64, args.objects, &Call::post(namespace.path("pods"), numbered_pod()), |_| ()).await?;
+    all(admin, 1, 1, &create, |_| ()).await?;
+    all(admin, 64, args.objects, &Call::post(namespace.path("pods"), numbered_pod()), |_| ()).await?;
     let get = Call::get(namespace.path("pods/one"));
     let alone = closed_loop(&other, load, "flood-alone", &get).await?;
     let list = Call::get(namespace.path("pods"));
@@ -53,10 +53,17 @@ pub async fn flood(server: &TargetArgs, load: &LoadArgs, args: &FloodArgs) -> Re
         duration: load.warmup + load.duration + 3600.0,
         count: None,
     };
-    let theirs: Arc<Target> = flooder.clone();
-    let flood = tokio::spawn(async move { closed_loop(&theirs, &endless, "flood", &list).await.map(drop) });
-    let mut summary = closed_loop(&other, load, "flood", &get).await?;
-    flood.abort();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_start(|| {
+            let _ = rustix::process::setpriority_process(None, 19);
+        })
+        .build()
+        .map_err(|e| format!("threads for the flood: {e}"))?;
+    runtime.spawn(async move { closed_loop(&flooder, &endless, "flood", &list).await.map(drop) });
+    let flooded = closed_loop(&other, load, "flood", &get).await;
+    runtime.shutdown_background();
+    let mut summary = flooded?;
     summary.extra.insert("p99-alone-ms".into(), alone.latency_ms.p99);
     summary.extra.insert("p99-ratio".into(), summary.latency_ms.p99 / alone.latency_ms.p99.max(1e-6));
     Ok(namespace.outcome(summary, &["pods"]))

@@ -1,6 +1,8 @@
 //! The scenarios, one file each kind of work.
 
 pub mod api;
+pub mod controllers;
+mod fake_kubelets;
 pub mod flood;
 pub mod pod_links;
 pub mod pod_start;
@@ -79,6 +81,11 @@ impl Namespace {
     /// The path of a resource in it.
     pub fn path(&self, resource: &str) -> String {
         format!("/api/v1/namespaces/{}/{resource}", self.name)
+    }
+
+    /// The path of a resource of the group `apps` in it.
+    pub fn apps(&self, resource: &str) -> String {
+        format!("/apis/apps/v1/namespaces/{}/{resource}", self.name)
     }
 
     /// The figures with this namespace and its objects of these resources as leftovers.

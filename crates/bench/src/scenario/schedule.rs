@@ -73,7 +73,7 @@ pub async fn schedule(target: &Arc<Target>, args: &ScheduleArgs) -> Result<Outco
     }
     let run = run_id();
     let namespace = Namespace::make(target, &run).await?;
-    make_nodes(target, args, &run).await?;
+    make_nodes(target, args.nodes, &run).await?;
     let heartbeat = tokio::spawn(keep_ready(target.clone(), args.nodes, run.clone()));
     let result = measure(target, args, &run, &namespace).await;
     heartbeat.abort();
@@ -88,19 +88,23 @@ fn node_prefix(run: &str, zone: u64) -> String {
 }
 
 /// Prefixes and counts of the nodes of each zone.
-fn zones(run: &str, nodes: u64) -> Vec<(String, u64)> {
+pub(super) fn zones(run: &str, nodes: u64) -> Vec<(String, u64)> {
     (0..ZONES).map(|z| (node_prefix(run, z), nodes / ZONES + u64::from(z < nodes % ZONES))).collect()
 }
 
-async fn make_nodes(target: &Arc<Target>, args: &ScheduleArgs, run: &str) -> Result<(), Failure> {
-    for (zone, (prefix, n)) in (0..).zip(zones(run, args.nodes)) {
+/// Makes fake nodes of a run that are Ready.
+///
+/// # Errors
+/// The server refuses.
+pub(super) async fn make_nodes(target: &Arc<Target>, nodes: u64, run: &str) -> Result<(), Failure> {
+    for (zone, (prefix, n)) in (0..).zip(zones(run, nodes)) {
         let body = node(&format!("{prefix}{NUMBER}"), run, zone).to_string();
         all(target, 16, n, &Call::post("/api/v1/nodes", body), |_| ()).await?;
     }
-    report_ready(target, args.nodes, run).await?;
+    report_ready(target, nodes, run).await?;
     // Taints that a server adds to new nodes (not-ready) are not lifted by anything without controllers.
     let untaint = serde_json::json!({ "spec": { "taints": null } });
-    for (prefix, n) in zones(run, args.nodes) {
+    for (prefix, n) in zones(run, nodes) {
         let call = Call::patch(format!("/api/v1/nodes/{prefix}{NUMBER}"), &untaint);
         all(target, 16, n, &call, |_| ()).await?;
     }
@@ -116,7 +120,8 @@ async fn report_ready(target: &Arc<Target>, nodes: u64, run: &str) -> Result<(),
     Ok(())
 }
 
-async fn keep_ready(target: Arc<Target>, nodes: u64, run: String) {
+/// Keeps the nodes of a run Ready for as long as it is polled.
+pub(super) async fn keep_ready(target: Arc<Target>, nodes: u64, run: String) {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         let _ = report_ready(&target, nodes, &run).await;
@@ -196,7 +201,11 @@ async fn measure(
     Ok(summary)
 }
 
-async fn follow(target: &Arc<Target>, path: &str, version: &str) -> Result<Lines, Failure> {
+/// Watches the collection at `path` from a version on.
+///
+/// # Errors
+/// The server refuses.
+pub(super) async fn follow(target: &Arc<Target>, path: &str, version: &str) -> Result<Lines, Failure> {
     let connection = Connection::open(target).await?;
     connection.watch(&format!("{path}?watch=true&resourceVersion={version}")).await
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::testing::{context_at, eventually, test_clock};
 
-fn cron(extra: &Value, status: &Value) -> CronJob {
+pub(super) fn cron(extra: &Value, status: &Value) -> CronJob {
     let mut value = json!({
         "apiVersion": "batch/v1", "kind": "CronJob",
         "metadata": { "name": "c", "namespace": "ns", "uid": "c-uid", "creationTimestamp": "2024-03-10T00:00:00Z" },
@@ -36,7 +36,7 @@ fn job(name: &str, end: Option<&str>) -> Arc<Job> {
     )
 }
 
-fn at(text: &str) -> Timestamp {
+pub(super) fn at(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
 

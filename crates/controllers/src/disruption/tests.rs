@@ -88,3 +88,13 @@ async fn the_status_follows_the_pods_of_a_replica_set() {
     assert_eq!(names, 3);
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
 }
+
+#[test]
+fn a_pod_of_several_budgets_is_told_which_one_counts() {
+    let pod = (*pods(1, 0)[0]).clone();
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+    assert_eq!(ambiguity(&pod, &named(&["a"])), None);
+    let told = ambiguity(&pod, &named(&["a", "b"]));
+    let expected = "Pod \"\"/\"p0\" matches multiple PodDisruptionBudgets.  Chose \"a\" arbitrarily.";
+    assert_eq!(told.as_deref(), Some(expected));
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, DeleteOptions, Informer};
+use coracle_client::{Api, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::owner::controller_ref;
 use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Status, pod as podutil};
@@ -16,6 +16,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::backends::{self, HEADLESS, Port, has_selector, is_headless, publishes_not_ready, wake_services};
+use super::trigger::{TriggerTimes, annotate};
 use crate::own_writes::OwnWrites;
 use crate::runtime::{
     Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found,
@@ -25,6 +26,8 @@ use crate::runtime::{
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "endpointslice-controller", workers: 5 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const COMPONENT: &str = "endpoint-slice-controller";
+
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -42,7 +45,9 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         nodes: cx.informers.get(),
         slices: slices.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
+        events: cx.recorder_as(DESCRIPTOR.name, COMPONENT),
         own_writes: OwnWrites::default(),
+        times: TriggerTimes::default(),
     });
     let selecting = services.clone();
     Controller::new(DESCRIPTOR)
@@ -71,7 +76,9 @@ struct Reconcile {
     nodes: Informer<Node>,
     slices: Informer<EndpointSlice>,
     api: Api<EndpointSlice>,
+    events: EventRecorder,
     own_writes: OwnWrites,
+    times: TriggerTimes,
 }
 
 #[async_trait]
@@ -82,6 +89,7 @@ impl Reconciler for Reconcile {
         }
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
             // The garbage collector removes the slices.
+            self.times.forget(key);
             return Ok(Action::AwaitChange);
         };
         let leaving = service.metadata.deletion_timestamp.is_some();
@@ -98,8 +106,16 @@ impl Reconciler for Reconcile {
             node.metadata.labels.as_ref()?.get(ZONE).cloned()
         };
         let groups = wanted(&service, &pods, &zone);
-        for write in decide(&service, &slices, groups) {
-            self.write(key, write).await?;
+        let changed = self.times.last_change(key, &service, &pods);
+        for mut write in decide(&service, &slices, groups) {
+            if let Write::Create(slice) | Write::Update(slice) = &mut write {
+                annotate(&mut slice.metadata, changed);
+            }
+            if let Err(status) = self.write(key, write).await {
+                let message = format!("Error updating Endpoint Slices for Service {key}: {status}");
+                self.events.event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
+                return Err(status);
+            }
         }
         Ok(Action::AwaitChange)
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::tally::{FINALIZER, finished, is_tracked};
 use super::{DESCRIPTOR, is_foreign};
-use crate::pods::owner_keys;
+use crate::claim::owner_keys;
 use crate::runtime::{Action, Context, Controller, ObjectKey, Reconciler, name_of, uid_of};
 
 /// Starts the controller. Its keys are pods.

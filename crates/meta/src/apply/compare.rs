@@ -187,9 +187,15 @@ fn is_atomic(node: &Node) -> bool {
 
 pub(super) struct Walker<'s> {
     pub(super) schemas: &'s Schemas,
+    /// Values that Go leaves out count: an applied configuration states them.
+    pub(super) exact: bool,
 }
 
 impl Walker<'_> {
+    fn is_dropped(&self, child: &Child<'_>, value: &Value) -> bool {
+        !self.exact && child.is_dropped(self.schemas, value)
+    }
+
     fn element(&self, node: &Node) -> &Node {
         match node {
             Node::List { element, .. } => self.schemas.node(*element),
@@ -207,7 +213,7 @@ impl Walker<'_> {
                 let mut out = Fields::new();
                 for (name, value) in map {
                     let child = child(self.schemas, node, name);
-                    if !child.is_dropped(self.schemas, value) {
+                    if !self.is_dropped(&child, value) {
                         out.insert(child.key, self.whole(child.node, value));
                     }
                 }
@@ -269,7 +275,7 @@ impl Walker<'_> {
     }
 
     fn either(&self, child: Child<'_>, old: Option<&Value>, new: Option<&Value>, out: &mut Comparison) {
-        let set = |value: &&Value| !child.is_dropped(self.schemas, value);
+        let set = |value: &&Value| !self.is_dropped(&child, value);
         match (old.filter(set), new.filter(set)) {
             (Some(old), Some(new)) => Comparison::put(self.both(child.node, old, new), child.key, out),
             (None, Some(new)) => match child.zero() {
@@ -362,7 +368,7 @@ impl Walker<'_> {
 
     /// The fields of a value beyond those of Go's zero value of the field.
     fn over_zero(&self, child: Child<'_>, value: &Value, out: &mut Fields) {
-        if child.is_dropped(self.schemas, value) {
+        if self.is_dropped(&child, value) {
             return;
         }
         let Some(field) = child.zero() else {

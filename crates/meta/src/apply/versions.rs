@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::compare::{Comparison, Scope, Walker};
 use super::fields::{self, Fields};
-use super::{Entry, Manager, prune_root};
+use super::{Entry, Manager, Operation, prune_root};
 use crate::schema::{NodeId, Schemas};
 
 /// The other versions an object is served in.
@@ -16,6 +16,10 @@ pub trait Versions {
     fn type_name(&self, api_version: &str) -> Option<String>;
     /// The object in another version.
     fn convert(&self, object: &Value, api_version: &str) -> Option<Value>;
+    /// Why an object, taken as it is for one of another version, does not fit that version's type.
+    fn misfit(&self, _object: &Value, _api_version: &str) -> Option<String> {
+        None
+    }
 }
 
 /// For kinds with one version.
@@ -53,7 +57,7 @@ impl<'a> Comparisons<'a> {
         manager: &'a Manager<'a>,
         versions: &'a dyn Versions,
     ) -> Self {
-        let own = compare(schemas, type_name, manager.subresource, live, new);
+        let own = compare(schemas, type_name, How::of(manager), live, new);
         Self { schemas, live, new, manager, versions, own, others: BTreeMap::new() }
     }
 
@@ -76,7 +80,7 @@ impl<'a> Comparisons<'a> {
             Some(live) => Some(self.versions.convert(live, api_version)?),
             None => None,
         };
-        Some(compare(self.schemas, &type_name, self.manager.subresource, live.as_ref(), &new))
+        Some(compare(self.schemas, &type_name, How::of(self.manager), live.as_ref(), &new))
     }
 
     /// Takes the changed fields from all entries. Managers of versions that are not served any more go.
@@ -93,15 +97,29 @@ impl<'a> Comparisons<'a> {
     }
 }
 
+/// What of two objects is compared, and how.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    subresource: &'a str,
+    /// See [`Walker::exact`].
+    exact: bool,
+}
+
+impl<'a> How<'a> {
+    fn of(manager: &Manager<'a>) -> Self {
+        Self { subresource: manager.subresource, exact: manager.operation == Operation::Apply }
+    }
+}
+
 fn compare(
     schemas: &Schemas,
     type_name: &str,
-    subresource: &str,
+    how: How<'_>,
     live: Option<&Value>,
     new: &Value,
 ) -> Comparison {
-    let (walker, root) = (Walker { schemas }, root(schemas, type_name));
-    let scope = Scope::of(type_name, subresource);
+    let (walker, root) = (Walker { schemas, exact: how.exact }, root(schemas, type_name));
+    let scope = Scope::of(type_name, how.subresource);
     match live {
         Some(live) => walker.objects(root, &scope, live, new),
         None => Comparison { taken: walker.created(root, &scope, new), removed: Fields::new() },
@@ -164,7 +182,8 @@ fn prune_between<'f>(
         // What went by the other version's rules stays where a manager of this version owns it.
         let mut whole = in_version(merged, version, versions)?;
         let rest = in_version(&pruned, version, versions)?;
-        let gone = compare(schemas, &type_name, "", Some(&whole), &rest).removed;
+        let gone =
+            compare(schemas, &type_name, How { subresource: "", exact: false }, Some(&whole), &rest).removed;
         prune_root(schemas, root(schemas, &type_name), &mut whole, &gone, &managed(version));
         pruned = whole;
     }

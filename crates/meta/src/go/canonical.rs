@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Field, Id, Shape, TABLE, Table};
+use super::{Field, Id, Shape, TABLE, Table, Type};
 use crate::quantity::Quantity;
 
 /// Tidies a value meant for the type. False when a value somewhere has the wrong type or form; then
@@ -72,26 +72,45 @@ fn fields(table: &Table, id: Id, map: &mut Map<String, Value>) -> bool {
     let mut fits = true;
     map.retain(|name, value| {
         let Some(field) = of.field(name) else { return true };
+        let kept =
+            if is_template_of_claims(of) && name == "metadata" { empty_lists(value) } else { Vec::new() };
         if !tidy(table, field.of, value) {
             fits = false;
             return true;
         }
-        mark_empty_selector(table, field, value);
+        for name in kept {
+            value[name] = Value::Array(Vec::new());
+        }
+        mark_empty(table, field, value);
         field.pointer || !field.omit || !is_zero(&table.get(field.of).shape, value)
     });
     fits
 }
 
-/// A required selector that is there but empty is told from an absent one by an empty map of labels: the
-/// typed form has no other place for it.
-fn mark_empty_selector(table: &Table, field: &Field, value: &mut Value) {
+/// Whether upstream asks which fields of the metadata within were set at all, be it to nothing.
+fn is_template_of_claims(of: &Type) -> bool {
+    matches!(of.display.as_str(), "v1.PersistentVolumeClaimTemplate" | "v1.ResourceClaimTemplateSpec")
+}
+
+fn empty_lists(value: &Value) -> Vec<String> {
+    let fields = value.as_object().into_iter().flatten();
+    fields.filter(|(_, v)| v.as_array().is_some_and(Vec::is_empty)).map(|(name, _)| name.clone()).collect()
+}
+
+/// A required structure that is there but empty is told from an absent one by an empty field in it: the typed
+/// form has no other place for it.
+fn mark_empty(table: &Table, field: &Field, value: &mut Value) {
     if field.pointer
-        && !field.omit
         && let Value::Object(map) = value
         && map.is_empty()
-        && table.get(field.of).display == "v1.LabelSelector"
     {
-        map.insert("matchLabels".to_owned(), Value::Object(Map::new()));
+        match table.get(field.of).display.as_str() {
+            "v1.LabelSelector" if !field.omit => {
+                drop(map.insert("matchLabels".to_owned(), Value::Object(Map::new())))
+            }
+            "v1.ParentReference" => drop(map.insert("group".to_owned(), "".into())),
+            _ => {}
+        }
     }
 }
 

@@ -5,25 +5,11 @@ use serde_json::{Map, Value};
 use super::{Field, Node, NodeId, Schemas, Struct, Zero};
 use crate::quantity::Quantity;
 
-/// What becomes of lists that Go writes even when they are empty.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lists {
-    /// Stored: an empty one is `null`, as after a round through the store.
-    Stored,
-    /// As sent: an empty one is told from `null`.
-    Sent,
-}
-
 /// See [`Schemas::normalize`].
-pub(super) fn normalize(
-    schemas: &Schemas,
-    id: NodeId,
-    value: &mut Value,
-    lists: Lists,
-) -> Result<(), String> {
+pub(super) fn normalize(schemas: &Schemas, id: NodeId, value: &mut Value) -> Result<(), String> {
     match (schemas.node(id), value) {
         (Node::Quantity, value) => quantity(value),
-        (Node::Struct(structure), Value::Object(map)) => object(schemas, structure, map, lists),
+        (Node::Struct(structure), Value::Object(map)) => object(schemas, structure, map),
         (Node::Map { element, .. }, Value::Object(map)) => {
             // Go decodes null into the zero value of a map's element type.
             let zero = match schemas.node(*element) {
@@ -35,11 +21,11 @@ pub(super) fn normalize(
                     *value = zero.clone();
                     Ok(())
                 }
-                _ => normalize(schemas, *element, value, lists),
+                _ => normalize(schemas, *element, value),
             })
         }
         (Node::List { element, .. }, Value::Array(items)) => {
-            items.iter_mut().try_for_each(|value| normalize(schemas, *element, value, lists))
+            items.iter_mut().try_for_each(|value| normalize(schemas, *element, value))
         }
         _ => Ok(()),
     }
@@ -57,12 +43,7 @@ fn quantity(value: &mut Value) -> Result<(), String> {
     Ok(())
 }
 
-fn object(
-    schemas: &Schemas,
-    structure: &Struct,
-    map: &mut Map<String, Value>,
-    lists: Lists,
-) -> Result<(), String> {
+fn object(schemas: &Schemas, structure: &Struct, map: &mut Map<String, Value>) -> Result<(), String> {
     let mut drop: Vec<String> = Vec::new();
     for (name, value) in map.iter_mut() {
         let Some(field) = structure.field(name) else { continue };
@@ -71,14 +52,13 @@ fn object(
             Value::Null => {}
             value if is_dropped(schemas, field, value) => drop.push(name.clone()),
             value => {
-                normalize(schemas, field.node, value, lists)?;
+                normalize(schemas, field.node, value)?;
                 let empty = match schemas.node(field.node) {
                     Node::List { .. } => value.as_array().is_some_and(Vec::is_empty),
                     Node::Map { .. } => value.as_object().is_some_and(Map::is_empty),
                     _ => false,
                 };
                 match (empty, field.required || field.zero == Zero::Null) {
-                    (true, true) if lists == Lists::Sent && value.is_array() => {}
                     (true, true) => *value = Value::Null,
                     (true, false) => drop.push(name.clone()),
                     _ => {}
@@ -99,8 +79,7 @@ fn object(
             }
             // The typed encoding leaves out required lists without items.
             Zero::Value if matches!(schemas.node(field.node), Node::List { .. }) => {
-                let empty = if lists == Lists::Sent { Value::Array(Vec::new()) } else { Value::Null };
-                map.entry(field.name.clone()).or_insert(empty);
+                map.entry(field.name.clone()).or_insert(Value::Null);
             }
             _ => {}
         }

@@ -16,20 +16,28 @@ pub fn tidy(definition: &mut Value) {
     }
 }
 
+/// Fields that Go leaves out when they are empty, by their types; a value of another type stays, to be refused.
+const TEXTS: [&str; 7] = ["id", "$schema", "description", "type", "format", "title", "pattern"];
+const LISTS: [&str; 7] =
+    ["enum", "required", "allOf", "oneOf", "anyOf", "x-kubernetes-list-map-keys", "x-kubernetes-validations"];
+const MAPS: [&str; 4] = ["properties", "patternProperties", "dependencies", "definitions"];
+const FLAGS: [&str; 6] = [
+    "exclusiveMaximum",
+    "exclusiveMinimum",
+    "uniqueItems",
+    "nullable",
+    "x-kubernetes-embedded-resource",
+    "x-kubernetes-int-or-string",
+];
+
 fn tidy_schema(schema: &mut Map<String, Value>) {
-    schema.retain(|name, value| match (name.as_str(), &*value) {
-        (_, Value::Null) => false,
-        // Pointers: set is set.
-        ("x-kubernetes-preserve-unknown-fields" | "additionalProperties" | "additionalItems" | "$ref", _) => {
-            true
-        }
-        ("default" | "example" | "not" | "items" | "externalDocs", _) => true,
-        ("x-kubernetes-list-type" | "x-kubernetes-map-type", _) => true,
-        (_, Value::Bool(set)) => *set,
-        (_, Value::String(text)) => !text.is_empty(),
-        (_, Value::Array(items)) => !items.is_empty(),
-        (_, Value::Object(map)) => !map.is_empty(),
-        _ => true,
+    schema.retain(|name, value| match &*value {
+        Value::Null => false,
+        Value::Bool(set) => *set || !FLAGS.contains(&name.as_str()),
+        Value::String(text) => !text.is_empty() || !TEXTS.contains(&name.as_str()),
+        Value::Array(items) => !items.is_empty() || !LISTS.contains(&name.as_str()),
+        Value::Object(map) => !map.is_empty() || !MAPS.contains(&name.as_str()),
+        Value::Number(_) => true,
     });
     for (name, value) in schema.iter_mut() {
         match name.as_str() {
@@ -76,6 +84,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn empty_values_of_another_type_stay_to_be_refused() {
+        let schema = json!({ "allOf": {}, "definitions": [], "format": {}, "required": [], "not": {} });
+        let mut crd = json!({ "spec": { "versions": [{ "schema": { "openAPIV3Schema": schema } }] } });
+        tidy(&mut crd);
+        let left = json!({ "allOf": {}, "definitions": [], "format": {}, "not": {} });
+        assert_eq!(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], left);
+    }
 
     #[test]
     fn zero_values_and_fractions_of_whole_numbers_go() {

@@ -86,6 +86,10 @@ struct DaemonSets;
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 impl Strategy<DaemonSet> for DaemonSets {
+    fn drop_disabled(&self, obj: &mut DaemonSet) {
+        crate::podspec::defaults::drop_disabled(obj.spec.as_mut().and_then(|s| s.template.spec.as_mut()));
+    }
+
     fn default(&self, obj: &mut DaemonSet) {
         let spec = obj.spec.get_or_insert_default();
         let strategy = spec.update_strategy.get_or_insert_default();

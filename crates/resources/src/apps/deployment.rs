@@ -62,6 +62,10 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct Deployments;
 
 impl Strategy<Deployment> for Deployments {
+    fn drop_disabled(&self, obj: &mut Deployment) {
+        crate::podspec::defaults::drop_disabled(obj.spec.as_mut().and_then(|s| s.template.spec.as_mut()));
+    }
+
     fn default(&self, obj: &mut Deployment) {
         let spec = obj.spec.get_or_insert_default();
         spec.replicas.get_or_insert(1);

@@ -67,6 +67,12 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct ReplicaSets;
 
 impl Strategy<ReplicaSet> for ReplicaSets {
+    fn drop_disabled(&self, obj: &mut ReplicaSet) {
+        crate::podspec::defaults::drop_disabled(
+            obj.spec.as_mut().and_then(|s| s.template.as_mut()?.spec.as_mut()),
+        );
+    }
+
     fn default(&self, obj: &mut ReplicaSet) {
         let spec = obj.spec.get_or_insert_default();
         spec.replicas.get_or_insert(1);

@@ -59,6 +59,10 @@ enum Rules {
 }
 
 impl Strategy<StatefulSet> for StatefulSets {
+    fn drop_disabled(&self, obj: &mut StatefulSet) {
+        crate::podspec::defaults::drop_disabled(obj.spec.as_mut().and_then(|s| s.template.spec.as_mut()));
+    }
+
     fn default(&self, obj: &mut StatefulSet) {
         let spec = obj.spec.get_or_insert_default();
         defaults::string(&mut spec.pod_management_policy, "OrderedReady");

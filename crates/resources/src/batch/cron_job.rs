@@ -74,6 +74,12 @@ struct CronJobs;
 const MAX_NAME: usize = 52;
 
 impl Strategy<CronJob> for CronJobs {
+    fn drop_disabled(&self, obj: &mut CronJob) {
+        crate::podspec::defaults::drop_disabled(
+            obj.spec.job_template.spec.as_mut().and_then(|s| s.template.spec.as_mut()),
+        );
+    }
+
     fn default(&self, obj: &mut CronJob) {
         let spec = &mut obj.spec;
         defaults::string(&mut spec.concurrency_policy, "Allow");

@@ -64,6 +64,10 @@ const SELECTOR: &str = "metav1.LabelSelector";
 const TEMPLATE: &str = "core.PodTemplateSpec";
 
 impl Strategy<Job> for Jobs {
+    fn drop_disabled(&self, obj: &mut Job) {
+        crate::podspec::defaults::drop_disabled(obj.spec.as_mut().and_then(|s| s.template.spec.as_mut()));
+    }
+
     fn default(&self, obj: &mut Job) {
         default_labels(obj);
         let spec = obj.spec.get_or_insert_default();
@@ -95,7 +99,10 @@ impl Strategy<Job> for Jobs {
 
     fn prepare_status_update(&self, _: Context<'_>, new: &mut Job, old: &Job) {
         new.spec.clone_from(&old.spec);
-        default_labels(new);
+    }
+
+    fn settle(&self, obj: &mut Job) -> bool {
+        default_labels(obj)
     }
 
     fn validate(&self, obj: &Job, errs: &mut ErrorList) {
@@ -161,13 +168,16 @@ impl Strategy<Job> for Jobs {
     }
 }
 
-/// A job without labels of its own has those of its template.
-fn default_labels(obj: &mut Job) {
+/// A job without labels of its own has those of its template; whether it got them now.
+fn default_labels(obj: &mut Job) -> bool {
     let labels = obj.spec.as_ref().and_then(|s| s.template.metadata.as_ref()?.labels.clone());
-    if let Some(labels) = labels.filter(|labels| !labels.is_empty())
-        && obj.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty)
-    {
-        obj.metadata.labels = Some(labels);
+    let bare = obj.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty);
+    match labels.filter(|labels| bare && !labels.is_empty()) {
+        Some(labels) => {
+            obj.metadata.labels = Some(labels);
+            true
+        }
+        None => false,
     }
 }
 
@@ -209,7 +219,7 @@ fn generate_selector(obj: &mut Job) {
     let spec = obj.spec.get_or_insert_default();
     let labels = spec.template.metadata.get_or_insert_default().labels.get_or_insert_default();
     // A job without labels of its own has those of its template, also the generated ones.
-    let shared = obj.metadata.labels.as_ref().is_none_or(|own| own.is_empty() || own == labels);
+    let shared = obj.metadata.labels.as_ref().is_some_and(|own| !own.is_empty() && own == labels);
     for (key, value) in
         [(LEGACY_NAME_LABEL, &name), (NAME_LABEL, &name), (LEGACY_UID_LABEL, &uid), (UID_LABEL, &uid)]
     {

@@ -87,20 +87,23 @@ pub(crate) fn defaults(obj: &mut PersistentVolumeClaim) {
     canonical_list(&mut status.allocated_resources);
 }
 
-fn new_status() -> PersistentVolumeClaimStatus {
-    PersistentVolumeClaimStatus { phase: Some("Pending".to_owned()), ..Default::default() }
-}
-
 impl Strategy<PersistentVolumeClaim> for Claims {
     fn default(&self, obj: &mut PersistentVolumeClaim) {
         defaults(obj);
     }
 
     fn prepare_create(&self, _: Context<'_>, obj: &mut PersistentVolumeClaim) {
-        obj.status = Some(new_status());
+        obj.status = Some(PersistentVolumeClaimStatus::default());
         if let Some(spec) = &mut obj.spec {
             data_sources(spec, None);
         }
+    }
+
+    fn settle(&self, obj: &mut PersistentVolumeClaim) -> bool {
+        let status = obj.status.get_or_insert_default();
+        let bare = text(status.phase.as_ref()).is_empty();
+        string(&mut status.phase, "Pending");
+        bare
     }
 
     fn prepare_update(&self, _: Context<'_>, new: &mut PersistentVolumeClaim, old: &PersistentVolumeClaim) {

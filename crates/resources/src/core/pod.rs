@@ -41,6 +41,10 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct Pods;
 
 impl Strategy<Pod> for Pods {
+    fn drop_disabled(&self, obj: &mut Pod) {
+        crate::podspec::defaults::drop_disabled(obj.spec.as_mut());
+    }
+
     fn default(&self, obj: &mut Pod) {
         obj.spec.get_or_insert_default();
         obj.status.get_or_insert_default();

@@ -26,6 +26,10 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct Templates;
 
 impl Strategy<PodTemplate> for Templates {
+    fn drop_disabled(&self, obj: &mut PodTemplate) {
+        crate::podspec::defaults::drop_disabled(obj.template.as_mut().and_then(|t| t.spec.as_mut()));
+    }
+
     fn default(&self, obj: &mut PodTemplate) {
         defaults::template(obj.template.get_or_insert_default());
     }

@@ -72,6 +72,12 @@ pub(super) static DEF: ResourceDef = ResourceDef {
 struct Controllers;
 
 impl Strategy<ReplicationController> for Controllers {
+    fn drop_disabled(&self, obj: &mut ReplicationController) {
+        crate::podspec::defaults::drop_disabled(
+            obj.spec.as_mut().and_then(|s| s.template.as_mut()?.spec.as_mut()),
+        );
+    }
+
     fn default(&self, obj: &mut ReplicationController) {
         let spec = obj.spec.get_or_insert_default();
         let labels = spec.template.as_ref().and_then(|t| t.metadata.as_ref()?.labels.clone());

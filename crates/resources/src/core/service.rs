@@ -261,7 +261,7 @@ fn needs_health_check_port(spec: &ServiceSpec) -> bool {
 fn drop_type_dependent(new: &mut ServiceSpec, old: &ServiceSpec) {
     let kind = |spec: &ServiceSpec| text(spec.type_.as_ref()).to_owned();
     let (now, before) = (kind(new), kind(old));
-    let has_ip = |kind: &str| matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer");
+    let has_ip = |kind: &str| kind != "ExternalName";
     let has_node_port = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
     if has_ip(&before) && !has_ip(&now) {
         if new.cluster_ip == old.cluster_ip && new.cluster_ips == old.cluster_ips {

@@ -304,6 +304,12 @@ impl ErasedStrategy for CustomStrategy {
         self.validate_update(new, old, errs);
     }
 
+    fn drop_disabled(&self, _: &mut dyn Object) {}
+
+    fn settle(&self, _: &mut dyn Object) -> bool {
+        false
+    }
+
     fn completed(&self, _: &dyn Object) -> Option<(&'static str, &'static str)> {
         None
     }

@@ -49,7 +49,7 @@ impl Strategy<IngressClass> for IngressClasses {
         if name.len() > MAX_CONTROLLER {
             errs.too_long(&at, MAX_CONTROLLER);
         }
-        prefixed_path(name, &at, errs);
+        names::check_prefixed_path(name, &at, errs);
         if let Some(of) = obj.spec.as_ref().and_then(|s| s.parameters.as_ref()) {
             parameters(of, &path.child("parameters"), errs);
         }
@@ -74,23 +74,6 @@ impl Strategy<IngressClass> for IngressClasses {
             parameters.unwrap_or_else(|| "<none>".to_owned()).into(),
             age(meta.creation_timestamp.as_ref(), now),
         ]
-    }
-}
-
-/// A path behind a domain, such as `acme.io/foo`.
-fn prefixed_path(value: &str, path: &Path, errs: &mut ErrorList) {
-    if value.is_empty() {
-        return errs.required(path, "");
-    }
-    let (host, rest) = value.split_once('/').unwrap_or((value, ""));
-    if host.is_empty() || rest.is_empty() {
-        return errs.invalid(path, value, "must be a domain-prefixed path (such as \"acme.io/foo\")");
-    }
-    named(errs, path, host, names::dns1123_subdomain);
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
-    if !rest.bytes().all(legal) {
-        let why = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
-        errs.invalid(path, rest, why);
     }
 }
 

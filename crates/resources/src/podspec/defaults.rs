@@ -68,6 +68,20 @@ pub(crate) fn pod(pod: &mut Pod) {
     }
 }
 
+/// Takes out what only features give a meaning that are off by default upstream: custom stop signals.
+pub(crate) fn drop_disabled(spec: Option<&mut PodSpec>) {
+    let Some(spec) = spec else { return };
+    let usual = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    let usual = usual.map(|container| &mut container.lifecycle);
+    let ephemeral = spec.ephemeral_containers.iter_mut().flatten().map(|container| &mut container.lifecycle);
+    for lifecycle in usual.chain(ephemeral) {
+        let signal = lifecycle.as_mut().and_then(|hooks| hooks.stop_signal.take());
+        if signal.is_some() && *lifecycle == Some(Lifecycle::default()) {
+            *lifecycle = None;
+        }
+    }
+}
+
 /// Defaults of a template.
 pub(crate) fn template(template: &mut PodTemplateSpec) {
     template.metadata.get_or_insert_default();
@@ -162,13 +176,8 @@ fn common(parts: Common<'_>) {
     canonical_list(&mut resources.requests);
     parts.probes.into_iter().flatten().for_each(probe);
     if let Some(lifecycle) = parts.lifecycle {
-        // Custom stop signals are off, as by default upstream, so the field is not kept.
-        let signal = lifecycle.stop_signal.take().is_some();
         for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
             handler.http_get.iter_mut().for_each(http_get);
-        }
-        if signal && *lifecycle == Lifecycle::default() {
-            *parts.lifecycle = None;
         }
     }
 }

@@ -346,9 +346,9 @@ fn ephemeral(source: &EphemeralVolumeSource, path: &Path, errs: &mut ErrorList) 
         ("creationTimestamp", meta.creation_timestamp.is_some()),
         ("deletionTimestamp", meta.deletion_timestamp.is_some()),
         ("deletionGracePeriodSeconds", meta.deletion_grace_period_seconds.is_some()),
-        ("ownerReferences", meta.owner_references.as_ref().is_some_and(|o| !o.is_empty())),
-        ("finalizers", meta.finalizers.as_ref().is_some_and(|f| !f.is_empty())),
-        ("managedFields", meta.managed_fields.as_ref().is_some_and(|m| !m.is_empty())),
+        ("ownerReferences", meta.owner_references.is_some()),
+        ("finalizers", meta.finalizers.is_some()),
+        ("managedFields", meta.managed_fields.is_some()),
     ] {
         if set {
             errs.forbidden(at.child(name), "cannot be set");

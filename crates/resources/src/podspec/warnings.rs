@@ -119,7 +119,7 @@ fn containers(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
             env(container, &at, out);
         }
     }
-    duplicate_ports(spec, path, out);
+    colliding_ports(spec, path, out);
 }
 
 fn fractions(container: &Container, path: &Path, out: &mut Vec<String>) {
@@ -175,35 +175,33 @@ fn env(container: &Container, path: &Path, out: &mut Vec<String>) {
     }
 }
 
-fn duplicate_ports(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
+/// Ports that get in each other's way, in the same container or in another one.
+fn colliding_ports(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
     /// Where a port stands, with its host port and host address.
     type Place<'a> = (Path, i32, &'a str);
-    let mut all: BTreeMap<(i32, &str), Vec<Place<'_>>> = BTreeMap::new();
-    for (i, container) in spec.containers.iter().enumerate() {
-        let mut own: BTreeSet<(i32, &str, i32, &str)> = BTreeSet::new();
-        for (j, port) in container.ports.iter().flatten().enumerate() {
-            let at = path.child("containers").index(i).child("ports").index(j);
-            let key = (
-                port.container_port,
-                text(port.protocol.as_ref()),
-                port.host_port.unwrap_or(0),
-                text(port.host_ip.as_ref()),
-            );
-            if !own.insert(key) {
-                let first = container
-                    .ports
-                    .iter()
-                    .flatten()
-                    .position(|p| p.container_port == key.0 && text(p.protocol.as_ref()) == key.1);
-                let first = path.child("containers").index(i).child("ports").index(first.unwrap_or(0));
-                out.push(format!("{at}: duplicate port definition with {first}"));
-                continue;
+    let init = spec.init_containers.iter().flatten().enumerate();
+    let all = init.map(|(i, c)| (path.child("initContainers").index(i), c));
+    let all =
+        all.chain(spec.containers.iter().enumerate().map(|(i, c)| (path.child("containers").index(i), c)));
+    let mut seen: BTreeMap<(i32, &str), Vec<Place<'_>>> = BTreeMap::new();
+    for (at, container) in all {
+        for (i, port) in container.ports.iter().flatten().enumerate() {
+            let at = at.child("ports").index(i);
+            let (host_port, host_ip) = (port.host_port.unwrap_or(0), text(port.host_ip.as_ref()));
+            let others = seen.entry((port.container_port, text(port.protocol.as_ref()))).or_default();
+            for (other, other_port, other_ip) in &*others {
+                let how = if (host_port, host_ip) == (*other_port, *other_ip) {
+                    "duplicate"
+                } else if host_port == 0 || *other_port == 0 {
+                    "overlapping"
+                } else if host_port == *other_port && host_ip.is_empty() != other_ip.is_empty() {
+                    "dangerously ambiguous"
+                } else {
+                    continue;
+                };
+                out.push(format!("{at}: {how} port definition with {other}"));
             }
-            let same = all.entry((key.0, key.1)).or_default();
-            if let Some((first, ..)) = same.iter().find(|(_, host, ip)| (*host, *ip) == (key.2, key.3)) {
-                out.push(format!("{at}: duplicate port definition with {first}"));
-            }
-            same.push((at, key.2, key.3));
+            others.push((at, host_port, host_ip));
         }
     }
 }
