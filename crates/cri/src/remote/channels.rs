@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::portforward::Target;
+use super::forward::Target;
 use super::websocket::Dialect;
 
 /// Sub-protocols; a client may name none.

@@ -1,11 +1,11 @@
-//! `/portForward`: TCP connections to ports of a pod, over SPDY streams; the SPDY session itself may come
+//! Port-forward: TCP connections to ports of a pod, over SPDY streams; the SPDY session itself may come
 //! through a WebSocket tunnel, as kubectl does it. Other clients use channels of a WebSocket ([`channels`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,32 +17,29 @@ use super::spdy::{Session, Stream};
 use super::upgrade::{Transport, negotiate, switch, transport};
 use super::websocket::Dialect;
 use super::{Body, Refusal, channels, websocket};
-use crate::context::Context;
-use crate::names;
-use crate::worker::Handle;
+use crate::streaming::Streaming;
 
 const SPDY_PROTOCOL: [&str; 1] = ["portforward.k8s.io"];
 const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 const WEBSOCKET_PROTOCOLS: [&str; 4] =
     [TUNNEL_PROTOCOL, channels::PROTOCOLS[0], channels::PROTOCOLS[1], channels::PROTOCOLS[2]];
 
+/// Whose ports are forwarded.
+#[derive(Clone)]
+pub struct Target {
+    /// Who connects.
+    pub streaming: Arc<dyn Streaming>,
+    /// Id of the sandbox.
+    pub sandbox: String,
+    /// The pod as messages name it.
+    pub pod: String,
+}
+
 /// Forwards ports for as long as the client stays.
 ///
 /// # Errors
-/// The pod has no sandbox, or the request cannot be upgraded.
-pub fn forward(
-    cx: &Arc<Context>,
-    request: Request<Incoming>,
-    handle: &Handle,
-) -> Result<Response<Body>, Refusal> {
-    let sandbox = {
-        let seen = handle.observed.borrow();
-        seen.sandboxes.first().filter(|s| s.ready).map(|s| s.id.clone())
-    };
-    let sandbox = sandbox.ok_or_else(|| {
-        let name = names::name(&handle.pod);
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot find pod sandbox of pod {name:?}"))
-    })?;
+/// The request cannot be upgraded.
+pub fn forward(target: Target, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let transport = transport(request.headers())?;
     let known: &[&str] = match transport {
         Transport::WebSocket => &WEBSOCKET_PROTOCOLS,
@@ -56,7 +53,6 @@ pub fn forward(
         Vec::new()
     };
     let (response, upgraded) = switch(request, transport, protocol)?;
-    let target = Target { cx: cx.clone(), sandbox, pod: names::full_name(&handle.pod) };
     tokio::spawn(async move {
         let upgraded = match upgraded.await {
             Ok(upgraded) => upgraded,
@@ -78,21 +74,13 @@ pub fn forward(
     Ok(response)
 }
 
-/// The pod whose ports are forwarded.
-#[derive(Clone)]
-pub(super) struct Target {
-    cx: Arc<Context>,
-    sandbox: String,
-    pod: String,
-}
-
 impl Target {
     /// Connects to a port of the pod.
     ///
     /// # Errors
     /// The text that the client is told.
     pub(super) async fn connect(&self, port: u16) -> Result<TcpStream, String> {
-        let tcp = self.cx.streaming.port_forward(&self.sandbox, port).await;
+        let tcp = self.streaming.port_forward(&self.sandbox, port).await;
         let tcp = tcp.map_err(|e| format!("error forwarding port {port} to pod {}: {e}", self.pod))?;
         let _ = tcp.set_nodelay(true);
         Ok(tcp)
