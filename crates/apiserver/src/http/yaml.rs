@@ -17,7 +17,7 @@ const READ_AGAIN: usize = 32 << 20;
 
 /// The first document of a YAML text, as Go reads it; others are not looked at.
 pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
-    yaml_depth::check(text).map_err(serde::de::Error::custom)?;
+    yaml_depth::check(text).map_err(<Error as serde::de::Error>::custom)?;
     let places = Places { text, state: RefCell::default() };
     match serde_yaml_ng::Deserializer::from_slice(text).next() {
         Some(document) => Reading(&places).deserialize(document),

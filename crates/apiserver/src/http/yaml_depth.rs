@@ -21,9 +21,9 @@ pub(super) fn check(text: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The line, counted from 0, in which more than so many brackets stand in each other. A bracket counts where a
-/// value may begin, outside quotes and comments; the text of a block scalar is taken for values, which is more than enough for every
-/// text that has not ten thousand open brackets in it.
+/// The line, counted from 0, in which more than so many brackets stand in each other. A bracket counts where a value
+/// may begin, outside quotes and comments; the text of a block scalar is taken for values, which is more than enough
+/// for every text that has not ten thousand open brackets in it.
 fn too_deep(text: &[u8], limit: usize) -> Option<usize> {
     if text.iter().filter(|b| matches!(b, b'[' | b'{')).count() <= limit {
         return None;
