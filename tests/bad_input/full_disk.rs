@@ -69,7 +69,7 @@ fn full_disk_refuses_writes_loses_nothing_and_goes_on_when_there_is_room() {
         );
     }
     let archive = machine.dir().join("busybox.tar");
-    coracle_testkit::busybox_archive(&archive, &["test.example/busybox:1"]);
+    coracle_testkit::busybox_archive(&archive, &["test.example/busybox:1"], &["sh"]);
     let import = machine.coracle(MAIN, &["image", "import", &archive.display().to_string()]);
     refused(import, 1, &["busybox.tar", "no space left", "free some disk space"]);
     // Reading goes on meanwhile.

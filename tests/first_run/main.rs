@@ -107,7 +107,7 @@ fn up(story: &Story) {
     assert!(again.contains("already running"), "{again}");
 
     let archive = machine.dir().join("busybox.tar");
-    busybox_archive(&archive, &[IMAGE, "test.example/busybox:2"]);
+    busybox_archive(&archive, &[IMAGE, "test.example/busybox:2"], &["sh"]);
     let path = archive.display().to_string();
     let said = run(machine
         .command(&coracle_testkit::coracle())

@@ -1,6 +1,7 @@
 //! The node with real containers: what a pod may ask for, and what its status and events say of it. One cluster;
 //! each file is a group of claims.
 
+mod devices;
 mod lifecycle;
 mod refused;
 mod resize;
@@ -132,7 +133,7 @@ fn the_node_does_what_pods_ask_for_and_leaves_nothing_behind() {
     let lab = Lab { machine };
     lab.machine.coracle(MAIN, &["up", "--detach", "--node-name", "n1"]).ok();
     let archive = lab.machine.dir().join("busybox.tar");
-    busybox_archive(&archive, &[IMAGE]);
+    busybox_archive(&archive, &[IMAGE], &["sh"]);
     lab.machine.coracle(MAIN, &["image", "import", &archive.display().to_string()]).ok();
     retry("the default service account", 20, || {
         let found = lab.machine.kubectl(MAIN, &["get", "serviceaccount", "default"]);
@@ -142,6 +143,7 @@ fn the_node_does_what_pods_ask_for_and_leaves_nothing_behind() {
     let only = std::env::var("CORACLE_NODE_ONLY").unwrap_or_default();
     let groups = [
         lifecycle::CLAIMS,
+        devices::CLAIMS,
         security::CLAIMS,
         volumes::CLAIMS,
         resize::CLAIMS,

@@ -52,7 +52,7 @@ fn every_kind_of_workload_runs_updates_and_goes_back() {
     let up = [&["up", "--detach", "--node-name", "one"], &autoscaler::QUICK[..]].concat();
     story.machine.coracle(MAIN, &up).ok();
     let archive = story.machine.dir().join("busybox.tar");
-    busybox_archive(&archive, &[IMAGE, "test.example/busybox:2"]);
+    busybox_archive(&archive, &[IMAGE, "test.example/busybox:2"], &["sh"]);
     let path = archive.display().to_string();
     run(story
         .machine

@@ -12,6 +12,7 @@ use crate::authz::AuthorizationArgs;
 use crate::control_plane::ControlArgs;
 use crate::controller_manager::ControllerManagerArgs;
 use crate::error::Failure;
+use crate::node_args::{CniArgs, NodeArgs};
 use crate::store::StoreArgs;
 
 /// Options of all commands stand below a command's own in its help.
@@ -55,6 +56,8 @@ pub enum Command {
     Snapshot(Box<SnapshotArgs>),
     /// Run the API server alone, with upstream's flags.
     Apiserver(Box<ApiserverArgs>),
+    /// Run the container runtime alone, for other kubelets and for crictl: CRI v1 on a Unix socket.
+    Runtime(RuntimeArgs),
     /// Run the controllers alone, against any API server, with upstream's flags.
     ControllerManager(Box<ControllerManagerArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
@@ -126,12 +129,32 @@ pub struct UpArgs {
     /// Scheduler and controllers.
     #[command(flatten)]
     pub control: ControlArgs,
+    /// Who runs containers and connects pods.
+    #[command(flatten)]
+    pub node: NodeArgs,
     /// Return when the node is Ready and leave the cluster running in the background.
     #[arg(long, env = "CORACLE_DETACH")]
     pub detach: bool,
     /// Set by `--detach` for the process it starts.
     #[arg(long, hide = true)]
     pub daemon: bool,
+}
+
+/// Options of `runtime`.
+#[derive(Args, Clone, Debug)]
+pub struct RuntimeArgs {
+    /// Where images and containers are kept; `coracle down` with the same directory ends all of them.
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Where to listen, e.g. `unix:///run/coracle.sock`.
+    #[arg(long, env = "CORACLE_LISTEN", value_parser = crate::node_args::socket)]
+    pub listen: PathBuf,
+    /// Pod address range of the built-in pod network.
+    #[arg(long, env = "CORACLE_POD_CIDR", default_value = "10.88.0.0/16")]
+    pub pod_cidr: String,
+    /// CNI plug-ins in place of the built-in pod network.
+    #[command(flatten)]
+    pub cni: CniArgs,
 }
 
 /// Options of `down`.

@@ -1,12 +1,9 @@
 //! The daemon's control socket: one JSON line asks, one JSON line answers. Only root reaches it (mode 0600).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use coracle_client::Client;
 use coracle_cri::v1::ImageSpec;
-use coracle_cri::{ImageService as _, RuntimeService as _};
-use coracle_runtime::Runtime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -14,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::Failure;
 use crate::release;
+use crate::runtime::Containers;
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,8 +58,8 @@ pub fn listen(path: &Path) -> Result<UnixListener, Failure> {
 /// What answers are made of.
 #[derive(Clone)]
 pub struct Parts {
-    /// The container runtime.
-    pub runtime: Arc<Runtime>,
+    /// The node's containers and images.
+    pub containers: Containers,
     /// The administrator's client.
     pub admin: Client,
     /// Where containers' logs are.
@@ -101,7 +99,8 @@ pub async fn serve(listener: UnixListener, parts: Parts) {
 }
 
 async fn answer(parts: Parts, request: Request) -> Result<Value, String> {
-    let Parts { runtime, admin, logs, mut about } = parts;
+    let Parts { containers, admin, logs, mut about } = parts;
+    let Containers { own, runtime, images, .. } = containers;
     let spec = |image: String| ImageSpec { image, ..ImageSpec::default() };
     match request {
         Request::Status => {
@@ -110,25 +109,27 @@ async fn answer(parts: Parts, request: Request) -> Result<Value, String> {
             Ok(about)
         }
         Request::Import { path } => {
-            runtime.import_image(&path).await.map(|names| json!(names)).map_err(|e| e.to_string())
+            let elsewhere = "images are kept by another container runtime: import them there";
+            let own = own.ok_or(elsewhere)?;
+            own.import_image(&path).await.map(|names| json!(names)).map_err(|e| e.to_string())
         }
         Request::Pull { image } => {
-            runtime.pull_image(&spec(image), None).await.map(|id| json!(id)).map_err(|e| e.to_string())
+            images.pull_image(&spec(image), None).await.map(|id| json!(id)).map_err(|e| e.to_string())
         }
         Request::Release { order } => release::serve(&admin, &logs, order).await,
-        Request::Images => runtime
+        Request::Images => images
             .list_images()
             .await
             .map(|list| serde_json::to_value(list).unwrap_or_default())
             .map_err(|e| e.to_string()),
         Request::RemoveImage { image } => {
             let spec = spec(image);
-            match runtime.image_status(&spec).await {
+            match images.image_status(&spec).await {
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(format!("image {:?} is not present", spec.image)),
                 Err(e) => return Err(e.to_string()),
             }
-            runtime.remove_image(&spec).await.map(|()| Value::Null).map_err(|e| e.to_string())
+            images.remove_image(&spec).await.map(|()| Value::Null).map_err(|e| e.to_string())
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::process::start_time;
 
 /// All that a cluster puts into its directory. `purge` removes these and nothing else.
 const OURS: &[&str] = &[
+    "cni",
     "cluster.json",
     "coracle.log",
     "coracle.pid",
@@ -22,6 +23,8 @@ const OURS: &[&str] = &[
     "runtime",
     "store",
 ];
+/// What people put there for a cluster, before its first start too; it stays theirs.
+const GIVEN: &[&str] = &["images", "manifests", "registries.yaml"];
 /// What says nothing about whether a cluster lives here.
 const TRACES: &[&str] = &["coracle.log", "coracle.pid", "lost+found"];
 /// Free bytes below which no start is tried: the store's reserve, and something to write into.
@@ -41,7 +44,8 @@ fn names(dir: &Path) -> Result<Vec<String>, Failure> {
 
 /// Whether nothing of a cluster is in the directory yet: a start that fails then leaves nothing.
 pub fn is_new(dir: &Path) -> bool {
-    names(dir).is_ok_and(|names| names.iter().all(|n| TRACES.contains(&n.as_str())))
+    names(dir)
+        .is_ok_and(|names| names.iter().all(|n| TRACES.contains(&n.as_str()) || GIVEN.contains(&n.as_str())))
 }
 
 /// Checks that a cluster lives in the directory, or may.
@@ -54,7 +58,8 @@ pub fn check(dir: &Path) -> Result<(), Failure> {
         return Err(Failure::new(what, "choose another --data-dir"));
     }
     let names = names(dir)?;
-    let foreign = names.iter().find(|n| !is_ours(n) && !TRACES.contains(&n.as_str()));
+    let known = |n: &str| is_ours(n) || TRACES.contains(&n) || GIVEN.contains(&n);
+    let foreign = names.iter().find(|n| !known(n));
     if let (Some(foreign), false) = (foreign, names.iter().any(|n| n == "cluster.json")) {
         let what = format!("{} holds other files ({foreign:?}) and no cluster", dir.display());
         return Err(Failure::new(what, "choose an empty or a new directory as --data-dir"));

@@ -24,7 +24,8 @@ pub async fn down(args: DownArgs) -> Result<(), Failure> {
     let cluster = match Cluster::load(&paths) {
         Ok(Some(cluster)) => cluster,
         // A first start, under way or killed, has no cluster file yet: the id follows from the directory.
-        Ok(None) if paths.pid().exists() => Cluster::nameless(&paths),
+        // Nor has a runtime alone (`coracle runtime`): what it left running is found the same way.
+        Ok(None) if paths.pid().exists() || paths.run.exists() => Cluster::nameless(&paths),
         Ok(None) => {
             println!("no cluster in {}", paths.data.display());
             return Ok(());

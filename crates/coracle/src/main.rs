@@ -19,6 +19,7 @@ mod following;
 mod image;
 mod kubeconfig;
 mod node;
+mod node_args;
 mod pki;
 mod ports;
 mod preload;
@@ -27,6 +28,7 @@ mod progress;
 mod release;
 mod reload;
 mod remote;
+mod runtime;
 mod signer;
 mod snapshot;
 mod store;
@@ -80,6 +82,7 @@ fn run() -> Result<(), Failure> {
             Command::Image(args) => image::run(args).await,
             Command::Release(args) => release::run(args).await,
             Command::Snapshot(args) => snapshot::run(*args).await,
+            Command::Runtime(args) => runtime::run(args).await,
             Command::Apiserver(args) => apiserver::run(*args, cli.flags).await,
             Command::ControllerManager(args) => controller_manager::run(*args).await,
             Command::Demo(_) => Ok(()),

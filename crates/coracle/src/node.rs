@@ -12,8 +12,7 @@ use coracle_auth::service_account::TokenIssuer;
 use coracle_client::{Client, Informers, PatchKind};
 use coracle_controllers::certificates::CertificateSigner;
 use coracle_kubelet::{Kubelet, KubeletConfig};
-use coracle_network::{DnsServer, PodLinks, ServiceProxy};
-use coracle_runtime::Runtime;
+use coracle_network::{DnsServer, ServiceProxy};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use serde_json::json;
@@ -23,8 +22,10 @@ use crate::authn::Authentication;
 use crate::cluster::{Cluster, Paths};
 use crate::control_plane::{ControlArgs, ControlParts, ControlPlane};
 use crate::error::Failure;
+use crate::node_args::NodeArgs;
 use crate::pki::Pki;
 use crate::progress::Progress;
+use crate::runtime::Containers;
 use crate::signer::{ClusterSigner, TokenKey};
 use crate::store::StoreArgs;
 use crate::{control, encryption, up};
@@ -48,6 +49,8 @@ pub struct Parts {
     pub store: StoreArgs,
     /// Whether the embedded store's Secrets are encrypted.
     pub secrets_encryption: bool,
+    /// Who runs containers and connects pods.
+    pub node: NodeArgs,
 }
 
 /// A running cluster. Dropping it ends every part at once; pods go on under their shims.
@@ -157,7 +160,7 @@ impl Node {
         let server = start_server(&parts, &mut tasks, progress).await?;
         let serving = server.clone();
         tasks.spawn(async move { serving.serve(api).await });
-        let Parts { paths, cluster, pki, node_ip, clock, control, store, .. } = parts;
+        let Parts { paths, cluster, pki, node_ip, clock, control, store, node, .. } = parts;
         progress.step("API server", &format!("https://127.0.0.1:{}", cluster.api_port));
 
         let client = |user: &str, groups: &[&str]| {
@@ -182,7 +185,6 @@ impl Node {
         progress.step("controllers", "scheduler and controllers run");
 
         let network = up::network_config(&paths, &cluster, node_ip);
-        let links = PodLinks::open(network.clone()).await.map_err(|e| broken("pod network", e))?;
         let proxy_client = client("system:kube-proxy", &[]);
         let proxy = Informers::new(proxy_client);
         let (config, informers) = (network.clone(), proxy.clone());
@@ -191,24 +193,21 @@ impl Node {
             async move { proxy.run().await }
         });
         let dns = Informers::new(client("system:coredns", &[]));
+        let config = network.clone();
         tasks.supervise("dns", move || {
-            let server = DnsServer::new(network.clone(), dns.clone());
+            let server = DnsServer::new(config.clone(), dns.clone());
             async move { server.run().await }
         });
         progress.step("network", &format!("pods {}, services {}", cluster.pod_cidr, cluster.service_cidr));
 
-        let runtime_config = up::runtime_config(&paths, &cluster);
-        let runtime =
-            Runtime::open(runtime_config, links).await.map_err(|e| broken("container runtime", e))?;
-        tasks.spawn(make_self_image(runtime.clone()));
-        tasks.spawn(crate::preload::run(runtime.clone(), paths.file("images")));
-        progress.step("runtime", "container runtime open");
+        let containers = Containers::open(&node, &paths, &cluster, network, &clock, &mut tasks).await?;
+        progress.step("runtime", &containers.said);
         let about = json!({
             "pid": std::process::id(), "version": crate::GIT_VERSION, "node_ip": node_ip,
             "server": format!("https://127.0.0.1:{}", cluster.api_port),
         });
         let parts = control::Parts {
-            runtime: runtime.clone(),
+            containers: containers.clone(),
             admin: admin.clone(),
             logs: paths.file("logs/pods"),
             about,
@@ -219,11 +218,11 @@ impl Node {
         let informers = Informers::new(node_client.clone());
         let config = kubelet_config(&paths, &cluster, &pki, node_ip);
         tasks.supervise("kubelet", move || {
-            let (runtime, config) = (runtime.clone(), config.clone());
+            let (containers, config) = (containers.clone(), config.clone());
             let (client, informers, clock) = (node_client.clone(), informers.clone(), clock.clone());
             async move {
-                let kubelet =
-                    Kubelet::new(config, client, informers, runtime.clone(), runtime.clone(), runtime, clock);
+                let Containers { runtime, images, streams, .. } = containers;
+                let kubelet = Kubelet::new(config, client, informers, runtime, images, streams, clock);
                 if let Err(e) = kubelet.run().await {
                     tracing::error!("kubelet: {e}");
                 }
@@ -260,14 +259,6 @@ impl Node {
         labelled.map_err(|e| broken("the node's role", e))?;
         progress.step("node", &format!("{} is Ready", self.name));
         Ok(())
-    }
-}
-
-/// The image `coracle.local/self` holds this very program. Nothing waits for it but pods that name it.
-async fn make_self_image(runtime: Arc<Runtime>) {
-    let own = std::fs::canonicalize("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
-    if let Err(e) = runtime.ensure_self_image("coracle.local/self:latest", &own).await {
-        tracing::warn!("image coracle.local/self: {e}");
     }
 }
 
@@ -397,6 +388,7 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         client_ca_pem: pki.ca.clone(),
         root: paths.file("kubelet"),
         own_log: Some(paths.file("coracle.log")),
+        device_plugins: paths.file("kubelet/device-plugins"),
         static_pods: paths.file("manifests"),
         log_root: paths.file("logs/pods"),
         cgroup_root: format!("/coracle/{}/pods", cluster.id),

@@ -159,6 +159,11 @@ fn uid(meta: &ObjectMeta) -> String {
     meta.uid.clone().unwrap_or_default()
 }
 
+/// The version that a pod or ControllerRevision is of.
+fn revision_of(meta: &ObjectMeta) -> Option<String> {
+    meta.labels.as_ref()?.get("controller-revision-hash").cloned()
+}
+
 fn revision(meta: &ObjectMeta) -> i64 {
     let annotations = meta.annotations.as_ref();
     let text = annotations.and_then(|a| a.get("deployment.kubernetes.io/revision"));
@@ -200,14 +205,20 @@ impl Release<'_> {
             Workload::StatefulSet => {
                 let set = self.api::<StatefulSet>().get(self.namespace, self.name).await?;
                 let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-                let pods = self.owned(&uid(&set.metadata), &selector).await?;
+                let mut pods: Vec<Pod> = self.owned(&uid(&set.metadata), &selector).await?;
+                let newest = set.status.as_ref().and_then(|status| status.update_revision.clone());
+                pods.retain(|pod| revision_of(&pod.metadata) == newest);
                 let (progress, owners) = (diagnose::stateful_set(&set), vec![uid(&set.metadata)]);
                 Ok(Look { progress, late: false, pods, owners })
             }
             Workload::DaemonSet => {
                 let set = self.api::<DaemonSet>().get(self.namespace, self.name).await?;
                 let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-                let pods = self.owned(&uid(&set.metadata), &selector).await?;
+                let mut pods: Vec<Pod> = self.owned(&uid(&set.metadata), &selector).await?;
+                let revisions: Vec<ControllerRevision> = self.owned(&uid(&set.metadata), &selector).await?;
+                let newest = revisions.iter().max_by_key(|revision| revision.revision);
+                let newest = newest.and_then(|revision| revision_of(&revision.metadata));
+                pods.retain(|pod| revision_of(&pod.metadata) == newest);
                 let (progress, owners) = (diagnose::daemon_set(&set), vec![uid(&set.metadata)]);
                 Ok(Look { progress, late: false, pods, owners })
             }
@@ -226,7 +237,9 @@ impl Release<'_> {
                 }
                 Progress::Going(text) => text.clone(),
             };
-            if let Some(cause) = self.cause(&look).await? {
+            // Before the change is taken up, what there is to see is of the version before.
+            let is_seen = going != diagnose::UNSEEN;
+            if let Some(cause) = self.cause(&look).await?.filter(|_| is_seen) {
                 let log = self.tail(&look.pods, &cause);
                 let mut said = format!("{what} fails: {}", cause.what);
                 if !log.is_empty() {

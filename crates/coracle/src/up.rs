@@ -93,7 +93,11 @@ async fn start(args: &UpArgs) -> Result<(), Failure> {
     foreground(args, &paths, signals).await
 }
 
-fn preflight() -> Result<(), Failure> {
+/// Checks that the kernel has what a node needs.
+///
+/// # Errors
+/// What it lacks.
+pub fn preflight() -> Result<(), Failure> {
     let mut missing = coracle_runtime::preflight();
     missing.extend(coracle_network::preflight());
     if missing.is_empty() {
@@ -218,6 +222,7 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
         control: args.control.clone(),
         store: args.store.clone(),
         secrets_encryption: args.secrets_encryption,
+        node: args.node.clone(),
     };
     let node = Node::start(parts, api, progress).await?;
     access.write(&paths.kubeconfig())?;

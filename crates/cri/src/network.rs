@@ -1,5 +1,6 @@
 //! What the runtime asks of a pod network when it makes and removes a sandbox.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -38,6 +39,10 @@ pub struct PodNetworkRequest {
     pub name: String,
     /// Bind-mounted network namespace.
     pub netns: PathBuf,
+    /// Uid of the pod, for CNI arguments.
+    pub uid: String,
+    /// Annotations of the pod: bandwidth, and what plug-ins read.
+    pub annotations: BTreeMap<String, String>,
     /// Host ports.
     pub port_mappings: Vec<PortMapping>,
 }
@@ -62,6 +67,16 @@ pub enum NetworkError {
         /// What the kernel said.
         cause: String,
     },
+    /// A CNI plug-in refused or failed.
+    #[error("plugin type={plugin:?} failed ({command}): {message}")]
+    Plugin {
+        /// Its type.
+        plugin: String,
+        /// What it was asked to do: `add`, `delete`, …
+        command: &'static str,
+        /// What it said.
+        message: String,
+    },
 }
 
 /// Gives sandboxes addresses and links.
@@ -79,5 +94,5 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Kernel failures; retry.
     async fn teardown(&self, sandbox_id: &str) -> Result<(), NetworkError>;
     /// `Err(reason)` while pods cannot be connected.
-    fn ready(&self) -> Result<(), String>;
+    async fn ready(&self) -> Result<(), String>;
 }

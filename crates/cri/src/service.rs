@@ -69,6 +69,11 @@ pub trait RuntimeService: Send + Sync + 'static {
     /// Changes the limits of a whole pod; zero fields are left as they are.
     async fn update_pod_sandbox_resources(&self, id: &str, resources: LinuxResources)
     -> Result<(), CriError>;
+    /// Tells the range of the node's pods to runtimes whose network plug-ins want it; others need not care.
+    async fn update_runtime_config(&self, pod_cidr: &str) -> Result<(), CriError> {
+        let _ = pod_cidr;
+        Ok(())
+    }
     /// Container and sandbox events from now on; dropped events are made up for by listing.
     async fn container_events(&self) -> Result<mpsc::Receiver<ContainerEventResponse>, CriError>;
 }

@@ -74,3 +74,31 @@ pub trait Streaming: Send + Sync + 'static {
     /// The sandbox is unknown, or nothing listens.
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<tokio::net::TcpStream, CriError>;
 }
+
+/// Streams that are had at URLs, as CRI's own calls give them.
+#[async_trait]
+pub trait StreamUrls: Send + Sync + 'static {
+    /// Where a command's streams are to be had, once and soon.
+    ///
+    /// # Errors
+    /// The container is unknown or not running.
+    async fn command_url(
+        &self,
+        job: crate::remote::Job,
+        wanted: crate::remote::Wanted,
+    ) -> Result<String, CriError>;
+    /// Where a sandbox's ports are to be had, once and soon.
+    ///
+    /// # Errors
+    /// The sandbox is unknown.
+    async fn port_forward_url(&self, sandbox_id: &str) -> Result<String, CriError>;
+}
+
+/// How streams into the containers of a runtime are had.
+#[derive(Clone)]
+pub enum Streams {
+    /// From a runtime in this process.
+    Here(std::sync::Arc<dyn Streaming>),
+    /// From a runtime in another process, which serves them itself.
+    Elsewhere(std::sync::Arc<dyn StreamUrls>),
+}

@@ -1,5 +1,6 @@
-//! Messages of `runtime.v1` under upstream's names, as plain structs. Only the fields that Coracle's kubelet
-//! and runtime use today are present; the protobuf form is the business of the socket server and client.
+//! Messages of `runtime.v1` under upstream's names, as plain structs in the form in which kubelet and runtime work
+//! with them: flat, with ports and addresses parsed. Their protobuf form is in `wire`, and [`crate::convert`] stands
+//! between the two.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,10 @@ messages! {
     /// Runtime identity.
     VersionResponse { runtime_name: String, runtime_version: String, runtime_api_version: String }
     /// `Some(reason)` where a condition does not hold.
-    RuntimeStatus { runtime_not_ready: Option<String>, network_not_ready: Option<String> }
+    RuntimeStatus { runtime_not_ready: Option<String>, network_not_ready: Option<String>,
+        handlers: Vec<RuntimeHandler>, supplemental_groups_policy: bool }
+    /// A handler that RuntimeClasses may name, and what it can; the one without a name is the default.
+    RuntimeHandler { name: String, recursive_read_only_mounts: bool, user_namespaces: bool }
     /// Identity of a pod.
     PodSandboxMetadata { name: String, uid: String, namespace: String, attempt: u32 }
     /// Resolver configuration of a pod.
@@ -44,17 +48,22 @@ messages! {
         sysctls: Map,
         namespaces: NamespaceOptions,
         resources: LinuxResources,
+        /// A container of it may be privileged.
+        privileged: bool,
+        /// What a RuntimeClass names; empty for the default.
+        runtime_handler: String,
     }
     /// Sandbox filter; empty fields match all.
-    PodSandboxFilter { id: String, label_selector: Map }
+    PodSandboxFilter { id: String, ready: Option<bool>, label_selector: Map }
     /// A sandbox in a list. `ready` is SANDBOX_READY. Times in nanoseconds since 1970.
     PodSandbox {
         id: String, metadata: PodSandboxMetadata, ready: bool, created_at: i64, labels: Map, annotations: Map,
+        runtime_handler: String,
     }
     /// A sandbox's status; `ips` primary first, empty on the host network.
     PodSandboxStatus {
         id: String, metadata: PodSandboxMetadata, ready: bool, created_at: i64, ips: Vec<String>,
-        labels: Map, annotations: Map,
+        labels: Map, annotations: Map, namespaces: NamespaceOptions, runtime_handler: String,
     }
     /// Identity of a container in its pod.
     ContainerMetadata { name: String, attempt: u32 }
@@ -68,10 +77,12 @@ messages! {
         propagation: i32, image: String, image_sub_path: String }
     /// A device made available.
     Device { container_path: String, host_path: String, permissions: String }
-    /// cgroup limits; 0 means unset. Memory in bytes, quota and period in microseconds.
+    /// cgroup limits; 0 and empty mean unset. Memory in bytes, quota and period in microseconds; processors and
+    /// memory nodes as lists (`0-2,7`); huge pages in bytes by page size (`2MB`). `unified` are files of cgroup v2.
     LinuxResources {
         cpu_period: i64, cpu_quota: i64, cpu_shares: i64, memory_limit_in_bytes: i64, oom_score_adj: i64,
-        pids_limit: i64,
+        pids_limit: i64, cpuset_cpus: String, cpuset_mems: String, hugepages: BTreeMap<String, u64>, unified: Map,
+        memory_swap_limit_in_bytes: i64,
     }
     /// Who a container runs as and what it may do.
     LinuxSecurityContext {
@@ -93,6 +104,8 @@ messages! {
         supplemental_groups_strict: bool,
         /// A container whose process namespace is shared; empty for the pod's or an own one.
         pid_target: String,
+        /// It has a process namespace of its own, though the pod shares one.
+        pid_private: bool,
     }
     /// What a container is to be. `command` overrides the image's entrypoint, `args` its command.
     ContainerConfig {
@@ -112,13 +125,17 @@ messages! {
         tty: bool,
         resources: LinuxResources,
         security: LinuxSecurityContext,
+        /// Names of devices after the Container Device Interface.
+        cdi_devices: Vec<String>,
+        /// What asks it to end, instead of the image's: `SIGTERM`, `SIGRTMIN+3`.
+        stop_signal: String,
     }
     /// Container filter; empty fields match all.
-    ContainerFilter { id: String, pod_sandbox_id: String, label_selector: Map }
+    ContainerFilter { id: String, pod_sandbox_id: String, state: Option<ContainerState>, label_selector: Map }
     /// A container in a list.
     Container {
         id: String, pod_sandbox_id: String, metadata: ContainerMetadata, image: ImageSpec, image_ref: String,
-        state: ContainerState, created_at: i64, labels: Map, annotations: Map,
+        state: ContainerState, created_at: i64, labels: Map, annotations: Map, image_id: String,
     }
     /// A container's status. Times in nanoseconds since 1970, 0 when not reached. `reason` is `Completed`,
     /// `Error`, `OOMKilled`, `StartError` or empty.
@@ -171,7 +188,7 @@ pub enum ContainerState {
 }
 
 /// Kind of a container event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[expect(missing_docs, reason = "the event types of runtime.v1")]
 pub enum ContainerEventType {
     #[default]

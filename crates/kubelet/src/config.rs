@@ -30,6 +30,8 @@ pub struct KubeletConfig {
     pub root: PathBuf,
     /// The log of this program, for node log queries.
     pub own_log: Option<PathBuf>,
+    /// Directory in which device plug-ins register and have their sockets.
+    pub device_plugins: PathBuf,
     /// Directory of manifests of static pods; need not exist.
     pub static_pods: PathBuf,
     /// Container logs: `<log_root>/<ns>_<name>_<uid>/<container>/<n>.log`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, EventType, Informer, Informers};
 use coracle_cri::v1::DnsConfig;
-use coracle_cri::{ImageService, RuntimeService, Streaming};
+use coracle_cri::{ImageService, RuntimeService, Streams};
 use coracle_stdx::Clock;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::container::fields::Facts;
+use crate::devices::Devices;
 use crate::evict::Pressures;
 use crate::images::Images;
 use crate::machine::Machine;
@@ -33,7 +34,7 @@ pub struct Context {
     /// Images on disk.
     pub image_service: Arc<dyn ImageService>,
     /// Streams into containers.
-    pub streaming: Arc<dyn Streaming>,
+    pub streams: Streams,
     /// The time.
     pub clock: Clock,
     /// Events.
@@ -46,6 +47,8 @@ pub struct Context {
     pub objects: Objects,
     /// Service account tokens.
     pub tokens: Arc<Tokens>,
+    /// Devices of plug-ins.
+    pub devices: Arc<Devices>,
     /// Images and pulls.
     pub images: Images,
     /// What the machine has.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, Informers, ListOptions};
-use coracle_cri::{ImageService, RuntimeService, Streaming};
+use coracle_cri::{ImageService, RuntimeService, Streams};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::net::TcpListener;
@@ -13,6 +13,7 @@ use crate::allocation::Allocations;
 use crate::config::{KubeletConfig, KubeletError};
 use crate::container::dns;
 use crate::context::Context;
+use crate::devices::{self, Devices};
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::manager::Pods;
@@ -29,7 +30,7 @@ pub struct Kubelet {
     informers: Informers,
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
-    streaming: Arc<dyn Streaming>,
+    streams: Streams,
     clock: Clock,
 }
 
@@ -47,10 +48,10 @@ impl Kubelet {
         informers: Informers,
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
-        streaming: Arc<dyn Streaming>,
+        streams: Streams,
         clock: Clock,
     ) -> Self {
-        Self { config, client, informers, runtime, images, streaming, clock }
+        Self { config, client, informers, runtime, images, streams, clock }
     }
 
     /// Registers the node, adopts what runs, and runs pods until dropped. Pods go on without it.
@@ -70,6 +71,12 @@ impl Kubelet {
         let mut tasks = Tasks::new();
         let node_cx = cx.clone();
         tasks.supervise("node status", move || node::run(node_cx.clone()));
+        let device_cx = cx.clone();
+        tasks.supervise("device plugins", move || devices::run(device_cx.clone()));
+        let (told_cx, told_pods) = (cx.clone(), pods.clone());
+        tasks.supervise("pod resources", move || {
+            devices::serve_pod_resources(told_cx.clone(), told_pods.clone())
+        });
         let rotate_cx = cx.clone();
         tasks.supervise("log rotation", move || rotate_logs(rotate_cx.clone()));
         let listener = Arc::new(listener);
@@ -104,6 +111,7 @@ impl Kubelet {
             informers: self.informers.clone(),
             objects: Objects::new(self.informers),
             tokens: Arc::new(Tokens::new(self.client.clone(), self.clock.clone())),
+            devices: Arc::new(Devices::open(&config.device_plugins)),
             images: Images::new(self.images.clone(), self.clock.clone()),
             allocations: Allocations::new(machine.view(&config.node_name)),
             machine,
@@ -111,7 +119,7 @@ impl Kubelet {
             client: self.client,
             runtime: self.runtime,
             image_service: self.images,
-            streaming: self.streaming,
+            streams: self.streams,
             pressures: Default::default(),
             probe_counts: Default::default(),
             started: self.clock.now(),

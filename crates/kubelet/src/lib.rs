@@ -12,6 +12,7 @@ mod container;
 mod container_status;
 mod context;
 mod decide;
+mod devices;
 mod evict;
 mod grpc_health;
 mod hooks;

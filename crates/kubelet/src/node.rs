@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_client::{Change, LeaseKeeper, ListOptions};
+use coracle_cri::v1::{RuntimeHandler, RuntimeStatus};
 use coracle_meta::quantity::Quantity;
 use coracle_meta::{Reason, Status};
 use jiff::Timestamp;
@@ -35,6 +36,7 @@ struct Seen {
     not_ready: Vec<String>,
     runtime_version: String,
     images: Vec<ContainerImage>,
+    runtime: RuntimeStatus,
 }
 
 fn amounts(map: BTreeMap<String, Quantity>) -> BTreeMap<String, ApiQuantity> {
@@ -44,17 +46,24 @@ fn amounts(map: BTreeMap<String, Quantity>) -> BTreeMap<String, ApiQuantity> {
 /// Features of upstream's that a node declares, of those that this one has.
 const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling"];
 
-/// What the machine has, and the resources that somebody else told the API of: the kubelet knows nothing of them,
-/// all of them can be given away.
-fn with_extended(machine: BTreeMap<String, Quantity>, old: &NodeStatus) -> BTreeMap<String, ApiQuantity> {
+/// What the machine has, what device plug-ins have, and the resources that somebody else told the API of: the kubelet
+/// knows nothing of them, all of them can be given away.
+fn with_extended(
+    machine: BTreeMap<String, Quantity>,
+    devices: impl Iterator<Item = (String, Quantity)>,
+    old: &NodeStatus,
+) -> BTreeMap<String, ApiQuantity> {
     let told = old.capacity.iter().flatten().filter(|(name, _)| crate::admit::is_extended(name));
-    told.map(|(name, amount)| (name.clone(), amount.clone())).chain(amounts(machine)).collect()
+    let told = told.map(|(name, amount)| (name.clone(), amount.clone()));
+    told.chain(amounts(machine)).chain(amounts(devices.collect())).collect()
 }
 
 async fn look(cx: &Context) -> Seen {
     let mut not_ready = Vec::new();
+    let mut runtime = RuntimeStatus::default();
     match cx.runtime.status().await {
         Ok(status) => {
+            runtime = status.clone();
             not_ready.extend(status.runtime_not_ready.map(|r| format!("container runtime not ready: {r}")));
             not_ready.extend(status.network_not_ready.map(|r| {
                 format!(
@@ -75,7 +84,7 @@ async fn look(cx: &Context) -> Seen {
         names: Some(i.repo_digests.into_iter().chain(i.repo_tags).take(5).collect()),
         size_bytes: i64::try_from(i.size).ok(),
     });
-    Seen { not_ready, runtime_version, images: images.collect() }
+    Seen { not_ready, runtime_version, images: images.collect(), runtime }
 }
 
 fn condition(
@@ -141,6 +150,16 @@ fn conditions(old: &[NodeCondition], seen: &Seen, pressures: &[&str], now: Times
     list
 }
 
+fn handler(h: &RuntimeHandler) -> NodeRuntimeHandler {
+    NodeRuntimeHandler {
+        name: Some(h.name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(h.recursive_read_only_mounts),
+            user_namespaces: Some(h.user_namespaces),
+        }),
+    }
+}
+
 fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeStatus {
     let m = &cx.machine;
     let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
@@ -149,17 +168,22 @@ fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeSt
             address("InternalIP", cx.config.node_ip.to_string()),
             address("Hostname", cx.config.node_name.clone()),
         ]),
-        capacity: Some(with_extended(m.capacity(), old)),
-        allocatable: Some(with_extended(m.allocatable(), old)),
-        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        capacity: Some(with_extended(
+            m.capacity(),
+            cx.devices.amounts().into_iter().map(|(n, a)| (n, a.0)),
+            old,
+        )),
+        allocatable: Some(with_extended(
+            m.allocatable(),
+            cx.devices.amounts().into_iter().map(|(n, a)| (n, a.1)),
+            old,
+        )),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(seen.runtime.supplemental_groups_policy),
+        }),
         declared_features: Some(DECLARED.map(str::to_owned).to_vec()),
-        runtime_handlers: Some(vec![NodeRuntimeHandler {
-            name: Some(String::new()),
-            features: Some(NodeRuntimeHandlerFeatures {
-                recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(false),
-            }),
-        }]),
+        runtime_handlers: (!seen.runtime.handlers.is_empty())
+            .then(|| seen.runtime.handlers.iter().map(handler).collect()),
         conditions: Some(conditions(
             old.conditions.as_deref().unwrap_or_default(),
             seen,
@@ -321,6 +345,7 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
     let options = ListOptions { field_selector: own, ..ListOptions::default() };
     let informer = cx.informers.filtered::<Node>("", options);
     let mut changes = informer.subscribe();
+    let mut devices = cx.devices.changes();
     let mut reported = tokio::time::Instant::now();
     let mut force = true;
     loop {
@@ -341,7 +366,13 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
         // While the node is not ready every moment counts.
         let pause = if seen.not_ready.is_empty() { LOOK } else { Duration::from_millis(200) };
         let until = tokio::time::Instant::now() + pause;
-        while let Ok(change) = tokio::time::timeout_at(until, changes.next()).await {
+        loop {
+            let change = tokio::select! {
+                change = changes.next() => change,
+                // At once: pods may wait for it.
+                _ = devices.changed() => break,
+                () = tokio::time::sleep_until(until) => break,
+            };
             match change {
                 Some(Change::Added(new) | Change::Modified { new, .. }) if newer(&new, node) => {
                     *node = new;

@@ -46,7 +46,8 @@ pub async fn observe(
             continue;
         }
         match runtime.container_status(&c.id).await {
-            Ok(status) => containers.push(status),
+            // A status that came over a socket does not say whose it is; the list does.
+            Ok(status) => containers.push(ContainerStatus { pod_sandbox_id: c.pod_sandbox_id, ..status }),
             Err(CriError::NotFound(_)) => {}
             Err(e) => return Err(e),
         }

@@ -9,21 +9,14 @@ pub mod figures;
 mod log;
 mod metrics;
 mod node_logs;
-mod portforward;
-mod remote;
-mod request;
-mod spdy;
 mod stats;
 pub mod tls;
-mod upgrade;
-mod websocket;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_cri::remote::{Body, Query, Refusal, answer, text};
 use http::{Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -34,24 +27,7 @@ use tracing::debug;
 use crate::context::Context;
 use crate::manager::Pods;
 use crate::worker::Handle;
-use request::Query;
 use tls::Caller;
-
-/// A response body.
-pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
-
-/// A whole answer as text.
-pub fn text(status: StatusCode, body: impl Into<String>) -> Response<Body> {
-    answer(status, "text/plain; charset=utf-8", Bytes::from(body.into()))
-}
-
-fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
-    let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static(kind));
-    response
-}
 
 fn json(value: &serde_json::Value) -> Response<Body> {
     answer(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
@@ -60,9 +36,6 @@ fn json(value: &serde_json::Value) -> Response<Body> {
 fn prometheus(body: String) -> Response<Body> {
     answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(body))
 }
-
-/// A refused request: status and text.
-pub type Refusal = (StatusCode, String);
 
 /// The server.
 pub struct Server {
@@ -166,9 +139,9 @@ impl Server {
             ["attach", ns, pod, uid, container] => {
                 exec::attach(&self.cx, request, &self.pod(ns, pod, Some(uid))?, container, &query).await
             }
-            ["portForward", ns, pod] => portforward::forward(&self.cx, request, &self.pod(ns, pod, None)?),
+            ["portForward", ns, pod] => exec::forward(&self.cx, request, &self.pod(ns, pod, None)?).await,
             ["portForward", ns, pod, uid] => {
-                portforward::forward(&self.cx, request, &self.pod(ns, pod, Some(uid))?)
+                exec::forward(&self.cx, request, &self.pod(ns, pod, Some(uid))?).await
             }
             _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
         }

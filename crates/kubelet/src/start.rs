@@ -7,6 +7,7 @@ use coracle_cri::CriError;
 use coracle_cri::v1::Image;
 use coracle_meta::{Reason, Status};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
 
 use crate::container::config::{self, Inputs};
 use crate::container::env::{self, References};
@@ -31,7 +32,8 @@ pub async fn start_sandbox(cx: &Context, pod: &Pod, attempt: u32) -> Result<(), 
 }
 
 async fn make_sandbox(cx: &Context, pod: &Pod, attempt: u32) -> Result<(), CriError> {
-    let config = sandbox::config(pod, attempt, &cx.host_dns, &cx.config);
+    let mut config = sandbox::config(pod, attempt, &cx.host_dns, &cx.config);
+    config.runtime_handler = runtime_handler(cx, pod).await.map_err(CriError::Internal)?;
     let directory = cx.directory(names::uid(pod));
     for path in [std::path::Path::new(&config.log_directory), &directory] {
         std::fs::create_dir_all(path)
@@ -44,6 +46,14 @@ async fn make_sandbox(cx: &Context, pod: &Pod, attempt: u32) -> Result<(), CriEr
         cx.runtime.pod_sandbox_status(&id).await?.ips
     };
     write_hosts(cx, pod, &ips).map_err(|e| CriError::Internal(format!("write etc-hosts: {e}")))
+}
+
+/// The handler that the pod's RuntimeClass names; empty for the default.
+async fn runtime_handler(cx: &Context, pod: &Pod) -> Result<String, String> {
+    let name = crate::pod::spec(pod).runtime_class_name.as_deref().filter(|n| !n.is_empty());
+    let Some(name) = name else { return Ok(String::new()) };
+    let class = cx.client.api::<RuntimeClass>().get("", name).await;
+    class.map(|c| c.handler.clone()).map_err(|e| format!("failed to get sandbox runtime: {e}"))
 }
 
 /// Writes the pod's hosts file.
@@ -113,6 +123,10 @@ pub async fn start_container(cx: &Context, s: &Start) -> Result<String, Held> {
         }
     };
     cx.container_event(&s.pod, name, "Created", "Container created");
+    if let Err(e) = cx.devices.before_start(names::uid(&s.pod), name).await {
+        warn(format!("Error: {e}"));
+        return Err(Held::new("PreStartHookError", e, retry()));
+    }
     if let Err(e) = cx.runtime.start_container(&id).await {
         warn(format!("Error: {e}"));
         return Err(Held::new("RunContainerError", e.to_string(), retry()));
@@ -171,7 +185,7 @@ async fn configure(
     services.extend(cx.services.get("default", "kubernetes"));
     let service_env = env::services(&s.pod, &services);
     let env = env::environment(&s.pod, &s.container, service_env, &refs, &facts)?;
-    config::build(Inputs {
+    let mut config = config::build(Inputs {
         pod: &s.pod,
         container: &s.container,
         attempt: s.attempt,
@@ -183,7 +197,9 @@ async fn configure(
         directory: &cx.directory(names::uid(&s.pod)),
         memory_capacity: cx.machine.memory,
         target: &s.target,
-    })
+    })?;
+    cx.devices.equip(names::uid(&s.pod), &mut config);
+    Ok(config)
 }
 
 fn found<T>(result: Result<T, Status>) -> Result<Option<T>, Status> {

@@ -105,6 +105,7 @@ impl RuntimeService for FakeRuntime {
             ips: vec!["127.0.0.1".into()],
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
+            ..PodSandboxStatus::default()
         };
         state.sandboxes.insert(id.clone(), (config, status));
         Ok(id)
@@ -134,6 +135,7 @@ impl RuntimeService for FakeRuntime {
                 created_at: s.created_at,
                 labels: s.labels.clone(),
                 annotations: s.annotations.clone(),
+                ..PodSandbox::default()
             })
             .collect())
     }
@@ -309,6 +311,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         client_ca_pem: String::new(),
         root: directory.join("kubelet"),
         own_log: None,
+        device_plugins: directory.join("kubelet/device-plugins"),
         static_pods: directory.join("manifests"),
         log_root: directory.join("logs"),
         cgroup_root: "/x".into(),
@@ -334,6 +337,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         informers: informers.clone(),
         objects: Objects::new(informers.clone()),
         tokens: Arc::new(Tokens::new(client.clone(), clock.clone())),
+        devices: Arc::new(crate::devices::Devices::open(&config.device_plugins)),
         images: Images::new(runtime.clone(), clock.clone()),
         allocations: Allocations::new(machine.view("n1")),
         machine,
@@ -341,7 +345,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         client,
         runtime: runtime.clone(),
         image_service: runtime.clone(),
-        streaming: runtime.clone(),
+        streams: coracle_cri::Streams::Here(runtime.clone()),
         pressures: Default::default(),
         probe_counts: Default::default(),
         started: clock.now(),

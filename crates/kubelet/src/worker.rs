@@ -202,7 +202,7 @@ impl Worker {
 
     /// Works until the pod is gone from the API and from the machine.
     pub async fn run(mut self) {
-        self.take_room();
+        self.take_room().await;
         loop {
             self.sync().await;
             if self.closing == Closing::Closed {

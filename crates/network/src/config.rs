@@ -12,7 +12,7 @@ pub struct NetworkConfig {
     pub cluster_id: String,
     /// The node's range of pod addresses, IPv4, e.g. `10.244.0.0/16`.
     pub pod_cidr: String,
-    /// The range of cluster IPs, IPv4, e.g. `10.96.0.0/16`.
+    /// The range of cluster IPs, IPv4, e.g. `10.96.0.0/16`; empty where there are no services (a runtime alone).
     pub service_cidr: String,
     /// The node's address.
     pub node_ip: IpAddr,
@@ -97,6 +97,10 @@ impl NetworkConfig {
     /// What the names of the host ends of pod links begin with.
     pub fn link_prefix(&self) -> String {
         format!("cr{}", self.cluster_id.get(..4).unwrap_or(&self.cluster_id))
+    }
+    /// Whether there are services.
+    pub fn has_services(&self) -> bool {
+        !self.service_cidr.is_empty()
     }
     /// The range of pod addresses.
     ///

@@ -4,6 +4,7 @@
 //! and [`DnsServer`] answers names. They share a [`NetworkConfig`] and nothing else: each may run alone. No
 //! program is called and no bridge, iptables or IPVS is used; see `docs/adr/0004-network.md`.
 
+pub mod cni;
 mod config;
 mod conntrack;
 mod dns;
@@ -17,10 +18,11 @@ mod purge;
 mod slices;
 mod sysctl;
 
+pub use cni::{CniConfig, CniNetwork};
 pub use config::{Cidr, NetworkConfig};
 pub use coracle_cri::NetworkError;
 pub use dns::DnsServer;
-pub use pods::PodLinks;
+pub use pods::{PodLinks, prepare};
 pub use proxy::ServiceProxy;
 pub use purge::{preflight, purge};
 

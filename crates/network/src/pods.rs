@@ -59,14 +59,11 @@ impl PodLinks {
     /// When a range is malformed or the kernel refuses (not root, no nf_tables).
     pub async fn open(config: NetworkConfig) -> Result<Arc<Self>, NetworkError> {
         let range = config.pod_range()?;
-        let services = config.service_range()?;
-        let dns = config.dns_address()?;
         let links = Links::here()?;
         let nft = Arc::new(Socket::open().map_err(failed("use nf_tables"))?);
         sysctl::enable_forwarding(&config.cluster_id)?;
-        links.add_local(dns).await?;
+        serve_here(&config, &links).await?;
         let source = config.own_source()?;
-        links.route_here(services.network(), services.length(), source).await?;
         let ipam = Ipam::open(&config.state.join("pods"), range, config.link_prefix())?;
         let batch = table(&config, &ipam)?;
         nft.commit(batch).map_err(failed("make the table of pods"))?;
@@ -135,6 +132,25 @@ impl PodLinks {
     }
 }
 
+/// Lets services and DNS be reached on this node: the DNS address is here, the service range leads here.
+async fn serve_here(config: &NetworkConfig, links: &Links) -> Result<(), NetworkError> {
+    if !config.has_services() {
+        return Ok(());
+    }
+    links.add_local(config.dns_address()?).await?;
+    let services = config.service_range()?;
+    links.route_here(services.network(), services.length(), config.own_source()?).await
+}
+
+/// Prepares this network namespace for services where pods are connected by others (CNI plug-ins).
+///
+/// # Errors
+/// When a range is malformed or the kernel refuses.
+pub async fn prepare(config: &NetworkConfig) -> Result<(), NetworkError> {
+    sysctl::enable_forwarding(&config.cluster_id)?;
+    serve_here(config, &Links::here()?).await
+}
+
 #[async_trait]
 impl PodNetwork for PodLinks {
     async fn setup(&self, request: &PodNetworkRequest) -> Result<Vec<IpAddr>, NetworkError> {
@@ -161,7 +177,7 @@ impl PodNetwork for PodLinks {
         self.ipam.lock().release(sandbox_id)
     }
 
-    fn ready(&self) -> Result<(), String> {
+    async fn ready(&self) -> Result<(), String> {
         Ok(())
     }
 }

@@ -58,9 +58,11 @@ pub async fn purge(config: &NetworkConfig) -> Result<(), NetworkError> {
     for name in links.names(&config.link_prefix()).await? {
         links.remove(&name).await?;
     }
-    let services = config.service_range()?;
-    links.unroute_here(services.network(), services.length()).await?;
-    links.remove_local(config.dns_address()?).await?;
+    if config.has_services() {
+        let services = config.service_range()?;
+        links.unroute_here(services.network(), services.length()).await?;
+        links.remove_local(config.dns_address()?).await?;
+    }
     sysctl::release_forwarding(&config.cluster_id)?;
     match std::fs::remove_dir_all(&config.state) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

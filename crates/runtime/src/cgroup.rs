@@ -171,6 +171,11 @@ impl Hierarchies {
             let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
             set("memory", file, r.memory_limit_in_bytes.to_string())?;
         }
+        for (file, list) in [("cpuset.cpus", &r.cpuset_cpus), ("cpuset.mems", &r.cpuset_mems)] {
+            if !list.is_empty() {
+                set("cpuset", file, list.clone())?;
+            }
+        }
         if r.cpu_shares > 0 {
             match v2 {
                 true => set("cpu", "cpu.weight", weight(r.cpu_shares).to_string())?,

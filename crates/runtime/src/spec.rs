@@ -207,11 +207,26 @@ fn resources(config: &ContainerConfig, devices: Vec<Value>) -> Value {
             cpu.insert(name.into(), value.into());
         }
     }
+    for (name, list) in [("cpus", &r.cpuset_cpus), ("mems", &r.cpuset_mems)] {
+        if !list.is_empty() {
+            cpu.insert(name.into(), list.as_str().into());
+        }
+    }
     if !cpu.is_empty() {
         all["cpu"] = cpu.into();
     }
     if r.memory_limit_in_bytes > 0 {
         all["memory"] = json!({ "limit": r.memory_limit_in_bytes });
+        if r.memory_swap_limit_in_bytes > 0 {
+            all["memory"]["swap"] = r.memory_swap_limit_in_bytes.into();
+        }
+    }
+    if !r.hugepages.is_empty() {
+        let limit = |(size, limit): (&String, &u64)| json!({ "pageSize": size, "limit": limit });
+        all["hugepageLimits"] = r.hugepages.iter().map(limit).collect();
+    }
+    if !r.unified.is_empty() {
+        all["unified"] = json!(r.unified);
     }
     if r.pids_limit > 0 {
         all["pids"] = json!({ "limit": r.pids_limit });

@@ -49,11 +49,11 @@ fn layer() -> Vec<u8> {
     tar.into_inner().expect("writing to memory")
 }
 
-/// Writes an OCI archive of busybox under the given names (with tags).
+/// Writes an OCI archive of busybox under the given names (with tags), which runs `cmd` unless told otherwise.
 ///
 /// # Panics
 /// Without busybox-static, or when the file cannot be written.
-pub fn busybox_archive(path: &Path, names: &[&str]) {
+pub fn busybox_archive(path: &Path, names: &[&str], cmd: &[&str]) {
     let raw = layer();
     let mut gz = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
     gz.write_all(&raw).expect("writing to memory");
@@ -61,7 +61,7 @@ pub fn busybox_archive(path: &Path, names: &[&str]) {
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({
         "created": "1970-01-01T00:00:00Z", "architecture": arch, "os": "linux",
-        "config": { "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"], "WorkingDir": "/" },
+        "config": { "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": cmd, "WorkingDir": "/" },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&raw))] },
     });
     let config = config.to_string().into_bytes();

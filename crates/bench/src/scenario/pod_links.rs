@@ -57,6 +57,8 @@ async fn measure(directory: &Path, count: usize) -> Result<Summary, Failure> {
             namespace: "bench".into(),
             name: format!("pod-{n}"),
             netns: netns.0.clone(),
+            uid: String::new(),
+            annotations: std::collections::BTreeMap::new(),
             port_mappings: Vec::new(),
         };
         namespaces.push(netns);

@@ -4,6 +4,9 @@ use coracle_meta::pod as podutil;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 
+/// What is said of a change that its controller has not seen.
+pub const UNSEEN: &str = "the change is not taken up yet";
+
 /// Where a rollout stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -55,7 +58,11 @@ fn container_cause(pod: &Pod, status: &ContainerStatus) -> Option<Cause> {
             return Some(Cause::of(format!("image {image:?} of {here} cannot be had: {why}")));
         }
         "CreateContainerError" | "RunContainerError" | "CreateContainerConfigError" => {
-            return Some(Cause::of(format!("{here} cannot be started: {}", first_line(message))));
+            // Runtimes say in these words that there is no such program.
+            let why = first_line(message);
+            let command =
+                why.split_once("exec: ").map(|(_, why)| format!("command of {here} cannot be run: {why}"));
+            return Some(Cause::of(command.unwrap_or_else(|| format!("{here} cannot be started: {why}"))));
         }
         _ => {}
     }
@@ -143,7 +150,7 @@ pub fn deployment(d: &Deployment) -> (Progress, bool) {
     let (updated, total, available) =
         (n(status.updated_replicas), n(status.replicas), n(status.available_replicas));
     let progress = if !observed(d.metadata.generation, status.observed_generation) {
-        Progress::Going("the change is not taken up yet".into())
+        Progress::Going(UNSEEN.into())
     } else if updated < wanted {
         Progress::Going(format!("{updated} of {wanted} pods are of the new version"))
     } else if total > updated {
@@ -165,7 +172,7 @@ pub fn stateful_set(set: &StatefulSet) -> Progress {
     let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
     let n = |count: Option<i32>| count.unwrap_or(0);
     if !observed(set.metadata.generation, status.observed_generation) {
-        return Progress::Going("the change is not taken up yet".into());
+        return Progress::Going(UNSEEN.into());
     }
     if n(status.ready_replicas) < wanted {
         return Progress::Going(format!("{} of {wanted} pods are ready", n(status.ready_replicas)));
@@ -184,7 +191,7 @@ pub fn daemon_set(set: &DaemonSet) -> Progress {
     let (wanted, updated) = (status.desired_number_scheduled, status.updated_number_scheduled.unwrap_or(0));
     let available = status.number_available.unwrap_or(0);
     if !observed(set.metadata.generation, status.observed_generation) {
-        return Progress::Going("the change is not taken up yet".into());
+        return Progress::Going(UNSEEN.into());
     }
     if updated < wanted {
         return Progress::Going(format!("{updated} of {wanted} nodes run the new version"));
@@ -249,6 +256,11 @@ mod tests {
         let config =
             container(waiting("CreateContainerConfigError", "configmap \"x\" not found"), json!({}), 0);
         assert_eq!(told(config, &[]), "container c of pod p cannot be started: configmap \"x\" not found");
+        let command = "unable to start container process: exec: \"/x\": stat /x: no such file or directory";
+        assert_eq!(
+            told(container(waiting("RunContainerError", command), json!({}), 0), &[]),
+            "command of container c of pod p cannot be run: \"/x\": stat /x: no such file or directory"
+        );
         let ended = json!({ "terminated": { "exitCode": 3 } });
         let crash = container(waiting("CrashLoopBackOff", "back-off"), ended, 2);
         assert_eq!(told(crash, &[]), "container c of pod p ended with exit code 3");

@@ -92,6 +92,7 @@ pub fn build(i: Inputs<'_>) -> Result<ContainerConfig, String> {
         tty: c.tty == Some(true),
         resources: resources::of_container(i.pod, c, i.memory_capacity),
         security,
+        ..ContainerConfig::default()
     })
 }
 

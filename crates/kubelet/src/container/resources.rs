@@ -56,7 +56,7 @@ pub fn of_container(pod: &Pod, container: &Container, memory_capacity: i64) -> L
         cpu_shares: request.map_or(MIN_SHARES, shares),
         memory_limit_in_bytes: amount(r, true, "memory").map_or(0, Quantity::value),
         oom_score_adj: oom_score(pod, container, memory_capacity),
-        pids_limit: 0,
+        ..LinuxResources::default()
     }
 }
 
@@ -78,8 +78,7 @@ pub fn of_pod(pod: &Pod) -> LinuxResources {
         cpu_quota: cpu_limit.map_or(0, quota),
         cpu_shares: get(&requests, "cpu").map(milli).map_or(MIN_SHARES, shares),
         memory_limit_in_bytes: memory.map_or(0, Quantity::value),
-        oom_score_adj: 0,
-        pids_limit: 0,
+        ..LinuxResources::default()
     }
 }
 

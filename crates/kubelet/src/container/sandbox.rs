@@ -84,6 +84,9 @@ pub fn config(pod: &Pod, attempt: u32, host_dns: &DnsConfig, config: &KubeletCon
             user_namespace: None,
         },
         resources: resources::of_pod(pod),
+        privileged: crate::pod::containers(pod)
+            .any(|(c, _)| c.security_context.as_ref().is_some_and(|s| s.privileged == Some(true))),
+        runtime_handler: String::new(),
     }
 }
 

@@ -77,6 +77,7 @@ pub fn context(
         },
         supplemental_groups_strict: shared.supplemental_groups_policy.as_deref() == Some("Strict"),
         pid_target: String::new(),
+        pid_private: false,
     })
 }
 

@@ -1,62 +1,16 @@
-//! `/exec` and `/attach`: starts the session and hands it to the client's wire.
+//! `/exec`, `/attach` and `/portForward`: finds the container, then hands the request to the streams of the runtime.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
-
-use bytes::Bytes;
-use coracle_cri::v1::ContainerState;
-use coracle_cri::{CriError, ExecRequest, ExecSession};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
-use tokio::sync::mpsc;
-use tracing::debug;
 
-use super::remote::{self, Input, Output, parse_sizes};
-use super::request::Query;
-use super::spdy::{Session, Stream};
-use super::upgrade::{Transport, negotiate, switch, transport};
-use super::websocket::Dialect;
-use super::{Body, Refusal, websocket};
+use coracle_cri::remote::{self, Job, Query, Target, Wanted, redirect};
+use coracle_cri::v1::ContainerState;
+use coracle_cri::{CriError, ExecRequest, Streams};
+
+use super::{Body, Refusal};
 use crate::context::Context;
+use crate::names;
 use crate::worker::Handle;
-
-/// Sub-protocols of exec and attach over SPDY, best first.
-const SPDY_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
-/// How long a SPDY client may take to open its streams.
-const STREAMS_LIMIT: Duration = Duration::from_secs(30);
-
-/// Which streams the client wants. Both upstream's names towards kubelets and those of the API are taken.
-#[derive(Clone, Copy, Debug)]
-struct Wanted {
-    stdin: bool,
-    stdout: bool,
-    stderr: bool,
-    tty: bool,
-}
-
-impl Wanted {
-    fn of(query: &Query) -> Result<Self, Refusal> {
-        let tty = query.is(&["tty"]);
-        let wanted = Self {
-            stdin: query.is(&["input", "stdin"]),
-            stdout: query.is(&["output", "stdout"]),
-            stderr: query.is(&["error", "stderr"]) && !tty,
-            tty,
-        };
-        if wanted.stdin || wanted.stdout || wanted.stderr {
-            return Ok(wanted);
-        }
-        let message = "you must specify at least 1 of stdin, stdout, stderr";
-        Err((StatusCode::BAD_REQUEST, message.to_owned()))
-    }
-    /// Streams a SPDY client opens: those wanted, the error stream, and with a terminal the resize stream.
-    fn count(self) -> usize {
-        1 + [self.stdin, self.stdout, self.stderr, self.tty].iter().filter(|w| **w).count()
-    }
-}
 
 /// The id of the running instance of a container.
 fn running(handle: &Handle, container: &str) -> Result<String, Refusal> {
@@ -67,19 +21,8 @@ fn running(handle: &Handle, container: &str) -> Result<String, Refusal> {
         .ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found ({container:?})")))
 }
 
-/// What to start once the client is there.
-enum Job {
-    Exec(ExecRequest),
-    Attach(String),
-}
-
-impl Job {
-    async fn start(self, cx: &Context, wanted: Wanted) -> Result<ExecSession, CriError> {
-        match self {
-            Self::Exec(request) => cx.streaming.exec(request).await,
-            Self::Attach(id) => cx.streaming.attach(&id, wanted.stdin, wanted.tty).await,
-        }
-    }
+fn refused(error: CriError) -> Refusal {
+    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
 /// Runs a command in a container.
@@ -87,7 +30,7 @@ impl Job {
 /// # Errors
 /// No such container, or a request that cannot be upgraded.
 pub async fn exec(
-    cx: &Arc<Context>,
+    cx: &Context,
     request: Request<Incoming>,
     handle: &Handle,
     container: &str,
@@ -100,7 +43,7 @@ pub async fn exec(
     }
     let container_id = running(handle, container)?;
     let job = ExecRequest { container_id, command, tty: wanted.tty, stdin: wanted.stdin };
-    serve(cx, request, wanted, Job::Exec(job))
+    serve(cx, request, wanted, Job::Exec(job)).await
 }
 
 /// Attaches to a container's main process.
@@ -108,7 +51,7 @@ pub async fn exec(
 /// # Errors
 /// No such container, or a request that cannot be upgraded.
 pub async fn attach(
-    cx: &Arc<Context>,
+    cx: &Context,
     request: Request<Incoming>,
     handle: &Handle,
     container: &str,
@@ -119,148 +62,49 @@ pub async fn attach(
     // The container says whether there is a terminal, whatever the client thinks.
     let own = crate::pod::container(&handle.pod, container).is_some_and(|(c, _)| c.tty == Some(true));
     wanted.tty &= own;
-    serve(cx, request, wanted, Job::Attach(id))
+    serve(cx, request, wanted, Job::Attach(id)).await
 }
 
-fn serve(
-    cx: &Arc<Context>,
+async fn serve(
+    cx: &Context,
     request: Request<Incoming>,
     wanted: Wanted,
     job: Job,
 ) -> Result<Response<Body>, Refusal> {
-    let transport = transport(request.headers())?;
-    let known: &[&'static str] = match transport {
-        Transport::WebSocket => &websocket::CHANNEL_PROTOCOLS,
-        Transport::Spdy => &SPDY_PROTOCOLS,
-    };
-    let protocol = negotiate(request.headers(), transport, known)?;
-    let (response, upgraded) = switch(request, transport, protocol)?;
-    let cx = cx.clone();
-    tokio::spawn(async move {
-        let upgraded = match upgraded.await {
-            Ok(upgraded) => upgraded,
-            Err(e) => {
-                debug!(error = %e, "client left before the upgrade");
-                return;
-            }
-        };
-        match transport {
-            Transport::WebSocket => {
-                over_websocket(&cx, upgraded, Dialect::of(protocol), wanted, job).await;
-            }
-            Transport::Spdy => over_spdy(&cx, upgraded, wanted, job).await,
+    match &cx.streams {
+        Streams::Here(streaming) => remote::serve(streaming, request, wanted, job),
+        Streams::Elsewhere(urls) => {
+            let url = urls.command_url(job, wanted).await.map_err(refused)?;
+            redirect::pass_on(&url, request).await
         }
-    });
-    Ok(response)
+    }
 }
 
-/// Starts the session and pumps it; a failed start is reported as the result.
-async fn run(
+/// Forwards ports of a pod for as long as the client stays.
+///
+/// # Errors
+/// The pod has no sandbox, or the request cannot be upgraded.
+pub async fn forward(
     cx: &Context,
-    wanted: Wanted,
-    job: Job,
-    inputs: mpsc::Receiver<Input>,
-    outputs: mpsc::Sender<Output>,
-) {
-    match job.start(cx, wanted).await {
-        Ok(session) => remote::pump(session, inputs, outputs).await,
-        Err(e) => {
-            let status = remote::failure(&format!("error executing command in container: {e}"));
-            // A client that left does not miss it.
-            let _ = outputs.send(Output::Status(status)).await;
-        }
-    }
-}
-
-async fn over_websocket(cx: &Context, upgraded: Upgraded, dialect: Dialect, wanted: Wanted, job: Job) {
-    let socket = websocket::accept(upgraded).await;
-    let (to_session, inputs) = mpsc::channel(remote::WINDOW);
-    let (outputs, from_session) = mpsc::channel(remote::WINDOW);
-    let work = run(cx, wanted, job, inputs, outputs);
-    let wire = websocket::carry(socket, dialect, to_session, from_session);
-    tokio::join!(work, wire);
-}
-
-/// Waits for the streams the client said it would open.
-async fn collect(session: &mut Session, count: usize) -> Option<HashMap<String, Stream>> {
-    let mut streams = HashMap::new();
-    let gather = async {
-        while streams.len() < count {
-            let stream = session.accept().await?;
-            stream.reply().await;
-            let kind = stream.headers.get("streamtype").cloned().unwrap_or_default();
-            streams.insert(kind, stream);
-        }
-        Some(())
+    request: Request<Incoming>,
+    handle: &Handle,
+) -> Result<Response<Body>, Refusal> {
+    let sandbox = {
+        let seen = handle.observed.borrow();
+        seen.sandboxes.first().filter(|s| s.ready).map(|s| s.id.clone())
     };
-    tokio::time::timeout(STREAMS_LIMIT, gather).await.ok()??;
-    Some(streams)
-}
-
-async fn over_spdy(cx: &Context, upgraded: Upgraded, wanted: Wanted, job: Job) {
-    let mut session = Session::new(TokioIo::new(upgraded));
-    let Some(mut streams) = collect(&mut session, wanted.count()).await else { return };
-    let (to_session, inputs) = mpsc::channel(remote::WINDOW);
-    let (outputs, from_session) = mpsc::channel(remote::WINDOW);
-    let work = run(cx, wanted, job, inputs, outputs);
-    let stdin = streams.remove("stdin");
-    let resize = streams.remove("resize");
-    let wire = async {
-        let end = tokio::select! {
-            () = read_spdy(stdin, resize, to_session) => false,
-            // New streams are not expected: `None` means that the client is gone.
-            _ = session.accept() => false,
-            () = write_spdy(&streams, from_session) => true,
-        };
-        if end {
-            session.close().await;
+    let sandbox = sandbox.ok_or_else(|| {
+        let name = names::name(&handle.pod);
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot find pod sandbox of pod {name:?}"))
+    })?;
+    match &cx.streams {
+        Streams::Here(streaming) => {
+            let target = Target { streaming: streaming.clone(), sandbox, pod: names::full_name(&handle.pod) };
+            remote::forward(target, request)
         }
-    };
-    tokio::join!(work, wire);
-}
-
-/// Input until both streams and the session are gone. Ends only with the session: a client that closed its
-/// input waits for output.
-async fn read_spdy(stdin: Option<Stream>, resize: Option<Stream>, to: mpsc::Sender<Input>) {
-    let input = to.clone();
-    let from_stdin = async move {
-        let Some(mut stream) = stdin else { return };
-        while let Some(data) = stream.read().await {
-            if input.send(Input::Stdin(data)).await.is_err() {
-                return;
-            }
+        Streams::Elsewhere(urls) => {
+            let url = urls.port_forward_url(&sandbox).await.map_err(refused)?;
+            redirect::pass_on(&url, request).await
         }
-        let _ = input.send(Input::StdinClosed).await;
-    };
-    let sizes = to.clone();
-    let from_resize = async move {
-        let Some(mut stream) = resize else { return };
-        let mut buffer = Vec::new();
-        while let Some(data) = stream.read().await {
-            buffer.extend_from_slice(&data);
-            for size in parse_sizes(&mut buffer) {
-                let _ = sizes.send(Input::Resize(size)).await;
-            }
-        }
-    };
-    tokio::join!(from_stdin, from_resize);
-    std::future::pending::<()>().await;
-}
-
-async fn write_spdy(streams: &HashMap<String, Stream>, mut from: mpsc::Receiver<Output>) {
-    while let Some(output) = from.recv().await {
-        let (kind, data) = match output {
-            Output::Stdout(data) => ("stdout", data),
-            Output::Stderr(data) => ("stderr", data),
-            Output::Status(status) => ("error", Bytes::from(status.to_string())),
-        };
-        if let Some(stream) = streams.get(kind)
-            && !stream.write(data).await
-        {
-            return;
-        }
-    }
-    for stream in streams.values() {
-        stream.finish().await;
     }
 }

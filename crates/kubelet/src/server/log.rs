@@ -10,13 +10,13 @@ use hyper::body::Frame;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use super::request::Query;
 use super::{Body, Refusal};
 use crate::context::Context;
 use crate::logs::{self, Chunk, Follow, LogOptions, Streams};
 use crate::names;
 use crate::pod::after;
 use crate::worker::Handle;
+use coracle_cri::remote::Query;
 
 /// Chunks under way to a client.
 const WINDOW: usize = 16;

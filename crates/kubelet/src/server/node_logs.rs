@@ -4,9 +4,9 @@ use std::path::{Component, Path, PathBuf};
 
 use http::{Response, StatusCode};
 
-use super::request::Query;
 use super::{Body, Refusal, text};
 use crate::context::Context;
+use coracle_cri::remote::Query;
 
 /// Where a node's logs are.
 const ROOT: &str = "/var/log";

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use super::*;
 use crate::testing::context;
+use coracle_cri::remote::{spdy, websocket};
 
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -194,7 +195,7 @@ struct SpdyClient<S> {
 
 impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> SpdyClient<S> {
     fn new(io: S) -> Self {
-        let (encoder, decoder) = (spdy::frame::Encoder::new(), spdy::frame::Decoder::new());
+        let (encoder, decoder) = (spdy::frame::Encoder::default(), spdy::frame::Decoder::default());
         Self { io, encoder, decoder, buffer: bytes::BytesMut::new() }
     }
     async fn send(&mut self, frame: spdy::frame::Frame) {

@@ -23,7 +23,7 @@ impl Worker {
     }
 
     /// Asks for room on the node, unless the pod ran here before or has ended.
-    pub(super) fn take_room(&mut self) {
+    pub(super) async fn take_room(&mut self) {
         let status = self.pod.status.as_ref();
         let phase = status.and_then(|s| s.phase.as_deref());
         if matches!(phase, Some("Succeeded" | "Failed")) || self.pod.metadata.deletion_timestamp.is_some() {
@@ -32,10 +32,16 @@ impl Worker {
         let adopted = status.is_some_and(|s| s.container_statuses.as_ref().is_some_and(|c| !c.is_empty()));
         let pressures = self.cx.pressures.lock().conditions(self.now());
         let kept_out = if adopted { None } else { evict::keeps_out(&self.pod, &pressures) };
-        let admitted = match kept_out {
+        let mut admitted = match kept_out {
             Some(message) => Err(Failure { reason: "Evicted".to_owned(), message }),
             None => self.cx.allocations.admit(&self.pod, adopted, crate::names::is_static(&self.pod)),
         };
+        if admitted.is_ok() && !adopted {
+            admitted = self.cx.devices.allocate(&self.pod).await;
+            if admitted.is_err() {
+                self.cx.allocations.forget(self.uid());
+            }
+        }
         if let Err(refused) = admitted {
             self.cx.pod_warning(&self.pod, &refused.reason, refused.message.clone());
             let message = format!("Pod was rejected: {}", refused.message);

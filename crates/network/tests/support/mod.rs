@@ -106,6 +106,8 @@ impl Drop for Netns {
 
 pub fn request(id: &str, netns: &Netns, ports: Vec<PortMapping>) -> PodNetworkRequest {
     PodNetworkRequest {
+        uid: String::new(),
+        annotations: std::collections::BTreeMap::new(),
         sandbox_id: id.into(),
         namespace: "default".into(),
         name: id.into(),

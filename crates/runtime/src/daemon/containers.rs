@@ -34,6 +34,10 @@ impl Runtime {
                 "sandbox container {sandbox_id:?} is not running"
             )));
         }
+        if let Some(device) = config.cdi_devices.first() {
+            let text = format!("failed to inject CDI devices: {device:?}: there is no CDI registry");
+            return Err(CriError::InvalidArgument(text));
+        }
         let image = self.images.find(&config.image.image).ok_or_else(|| {
             CriError::NotFound(format!("failed to resolve image {:?}: not found", config.image.image))
         })?;
@@ -55,7 +59,10 @@ impl Runtime {
             volume_layers,
             groups: Vec::new(),
             created_at: self.now_nanos(),
-            stop_signal: stop_signal(&image.config.stop_signal),
+            stop_signal: match config.stop_signal.is_empty() {
+                true => stop_signal(&image.config.stop_signal),
+                false => stop_signal(&config.stop_signal),
+            },
             launch: LaunchSpec {
                 id: id.clone(),
                 bundle: self.config.containers().join(&id),
@@ -116,7 +123,8 @@ impl Runtime {
         let namespaces = self.namespaces(&sandbox.id);
         let options = &sandbox.config.namespaces;
         let pause_pid = sandbox.state.lock().pause_pid;
-        let shared = (pause_pid != 0 && !options.host_pid).then_some(pause_pid);
+        let private = record.config.security.pid_private;
+        let shared = (pause_pid != 0 && !options.host_pid && !private).then_some(pause_pid);
         let pid = extras.pid_target.or(shared).map(|pid| format!("/proc/{pid}/ns/pid").into());
         let spec = build(&SpecInput {
             config: &record.config,
@@ -350,8 +358,21 @@ impl Runtime {
 /// An image's stop signal: a name with or without `SIG`, or a number.
 fn stop_signal(text: &str) -> i32 {
     let name = text.trim().to_ascii_uppercase();
-    let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
-    name.parse().ok().or_else(|| Signal::from_str(&full).ok().map(|s| s as i32)).unwrap_or(libc::SIGTERM)
+    let short = name.strip_prefix("SIG").unwrap_or(&name);
+    let known = || Signal::from_str(&format!("SIG{short}")).ok().map(|s| s as i32);
+    name.parse().ok().or_else(|| real_time(short)).or_else(known).unwrap_or(libc::SIGTERM)
+}
+
+/// A real-time signal by name: `RTMIN`, `RTMIN+3`, `RTMAX-1`, `RTMAX`.
+fn real_time(name: &str) -> Option<i32> {
+    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => libc::SIGRTMIN(),
+        (Some(rest), _) => libc::SIGRTMIN() + rest.strip_prefix('+')?.parse::<u8>().map(i32::from).ok()?,
+        (_, Some("")) => libc::SIGRTMAX(),
+        (_, Some(rest)) => libc::SIGRTMAX() - rest.strip_prefix('-')?.parse::<u8>().map(i32::from).ok()?,
+        (None, None) => return None,
+    };
+    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
 }
 
 #[cfg(test)]
@@ -362,6 +383,9 @@ mod tests {
     fn stop_signal_is_read_by_name_or_number() {
         assert_eq!(stop_signal("SIGQUIT"), libc::SIGQUIT);
         assert_eq!(stop_signal("int"), libc::SIGINT);
+        assert_eq!(stop_signal("SIGRTMIN+3"), 37);
+        assert_eq!(stop_signal("RTMAX-1"), 63);
+        assert_eq!(stop_signal("SIGRTMIN+99"), libc::SIGTERM);
         assert_eq!(stop_signal("9"), libc::SIGKILL);
         assert_eq!(stop_signal(""), libc::SIGTERM);
     }

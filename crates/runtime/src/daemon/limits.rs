@@ -15,6 +15,7 @@ const LEAST_SHARES: i64 = 2;
 /// `old` with the fields that `new` sets.
 fn merge(old: &LinuxResources, new: &LinuxResources) -> LinuxResources {
     let pick = |old: i64, new: i64| if new == 0 { old } else { new };
+    let text = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
     LinuxResources {
         cpu_period: pick(old.cpu_period, new.cpu_period),
         cpu_quota: pick(old.cpu_quota, new.cpu_quota),
@@ -22,6 +23,11 @@ fn merge(old: &LinuxResources, new: &LinuxResources) -> LinuxResources {
         memory_limit_in_bytes: pick(old.memory_limit_in_bytes, new.memory_limit_in_bytes),
         oom_score_adj: old.oom_score_adj,
         pids_limit: pick(old.pids_limit, new.pids_limit),
+        cpuset_cpus: text(&old.cpuset_cpus, &new.cpuset_cpus),
+        cpuset_mems: text(&old.cpuset_mems, &new.cpuset_mems),
+        hugepages: if new.hugepages.is_empty() { old.hugepages.clone() } else { new.hugepages.clone() },
+        unified: if new.unified.is_empty() { old.unified.clone() } else { new.unified.clone() },
+        memory_swap_limit_in_bytes: pick(old.memory_swap_limit_in_bytes, new.memory_swap_limit_in_bytes),
     }
 }
 

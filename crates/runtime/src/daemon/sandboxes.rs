@@ -21,6 +21,12 @@ const SHIM_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Runtime {
     pub(super) async fn make_sandbox(self: &Arc<Self>, config: PodSandboxConfig) -> Result<String, CriError> {
+        if !super::service::HANDLERS.contains(&config.runtime_handler.as_str()) {
+            let handler = &config.runtime_handler;
+            return Err(CriError::Internal(format!(
+                "failed to get sandbox runtime: no runtime for {handler:?} is configured"
+            )));
+        }
         let id = coracle_stdx::random_hex(32);
         let dir = self.config.sandboxes().join(&id);
         let record = SandboxRecord {
@@ -80,6 +86,8 @@ impl Runtime {
             namespace: sandbox.metadata().namespace.clone(),
             name: sandbox.metadata().name.clone(),
             netns: self.namespaces(&sandbox.id).network(),
+            uid: sandbox.metadata().uid.clone(),
+            annotations: sandbox.config.annotations.clone(),
             port_mappings: sandbox.config.port_mappings.clone(),
         };
         self.network.setup(&request).await.map_err(|e| {

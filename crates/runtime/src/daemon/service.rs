@@ -7,7 +7,7 @@ use coracle_cri::v1::{
     AuthConfig, Container, ContainerConfig, ContainerEventResponse, ContainerFilter, ContainerState,
     ContainerStats, ContainerStatus, ExecSyncResponse, FilesystemUsage, Image, ImageSpec, LinuxContainerUser,
     LinuxResources, Map, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStats, PodSandboxStatus,
-    RuntimeStatus, VersionResponse,
+    RuntimeHandler, RuntimeStatus, VersionResponse,
 };
 use coracle_cri::{CriError, ExecRequest, ExecSession, ImageService, RuntimeService, Streaming};
 use tokio::sync::mpsc;
@@ -61,6 +61,13 @@ impl ContainerEntry {
     }
 }
 
+/// Handlers that RuntimeClasses may name: there is one way to run containers, which is the default.
+pub(super) const HANDLERS: [&str; 2] = ["", "coracle"];
+
+fn handler(name: &str) -> RuntimeHandler {
+    RuntimeHandler { name: name.to_owned(), recursive_read_only_mounts: true, user_namespaces: false }
+}
+
 /// Registry part of images that the node makes itself.
 const LOCAL_PREFIX: &str = "coracle.local/";
 
@@ -74,7 +81,12 @@ impl RuntimeService for Runtime {
         })
     }
     async fn status(&self) -> Result<RuntimeStatus, CriError> {
-        Ok(RuntimeStatus { runtime_not_ready: None, network_not_ready: self.network.ready().err() })
+        Ok(RuntimeStatus {
+            runtime_not_ready: None,
+            network_not_ready: self.network.ready().await.err(),
+            handlers: HANDLERS.map(handler).to_vec(),
+            supplemental_groups_policy: true,
+        })
     }
     async fn run_pod_sandbox(&self, config: PodSandboxConfig) -> Result<String, CriError> {
         self.shared()?.make_sandbox(config).await
@@ -102,12 +114,16 @@ impl RuntimeService for Runtime {
             ips: state.ips.clone(),
             labels: sandbox.config.labels.clone(),
             annotations: sandbox.config.annotations.clone(),
+            namespaces: sandbox.config.namespaces.clone(),
+            runtime_handler: sandbox.config.runtime_handler.clone(),
         })
     }
     async fn list_pod_sandbox(&self, filter: PodSandboxFilter) -> Result<Vec<PodSandbox>, CriError> {
         let sandboxes = self.sandboxes.lock();
         let wanted = sandboxes.values().filter(|s| {
-            (filter.id.is_empty() || filter.id == s.id) && selects(&filter.label_selector, &s.config.labels)
+            (filter.id.is_empty() || filter.id == s.id)
+                && filter.ready.is_none_or(|ready| ready == s.state.lock().ready)
+                && selects(&filter.label_selector, &s.config.labels)
         });
         Ok(wanted
             .map(|s| PodSandbox {
@@ -117,6 +133,7 @@ impl RuntimeService for Runtime {
                 created_at: s.created_at,
                 labels: s.config.labels.clone(),
                 annotations: s.config.annotations.clone(),
+                runtime_handler: s.config.runtime_handler.clone(),
             })
             .collect())
     }
@@ -145,9 +162,10 @@ impl RuntimeService for Runtime {
     }
     async fn list_containers(&self, filter: ContainerFilter) -> Result<Vec<Container>, CriError> {
         let containers = self.containers.lock();
-        let wanted = containers.values().map(|c| (c, &c.record)).filter(|(_, r)| {
+        let wanted = containers.values().map(|c| (c, &c.record)).filter(|(c, r)| {
             (filter.id.is_empty() || filter.id == r.id)
                 && (filter.pod_sandbox_id.is_empty() || filter.pod_sandbox_id == r.sandbox_id)
+                && filter.state.is_none_or(|state| state == c.now.lock().state)
                 && selects(&filter.label_selector, &r.config.labels)
         });
         Ok(wanted
@@ -161,6 +179,7 @@ impl RuntimeService for Runtime {
                 created_at: r.created_at,
                 labels: r.config.labels.clone(),
                 annotations: r.config.annotations.clone(),
+                image_id: r.image_id.clone(),
             })
             .collect())
     }

@@ -4,6 +4,7 @@
 mod confinement;
 mod images;
 mod lifecycle;
+mod socket;
 mod streams;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use coracle_runtime::{Runtime, RuntimeConfig};
 use coracle_stdx::Clock;
 use images::*;
 use lifecycle::*;
+use socket::*;
 use streams::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -43,7 +45,7 @@ impl PodNetwork for NoNetwork {
     async fn teardown(&self, _: &str) -> Result<(), NetworkError> {
         Ok(())
     }
-    fn ready(&self) -> Result<(), String> {
+    async fn ready(&self) -> Result<(), String> {
         Ok(())
     }
 }
@@ -226,6 +228,8 @@ fn main() {
                 archives_of_other_shapes_are_imported,
                 port_forward_reaches_loopback,
                 events_are_pushed,
+                clients_of_the_socket_have_all_of_it,
+                streams_over_the_socket_are_had_at_a_url,
                 many_pods_start_together,
             ];
             let lab =

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
+use coracle_grpc::{framed, unframed};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -97,37 +98,15 @@ impl Body for RequestBody {
     }
 }
 
-/// A message with gRPC's prefix: not compressed, length.
-fn framed(message: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(5 + message.len());
-    out.put_u8(0);
-    out.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    out.put_slice(message);
-    out.freeze()
-}
-
-/// Takes the first whole message off what has arrived.
-fn unframed(arrived: &mut BytesMut) -> Result<Option<Bytes>, String> {
-    let Some(head) = arrived.get(..5) else { return Ok(None) };
-    if head[0] != 0 {
-        return Err("etcd sent a compressed message".into());
-    }
-    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-    if arrived.len() < 5 + length {
-        return Ok(None);
-    }
-    arrived.advance(5);
-    Ok(Some(arrived.split_to(length).freeze()))
-}
-
 /// A failure in a response's headers or trailers.
 fn failure(headers: &http::HeaderMap) -> Option<CallError> {
-    let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());
-    let code: u32 = text("grpc-status")?.parse().unwrap_or(2);
-    if code == 0 {
-        return None;
-    }
-    Some(CallError::Status { code, message: text("grpc-message").unwrap_or("no message").to_owned() })
+    let status = coracle_grpc::failure(headers)?;
+    Some(CallError::Status { code: status.code as u32, message: status.message })
+}
+
+/// A frame that is not as agreed on.
+fn broken(error: coracle_grpc::DecodeError) -> CallError {
+    CallError::Broken(error.to_string())
 }
 
 /// Connections to etcd: one at a time, made anew on the next endpoint when it fails.
@@ -242,7 +221,7 @@ impl Channel {
             return Err(error);
         }
         let mut arrived = BytesMut::from(body.to_bytes());
-        let message = unframed(&mut arrived).map_err(CallError::Broken)?;
+        let message = unframed(&mut arrived).map_err(broken)?;
         message.ok_or_else(|| CallError::Broken("an answer without a message".into()))
     }
 
@@ -336,7 +315,7 @@ impl Stream {
                     return Err(error.unwrap_or_else(|| CallError::Broken("etcd ended the stream".into())));
                 }
             }
-            while let Some(message) = unframed(&mut self.arrived).map_err(CallError::Broken)? {
+            while let Some(message) = unframed(&mut self.arrived).map_err(broken)? {
                 self.messages.push_back(message);
             }
         }
@@ -384,19 +363,5 @@ mod tests {
         for wrong in ["etcd:2379", "", "ftp://a:1", "http://"] {
             assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn messages_are_found_in_pieces() {
-        let whole = [framed(b"one"), framed(b""), framed(b"three")].concat();
-        let (mut arrived, mut found) = (BytesMut::new(), Vec::new());
-        for byte in whole {
-            arrived.put_u8(byte);
-            while let Some(message) = unframed(&mut arrived).unwrap() {
-                found.push(message);
-            }
-        }
-        assert_eq!(found, [&b"one"[..], b"", b"three"]);
-        assert!(unframed(&mut BytesMut::from(&[1, 0, 0, 0, 0][..])).is_err());
     }
 }

@@ -1,9 +1,18 @@
 //! etcd's messages, as far as the store uses them (etcd API v3, `etcdserverpb` and `mvccpb`).
 
 use bytes::Bytes;
+use coracle_grpc::{DecodeError, Value, Writer};
 
-use super::wire::{Value, Writer, read};
 use crate::Revision;
+
+/// Calls `field` for each field of a message, in order.
+fn read(message: Bytes, mut field: impl FnMut(u32, Value)) -> Result<(), String> {
+    let each = |number, value| {
+        field(number, value);
+        Ok::<_, DecodeError>(())
+    };
+    coracle_grpc::read(message, each).map_err(|e| format!("a message from etcd cannot be read: {e}"))
+}
 
 /// `mvccpb.KeyValue`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

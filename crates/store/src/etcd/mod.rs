@@ -6,7 +6,6 @@
 mod channel;
 mod feed;
 mod messages;
-mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -78,12 +78,14 @@ pub struct Encoder {
     primed: bool,
 }
 
-impl Encoder {
+impl Default for Encoder {
     /// A fresh connection.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { zlib: Compress::new(Compression::default(), true), primed: false }
     }
+}
 
+impl Encoder {
     /// Appends a frame.
     pub fn encode(&mut self, frame: Frame, out: &mut BytesMut) {
         match frame {
@@ -167,12 +169,14 @@ pub struct Decoder {
     zlib: Decompress,
 }
 
-impl Decoder {
+impl Default for Decoder {
     /// A fresh connection.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { zlib: Decompress::new(true) }
     }
+}
 
+impl Decoder {
     /// Takes the next frame off the buffer; `None` when it is not complete yet.
     ///
     /// # Errors
@@ -307,12 +311,12 @@ mod tests {
             Frame::RstStream { id: 3 },
             Frame::GoAway { last: 3 },
         ];
-        let mut encoder = Encoder::new();
+        let mut encoder = Encoder::default();
         let mut wire = BytesMut::new();
         for frame in &frames {
             encoder.encode(frame.clone(), &mut wire);
         }
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::default();
         let mut buffer = BytesMut::new();
         let mut got = Vec::new();
         for byte in wire {
@@ -328,6 +332,6 @@ mod tests {
     fn garbage_is_an_error_not_a_panic() {
         let mut buffer =
             BytesMut::from(&[0x80, 3, 0, 1, 0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9, 9][..]);
-        assert!(Decoder::new().decode(&mut buffer).is_err());
+        assert!(Decoder::default().decode(&mut buffer).is_err());
     }
 }

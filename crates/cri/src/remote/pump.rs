@@ -2,11 +2,12 @@
 //! speaks, and words the result as a Status.
 
 use bytes::Bytes;
-use coracle_cri::streaming::Reader;
-use coracle_cri::{CriError, ExecSession, TerminalSize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+
+use crate::service::CriError;
+use crate::streaming::{ExecSession, Reader, TerminalSize, Writer};
 
 /// Bytes read at once.
 const BLOCK: usize = 32 * 1024;
@@ -80,7 +81,7 @@ async fn copy(mut from: Reader, output: mpsc::Sender<Output>, wrap: fn(Bytes) ->
 }
 
 async fn feed(
-    mut stdin: Option<coracle_cri::streaming::Writer>,
+    mut stdin: Option<Writer>,
     resize: mpsc::Sender<TerminalSize>,
     mut input: mpsc::Receiver<Input>,
 ) {

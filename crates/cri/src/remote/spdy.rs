@@ -124,7 +124,7 @@ impl Drop for Session {
 }
 
 async fn write_frames<W: AsyncWrite + Unpin>(mut to: W, mut frames: mpsc::Receiver<Frame>) {
-    let mut encoder = Encoder::new();
+    let mut encoder = Encoder::default();
     let mut buffer = BytesMut::new();
     while let Some(frame) = frames.recv().await {
         let mut end = matches!(frame, Frame::End);
@@ -150,7 +150,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
     streams: mpsc::Sender<Stream>,
     outgoing: mpsc::Sender<Frame>,
 ) {
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::default();
     let mut buffer = BytesMut::with_capacity(64 * 1024);
     let mut open: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     loop {
@@ -222,7 +222,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(1 << 16);
         let mut server = Session::new(near);
         let (mut from, mut to) = tokio::io::split(far);
-        let mut encoder = Encoder::new();
+        let mut encoder = Encoder::default();
         let mut out = BytesMut::new();
         let headers = HashMap::from([("streamtype".to_owned(), "data".to_owned())]);
         encoder.encode(Frame::SynStream { id: 1, fin: false, headers }, &mut out);
@@ -239,7 +239,7 @@ mod tests {
         server.close().await;
         let mut bytes = BytesMut::new();
         while from.read_buf(&mut bytes).await.expect("read") > 0 {}
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::default();
         let mut frames = Vec::new();
         while let Some(frame) = decoder.decode(&mut bytes).expect("frame") {
             frames.push(frame);

@@ -16,7 +16,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
 
-use super::remote::{Input, Output, parse_sizes};
+use super::pump::{Input, Output, parse_sizes};
 
 /// Sub-protocols of exec and attach, best first; clients of old offer none.
 pub const CHANNEL_PROTOCOLS: [&str; 6] = [

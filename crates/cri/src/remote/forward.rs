@@ -1,11 +1,11 @@
-//! `/portForward`: TCP connections to ports of a pod, over SPDY streams; the SPDY session itself may come
+//! Port-forward: TCP connections to ports of a pod, over SPDY streams; the SPDY session itself may come
 //! through a WebSocket tunnel, as kubectl does it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,30 +15,27 @@ use tracing::debug;
 use super::spdy::{Session, Stream};
 use super::upgrade::{Transport, negotiate, switch, transport};
 use super::{Body, Refusal, websocket};
-use crate::context::Context;
-use crate::names;
-use crate::worker::Handle;
+use crate::streaming::Streaming;
 
 const SPDY_PROTOCOL: [&str; 1] = ["portforward.k8s.io"];
 const TUNNEL_PROTOCOL: [&str; 1] = ["SPDY/3.1+portforward.k8s.io"];
 
+/// Whose ports are forwarded.
+#[derive(Clone)]
+pub struct Target {
+    /// Who connects.
+    pub streaming: Arc<dyn Streaming>,
+    /// Id of the sandbox.
+    pub sandbox: String,
+    /// The pod as messages name it.
+    pub pod: String,
+}
+
 /// Forwards ports for as long as the client stays.
 ///
 /// # Errors
-/// The pod has no sandbox, or the request cannot be upgraded.
-pub fn forward(
-    cx: &Arc<Context>,
-    request: Request<Incoming>,
-    handle: &Handle,
-) -> Result<Response<Body>, Refusal> {
-    let sandbox = {
-        let seen = handle.observed.borrow();
-        seen.sandboxes.first().filter(|s| s.ready).map(|s| s.id.clone())
-    };
-    let sandbox = sandbox.ok_or_else(|| {
-        let name = names::name(&handle.pod);
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot find pod sandbox of pod {name:?}"))
-    })?;
+/// The request cannot be upgraded.
+pub fn forward(target: Target, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let transport = transport(request.headers())?;
     let known = match transport {
         Transport::WebSocket => TUNNEL_PROTOCOL,
@@ -46,7 +43,6 @@ pub fn forward(
     };
     let protocol = negotiate(request.headers(), transport, &known)?;
     let (response, upgraded) = switch(request, transport, protocol)?;
-    let target = Target { cx: cx.clone(), sandbox, pod: names::full_name(&handle.pod) };
     tokio::spawn(async move {
         let upgraded = match upgraded.await {
             Ok(upgraded) => upgraded,
@@ -62,13 +58,6 @@ pub fn forward(
         serve(session, target).await;
     });
     Ok(response)
-}
-
-#[derive(Clone)]
-struct Target {
-    cx: Arc<Context>,
-    sandbox: String,
-    pod: String,
 }
 
 /// Streams of one connection: data and error arrive separately.
@@ -110,7 +99,6 @@ async fn serve(mut session: Session, target: Target) {
 async fn connection(target: Target, port: String, data: Stream, error: Stream) {
     let result = match port.parse::<u16>() {
         Ok(number) => target
-            .cx
             .streaming
             .port_forward(&target.sandbox, number)
             .await

@@ -1,14 +1,35 @@
-//! Protocol buffers by hand: the few field kinds that etcd's messages are made of.
+//! Protocol buffers' encoding: numbers, lengths and fields.
 //! See <https://protobuf.dev/programming-guides/encoding/>.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+/// Bytes that are no message of the expected kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The message ends within a field or number.
+    #[error("a message ends within a field")]
+    Short,
+    /// A number has more than ten bytes, or a field's number more than 32 bits.
+    #[error("a number in a message is too long")]
+    Long,
+    /// A field's wire type is one that proto3 does not have.
+    #[error("a message has a field of unknown type {0}")]
+    Type(u64),
+    /// A string is not UTF-8.
+    #[error("a string in a message is not UTF-8")]
+    Text,
+    /// A message has a compressed or otherwise wrong frame.
+    #[error("a message comes in a form that was not agreed on")]
+    Frame,
+}
+
 /// A message being written.
 #[derive(Debug, Default)]
-pub(super) struct Writer(BytesMut);
+pub struct Writer(BytesMut);
 
 impl Writer {
-    fn varint(&mut self, mut value: u64) {
+    /// A number in base 128.
+    pub fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.put_u8(value as u8 | 0x80);
             value >>= 7;
@@ -16,44 +37,63 @@ impl Writer {
         self.0.put_u8(value as u8);
     }
 
+    /// A field's number and wire type.
+    pub fn tag(&mut self, field: u32, wire_type: u8) {
+        self.varint(u64::from(field) << 3 | u64::from(wire_type));
+    }
+
+    /// Eight bytes.
+    pub fn fixed(&mut self, value: u64) {
+        self.0.put_u64_le(value);
+    }
+
+    /// Bytes behind their length.
+    pub fn delimited(&mut self, value: &[u8]) {
+        self.varint(value.len() as u64);
+        self.0.put_slice(value);
+    }
+
     /// A number; zero is left out, as the format's default.
-    pub(super) fn number(mut self, field: u32, value: u64) -> Self {
+    #[must_use]
+    pub fn number(mut self, field: u32, value: u64) -> Self {
         if value != 0 {
-            self.varint(u64::from(field) << 3);
+            self.tag(field, 0);
             self.varint(value);
         }
         self
     }
 
     /// A flag; `false` is left out.
-    pub(super) fn flag(self, field: u32, value: bool) -> Self {
+    #[must_use]
+    pub fn flag(self, field: u32, value: bool) -> Self {
         self.number(field, u64::from(value))
     }
 
     /// A string, byte string or message; written also when empty, since it may be a member of a `oneof`.
-    pub(super) fn bytes(mut self, field: u32, value: &[u8]) -> Self {
-        self.varint(u64::from(field) << 3 | 2);
-        self.varint(value.len() as u64);
-        self.0.put_slice(value);
+    #[must_use]
+    pub fn bytes(mut self, field: u32, value: &[u8]) -> Self {
+        self.tag(field, 2);
+        self.delimited(value);
         self
     }
 
     /// A number that is written also when it is zero: a member of a `oneof`.
-    pub(super) fn chosen(mut self, field: u32, value: u64) -> Self {
-        self.varint(u64::from(field) << 3);
+    #[must_use]
+    pub fn chosen(mut self, field: u32, value: u64) -> Self {
+        self.tag(field, 0);
         self.varint(value);
         self
     }
 
     /// The message.
-    pub(super) fn done(self) -> Bytes {
+    pub fn done(self) -> Bytes {
         self.0.freeze()
     }
 }
 
 /// A field of a received message.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Value {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
     /// A number of any width.
     Number(u64),
     /// A string, byte string or message.
@@ -62,7 +102,7 @@ pub(super) enum Value {
 
 impl Value {
     /// The number; zero for another kind.
-    pub(super) fn number(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         match self {
             Self::Number(n) => *n,
             Self::Bytes(_) => 0,
@@ -70,7 +110,7 @@ impl Value {
     }
 
     /// The bytes; empty for another kind.
-    pub(super) fn bytes(self) -> Bytes {
+    pub fn bytes(self) -> Bytes {
         match self {
             Self::Number(_) => Bytes::new(),
             Self::Bytes(b) => b,
@@ -78,11 +118,15 @@ impl Value {
     }
 }
 
-fn varint(from: &mut Bytes) -> Result<u64, String> {
+/// Takes a number in base 128 off the front.
+///
+/// # Errors
+/// It is cut or too long.
+pub(crate) fn varint(from: &mut Bytes) -> Result<u64, DecodeError> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         if !from.has_remaining() {
-            return Err("a message from etcd ends within a number".into());
+            return Err(DecodeError::Short);
         }
         let byte = from.get_u8();
         value |= u64::from(byte & 0x7f) << shift;
@@ -90,34 +134,35 @@ fn varint(from: &mut Bytes) -> Result<u64, String> {
             return Ok(value);
         }
     }
-    Err("a number in a message from etcd is too long".into())
+    Err(DecodeError::Long)
 }
 
 /// Calls `field` for each field of a message, in order.
 ///
 /// # Errors
-/// Bytes that are no message.
-pub(super) fn read(mut message: Bytes, mut field: impl FnMut(u32, Value)) -> Result<(), String> {
+/// Bytes that are no message, and what `field` refuses.
+pub fn read<E: From<DecodeError>>(
+    mut message: Bytes,
+    mut field: impl FnMut(u32, Value) -> Result<(), E>,
+) -> Result<(), E> {
     while message.has_remaining() {
         let tag = varint(&mut message)?;
-        let number =
-            u32::try_from(tag >> 3).map_err(|_| "a field number from etcd is too large".to_owned())?;
-        let short = || "a message from etcd ends within a field".to_owned();
+        let number = u32::try_from(tag >> 3).map_err(|_| DecodeError::Long)?;
         let value = match tag & 7 {
             0 => Value::Number(varint(&mut message)?),
             1 if message.len() >= 8 => Value::Number(message.get_u64_le()),
             5 if message.len() >= 4 => Value::Number(u64::from(message.get_u32_le())),
             2 => {
-                let length = usize::try_from(varint(&mut message)?).map_err(|_| short())?;
+                let length = usize::try_from(varint(&mut message)?).map_err(|_| DecodeError::Short)?;
                 if message.len() < length {
-                    return Err(short());
+                    return Err(DecodeError::Short.into());
                 }
                 Value::Bytes(message.split_to(length))
             }
-            1 | 5 => return Err(short()),
-            other => return Err(format!("a message from etcd has a field of unknown type {other}")),
+            1 | 5 => return Err(DecodeError::Short.into()),
+            other => return Err(DecodeError::Type(other).into()),
         };
-        field(number, value);
+        field(number, value)?;
     }
     Ok(())
 }
@@ -126,9 +171,12 @@ pub(super) fn read(mut message: Bytes, mut field: impl FnMut(u32, Value)) -> Res
 mod tests {
     use super::*;
 
-    fn fields(message: Bytes) -> Result<Vec<(u32, Value)>, String> {
+    fn fields(message: Bytes) -> Result<Vec<(u32, Value)>, DecodeError> {
         let mut all = Vec::new();
-        read(message, |n, v| all.push((n, v)))?;
+        read(message, |n, v| {
+            all.push((n, v));
+            Ok::<_, DecodeError>(())
+        })?;
         Ok(all)
     }
 

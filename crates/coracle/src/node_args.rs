@@ -1,0 +1,72 @@
+//! Options of a node: who runs containers, and who connects pods.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Options of `up` about its node.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NodeArgs {
+    /// Socket of another container runtime (CRI v1) in place of the built-in one, e.g.
+    /// `unix:///run/containerd/containerd.sock`. Pods' cgroups and network are then its business.
+    #[arg(
+        long,
+        env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT",
+        value_parser = socket,
+        conflicts_with = "cni_conf_dir"
+    )]
+    pub container_runtime_endpoint: Option<PathBuf>,
+    /// Socket of another keeper of images; default the container runtime's.
+    #[arg(
+        long,
+        env = "CORACLE_IMAGE_SERVICE_ENDPOINT",
+        value_parser = socket,
+        requires = "container_runtime_endpoint"
+    )]
+    pub image_service_endpoint: Option<PathBuf>,
+    /// CNI plug-ins in place of the built-in pod network.
+    #[command(flatten)]
+    pub cni: CniArgs,
+}
+
+/// Options about CNI plug-ins.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CniArgs {
+    /// Directory of CNI configurations (`*.conflist`, `*.conf`): the first by name connects the pods, in place of the
+    /// built-in pod network.
+    #[arg(long, env = "CORACLE_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Directories of CNI plug-ins.
+    #[arg(
+        long,
+        env = "CORACLE_CNI_BIN_DIR",
+        value_delimiter = ',',
+        default_values = ["/opt/cni/bin", "/usr/lib/cni"]
+    )]
+    pub cni_bin_dir: Vec<PathBuf>,
+}
+
+/// The path of a socket given as `unix:///path` or `/path`.
+///
+/// # Errors
+/// Another kind of address.
+pub fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if path.starts_with('/') {
+        return Ok(path.into());
+    }
+    Err(format!("{text:?} is not of the form unix:///path/to.sock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_absolute_paths() {
+        assert_eq!(socket("unix:///run/x.sock"), Ok("/run/x.sock".into()));
+        assert_eq!(socket("/run/x.sock"), Ok("/run/x.sock".into()));
+        assert!(socket("tcp://127.0.0.1:1").is_err());
+        assert!(socket("unix://x.sock").is_err());
+    }
+}

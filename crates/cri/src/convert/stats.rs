@@ -1,0 +1,195 @@
+//! Figures.
+
+use crate::{v1, wire};
+
+fn value(value: u64) -> Option<wire::UInt64Value> {
+    Some(wire::UInt64Value { value })
+}
+
+fn number(value: Option<wire::UInt64Value>) -> u64 {
+    value.map_or(0, |v| v.value)
+}
+
+/// The usage of a file system's part at a time in nanoseconds since 1970.
+pub(crate) fn filesystem(f: v1::FilesystemUsage, now: i64) -> wire::FilesystemUsage {
+    wire::FilesystemUsage {
+        timestamp: now,
+        fs_id: Some(wire::FilesystemIdentifier { mountpoint: f.mountpoint }),
+        used_bytes: value(f.used_bytes),
+        inodes_used: value(f.inodes_used),
+    }
+}
+
+impl From<wire::FilesystemUsage> for v1::FilesystemUsage {
+    fn from(f: wire::FilesystemUsage) -> Self {
+        Self {
+            mountpoint: f.fs_id.map(|i| i.mountpoint).unwrap_or_default(),
+            used_bytes: number(f.used_bytes),
+            inodes_used: number(f.inodes_used),
+        }
+    }
+}
+
+/// Figures of a container with whose they are.
+pub(crate) fn container_stats(
+    s: &v1::ContainerStats,
+    of: v1::Container,
+    image_root: &str,
+    now: i64,
+) -> wire::ContainerStats {
+    let layer = v1::FilesystemUsage {
+        mountpoint: image_root.to_owned(),
+        used_bytes: s.writable_layer_bytes,
+        inodes_used: s.writable_layer_inodes,
+    };
+    wire::ContainerStats {
+        attributes: Some(wire::ContainerAttributes {
+            id: of.id,
+            metadata: Some(of.metadata.into()),
+            labels: of.labels,
+            annotations: of.annotations,
+        }),
+        cpu: Some(wire::CpuUsage {
+            timestamp: now,
+            usage_core_nano_seconds: value(s.cpu_usage_core_nano_seconds),
+            ..Default::default()
+        }),
+        memory: Some(wire::MemoryUsage {
+            timestamp: now,
+            working_set_bytes: value(s.memory_working_set_bytes),
+            usage_bytes: value(s.memory_usage_bytes),
+            rss_bytes: value(s.memory_rss_bytes),
+            page_faults: value(s.memory_page_faults),
+            major_page_faults: value(s.memory_major_page_faults),
+            ..Default::default()
+        }),
+        writable_layer: Some(filesystem(layer, now)),
+        swap: None,
+        io: None,
+    }
+}
+
+impl From<wire::ContainerStats> for v1::ContainerStats {
+    fn from(s: wire::ContainerStats) -> Self {
+        let (memory, layer) = (s.memory.unwrap_or_default(), s.writable_layer.unwrap_or_default());
+        Self {
+            id: s.attributes.map(|a| a.id).unwrap_or_default(),
+            cpu_usage_core_nano_seconds: number(s.cpu.unwrap_or_default().usage_core_nano_seconds),
+            memory_working_set_bytes: number(memory.working_set_bytes),
+            memory_usage_bytes: number(memory.usage_bytes),
+            memory_rss_bytes: number(memory.rss_bytes),
+            memory_page_faults: number(memory.page_faults),
+            memory_major_page_faults: number(memory.major_page_faults),
+            process_count: 0,
+            writable_layer_bytes: number(layer.used_bytes),
+            writable_layer_inodes: number(layer.inodes_used),
+        }
+    }
+}
+
+/// Figures of a pod with those of its containers.
+pub(crate) fn sandbox_stats(
+    s: &v1::PodSandboxStats,
+    of: v1::PodSandbox,
+    containers: Vec<wire::ContainerStats>,
+    now: i64,
+) -> wire::PodSandboxStats {
+    let interface = wire::NetworkInterfaceUsage {
+        name: "eth0".into(),
+        rx_bytes: value(s.rx_bytes),
+        rx_errors: value(s.rx_errors),
+        tx_bytes: value(s.tx_bytes),
+        tx_errors: value(s.tx_errors),
+    };
+    wire::PodSandboxStats {
+        attributes: Some(wire::PodSandboxAttributes {
+            id: of.id,
+            metadata: Some(of.metadata.into()),
+            labels: of.labels,
+            annotations: of.annotations,
+        }),
+        linux: Some(wire::LinuxPodSandboxStats {
+            cpu: Some(wire::CpuUsage {
+                timestamp: now,
+                usage_core_nano_seconds: value(s.cpu_usage_core_nano_seconds),
+                ..Default::default()
+            }),
+            memory: Some(wire::MemoryUsage {
+                timestamp: now,
+                working_set_bytes: value(s.memory_working_set_bytes),
+                usage_bytes: value(s.memory_usage_bytes),
+                rss_bytes: value(s.memory_rss_bytes),
+                page_faults: value(s.memory_page_faults),
+                major_page_faults: value(s.memory_major_page_faults),
+                ..Default::default()
+            }),
+            network: Some(wire::NetworkUsage {
+                timestamp: now,
+                default_interface: Some(interface),
+                interfaces: Vec::new(),
+            }),
+            process: Some(wire::ProcessUsage { timestamp: now, process_count: value(s.process_count) }),
+            containers,
+            io: None,
+        }),
+    }
+}
+
+impl From<wire::PodSandboxStats> for v1::PodSandboxStats {
+    fn from(s: wire::PodSandboxStats) -> Self {
+        let linux = s.linux.unwrap_or_default();
+        let memory = linux.memory.unwrap_or_default();
+        let network = linux.network.and_then(|n| n.default_interface).unwrap_or_default();
+        Self {
+            id: s.attributes.map(|a| a.id).unwrap_or_default(),
+            cpu_usage_core_nano_seconds: number(linux.cpu.unwrap_or_default().usage_core_nano_seconds),
+            memory_working_set_bytes: number(memory.working_set_bytes),
+            memory_usage_bytes: number(memory.usage_bytes),
+            memory_rss_bytes: number(memory.rss_bytes),
+            memory_page_faults: number(memory.page_faults),
+            memory_major_page_faults: number(memory.major_page_faults),
+            process_count: number(linux.process.unwrap_or_default().process_count),
+            rx_bytes: number(network.rx_bytes),
+            rx_errors: number(network.rx_errors),
+            tx_bytes: number(network.tx_bytes),
+            tx_errors: number(network.tx_errors),
+        }
+    }
+}
+
+/// The figures of a pod as the sum of its containers', for runtimes that do not tell them.
+pub(crate) fn sum(id: &str, containers: Vec<v1::ContainerStats>) -> v1::PodSandboxStats {
+    let mut all = v1::PodSandboxStats { id: id.to_owned(), ..Default::default() };
+    for c in containers {
+        all.cpu_usage_core_nano_seconds += c.cpu_usage_core_nano_seconds;
+        all.memory_working_set_bytes += c.memory_working_set_bytes;
+        all.memory_usage_bytes += c.memory_usage_bytes;
+        all.memory_rss_bytes += c.memory_rss_bytes;
+        all.memory_page_faults += c.memory_page_faults;
+        all.memory_major_page_faults += c.memory_major_page_faults;
+        all.process_count += c.process_count;
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_come_through_the_wire_and_add_up() {
+        let one = v1::ContainerStats {
+            id: "c".into(),
+            cpu_usage_core_nano_seconds: 5,
+            memory_rss_bytes: 7,
+            writable_layer_bytes: 9,
+            ..Default::default()
+        };
+        let of = v1::Container { id: "c".into(), ..Default::default() };
+        assert_eq!(v1::ContainerStats::from(container_stats(&one, of, "/i", 1)), one);
+        let all = sum("s", vec![one.clone(), one]);
+        assert_eq!((all.cpu_usage_core_nano_seconds, all.memory_rss_bytes), (10, 14));
+        let of = v1::PodSandbox { id: "s".into(), ..Default::default() };
+        assert_eq!(v1::PodSandboxStats::from(sandbox_stats(&all, of, Vec::new(), 1)), all);
+    }
+}

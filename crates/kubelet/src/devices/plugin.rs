@@ -1,0 +1,100 @@
+//! A plug-in as the kubelet talks to it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use coracle_grpc::{Channel, Message, MessageStream, Status};
+
+use super::book::{Candidates, NeededMount, NeededNode, Needs};
+use super::wire::*;
+
+/// How long PreStartContainer may take, as upstream; the other calls are given the same.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A registered plug-in.
+#[derive(Debug)]
+pub struct Plugin {
+    channel: Channel,
+    options: DevicePluginOptions,
+}
+
+impl Plugin {
+    /// The plug-in that listens at `socket`.
+    pub fn new(socket: &Path, options: DevicePluginOptions) -> Self {
+        Self { channel: Channel::unix(socket), options }
+    }
+
+    async fn ask<Q: Message, A: Message>(&self, name: &str, request: &Q) -> Result<A, String> {
+        let answer = self.channel.call(&format!("v1beta1.DevicePlugin/{name}"), request, Some(LIMIT)).await;
+        answer.map_err(|e| format!("rpc error: code = {:?} desc = {}", e.code, e.message))
+    }
+
+    /// Its devices, now and whenever they change.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn watch(&self) -> Result<MessageStream<ListAndWatchResponse>, Status> {
+        self.channel.stream("v1beta1.DevicePlugin/ListAndWatch", &Empty {}).await
+    }
+
+    /// Which of the candidates it would rather give; none where it does not care or there is no choice.
+    ///
+    /// # Errors
+    /// Its refusal.
+    pub async fn prefers(&self, candidates: &Candidates, count: usize) -> Result<Vec<String>, String> {
+        if !self.options.get_preferred_allocation_available || candidates.available.len() <= count {
+            return Ok(Vec::new());
+        }
+        let one = ContainerPreferredAllocationRequest {
+            available: candidates.available.clone(),
+            must_include: candidates.must.clone(),
+            allocation_size: i32::try_from(count).unwrap_or(i32::MAX),
+        };
+        let request = PreferredAllocationRequest { container_requests: vec![one] };
+        let answer: PreferredAllocationResponse = self.ask("GetPreferredAllocation", &request).await?;
+        Ok(answer.container_responses.into_iter().next().map(|r| r.device_ids).unwrap_or_default())
+    }
+
+    /// What a container needs that gets these devices.
+    ///
+    /// # Errors
+    /// Its refusal.
+    pub async fn allocate(&self, ids: &BTreeSet<String>) -> Result<Needs, String> {
+        let one = ContainerAllocateRequest { devices_ids: ids.iter().cloned().collect() };
+        let request = AllocateRequest { container_requests: vec![one] };
+        let answer: AllocateResponse = self.ask("Allocate", &request).await?;
+        let needs = answer.container_responses.into_iter().next();
+        let needs = needs.ok_or("the device plugin's answer is for no container")?;
+        let mount = |m: PluginMount| NeededMount {
+            container_path: m.container_path,
+            host_path: m.host_path,
+            read_only: m.read_only,
+        };
+        let node = |d: DeviceSpec| NeededNode {
+            container_path: d.container_path,
+            host_path: d.host_path,
+            permissions: d.permissions,
+        };
+        Ok(Needs {
+            envs: needs.envs,
+            mounts: needs.mounts.into_iter().map(mount).collect(),
+            devices: needs.devices.into_iter().map(node).collect(),
+            annotations: needs.annotations,
+            cdi_devices: needs.cdi_devices.into_iter().map(|d| d.name).collect(),
+        })
+    }
+
+    /// A container with these devices is about to start.
+    ///
+    /// # Errors
+    /// Its refusal.
+    pub async fn before_start(&self, ids: &BTreeSet<String>) -> Result<(), String> {
+        if !self.options.pre_start_required {
+            return Ok(());
+        }
+        let request = PreStartContainerRequest { devices_ids: ids.iter().cloned().collect() };
+        let _: Empty = self.ask("PreStartContainer", &request).await?;
+        Ok(())
+    }
+}
