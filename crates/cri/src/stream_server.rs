@@ -1,5 +1,5 @@
-//! Where the URLs that CRI's Exec, Attach and PortForward give lead: an HTTP server on the loopback address. A URL is good
-//! once, and for a minute.
+//! Where the URLs that CRI's Exec, Attach and PortForward give lead: an HTTP server on the loopback address.
+//! A URL is good once, and for a minute.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

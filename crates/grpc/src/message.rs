@@ -266,7 +266,8 @@ impl<V: Element> Field for BTreeMap<String, V> {
 
 /// Declares protobuf messages as plain structs with public fields.
 ///
-/// A field is `name: type = number`. Types are `i32`, `i64`, `u32`, `u64`, `bool`, `f64`, `String`, `Bytes`, `Option` of a
+/// A field is `name: type = number`. Types are `i32`, `i64`, `u32`, `u64`, `bool`, `f64`,
+/// `String`, `Bytes`, `Option` of a
 /// message, `Vec` of numbers, strings or messages, and `BTreeMap` from strings. Enumerations are `i32`.
 ///
 /// ```

@@ -1,4 +1,5 @@
-//! Devices of plug-ins (device plugin API v1beta1): plug-ins register on a socket, tell which devices there are and how they
+//! Devices of plug-ins (device plugin API v1beta1): plug-ins register on a socket, tell which
+//! devices there are and how they
 //! do, and say what a container that gets some of them needs. Their resources are the node's extended resources.
 //! See <https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device-plugins/>.
 

@@ -261,7 +261,7 @@ fn mappings(
     let mut keys = HashSet::new();
     for (i, extra) in mappings.extra.iter().enumerate() {
         let (path, key) = (path.child("extra").index(i), extra.key.as_str());
-        names::check_prefixed_path(key, &path.child("key"), errs);
+        extra_key(key, &path.child("key"), errs);
         if !keys.insert(key) {
             errs.duplicate(path.child("key"), key);
             continue;
@@ -322,5 +322,19 @@ fn user_rules(jwt: &JwtAuthenticator, root: &Path, out: &mut Compiled, errs: &mu
         } else if let Some((_, program)) = compile(&USER, &rule.expression, true, &at, errs) {
             out.user_rules.push((program, rule.message.clone(), rule.expression.clone()));
         }
+    }
+}
+
+/// A key of an extra attribute: beside its form, its case and whose domain it is in.
+fn extra_key(key: &str, path: &Path, errs: &mut ErrorList) {
+    names::check_prefixed_path(key, path, errs);
+    if key != key.to_lowercase() {
+        errs.invalid(path, key, "must be lowercase");
+    }
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let within = |of: &str| domain == of || domain.strip_suffix(of).is_some_and(|d| d.ends_with('.'));
+    if within("kubernetes.io") || within("k8s.io") {
+        let why = "k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use";
+        errs.invalid(path, key, why);
     }
 }
