@@ -1,6 +1,6 @@
 //! A store whose revisions are another's, moved on by a fixed number. etcd counts its revisions itself: what is
-//! restored into a younger one than it was saved from would get revisions anew that clients have seen already, and a watch from
-//! one of those would miss everything until etcd has caught up.
+//! restored into a younger one than it was saved from would get revisions anew that clients have seen already, and a
+//! watch from one of those would miss everything until etcd has caught up.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Hostile input: bodies in JSON, YAML and protobuf, patches, selectors, CEL, schemas of custom resources, tokens.
 //! Each target changes seeds and makes input up after the server's own OpenAPI documents, and sends it over HTTP (CEL:
-//! to the library) for `CORACLE_FUZZ_SECONDS` (default 20; ADR 14). A panic, an end of the process, an answer that
+//! to the library) for `CORACLE_FUZZ_SECONDS` (default 20; ADR 16). A panic, an end of the process, an answer that
 //! takes longer than two minutes or a process of more than 1 GB fails. `CORACLE_FUZZ_SEED` repeats a run; the input
 //! that was sent last is in `target/tmp/fuzz-<target>`.
 

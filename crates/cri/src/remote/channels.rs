@@ -1,6 +1,6 @@
 //! Port forwarding over the channels of a WebSocket, as clients do that do not speak SPDY (Python's, JavaScript's):
-//! port n of the request has channel 2n for data and 2n + 1 for the text of a failure. Each channel begins with the port's
-//! number, two bytes, the low one first.
+//! port n of the request has channel 2n for data and 2n + 1 for the text of a failure. Each channel begins with the
+//! port's number, two bytes, the low one first.
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
