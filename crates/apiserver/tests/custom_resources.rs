@@ -46,7 +46,7 @@ fn thing(api_version: &str, spec: Value) -> Value {
 
 /// Asks until the answer has the code.
 async fn until(cluster: &Cluster, path: &str, code: StatusCode) -> Answer {
-    for _ in 0..400 {
+    for _ in 0..4000 {
         let answer = cluster.get(path).await;
         if answer.code == code {
             return answer;
