@@ -5,7 +5,7 @@
 //! milliseconds per start. See docs/adr.
 //!
 //! A release build folds functions of equal code into one: every codegen unit has copies of its own of what the
-//! kinds' types generate, which made a third of the program.
+//! kinds' types generate.
 
 fn main() {
     // The driver takes the last of -static-pie (which rustc passes), -pie and -no-pie; -static stays.
