@@ -133,7 +133,7 @@ impl Keeper {
             self.settled.remove(name);
             self.due.extend(self.names.set(name, None));
             let group = name.split_once('.').map_or("", |(_, group)| group);
-            return self.register(group).await;
+            return self.register(group, BTreeSet::new()).await;
         };
         let shared = entry.decoded()?;
         let Some(mut crd) = shared.downcast::<CustomResourceDefinition>().cloned() else { return Ok(()) };
@@ -153,7 +153,7 @@ impl Keeper {
         if !clean_up(&self.server, &self.resource, &crd).await? {
             self.waiting.insert(name.to_owned());
         }
-        self.register(&crd.spec.group).await?;
+        self.register(&crd.spec.group, established_versions(&crd)).await?;
         self.settled.insert(name.to_owned(), revision);
         drop(shared);
         entry.let_go();
@@ -176,11 +176,13 @@ impl Keeper {
         own.collect()
     }
 
-    /// Keeps one APIService per served version of a group.
-    async fn register(&mut self, group: &str) -> Result<(), Status> {
+    /// Keeps one APIService per served version of a group: those that the registry has, and those `established` just
+    /// now, of which it may not have heard yet.
+    async fn register(&mut self, group: &str, established: BTreeSet<String>) -> Result<(), Status> {
         let of = "apiregistration.k8s.io";
         let Some(resource) = self.server.cache.registry.find(of, "apiservices") else { return Ok(()) };
-        let wanted: BTreeSet<String> = self.server.cache.registry.custom_versions(group);
+        let mut wanted: BTreeSet<String> = self.server.cache.registry.custom_versions(group);
+        wanted.extend(established);
         let caller = Server::loopback();
         for version in self.registered.get(group).into_iter().flatten().filter(|v| !wanted.contains(*v)) {
             let name = format!("{version}.{group}");
@@ -207,6 +209,15 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// The versions that an established definition serves.
+fn established_versions(crd: &CustomResourceDefinition) -> BTreeSet<String> {
+    let mut conditions = crd.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    if !conditions.any(|c| c.type_ == "Established" && c.status == "True") {
+        return BTreeSet::new();
+    }
+    crd.spec.versions.iter().filter(|version| version.served).map(|version| version.name.clone()).collect()
 }
 
 /// Writes a status (and, as upstream, finalizers); yields what is stored then, with its revision. `None` when someone
