@@ -61,7 +61,7 @@ impl PodLinks {
         let range = config.pod_range()?;
         let links = Links::here()?;
         let nft = Arc::new(Socket::open().map_err(failed("use nf_tables"))?);
-        sysctl::enable_forwarding(&config.cluster_id)?;
+        sysctl::enable_forwarding(&config)?;
         serve_here(&config, &links).await?;
         let source = config.own_source()?;
         let ipam = Ipam::open(&config.state.join("pods"), range, config.link_prefix())?;
@@ -147,7 +147,7 @@ async fn serve_here(config: &NetworkConfig, links: &Links) -> Result<(), Network
 /// # Errors
 /// When a range is malformed or the kernel refuses.
 pub async fn prepare(config: &NetworkConfig) -> Result<(), NetworkError> {
-    sysctl::enable_forwarding(&config.cluster_id)?;
+    sysctl::enable_forwarding(config)?;
     serve_here(config, &Links::here()?).await
 }
 

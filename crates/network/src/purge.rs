@@ -63,7 +63,7 @@ pub async fn purge(config: &NetworkConfig) -> Result<(), NetworkError> {
         links.unroute_here(services.network(), services.length()).await?;
         links.remove_local(config.dns_address()?).await?;
     }
-    sysctl::release_forwarding(&config.cluster_id)?;
+    sysctl::release_forwarding(config)?;
     match std::fs::remove_dir_all(&config.state) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(failed(format!("remove {}", config.state.display()))(e))
