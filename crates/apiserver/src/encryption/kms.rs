@@ -18,15 +18,15 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use coracle_grpc::Message as _;
 use coracle_store::Opened;
 use parking_lot::{Condvar, Mutex};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use self::plugin::{Plugin, Sealed, entry, fields, text, write_annotations};
+use self::plugin::{EncryptedObject, Plugin, Sealed};
 use super::ciphers::Cipher;
-use crate::protobuf::wire;
 
 /// What stored values begin with, before the provider's name.
 const PREFIX: &str = "k8s:enc:kms:v2:";
@@ -41,7 +41,7 @@ const INFO: usize = 32;
 /// Seeds that are remembered.
 const REMEMBERED: usize = 1000;
 /// `EncryptedObject.encryptedDEKSourceType`: a seed.
-const HKDF_SHA256_XNONCE_AES_GCM_SEED: i64 = 1;
+const HKDF_SHA256_XNONCE_AES_GCM_SEED: i32 = 1;
 
 type Seed = [u8; SEED];
 
@@ -83,8 +83,8 @@ pub(super) struct Kms {
 
 /// A secret to be decrypted, and where to.
 struct Wish {
-    sealed: Arc<Sealed>,
-    reply: SyncSender<Result<Vec<u8>, String>>,
+    sealed: Sealed,
+    reply: SyncSender<Result<Bytes, String>>,
 }
 
 impl Kms {
@@ -148,30 +148,19 @@ impl Kms {
         let mut info = [0; INFO];
         rand::rng().fill_bytes(&mut info);
         let data = cipher(&current.seed, &info)?.seal(info.to_vec(), value, key.as_bytes())?;
-        let mut out = self.prefix.clone().into_bytes();
-        wire::bytes(&mut out, 1, &data);
-        wire::text(&mut out, 2, &current.sealed.key_id);
-        wire::bytes(&mut out, 3, &current.sealed.ciphertext);
-        write_annotations(&mut out, 4, &current.sealed.annotations);
-        wire::integer(&mut out, 5, HKDF_SHA256_XNONCE_AES_GCM_SEED);
-        Ok(out.into())
+        let Sealed { ciphertext, key_id, annotations } = Sealed::clone(&current.sealed);
+        let source = HKDF_SHA256_XNONCE_AES_GCM_SEED;
+        let object = EncryptedObject { data: data.into(), key_id, ciphertext, annotations, source };
+        Ok([self.prefix.as_bytes(), &object.encode()].concat().into())
     }
 
     /// A value from its stored form without the prefix; it is stale when the plugin's key is another by now.
     pub(super) fn open(&self, key: &str, stored: &[u8]) -> Result<Opened, String> {
-        let (mut data, mut sealed, mut kind): (&[u8], _, &[u8]) = (&[], Sealed::default(), &[]);
-        for (number, value) in fields(stored)? {
-            match number {
-                1 => data = value,
-                2 => sealed.key_id = text(value),
-                3 => sealed.ciphertext = value.to_vec(),
-                4 => sealed.annotations.extend(entry(value)?),
-                5 => kind = value,
-                _ => {}
-            }
-        }
-        if kind != [1] {
-            return Err(format!("unknown encryptedDEKSourceType: {kind:?}"));
+        let object = EncryptedObject::decode(Bytes::copy_from_slice(stored)).map_err(|e| e.to_string())?;
+        let EncryptedObject { data, key_id, ciphertext, annotations, source } = object;
+        let sealed = Sealed { ciphertext, key_id, annotations };
+        if source != HKDF_SHA256_XNONCE_AES_GCM_SEED {
+            return Err(format!("unknown encryptedDEKSourceType: {source}"));
         }
         let (info, _) =
             data.split_at_checked(INFO).ok_or("the stored data was shorter than the required size")?;
@@ -189,7 +178,7 @@ impl Kms {
         }
         let (reply, answer) = sync_channel(1);
         let gone = || "the plugin's thread is gone".to_owned();
-        self.wishes.send(Wish { sealed: Arc::new(sealed), reply }).map_err(|_| gone())?;
+        self.wishes.send(Wish { sealed, reply }).map_err(|_| gone())?;
         // The thread itself gives up after the timeout.
         let plain = match answer.recv_timeout(self.config.timeout * 2 + Duration::from_secs(1)) {
             Ok(plain) => plain.map_err(|why| format!("failed to decrypt DEK, error: {why}"))?,
@@ -198,7 +187,8 @@ impl Kms {
             }
             Err(RecvTimeoutError::Disconnected) => return Err(gone()),
         };
-        let seed = Seed::try_from(plain).map_err(|_| "the decrypted seed has a wrong length".to_owned())?;
+        let seed =
+            Seed::try_from(&plain[..]).map_err(|_| "the decrypted seed has a wrong length".to_owned())?;
         self.state.lock().remember(id, seed);
         Ok(seed)
     }
@@ -240,21 +230,18 @@ impl State {
 
 /// The thread's work: asks the plugin how it does, makes seeds, and has others decrypted; until nobody uses it.
 async fn talk(kms: Weak<Kms>, config: KmsConfig, mut wishes: mpsc::UnboundedReceiver<Wish>) {
-    let mut plugin = Plugin::at(config.socket);
+    let plugin = Plugin::at(&config.socket, config.timeout);
     let mut next = tokio::time::Instant::now();
     loop {
         tokio::select! {
             wish = wishes.recv() => {
                 let Some(Wish { sealed, reply }) = wish else { return };
-                let uid = coracle_stdx::uuid();
-                let plain = tokio::time::timeout(config.timeout, plugin.decrypt(&uid, &sealed)).await;
-                let _ = reply.send(plain.unwrap_or_else(|_| Err("context deadline exceeded".to_owned())));
+                let _ = reply.send(plugin.decrypt(coracle_stdx::uuid(), sealed).await);
             }
             () = tokio::time::sleep_until(next) => {
                 let Some(kms) = kms.upgrade() else { return };
                 let known = kms.state.lock().current.as_ref().map(|current| current.sealed.key_id.clone());
-                let asked = tokio::time::timeout(config.timeout, ask(&mut plugin, known.as_deref())).await;
-                let heard = asked.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()));
+                let heard = ask(&plugin, known.as_deref()).await;
                 next = tokio::time::Instant::now() + kms.heard(heard);
             }
         }
@@ -262,16 +249,16 @@ async fn talk(kms: Weak<Kms>, config: KmsConfig, mut wishes: mpsc::UnboundedRece
 }
 
 /// Asks for the plugin's key; a new seed when that is not the `known` one.
-async fn ask(plugin: &mut Plugin, known: Option<&str>) -> Result<Option<(Seed, Sealed)>, String> {
+async fn ask(plugin: &Plugin, known: Option<&str>) -> Result<Option<(Seed, Sealed)>, String> {
     let status = plugin.status().await?;
     if known == Some(&status.key_id) {
         return Ok(None);
     }
     let mut seed = [0; SEED];
     rand::rng().fill_bytes(&mut seed);
-    let sealed = plugin.encrypt(&coracle_stdx::uuid(), &seed).await;
+    let sealed = plugin.encrypt(coracle_stdx::uuid(), Bytes::copy_from_slice(&seed)).await;
     let sealed = sealed.map_err(|why| format!("failed to encrypt DEK, error: {why}"))?;
-    if sealed.ciphertext.is_empty() || sealed.ciphertext == seed {
+    if sealed.ciphertext.is_empty() || sealed.ciphertext == seed[..] {
         return Err("encrypted DEK source is empty or not encrypted".to_owned());
     }
     Ok(Some((seed, sealed)))
@@ -289,7 +276,7 @@ fn cipher(seed: &Seed, info: &[u8]) -> Result<Cipher, String> {
 
 fn identity(sealed: &Sealed) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for part in [sealed.key_id.as_bytes(), &sealed.ciphertext] {
+    for part in [sealed.key_id.as_bytes(), &sealed.ciphertext[..]] {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }

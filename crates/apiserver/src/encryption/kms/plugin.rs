@@ -1,63 +1,57 @@
-//! The KMS v2 plugin at a Unix socket: the three calls of `k8s.io/kms/apis/v2`, as gRPC over HTTP/2.
+//! The KMS v2 plugin at a Unix socket: the three calls of `k8s.io/kms/apis/v2`, and upstream's `EncryptedObject`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
+use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, TE};
-use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::UnixStream;
-
-use crate::protobuf::wire;
+use bytes::Bytes;
+use coracle_grpc::{Channel, Message, messages};
 
 /// The version that a plugin must speak.
 const VERSION: &str = "v2";
+/// Where the calls are.
+pub(super) const SERVICE: &str = "v2.KeyManagementService";
 
-/// What a plugin says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Status {
-    pub(super) version: String,
-    pub(super) healthz: String,
-    /// Changes with the key that the plugin encrypts by.
-    pub(super) key_id: String,
+messages! {
+    /// Asks a plugin how it does.
+    StatusRequest {}
+    /// What a plugin says of itself; `key_id` changes with the key that it encrypts by.
+    StatusResponse { version: String = 1, healthz: String = 2, key_id: String = 3 }
+    /// Has a secret encrypted; `uid` names the call in logs.
+    EncryptRequest { plaintext: Bytes = 1, uid: String = 2 }
+    /// A secret as the plugin encrypted it; the annotations are the plugin's own, to be shown to it again.
+    EncryptResponse { ciphertext: Bytes = 1, key_id: String = 2, annotations: BTreeMap<String, Bytes> = 3 }
+    /// Has a secret decrypted.
+    DecryptRequest {
+        ciphertext: Bytes = 1, uid: String = 2, key_id: String = 3, annotations: BTreeMap<String, Bytes> = 4,
+    }
+    /// A secret.
+    DecryptResponse { plaintext: Bytes = 1 }
+    /// A value as it is stored: `data` is encrypted by a key that comes of the seed in `ciphertext`.
+    EncryptedObject {
+        data: Bytes = 1, key_id: String = 2, ciphertext: Bytes = 3, annotations: BTreeMap<String, Bytes> = 4,
+        source: i32 = 5,
+    }
 }
 
 /// A secret as the plugin encrypted it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sealed {
-    pub(super) ciphertext: Vec<u8>,
-    pub(super) key_id: String,
-    /// The plugin's own, to be shown to it again.
-    pub(super) annotations: BTreeMap<String, Vec<u8>>,
-}
+pub(super) type Sealed = EncryptResponse;
 
 /// The way to a plugin; connects when it is needed.
 pub(super) struct Plugin {
-    socket: PathBuf,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    channel: Channel,
+    timeout: Duration,
 }
 
 impl Plugin {
-    pub(super) fn at(socket: PathBuf) -> Self {
-        Self { socket, sender: None }
+    /// The plugin at a socket; no call takes longer than `timeout`.
+    pub(super) fn at(socket: &Path, timeout: Duration) -> Self {
+        Self { channel: Channel::unix(socket), timeout }
     }
 
     /// Asks how it does.
-    pub(super) async fn status(&mut self) -> Result<Status, String> {
-        let answer = self.call("Status", Vec::new()).await?;
-        let mut out = Status::default();
-        for (number, value) in fields(&answer)? {
-            match number {
-                1 => out.version = text(value),
-                2 => out.healthz = text(value),
-                3 => out.key_id = text(value),
-                _ => {}
-            }
-        }
+    pub(super) async fn status(&self) -> Result<StatusResponse, String> {
+        let out: StatusResponse = self.call("Status", &StatusRequest {}).await?;
         // Early plugins said v2beta1.
         if out.version != VERSION && out.version != "v2beta1" {
             return Err(format!("expected KMSv2 API version {VERSION}, got {}", out.version));
@@ -72,163 +66,19 @@ impl Plugin {
     }
 
     /// Has a secret encrypted; `uid` names the call in logs.
-    pub(super) async fn encrypt(&mut self, uid: &str, plain: &[u8]) -> Result<Sealed, String> {
-        let mut message = Vec::new();
-        wire::bytes(&mut message, 1, plain);
-        wire::text(&mut message, 2, uid);
-        let answer = self.call("Encrypt", message).await?;
-        let mut out = Sealed::default();
-        for (number, value) in fields(&answer)? {
-            match number {
-                1 => out.ciphertext = value.to_vec(),
-                2 => out.key_id = text(value),
-                3 => out.annotations.extend(entry(value)?),
-                _ => {}
-            }
-        }
-        Ok(out)
+    pub(super) async fn encrypt(&self, uid: String, plaintext: Bytes) -> Result<Sealed, String> {
+        self.call("Encrypt", &EncryptRequest { plaintext, uid }).await
     }
 
     /// Has a secret decrypted.
-    pub(super) async fn decrypt(&mut self, uid: &str, sealed: &Sealed) -> Result<Vec<u8>, String> {
-        let mut message = Vec::new();
-        wire::bytes(&mut message, 1, &sealed.ciphertext);
-        wire::text(&mut message, 2, uid);
-        wire::text(&mut message, 3, &sealed.key_id);
-        write_annotations(&mut message, 4, &sealed.annotations);
-        let answer = self.call("Decrypt", message).await?;
-        let plain = fields(&answer)?.into_iter().find(|(number, _)| *number == 1);
-        Ok(plain.map(|(_, value)| value.to_vec()).unwrap_or_default())
+    pub(super) async fn decrypt(&self, uid: String, sealed: Sealed) -> Result<Bytes, String> {
+        let Sealed { ciphertext, key_id, annotations } = sealed;
+        let request = DecryptRequest { ciphertext, uid, key_id, annotations };
+        self.call("Decrypt", &request).await.map(|answer: DecryptResponse| answer.plaintext)
     }
 
-    async fn call(&mut self, method: &str, message: Vec<u8>) -> Result<Bytes, String> {
-        let mut sender = self.connected().await?;
-        let mut framed = BytesMut::with_capacity(message.len() + 5);
-        framed.put_u8(0);
-        framed.put_u32(u32::try_from(message.len()).map_err(|e| e.to_string())?);
-        framed.put_slice(&message);
-        let request = Request::post(format!("http://localhost/v2.KeyManagementService/{method}"))
-            .header(CONTENT_TYPE, "application/grpc")
-            .header(TE, "trailers")
-            .body(Full::new(framed.freeze()))
-            .map_err(|e| e.to_string())?;
-        let response = match sender.send_request(request).await {
-            Ok(response) => response,
-            Err(e) => {
-                self.sender = None;
-                return Err(format!("rpc error: code = Unavailable desc = {e}"));
-            }
-        };
-        answer_of(response).await
+    async fn call<Q: Message, A: Message>(&self, method: &str, request: &Q) -> Result<A, String> {
+        let answer = self.channel.call(&format!("{SERVICE}/{method}"), request, Some(self.timeout)).await;
+        answer.map_err(|e| format!("rpc error: code = {:?} desc = {}", e.code, e.message))
     }
-
-    async fn connected(&mut self) -> Result<SendRequest<Full<Bytes>>, String> {
-        if let Some(sender) = self.sender.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
-        }
-        let unreachable = |e: &dyn std::fmt::Display| {
-            let socket = self.socket.display();
-            format!("rpc error: code = Unavailable desc = connection error: dial unix {socket}: {e}")
-        };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| unreachable(&e))?;
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-        let (sender, connection) = handshake.await.map_err(|e| unreachable(&e))?;
-        tokio::spawn(connection);
-        self.sender = Some(sender.clone());
-        Ok(sender)
-    }
-}
-
-/// The message of a gRPC answer.
-async fn answer_of(response: Response<Incoming>) -> Result<Bytes, String> {
-    refused(response.headers())?;
-    let body = response.into_body().collect().await.map_err(|e| format!("rpc error: {e}"))?;
-    if let Some(trailers) = body.trailers() {
-        refused(trailers)?;
-    }
-    let mut bytes = body.to_bytes();
-    if bytes.len() < 5 {
-        return Err("rpc error: code = Internal desc = the answer has no message".to_owned());
-    }
-    let compressed = bytes.get_u8() != 0;
-    let length = bytes.get_u32() as usize;
-    if compressed || length > bytes.len() {
-        return Err("rpc error: code = Internal desc = malformed message".to_owned());
-    }
-    Ok(bytes.split_to(length))
-}
-
-fn refused(headers: &HeaderMap) -> Result<(), String> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-    match text("grpc-status") {
-        None | Some("0") => Ok(()),
-        Some(code) => {
-            Err(format!("rpc error: code = {code} desc = {}", text("grpc-message").unwrap_or_default()))
-        }
-    }
-}
-
-/// Writes a map of bytes.
-pub(super) fn write_annotations(out: &mut Vec<u8>, number: u32, annotations: &BTreeMap<String, Vec<u8>>) {
-    for (key, value) in annotations {
-        wire::nested(out, number, |out| {
-            wire::text(out, 1, key);
-            wire::bytes(out, 2, value);
-        });
-    }
-}
-
-/// An entry of a map of bytes.
-pub(super) fn entry(message: &[u8]) -> Result<Option<(String, Vec<u8>)>, String> {
-    let (mut key, mut bytes) = (String::new(), Vec::new());
-    for (number, value) in fields(message)? {
-        match number {
-            1 => key = text(value),
-            2 => bytes = value.to_vec(),
-            _ => {}
-        }
-    }
-    Ok(Some((key, bytes)))
-}
-
-/// A field's bytes as text.
-pub(super) fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The fields of a message by number; those that are numbers are given as their one varint's bytes.
-pub(super) fn fields(mut message: &[u8]) -> Result<Vec<(u64, &[u8])>, String> {
-    let mut out = Vec::new();
-    while !message.is_empty() {
-        let tag = varint(&mut message)?;
-        let before = message;
-        let value = match tag & 7 {
-            0 => {
-                varint(&mut message)?;
-                &before[..before.len() - message.len()]
-            }
-            2 => {
-                let length = usize::try_from(varint(&mut message)?).map_err(|e| e.to_string())?;
-                let (value, rest) = message.split_at_checked(length).ok_or("unexpected EOF")?;
-                message = rest;
-                value
-            }
-            other => return Err(format!("proto: illegal wireType {other}")),
-        };
-        out.push((tag >> 3, value));
-    }
-    Ok(out)
-}
-
-fn varint(message: &mut &[u8]) -> Result<u64, String> {
-    let mut out = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = message.split_first().ok_or("unexpected EOF")?;
-        *message = rest;
-        out |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Ok(out);
-        }
-    }
-    Err("proto: integer overflow".to_owned())
 }

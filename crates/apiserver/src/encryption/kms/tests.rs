@@ -1,20 +1,15 @@
 //! A plug-in server on a Unix socket, and values that go through it.
 
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use bytes::{Buf, BufMut, BytesMut};
-use http::{HeaderMap, Request, Response};
-use http_body::Frame;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use coracle_grpc::{Answer, Service, Status};
+use futures::future::BoxFuture;
 
+use super::plugin::{
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, SERVICE, StatusRequest, StatusResponse,
+};
 use super::*;
-
-type Frames = StreamBody<futures::stream::Iter<std::array::IntoIter<Result<Frame<Bytes>, Infallible>, 2>>>;
 
 /// Encrypts by reversing and adding the number of its key.
 struct Server {
@@ -24,54 +19,30 @@ struct Server {
 }
 
 impl Server {
-    fn answer(&self, method: &str, message: &[u8]) -> Vec<u8> {
-        let key = format!("key-{}", self.generation.load(Ordering::SeqCst));
-        let found = fields(message).unwrap();
-        let get = |n: u64| {
-            found.iter().find(|(number, _)| *number == n).map(|(_, v)| v.to_vec()).unwrap_or_default()
-        };
-        let mut out = Vec::new();
-        match method {
-            "/v2.KeyManagementService/Status" => {
-                wire::text(&mut out, 1, "v2");
-                wire::text(&mut out, 2, if self.well.load(Ordering::SeqCst) { "ok" } else { "sick" });
-                wire::text(&mut out, 3, &key);
-            }
-            "/v2.KeyManagementService/Encrypt" => {
-                let mut sealed = get(1);
-                sealed.reverse();
-                sealed.extend_from_slice(key.as_bytes());
-                wire::bytes(&mut out, 1, &sealed);
-                wire::text(&mut out, 2, &key);
-                write_annotations(&mut out, 3, &[("a.example.com".to_owned(), b"1".to_vec())].into());
-            }
-            "/v2.KeyManagementService/Decrypt" => {
-                self.decrypted.fetch_add(1, Ordering::SeqCst);
-                assert_eq!(entry(&get(4)).unwrap(), Some(("a.example.com".to_owned(), b"1".to_vec())));
-                let mut plain = get(1);
-                plain.truncate(plain.len() - get(3).len());
-                plain.reverse();
-                wire::bytes(&mut out, 1, &plain);
-            }
-            other => panic!("{other}"),
-        }
-        out
+    fn key(&self) -> String {
+        format!("key-{}", self.generation.load(Ordering::SeqCst))
     }
 
-    async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Frames>, Infallible> {
-        let method = request.uri().path().to_owned();
-        let mut body = request.into_body().collect().await.unwrap().to_bytes();
-        body.advance(5);
-        let answer = self.answer(&method, &body);
-        let mut framed = BytesMut::new();
-        framed.put_u8(0);
-        framed.put_u32(u32::try_from(answer.len()).unwrap());
-        framed.put_slice(&answer);
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", "0".parse().unwrap());
-        let frames = [Ok(Frame::data(framed.freeze())), Ok(Frame::trailers(trailers))];
-        let body = StreamBody::new(futures::stream::iter(frames));
-        Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+    async fn status(&self, _: StatusRequest) -> Result<StatusResponse, Status> {
+        let healthz = if self.well.load(Ordering::SeqCst) { "ok" } else { "sick" };
+        Ok(StatusResponse { version: "v2".into(), healthz: healthz.into(), key_id: self.key() })
+    }
+
+    async fn encrypt(&self, request: EncryptRequest) -> Result<EncryptResponse, Status> {
+        let mut sealed = request.plaintext.to_vec();
+        sealed.reverse();
+        sealed.extend_from_slice(self.key().as_bytes());
+        let annotations = [("a.example.com".to_owned(), Bytes::from("1"))].into();
+        Ok(EncryptResponse { ciphertext: sealed.into(), key_id: self.key(), annotations })
+    }
+
+    async fn decrypt(&self, request: DecryptRequest) -> Result<DecryptResponse, Status> {
+        self.decrypted.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(request.annotations, [("a.example.com".to_owned(), Bytes::from("1"))].into());
+        let mut plain = request.ciphertext.to_vec();
+        plain.truncate(plain.len() - request.key_id.len());
+        plain.reverse();
+        Ok(DecryptResponse { plaintext: plain.into() })
     }
 
     /// Listens in a thread of its own.
@@ -81,23 +52,31 @@ impl Server {
             well: AtomicBool::new(true),
             decrypted: AtomicUsize::new(0),
         });
-        let (listener, shared) = (std::os::unix::net::UnixListener::bind(socket).unwrap(), server.clone());
-        listener.set_nonblocking(true).unwrap();
+        let (ready, listens) = sync_channel(1);
+        let (socket, shared) = (socket.to_owned(), server.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    let shared = shared.clone();
-                    tokio::spawn(async move {
-                        let service = service_fn(move |request| shared.clone().serve(request));
-                        let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        let _ = http.serve_connection(TokioIo::new(stream), service).await;
-                    });
-                }
+                let listener = coracle_grpc::listen(&socket).unwrap();
+                ready.send(()).unwrap();
+                coracle_grpc::serve(listener, shared).await;
             });
         });
+        listens.recv().unwrap();
         server
+    }
+}
+
+impl Service for Server {
+    fn call(self: Arc<Self>, method: String, request: Bytes) -> BoxFuture<'static, Answer> {
+        Box::pin(async move {
+            match method.strip_prefix(SERVICE) {
+                Some("/Status") => Answer::unary(request, |q| self.status(q)).await,
+                Some("/Encrypt") => Answer::unary(request, |q| self.encrypt(q)).await,
+                Some("/Decrypt") => Answer::unary(request, |q| self.decrypt(q)).await,
+                _ => Answer::unimplemented(&method),
+            }
+        })
     }
 }
 
