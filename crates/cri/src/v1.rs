@@ -150,17 +150,13 @@ messages! {
     LinuxContainerUser { uid: i64, gid: i64, supplemental_groups: Vec<i64> }
     /// Result of a command.
     ExecSyncResponse { stdout: Vec<u8>, stderr: Vec<u8>, exit_code: i32 }
-    /// Usage counters: CPU in nanoseconds since start, memory in bytes. The writable layer's size is found by
-    /// walking it and may be some time old.
-    ContainerStats { id: String, cpu_usage_core_nano_seconds: u64, memory_working_set_bytes: u64,
-        memory_usage_bytes: u64, memory_rss_bytes: u64, memory_page_faults: u64,
-        memory_major_page_faults: u64, process_count: u64, writable_layer_bytes: u64,
-        writable_layer_inodes: u64 }
+    /// What processes use: CPU in nanoseconds since start, memory in bytes.
+    Usage { cpu_core_nano_seconds: u64, memory_working_set_bytes: u64, memory_usage_bytes: u64,
+        memory_rss_bytes: u64, memory_page_faults: u64, memory_major_page_faults: u64, process_count: u64 }
+    /// Usage counters of a container. The writable layer's size is found by walking it and may be some time old.
+    ContainerStats { id: String, usage: Usage, writable_layer_bytes: u64, writable_layer_inodes: u64 }
     /// Usage counters of a whole pod; the network's are those of its first interface.
-    PodSandboxStats { id: String, cpu_usage_core_nano_seconds: u64, memory_working_set_bytes: u64,
-        memory_usage_bytes: u64, memory_rss_bytes: u64, memory_page_faults: u64,
-        memory_major_page_faults: u64, process_count: u64, rx_bytes: u64, rx_errors: u64, tx_bytes: u64,
-        tx_errors: u64 }
+    PodSandboxStats { id: String, usage: Usage, rx_bytes: u64, rx_errors: u64, tx_bytes: u64, tx_errors: u64 }
     /// What a file system's part is used for; sizes in bytes.
     FilesystemUsage { mountpoint: String, used_bytes: u64, inodes_used: u64 }
     /// An image. `id` is `sha256:…` of its configuration.

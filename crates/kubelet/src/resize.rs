@@ -108,7 +108,7 @@ pub async fn carry_out(cx: &Context, pod: &Pod, seen: &Observed) -> Result<(), S
         let limit = wanted.memory_limit_in_bytes;
         if let Err(e) = cx.runtime.update_container_resources(&status.id, wanted).await {
             let usage =
-                cx.runtime.container_stats(&status.id).await.map(|s| s.memory_usage_bytes).unwrap_or(0);
+                cx.runtime.container_stats(&status.id).await.map(|s| s.usage.memory_usage_bytes).unwrap_or(0);
             failures.push(if usage >= limit.unsigned_abs() {
                 format!(
                     "attempting to set container {:?} memory limit ({limit}) below current usage ({usage})",

@@ -76,7 +76,7 @@ async fn use_of(cx: &Context, handle: &Handle) -> Option<PodUse> {
         inodes += stats.writable_layer_inodes;
         containers.push(ContainerUse {
             name: c.metadata.name.clone(),
-            memory: stats.memory_working_set_bytes,
+            memory: stats.usage.memory_working_set_bytes,
             disk: stats.writable_layer_bytes + logs,
         });
     }
@@ -85,10 +85,10 @@ async fn use_of(cx: &Context, handle: &Handle) -> Option<PodUse> {
     let local: u64 = volumes.iter().filter(|v| v.local).map(|v| v.bytes).sum();
     inodes += volumes.iter().filter(|v| v.local).map(|v| v.inodes).sum::<u64>();
     Some(PodUse {
-        memory: whole.memory_working_set_bytes,
+        memory: whole.usage.memory_working_set_bytes,
         disk: containers.iter().map(|c| c.disk).sum::<u64>() + local,
         inodes,
-        processes: whole.process_count,
+        processes: whole.usage.process_count,
         containers,
         volumes: volumes.into_iter().map(|v| (v.name, v.bytes, v.limit)).collect(),
         pod,

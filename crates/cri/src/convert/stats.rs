@@ -10,6 +10,40 @@ fn number(value: Option<wire::UInt64Value>) -> u64 {
     value.map_or(0, |v| v.value)
 }
 
+fn cpu(u: &v1::Usage, now: i64) -> wire::CpuUsage {
+    let usage_core_nano_seconds = value(u.cpu_core_nano_seconds);
+    wire::CpuUsage { timestamp: now, usage_core_nano_seconds, ..Default::default() }
+}
+
+fn memory(u: &v1::Usage, now: i64) -> wire::MemoryUsage {
+    wire::MemoryUsage {
+        timestamp: now,
+        working_set_bytes: value(u.memory_working_set_bytes),
+        usage_bytes: value(u.memory_usage_bytes),
+        rss_bytes: value(u.memory_rss_bytes),
+        page_faults: value(u.memory_page_faults),
+        major_page_faults: value(u.memory_major_page_faults),
+        ..Default::default()
+    }
+}
+
+fn usage(
+    cpu: Option<wire::CpuUsage>,
+    memory: Option<wire::MemoryUsage>,
+    processes: Option<wire::ProcessUsage>,
+) -> v1::Usage {
+    let memory = memory.unwrap_or_default();
+    v1::Usage {
+        cpu_core_nano_seconds: number(cpu.unwrap_or_default().usage_core_nano_seconds),
+        memory_working_set_bytes: number(memory.working_set_bytes),
+        memory_usage_bytes: number(memory.usage_bytes),
+        memory_rss_bytes: number(memory.rss_bytes),
+        memory_page_faults: number(memory.page_faults),
+        memory_major_page_faults: number(memory.major_page_faults),
+        process_count: number(processes.unwrap_or_default().process_count),
+    }
+}
+
 /// The usage of a file system's part at a time in nanoseconds since 1970.
 pub(crate) fn filesystem(f: v1::FilesystemUsage, now: i64) -> wire::FilesystemUsage {
     wire::FilesystemUsage {
@@ -49,20 +83,8 @@ pub(crate) fn container_stats(
             labels: of.labels,
             annotations: of.annotations,
         }),
-        cpu: Some(wire::CpuUsage {
-            timestamp: now,
-            usage_core_nano_seconds: value(s.cpu_usage_core_nano_seconds),
-            ..Default::default()
-        }),
-        memory: Some(wire::MemoryUsage {
-            timestamp: now,
-            working_set_bytes: value(s.memory_working_set_bytes),
-            usage_bytes: value(s.memory_usage_bytes),
-            rss_bytes: value(s.memory_rss_bytes),
-            page_faults: value(s.memory_page_faults),
-            major_page_faults: value(s.memory_major_page_faults),
-            ..Default::default()
-        }),
+        cpu: Some(cpu(&s.usage, now)),
+        memory: Some(memory(&s.usage, now)),
         writable_layer: Some(filesystem(layer, now)),
         swap: None,
         io: None,
@@ -71,16 +93,10 @@ pub(crate) fn container_stats(
 
 impl From<wire::ContainerStats> for v1::ContainerStats {
     fn from(s: wire::ContainerStats) -> Self {
-        let (memory, layer) = (s.memory.unwrap_or_default(), s.writable_layer.unwrap_or_default());
+        let layer = s.writable_layer.unwrap_or_default();
         Self {
             id: s.attributes.map(|a| a.id).unwrap_or_default(),
-            cpu_usage_core_nano_seconds: number(s.cpu.unwrap_or_default().usage_core_nano_seconds),
-            memory_working_set_bytes: number(memory.working_set_bytes),
-            memory_usage_bytes: number(memory.usage_bytes),
-            memory_rss_bytes: number(memory.rss_bytes),
-            memory_page_faults: number(memory.page_faults),
-            memory_major_page_faults: number(memory.major_page_faults),
-            process_count: 0,
+            usage: usage(s.cpu, s.memory, None),
             writable_layer_bytes: number(layer.used_bytes),
             writable_layer_inodes: number(layer.inodes_used),
         }
@@ -109,26 +125,14 @@ pub(crate) fn sandbox_stats(
             annotations: of.annotations,
         }),
         linux: Some(wire::LinuxPodSandboxStats {
-            cpu: Some(wire::CpuUsage {
-                timestamp: now,
-                usage_core_nano_seconds: value(s.cpu_usage_core_nano_seconds),
-                ..Default::default()
-            }),
-            memory: Some(wire::MemoryUsage {
-                timestamp: now,
-                working_set_bytes: value(s.memory_working_set_bytes),
-                usage_bytes: value(s.memory_usage_bytes),
-                rss_bytes: value(s.memory_rss_bytes),
-                page_faults: value(s.memory_page_faults),
-                major_page_faults: value(s.memory_major_page_faults),
-                ..Default::default()
-            }),
+            cpu: Some(cpu(&s.usage, now)),
+            memory: Some(memory(&s.usage, now)),
             network: Some(wire::NetworkUsage {
                 timestamp: now,
                 default_interface: Some(interface),
                 interfaces: Vec::new(),
             }),
-            process: Some(wire::ProcessUsage { timestamp: now, process_count: value(s.process_count) }),
+            process: Some(wire::ProcessUsage { timestamp: now, process_count: value(s.usage.process_count) }),
             containers,
             io: None,
         }),
@@ -138,17 +142,10 @@ pub(crate) fn sandbox_stats(
 impl From<wire::PodSandboxStats> for v1::PodSandboxStats {
     fn from(s: wire::PodSandboxStats) -> Self {
         let linux = s.linux.unwrap_or_default();
-        let memory = linux.memory.unwrap_or_default();
         let network = linux.network.and_then(|n| n.default_interface).unwrap_or_default();
         Self {
             id: s.attributes.map(|a| a.id).unwrap_or_default(),
-            cpu_usage_core_nano_seconds: number(linux.cpu.unwrap_or_default().usage_core_nano_seconds),
-            memory_working_set_bytes: number(memory.working_set_bytes),
-            memory_usage_bytes: number(memory.usage_bytes),
-            memory_rss_bytes: number(memory.rss_bytes),
-            memory_page_faults: number(memory.page_faults),
-            memory_major_page_faults: number(memory.major_page_faults),
-            process_count: number(linux.process.unwrap_or_default().process_count),
+            usage: usage(linux.cpu, linux.memory, linux.process),
             rx_bytes: number(network.rx_bytes),
             rx_errors: number(network.rx_errors),
             tx_bytes: number(network.tx_bytes),
@@ -160,14 +157,15 @@ impl From<wire::PodSandboxStats> for v1::PodSandboxStats {
 /// The figures of a pod as the sum of its containers', for runtimes that do not tell them.
 pub(crate) fn sum(id: &str, containers: Vec<v1::ContainerStats>) -> v1::PodSandboxStats {
     let mut all = v1::PodSandboxStats { id: id.to_owned(), ..Default::default() };
-    for c in containers {
-        all.cpu_usage_core_nano_seconds += c.cpu_usage_core_nano_seconds;
-        all.memory_working_set_bytes += c.memory_working_set_bytes;
-        all.memory_usage_bytes += c.memory_usage_bytes;
-        all.memory_rss_bytes += c.memory_rss_bytes;
-        all.memory_page_faults += c.memory_page_faults;
-        all.memory_major_page_faults += c.memory_major_page_faults;
-        all.process_count += c.process_count;
+    for v1::ContainerStats { usage: one, .. } in containers {
+        let sum = &mut all.usage;
+        sum.cpu_core_nano_seconds += one.cpu_core_nano_seconds;
+        sum.memory_working_set_bytes += one.memory_working_set_bytes;
+        sum.memory_usage_bytes += one.memory_usage_bytes;
+        sum.memory_rss_bytes += one.memory_rss_bytes;
+        sum.memory_page_faults += one.memory_page_faults;
+        sum.memory_major_page_faults += one.memory_major_page_faults;
+        sum.process_count += one.process_count;
     }
     all
 }
@@ -180,15 +178,14 @@ mod tests {
     fn figures_come_through_the_wire_and_add_up() {
         let one = v1::ContainerStats {
             id: "c".into(),
-            cpu_usage_core_nano_seconds: 5,
-            memory_rss_bytes: 7,
+            usage: v1::Usage { cpu_core_nano_seconds: 5, memory_rss_bytes: 7, ..Default::default() },
             writable_layer_bytes: 9,
             ..Default::default()
         };
         let of = v1::Container { id: "c".into(), ..Default::default() };
         assert_eq!(v1::ContainerStats::from(container_stats(&one, of, "/i", 1)), one);
         let all = sum("s", vec![one.clone(), one]);
-        assert_eq!((all.cpu_usage_core_nano_seconds, all.memory_rss_bytes), (10, 14));
+        assert_eq!((all.usage.cpu_core_nano_seconds, all.usage.memory_rss_bytes), (10, 14));
         let of = v1::PodSandbox { id: "s".into(), ..Default::default() };
         assert_eq!(v1::PodSandboxStats::from(sandbox_stats(&all, of, Vec::new(), 1)), all);
     }

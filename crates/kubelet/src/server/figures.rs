@@ -163,11 +163,11 @@ pub async fn pods(cx: &Context, pods: &Pods, rates: &Rates) -> Vec<PodFigures> {
         let mut containers = Vec::new();
         for status in seen.containers.iter().filter(|c| c.state == ContainerState::Running) {
             let Ok(stats) = cx.runtime.container_stats(&status.id).await else { continue };
-            let rate = rates.look(&status.id, stats.cpu_usage_core_nano_seconds, Instant::now());
+            let rate = rates.look(&status.id, stats.usage.cpu_core_nano_seconds, Instant::now());
             alive.insert(status.id.clone());
             containers.push(ContainerFigures { status: status.clone(), stats, rate });
         }
-        let rate = rates.look(&sandbox.id, stats.cpu_usage_core_nano_seconds, Instant::now());
+        let rate = rates.look(&sandbox.id, stats.usage.cpu_core_nano_seconds, Instant::now());
         alive.insert(sandbox.id.clone());
         list.push(PodFigures { handle, stats, rate, containers });
     }

@@ -54,10 +54,10 @@ pub async fn resource(cx: &Context, pods: &Pods, rates: &Rates) -> String {
         .collect();
     let help = "[STABLE] Cumulative cpu time consumed by the container in core-seconds";
     let mut f = Family::new(&mut out, "container_cpu_usage_seconds_total", "counter", help);
-    all.iter().for_each(|(c, l)| f.add(l, seconds(c.stats.cpu_usage_core_nano_seconds), Some(now)));
+    all.iter().for_each(|(c, l)| f.add(l, seconds(c.stats.usage.cpu_core_nano_seconds), Some(now)));
     let help = "[STABLE] Current working set of the container in bytes";
     let mut f = Family::new(&mut out, "container_memory_working_set_bytes", "gauge", help);
-    all.iter().for_each(|(c, l)| f.add(l, c.stats.memory_working_set_bytes as f64, Some(now)));
+    all.iter().for_each(|(c, l)| f.add(l, c.stats.usage.memory_working_set_bytes as f64, Some(now)));
     let help = "[STABLE] Start time of the container since unix epoch in seconds";
     let mut f = Family::new(&mut out, "container_start_time_seconds", "gauge", help);
     all.iter().for_each(|(c, l)| f.add(l, c.status.started_at as f64 / 1e9, None));
@@ -84,14 +84,14 @@ pub async fn resource(cx: &Context, pods: &Pods, rates: &Rates) -> String {
     for p in &list {
         let labels = pod_labels(p);
         let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
-        f.add(&labels, seconds(p.stats.cpu_usage_core_nano_seconds), Some(now));
+        f.add(&labels, seconds(p.stats.usage.cpu_core_nano_seconds), Some(now));
     }
     let help = "[STABLE] Current working set of the pod in bytes";
     let mut f = Family::new(&mut out, "pod_memory_working_set_bytes", "gauge", help);
     for p in &list {
         let labels = pod_labels(p);
         let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
-        f.add(&labels, p.stats.memory_working_set_bytes as f64, Some(now));
+        f.add(&labels, p.stats.usage.memory_working_set_bytes as f64, Some(now));
     }
     let help = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
     Family::new(&mut out, "resource_scrape_error", "gauge", help).add(&[], 0.0, None);
@@ -123,17 +123,19 @@ pub async fn cadvisor(cx: &Context, pods: &Pods, rates: &Rates) -> String {
         rows.iter().for_each(|(c, labels)| f.add(labels, value(c), Some(now)));
     };
     family("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", |c| {
-        seconds(c.stats.cpu_usage_core_nano_seconds)
+        seconds(c.stats.usage.cpu_core_nano_seconds)
     });
     family("container_memory_usage_bytes", "gauge", "Current memory usage in bytes.", |c| {
-        c.stats.memory_usage_bytes as f64
+        c.stats.usage.memory_usage_bytes as f64
     });
     family("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |c| {
-        c.stats.memory_working_set_bytes as f64
+        c.stats.usage.memory_working_set_bytes as f64
     });
-    family("container_memory_rss", "gauge", "Size of RSS in bytes.", |c| c.stats.memory_rss_bytes as f64);
+    family("container_memory_rss", "gauge", "Size of RSS in bytes.", |c| {
+        c.stats.usage.memory_rss_bytes as f64
+    });
     family("container_processes", "gauge", "Number of processes running inside the container.", |c| {
-        c.stats.process_count as f64
+        c.stats.usage.process_count as f64
     });
     family("container_start_time_seconds", "gauge", "Start time of the container since unix epoch.", |c| {
         c.status.started_at as f64 / 1e9

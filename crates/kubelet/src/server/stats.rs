@@ -60,11 +60,11 @@ fn container(time: &str, disk: &Disk, c: &ContainerFigures, logs: (u64, u64)) ->
     json!({
         "name": c.status.metadata.name,
         "startTime": crate::pod::whole_seconds(crate::pod::from_nanos(c.status.started_at)).to_string(),
-        "cpu": cpu(time, s.cpu_usage_core_nano_seconds, c.rate),
+        "cpu": cpu(time, s.usage.cpu_core_nano_seconds, c.rate),
         "memory": {
-            "time": time, "usageBytes": s.memory_usage_bytes, "workingSetBytes": s.memory_working_set_bytes,
-            "rssBytes": s.memory_rss_bytes, "pageFaults": s.memory_page_faults,
-            "majorPageFaults": s.memory_major_page_faults,
+            "time": time, "usageBytes": s.usage.memory_usage_bytes, "workingSetBytes": s.usage.memory_working_set_bytes,
+            "rssBytes": s.usage.memory_rss_bytes, "pageFaults": s.usage.memory_page_faults,
+            "majorPageFaults": s.usage.memory_major_page_faults,
         },
         "rootfs": file_system(time, disk, Some((s.writable_layer_bytes, s.writable_layer_inodes))),
         "logs": file_system(time, disk, Some(logs)),
@@ -111,11 +111,11 @@ fn pod(cx: &Context, time: &str, disk: &Disk, p: &PodFigures) -> Value {
         },
         "startTime": start.map(|t| t.0.to_string()),
         "containers": containers,
-        "cpu": cpu(time, s.cpu_usage_core_nano_seconds, p.rate),
+        "cpu": cpu(time, s.usage.cpu_core_nano_seconds, p.rate),
         "memory": {
-            "time": time, "usageBytes": s.memory_usage_bytes, "workingSetBytes": s.memory_working_set_bytes,
-            "rssBytes": s.memory_rss_bytes, "pageFaults": s.memory_page_faults,
-            "majorPageFaults": s.memory_major_page_faults,
+            "time": time, "usageBytes": s.usage.memory_usage_bytes, "workingSetBytes": s.usage.memory_working_set_bytes,
+            "rssBytes": s.usage.memory_rss_bytes, "pageFaults": s.usage.memory_page_faults,
+            "majorPageFaults": s.usage.memory_major_page_faults,
         },
         "network": (!crate::pod::host_network(&p.handle.pod)).then(|| {
             let interface = json!({
@@ -129,7 +129,7 @@ fn pod(cx: &Context, time: &str, disk: &Disk, p: &PodFigures) -> Value {
         }),
         "volume": (!listed.is_empty()).then_some(listed),
         "ephemeral-storage": file_system(time, disk, Some(ephemeral)),
-        "process_stats": {"process_count": s.process_count},
+        "process_stats": {"process_count": s.usage.process_count},
     }))
 }
 

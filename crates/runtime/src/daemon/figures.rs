@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_cri::CriError;
-use coracle_cri::v1::{ContainerState, ContainerStats, FilesystemUsage, PodSandboxStats};
+use coracle_cri::v1::{ContainerState, ContainerStats, FilesystemUsage, PodSandboxStats, Usage};
 
 use super::{ContainerEntry, Runtime, blocking};
 use crate::snapshot::Snapshot;
@@ -58,20 +58,26 @@ impl Runtime {
         (bytes, inodes)
     }
 
-    pub(super) async fn figures_of_container(&self, id: &str) -> Result<ContainerStats, CriError> {
-        let container = self.container(id)?;
-        // A handful of reads of kernel memory: quicker than a thread switch.
-        let usage = self.hierarchies.usage(&container.record.launch.cgroup);
-        let (writable_layer_bytes, writable_layer_inodes) = self.writable_layer(&container).await;
-        Ok(ContainerStats {
-            id: id.to_owned(),
-            cpu_usage_core_nano_seconds: usage.cpu_nanoseconds,
+    /// What a cgroup's processes use: a handful of reads of kernel memory, quicker than a thread switch.
+    fn usage_of(&self, cgroup: &str) -> Usage {
+        let usage = self.hierarchies.usage(cgroup);
+        Usage {
+            cpu_core_nano_seconds: usage.cpu_nanoseconds,
             memory_working_set_bytes: usage.memory_working_set,
             memory_usage_bytes: usage.memory_usage,
             memory_rss_bytes: usage.memory_rss,
             memory_page_faults: usage.page_faults,
             memory_major_page_faults: usage.major_page_faults,
             process_count: usage.processes,
+        }
+    }
+
+    pub(super) async fn figures_of_container(&self, id: &str) -> Result<ContainerStats, CriError> {
+        let container = self.container(id)?;
+        let (writable_layer_bytes, writable_layer_inodes) = self.writable_layer(&container).await;
+        Ok(ContainerStats {
+            id: id.to_owned(),
+            usage: self.usage_of(&container.record.launch.cgroup),
             writable_layer_bytes,
             writable_layer_inodes,
         })
@@ -79,7 +85,6 @@ impl Runtime {
 
     pub(super) fn figures_of_sandbox(&self, id: &str) -> Result<PodSandboxStats, CriError> {
         let sandbox = self.sandbox(id)?;
-        let usage = self.hierarchies.usage(&self.pod_cgroup(id, &sandbox.config));
         // Any process of the pod sees the pod's interfaces.
         let pids = self.containers_of(id).into_iter().map(|c| {
             let now = c.now.lock();
@@ -90,13 +95,7 @@ impl Runtime {
         let [rx_bytes, rx_errors, tx_bytes, tx_errors] = text.and_then(|t| network(&t)).unwrap_or_default();
         Ok(PodSandboxStats {
             id: id.to_owned(),
-            cpu_usage_core_nano_seconds: usage.cpu_nanoseconds,
-            memory_working_set_bytes: usage.memory_working_set,
-            memory_usage_bytes: usage.memory_usage,
-            memory_rss_bytes: usage.memory_rss,
-            memory_page_faults: usage.page_faults,
-            memory_major_page_faults: usage.major_page_faults,
-            process_count: usage.processes,
+            usage: self.usage_of(&self.pod_cgroup(id, &sandbox.config)),
             rx_bytes,
             rx_errors,
             tx_bytes,

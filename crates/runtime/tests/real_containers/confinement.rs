@@ -112,7 +112,7 @@ pub async fn limits_hold_and_oom_is_told(lab: &Lab) {
     let limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null";
     assert_eq!(lab.output(&id, limit).await, (24 << 20).to_string());
     let stats = lab.runtime.container_stats(&id).await.unwrap();
-    assert!(stats.memory_usage_bytes > 0 && stats.cpu_usage_core_nano_seconds > 0, "{stats:?}");
+    assert!(stats.usage.memory_usage_bytes > 0 && stats.usage.cpu_core_nano_seconds > 0, "{stats:?}");
     lab.remove(&pod).await;
 }
 

@@ -65,8 +65,8 @@ pub async fn clients_of_the_socket_have_all_of_it(lab: &Lab) {
     let filter = ContainerFilter { state: Some(ContainerState::Exited), ..Default::default() };
     assert!(client.list_containers(filter).await.unwrap().iter().all(|c| c.id != id));
     let stats = client.container_stats(&id).await.unwrap();
-    assert!(stats.memory_usage_bytes > 0, "{stats:?}");
-    assert!(client.pod_sandbox_stats(&sandbox).await.unwrap().cpu_usage_core_nano_seconds > 0);
+    assert!(stats.usage.memory_usage_bytes > 0, "{stats:?}");
+    assert!(client.pod_sandbox_stats(&sandbox).await.unwrap().usage.cpu_core_nano_seconds > 0);
     let limits = LinuxResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
     client.update_container_resources(&id, limits).await.unwrap();
     assert_eq!(client.container_status(&id).await.unwrap().resources.memory_limit_in_bytes, 64 << 20);
