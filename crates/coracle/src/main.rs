@@ -18,6 +18,7 @@ mod error;
 mod following;
 mod image;
 mod kubeconfig;
+mod kubelet_config;
 mod node;
 mod node_args;
 mod pki;

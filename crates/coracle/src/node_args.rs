@@ -27,6 +27,9 @@ pub struct NodeArgs {
     /// CNI plug-ins in place of the built-in pod network.
     #[command(flatten)]
     pub cni: CniArgs,
+    /// The kubelet's configuration: a KubeletConfiguration file, as upstream's `--config` takes it.
+    #[arg(long, env = "CORACLE_KUBELET_CONFIG")]
+    pub kubelet_config: Option<PathBuf>,
 }
 
 /// Options about CNI plug-ins.

@@ -61,6 +61,17 @@ pub(crate) fn unmount(path: &Path) {
     while rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).is_ok() {}
 }
 
+/// Unmounts everything at and below `dir`, in the order of its names, and removes the directory; absence is success.
+pub(crate) fn unmount_tree(dir: &Path) -> io::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for mount in mounts_below(dir) {
+        unmount(&mount);
+    }
+    remove_tree(dir)
+}
+
 /// Mount points at or below `path` in this mount namespace, deepest first.
 pub(crate) fn mounts_below(path: &Path) -> Vec<std::path::PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
