@@ -246,3 +246,44 @@ fn cni_plugins_of_debian_connect_pods_in_place_of_the_built_in_network() {
     assert_eq!(records, 0, "no record is left of pods that are gone");
     lab.down();
 }
+
+#[test]
+fn whole_cpus_of_guaranteed_pods_are_theirs_alone() {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(cpus > 1, "a machine with one CPU has none to give away");
+    let machine = Machine::new("cpus");
+    let archive = archive(&machine).display().to_string();
+    let config = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n\
+        cpuManagerPolicy: static\nkubeReserved: {cpu: 500m}\n";
+    let config = machine.file("kubelet.yaml", config).display().to_string();
+    let lab = Lab::up(machine, &["--kubelet-config", &config]);
+    lab.machine.coracle(MAIN, &["image", "import", &archive]).ok();
+    let sleep = json!({"command": ["sleep", "1000"]});
+    lab.pod("shares", &sleep);
+    lab.running("shares");
+    let allowed = |pod: &str| {
+        let text = lab.kubectl(&["exec", pod, "--", "grep", "Cpus_allowed_list", "/proc/1/status"]);
+        text.split_whitespace().nth(1).unwrap_or_default().to_owned()
+    };
+    let all = allowed("shares");
+    let mut own = sleep.clone();
+    let amounts = json!({"cpu": "1", "memory": "32Mi"});
+    own["resources"] = json!({"requests": amounts, "limits": amounts});
+    lab.pod("owns", &own);
+    lab.running("owns");
+    let given = allowed("owns");
+    assert!(given.parse::<u32>().is_ok(), "one CPU: {given}");
+    retry("the others leave that CPU", 60, || {
+        let now = allowed("shares");
+        if now != all && now != given { Ok(()) } else { Err(format!("{now}, {given} is given")) }
+    });
+    let state = std::fs::read_to_string(lab.machine.data(MAIN).join("kubelet/cpu_manager_state"));
+    let state: Value = serde_json::from_str(&state.expect("a state")).expect("JSON");
+    assert_eq!(state["policyName"], "static", "{state}");
+    lab.kubectl(&["delete", "pod", "owns", "--wait=true", "--timeout=60s"]);
+    retry("the CPU is shared again", 60, || {
+        let now = allowed("shares");
+        if now == all { Ok(()) } else { Err(now) }
+    });
+    lab.down();
+}

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::Failure;
+use crate::node_args::NodeArgs;
 
 /// What of the file is heeded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -62,6 +63,23 @@ pub fn read(path: &Path, config: &mut KubeletConfig) -> Result<(), Failure> {
     apply(&text, config).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))
 }
 
+/// Reads which programs know credentials of images.
+///
+/// # Errors
+/// The file cannot be read, or says what cannot be.
+pub fn read_credential_providers(args: &NodeArgs, config: &mut KubeletConfig) -> Result<(), Failure> {
+    let (Some(path), Some(dir)) =
+        (&args.image_credential_provider_config, &args.image_credential_provider_bin_dir)
+    else {
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))?;
+    config.credential_providers = coracle_kubelet::credential_providers(&text)
+        .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+    config.credential_provider_dir.clone_from(dir);
+    Ok(())
+}
+
 fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
     let value: Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
     let (kind, version) = (value["kind"].as_str(), value["apiVersion"].as_str());
@@ -104,8 +122,7 @@ fn cpus(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     {
         for (name, amount) in amounts {
             let amount = quantity(&format!("{field}.{name}"), amount)?;
-            let sum = config.reserved.entry(name.clone()).or_default();
-            *sum = *sum + amount;
+            *config.reserved.entry(name.clone()).or_default() += amount;
         }
     }
     if !file.reserved_system_cpus.is_empty() {

@@ -223,6 +223,7 @@ impl Node {
         if let Some(file) = &node.kubelet_config {
             crate::kubelet_config::read(file, &mut config)?;
         }
+        crate::kubelet_config::read_credential_providers(&node, &mut config)?;
         tasks.supervise("kubelet", move || {
             let (containers, config) = (containers.clone(), config.clone());
             let (client, informers, clock) = (node_client.clone(), informers.clone(), clock.clone());
@@ -429,6 +430,8 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         max_pods: 110,
         user_ids: IdRange::all(65536),
         ids_per_pod: 65536,
+        credential_providers: Vec::new(),
+        credential_provider_dir: "/usr/libexec/kubernetes/credential-providers".into(),
         cpu_policy: CpuPolicy::None,
         reserved_cpus: None,
         reserved: BTreeMap::new(),

@@ -52,6 +52,10 @@ pub struct KubeletConfig {
     pub user_ids: crate::user_namespaces::IdRange,
     /// How many of them a pod gets.
     pub ids_per_pod: u32,
+    /// Programs that know credentials of images, and where they are.
+    pub credential_providers: Vec<crate::credential_plugins::Provider>,
+    /// The directory of these programs.
+    pub credential_provider_dir: PathBuf,
     /// Who has which CPUs.
     pub cpu_policy: crate::cpus::CpuPolicy,
     /// CPUs that no pod has to itself, by number.

@@ -14,6 +14,7 @@ use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::container::fields::Facts;
 use crate::cpus::Cpus;
+use crate::credential_plugins::CredentialPlugins;
 use crate::devices::Devices;
 use crate::evict::Pressures;
 use crate::images::Images;
@@ -52,6 +53,8 @@ pub struct Context {
     pub tokens: Arc<Tokens>,
     /// Devices of plug-ins.
     pub devices: Arc<Devices>,
+    /// Programs that know credentials of images.
+    pub credential_plugins: CredentialPlugins,
     /// Who has which CPUs.
     pub cpus: Cpus,
     /// Images and pulls.

@@ -14,6 +14,7 @@ use crate::config::{KubeletConfig, KubeletError};
 use crate::container::dns;
 use crate::context::Context;
 use crate::cpus::{Cpus, Topology};
+use crate::credential_plugins::CredentialPlugins;
 use crate::devices::{self, Devices};
 use crate::images::Images;
 use crate::machine::Machine;
@@ -118,6 +119,10 @@ impl Kubelet {
             objects: Objects::new(self.informers),
             tokens: Arc::new(Tokens::new(self.client.clone(), self.clock.clone())),
             devices: Arc::new(Devices::open(&config.device_plugins)),
+            credential_plugins: CredentialPlugins::new(
+                config.credential_provider_dir.clone(),
+                config.credential_providers.clone(),
+            ),
             cpus: open_cpus(&config)?,
             images: Images::new(self.images.clone(), self.clock.clone()),
             allocations: Allocations::new(machine.view(&config.node_name)),

@@ -12,6 +12,7 @@ mod container;
 mod container_status;
 mod context;
 mod cpus;
+mod credential_plugins;
 mod decide;
 mod devices;
 mod evict;
@@ -53,6 +54,7 @@ mod worker;
 
 pub use config::{KubeletConfig, KubeletError};
 pub use cpus::{CpuPolicy, CpuSet};
+pub use credential_plugins::{Provider as CredentialProvider, parse as credential_providers};
 pub use evict::Thresholds;
 pub use image_gc::ImageGc;
 pub use kubelet::{Kubelet, purge};

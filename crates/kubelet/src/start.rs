@@ -11,7 +11,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 
 use crate::container::config::{self, Inputs};
 use crate::container::env::{self, References};
-use crate::container::{hosts, sandbox};
+use crate::container::{hosts, resources, sandbox};
 use crate::context::Context;
 use crate::hooks;
 use crate::images::{Held, Wanted};
@@ -222,6 +222,8 @@ async fn configure(
         target: &s.target,
     })?;
     cx.devices.equip(names::uid(&s.pod), &mut config);
+    let sizes = cx.machine.huge_pages.keys().copied();
+    resources::limit_huge_pages(&s.container, sizes, &mut config.resources);
     cx.cpus.apply(names::uid(&s.pod), &s.container.name, &mut config.resources);
     let users = cx.user_namespaces.of(&s.pod, &cx.directory(names::uid(&s.pod)))?;
     config.mounts.iter_mut().for_each(|m| m.id_mapping.clone_from(&users));

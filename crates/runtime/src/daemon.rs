@@ -206,6 +206,15 @@ impl Runtime {
         .map_err(|e| CriError::Internal(e.to_string()))?
     }
 
+    /// Writes an image into a new OCI archive.
+    ///
+    /// # Errors
+    /// There is no such image, or the file cannot be written.
+    pub async fn export_image(&self, name: &str, to: &Path) -> Result<(), CriError> {
+        let (images, name, to) = (self.images.clone(), name.to_owned(), to.to_owned());
+        blocking(move || images::export(&images, &name, &to)).await
+    }
+
     /// Makes sure an image exists whose entrypoint is this static program. Cheap if it has not changed.
     ///
     /// # Errors

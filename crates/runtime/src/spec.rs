@@ -119,7 +119,7 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value, String> {
     let mut linux = json!({
         "namespaces": namespaces(input),
         "cgroupsPath": format!("/{}", input.cgroup.trim_matches('/')),
-        "resources": resources(config, rules),
+        "resources": resources(input, rules),
         "devices": devices,
         "maskedPaths": paths(&security.masked_paths, security.privileged),
         "readonlyPaths": paths(&security.readonly_paths, security.privileged),
@@ -183,8 +183,8 @@ fn namespaces(input: &SpecInput<'_>) -> Vec<Value> {
     all
 }
 
-fn resources(config: &ContainerConfig, devices: Vec<Value>) -> Value {
-    let r = &config.resources;
+fn resources(input: &SpecInput<'_>, devices: Vec<Value>) -> Value {
+    let r = &input.config.resources;
     let mut all = json!({ "devices": devices });
     let mut cpu = serde_json::Map::new();
     for (name, value) in [("shares", r.cpu_shares), ("quota", r.cpu_quota), ("period", r.cpu_period)] {
@@ -206,7 +206,8 @@ fn resources(config: &ContainerConfig, devices: Vec<Value>) -> Value {
             all["memory"]["swap"] = r.memory_swap_limit_in_bytes.into();
         }
     }
-    if !r.hugepages.is_empty() {
+    // As containerd: a machine without the controller limits none.
+    if !r.hugepages.is_empty() && input.hierarchies.controllers().iter().any(|c| c == "hugetlb") {
         let limit = |(size, limit): (&String, &u64)| json!({ "pageSize": size, "limit": limit });
         all["hugepageLimits"] = r.hugepages.iter().map(limit).collect();
     }

@@ -248,8 +248,10 @@ impl ImageService for Runtime {
         crate::images::pull(&self.images, &image.image, auth, &self.config.registries).await
     }
     async fn remove_image(&self, image: &ImageSpec) -> Result<(), CriError> {
-        let (images, name) = (self.images.clone(), image.image.clone());
-        blocking(move || images.remove(&name)).await
+        // By any of its names the whole image: that is what the interface means.
+        let Some(found) = self.images.find(&image.image) else { return Ok(()) };
+        let images = self.images.clone();
+        blocking(move || images.remove(&found.id)).await
     }
     async fn image_fs_info(&self) -> Result<FilesystemUsage, CriError> {
         Ok(self.image_usage())
