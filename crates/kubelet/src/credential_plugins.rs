@@ -127,7 +127,7 @@ struct Answer {
     api_version: String,
     cache_key_type: String,
     cache_duration: Option<String>,
-    auth: BTreeMap<String, Credentials>,
+    auth: Option<BTreeMap<String, Credentials>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -220,8 +220,7 @@ impl CredentialPlugins {
         }
         let answer = self.run(provider, image, account).await?;
         let by_token = provider.token_attributes.as_ref().is_some_and(|t| t.cache_type == "Token");
-        if !account.token.is_empty() && !by_token && answer.auth.values().any(|c| c.password == account.token)
-        {
+        if !account.token.is_empty() && !by_token && auth.values().any(|c| c.password == account.token) {
             return Err(
                 "credential provider plugin returned the service account token as the password which is \
                         not allowed when service account cache type is not set to 'Token'"
@@ -239,7 +238,7 @@ impl CredentialPlugins {
             }
         };
         let entry = |(place, c): (&String, &Credentials)| keyring::entry(place, &c.username, &c.password);
-        let entries: Vec<Entry> = answer.auth.iter().map(entry).collect();
+        let entries: Vec<Entry> = auth.iter().map(entry).collect();
         let lasts = answer.cache_duration.as_ref().unwrap_or(&provider.default_cache_duration);
         let lasts = coracle_meta::cron::duration(lasts)?;
         if !lasts.is_zero() {
