@@ -220,6 +220,7 @@ impl CredentialPlugins {
         }
         let answer = self.run(provider, image, account).await?;
         let by_token = provider.token_attributes.as_ref().is_some_and(|t| t.cache_type == "Token");
+        let auth = answer.auth.unwrap_or_default();
         if !account.token.is_empty() && !by_token && auth.values().any(|c| c.password == account.token) {
             return Err(
                 "credential provider plugin returned the service account token as the password which is \
