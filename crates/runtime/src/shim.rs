@@ -107,10 +107,13 @@ impl Shim {
             early: HashMap::new(),
             ending: None,
         };
-        if let Some(users) = pause.strip_prefix("pause") {
+        if let Some(users) = pause.strip_prefix("pause=") {
+            // A directory that is always there, and that its users can reach.
+            shim.pause_pid = spawn::pause(Path::new("/proc"), Some(Path::new(users)))?;
+        } else if pause == "pause" {
             let root = shim.dir.join("empty");
             fs::create_dir_all(&root)?;
-            shim.pause_pid = spawn::pause(&root, users.strip_prefix('=').map(Path::new))?;
+            shim.pause_pid = spawn::pause(&root, None)?;
         }
         Ok(shim)
     }

@@ -95,6 +95,15 @@ impl Snapshot {
         crate::user_namespace::show(source, &place, &shifted.users, true)?;
         Ok(Some(place))
     }
+    /// Takes away the views of volumes: their container has ended.
+    pub fn release_volumes(&self) {
+        let Some(shifted) = &self.shifted else { return };
+        for entry in fs::read_dir(&shifted.place).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b"volume-") {
+                crate::files::unmount(&entry.path());
+            }
+        }
+    }
     /// Mounts an image's files read-only, for a volume; where. `layers` lowest first.
     pub fn view(&self, number: usize, layers: &[PathBuf]) -> io::Result<PathBuf> {
         let dir = self.dir.join("views").join(number.to_string());
@@ -121,7 +130,7 @@ impl Snapshot {
     /// Unmounts and deletes.
     pub fn remove(&self) -> io::Result<()> {
         if let Some(shifted) = &self.shifted {
-            crate::files::unmount_tree(&shifted.place)?;
+            crate::files::remove_mount_points(&shifted.place)?;
         }
         crate::files::unmount(&self.dir.join("merged"));
         for view in fs::read_dir(self.dir.join("views")).into_iter().flatten().flatten() {

@@ -91,7 +91,7 @@ pub(crate) fn show(source: &Path, place: &Path, users: &Path, whole: bool) -> io
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent)?;
         }
-        fs::File::create(place)?;
+        fs::File::options().write(true).create_new(true).open(place)?;
     }
     let users = fs::File::open(users)?;
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -161,7 +161,7 @@ impl Runtime {
     }
 
     /// The files of a container.
-    fn snapshot(&self, record: &ContainerRecord) -> Snapshot {
+    pub(super) fn snapshot(&self, record: &ContainerRecord) -> Snapshot {
         let shifted = (record.launch.host_root != 0).then(|| Shifted {
             root: self.config.root.clone(),
             place: self.config.shifted().join(&record.id),

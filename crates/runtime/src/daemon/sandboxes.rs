@@ -196,7 +196,7 @@ impl Runtime {
             owned.collect_shim();
             hierarchies.kill(&shim_cgroup);
             namespaces.remove();
-            crate::files::unmount_tree(&shifted)?;
+            crate::files::remove_mount_points(&shifted)?;
             // The second: where versions before this one had it.
             for shm in [owned.dir.join(FILES).join("shm"), owned.dir.join("shm")] {
                 crate::files::unmount(&shm);
