@@ -20,12 +20,14 @@ pub(crate) struct Snapshot {
 /// How a container with a user namespace sees files.
 #[derive(Clone, Debug)]
 pub(crate) struct Shifted {
-    /// The directory that has all layers and the writable parts.
+    /// The directory that has all layers.
     pub root: PathBuf,
     /// Where shifted mounts are: its users can reach it, the data directory they may not.
     pub place: PathBuf,
     /// The user namespace.
     pub users: PathBuf,
+    /// The host's id of its root.
+    pub host_root: u32,
 }
 
 impl Shifted {
@@ -75,11 +77,16 @@ impl Snapshot {
         };
         let mount = |at: &dyn Fn(&Path) -> PathBuf| {
             let layers: Vec<PathBuf> = layers.iter().map(|l| at(l)).collect();
-            if mount_by_descriptor(&layers, &at(&upper), &at(&work), &merged).is_ok() {
+            if mount_by_descriptor(&layers, &upper, &work, &merged).is_ok() {
                 return Ok(());
             }
-            mount_by_options(&layers, &at(&upper), &at(&work), &merged)
+            mount_by_options(&layers, &upper, &work, &merged)
         };
+        if let Some(shifted) = &self.shifted {
+            // The writable part is the container's own: it has the host's ids on disk. Shown shifted, overlayfs could
+            // not make its own directories in it.
+            std::os::unix::fs::chown(&upper, Some(shifted.host_root), Some(shifted.host_root))?;
+        }
         let mounted = match &self.shifted {
             Some(shifted) => shifted.within(mount),
             None => mount(&Path::to_owned),

@@ -166,6 +166,7 @@ impl Runtime {
             root: self.config.root.clone(),
             place: self.config.shifted().join(&record.id),
             users: self.namespaces(&record.sandbox_id).user(),
+            host_root: record.launch.host_root,
         });
         Snapshot::new(&self.config.root, &record.id).shifted(shifted)
     }
