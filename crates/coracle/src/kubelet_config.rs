@@ -154,7 +154,8 @@ fn shutdown(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     let all = length("shutdownGracePeriod", &file.shutdown_grace_period)?;
     let critical = length("shutdownGracePeriodCriticalPods", &file.shutdown_grace_period_critical_pods)?;
     let by_priority = &file.shutdown_grace_period_by_pod_priority;
-    if !by_priority.is_empty() && !(all.is_zero() && critical.is_zero()) {
+    let is_given = !all.is_zero() || !critical.is_zero();
+    if is_given && !by_priority.is_empty() {
         return Err(
             "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same \
                     time"
