@@ -53,8 +53,8 @@ struct UserNamespaces {
     ids_per_pod: Option<u32>,
 }
 
-/// Reads the file and changes the configuration as it says. Upstream's fields that have no meaning here are named in the
-/// log.
+/// Reads the file and changes the configuration as it says. Upstream's fields that have no meaning here are named in
+/// the log.
 ///
 /// # Errors
 /// The file cannot be read, is not of the kind, or says what cannot be.

@@ -1,5 +1,5 @@
-//! Graceful shutdown of the node: when the machine is about to go down, logind lets the kubelet end its pods first, those
-//! that matter least before the others. What is decided stands in [`periods`] and [`group`].
+//! Graceful shutdown of the node: when the machine is about to go down, logind lets the kubelet end its pods first,
+//! those that matter least before the others. What is decided stands in [`periods`] and [`group`].
 
 mod bus;
 mod logind;

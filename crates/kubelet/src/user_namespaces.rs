@@ -1,5 +1,5 @@
-//! User namespaces of pods (`hostUsers: false`): each pod has a range of the host's users and groups to itself, recorded
-//! in its directory in upstream's form.
+//! User namespaces of pods (`hostUsers: false`): each pod has a range of the host's users and groups to itself,
+//! recorded in its directory in upstream's form.
 
 use std::collections::BTreeMap;
 use std::io;

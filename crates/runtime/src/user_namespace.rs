@@ -127,7 +127,7 @@ fn shift(tree: &OwnedFd, users: &fs::File, flags: libc::c_int) -> io::Result<()>
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whether pods may have user namespaces here: the kernel makes them, and the file system of `dir` can be shown shifted.
+/// Whether pods may have user namespaces here: the kernel makes them, and can show the file system of `dir` shifted.
 pub(crate) fn supported(dir: &Path) -> bool {
     let mapping = IdMapping { host_id: 65536, length: 65536 };
     let Ok(holder) = Holder::start(CloneFlags::empty(), &mapping) else { return false };
