@@ -72,6 +72,7 @@ fn run() -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
+        tokio::spawn(coracle_runtime::give_back_when_quiet());
         match cli.command {
             Command::Up(args) => up::up(*args).await,
             Command::Down(args) => down::down(args).await,

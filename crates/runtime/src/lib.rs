@@ -9,6 +9,7 @@ mod cgroup;
 mod daemon;
 mod files;
 mod images;
+mod memory;
 mod namespaces;
 mod preflight;
 mod protocol;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use coracle_stdx::Clock;
 
 pub use daemon::Runtime;
+pub use memory::give_back_when_quiet;
 pub use preflight::preflight;
 pub use purge::purge;
 
