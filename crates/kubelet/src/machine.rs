@@ -106,7 +106,8 @@ impl Machine {
         amounts
     }
 
-    /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk) and what is kept back.
+    /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk), less what is kept
+    /// back.
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         let mut amounts = self.capacity();
         let huge: i64 = self.huge_pages.values().sum();
