@@ -276,7 +276,7 @@ mod tests {
         pods.delete("ns", "stuck", DeleteOptions::default()).await.expect("deleted");
         let phase = |name: &'static str| {
             let pods = pods.clone();
-            async move { podutil::phase(&*pods.get("ns", name).await.expect("there")).to_owned() }
+            async move { podutil::phase(&pods.get("ns", name).await.expect("there")).to_owned() }
         };
         eventually(|| async { phase("stuck").await == "Failed" }).await;
         assert_eq!(phase("stays").await, "Running", "nobody deleted it");

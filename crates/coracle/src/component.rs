@@ -114,7 +114,7 @@ impl Drop for Leading {
 
 /// Notes when the API server was first reached.
 async fn reach(client: Client, condition: Arc<Condition>) {
-    while client.read("/version").await.is_err() {
+    while client.read("/version", "").await.is_err() {
         tokio::time::sleep(RETRY).await;
     }
     condition.reached.store(true, Ordering::Relaxed);
