@@ -42,10 +42,6 @@ use std::time::Duration;
 use cli::Command;
 use error::Failure;
 
-/// Every object is hundreds of small allocations; see docs/adr/0017-allocator.md.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// What the API reports as its version.
 pub const GIT_VERSION: &str = "v1.36.2+coracle";
 
