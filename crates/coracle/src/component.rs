@@ -1,5 +1,5 @@
-//! What the programs beside the API server have in common when they run alone, as upstream's: an HTTPS port with health,
-//! figures and configuration, who may read them, and the lead among replicas.
+//! What the programs beside the API server have in common when they run alone, as upstream's: an HTTPS port with
+//! health, figures and configuration, who may read them, and the lead among replicas.
 
 mod access;
 mod health;

@@ -1,5 +1,5 @@
-//! Upstream's programs by their own names, and those of their flags that mean nothing here: they are let through, and named
-//! in the log. A flag that would change what clients see, or who is let in, is not among them.
+//! Upstream's programs by their own names, and those of their flags that mean nothing here: they are let through, and
+//! named in the log. A flag that would change what clients see, or who is let in, is not among them.
 
 /// Upstream's programs, and the commands that stand in for them.
 const PROGRAMS: [(&str, &str); 3] = [

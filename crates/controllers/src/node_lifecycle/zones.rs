@@ -1,7 +1,7 @@
 //! Zones of nodes: how many of each are ready, and how fast those that are not may lose their pods. Pure.
 //!
-//! Many nodes that fall silent at once rather tell of a broken network than of broken nodes. So evictions slow down where
-//! much of a zone is not ready, and stop where no node of the whole cluster is.
+//! Many nodes that fall silent at once rather tell of a broken network than of broken nodes. So evictions slow down
+//! where much of a zone is not ready, and stop where no node of the whole cluster is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
