@@ -2,6 +2,7 @@
 //! What a user sees is the same. The pairs with upstream's programs are left out unless ETCD, KUBE_APISERVER and
 //! KUBE_CONTROLLER_MANAGER name them.
 
+mod kubeadm;
 mod servers;
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -62,6 +62,8 @@ impl Drop for Background {
 pub struct ControlPlane {
     /// Ended in this order.
     manager: Option<Background>,
+    /// Programs by upstream's names.
+    programs: Vec<Background>,
     _servers: Vec<Background>,
     pub machine: Machine,
 }
@@ -69,6 +71,13 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// `apiserver` and `manager` say whose to take; ours where there is none.
     pub fn start(name: &str, apiserver: Option<&Upstream>, manager: Option<&Upstream>) -> Self {
+        let mut this = Self::serve(name, apiserver);
+        this.start_manager(manager);
+        this
+    }
+
+    /// An API server alone.
+    pub fn serve(name: &str, apiserver: Option<&Upstream>) -> Self {
         let machine = Machine::new(name);
         let key = rcgen::KeyPair::generate().expect("a key");
         machine.file("sa.key", &key.serialize_pem());
@@ -85,13 +94,31 @@ impl ControlPlane {
             None => vec![our_server(&machine)],
             Some(upstream) => upstream_server(&machine, upstream),
         };
-        let mut this = Self { manager: None, _servers: servers, machine };
+        let this = Self { manager: None, programs: Vec::new(), _servers: servers, machine };
         retry("the API server is ready", 120, || {
             let ready = this.run(&["get", "--raw", "/readyz"]);
             (ready.status == 0).then_some(()).ok_or(ready.stderr)
         });
-        this.start_manager(manager);
         this
+    }
+
+    /// Starts our binary by the name of a program of upstream's, as the image of a static pod has it.
+    pub fn start_program(&mut self, name: &str, flags: &[String]) {
+        let link = self.machine.dir().join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(coracle(), &link).expect("a link");
+        }
+        let mut command = self.machine.lasting(&link);
+        let program = Background::start(&self.machine, name, command.args(flags));
+        self.programs.push(program);
+    }
+
+    /// What a program's own port answers.
+    pub fn ask(&self, port: u16, path: &str, token: &str) -> Output {
+        let server = format!("https://127.0.0.1:{port}");
+        let mut command = self.machine.command(&kubectl());
+        command.args(["--server", &server, "--insecure-skip-tls-verify", "--token", token]);
+        run(command.args(["get", "--raw", path]))
     }
 
     /// Ends the controllers at once and starts them again.

@@ -17,7 +17,7 @@ use k8s_openapi::api::admissionregistration::v1::MatchCondition;
 use serde_json::{Value, json};
 
 pub use chain::Chain;
-pub use plugins::plugins;
+pub use plugins::{chosen, plugins};
 pub use reinvocation::Reinvocation;
 pub use webhook::Target as HookTarget;
 

@@ -28,8 +28,8 @@ pub struct KubeletClient {
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
-    /// CA that signed the kubelets' serving certificates.
-    pub ca_pem: String,
+    /// CA that signed the kubelets' serving certificates; without, any certificate will do.
+    pub ca_pem: Option<String>,
 }
 
 /// Where requests without credentials are let in, as `system:anonymous`.

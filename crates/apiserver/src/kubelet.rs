@@ -38,11 +38,13 @@ impl Kubelets {
     /// [`StartError::Tls`] when one of them cannot be used.
     pub(crate) fn new(config: &KubeletClient) -> Result<Self, StartError> {
         let identity = Tls { cert_pem: config.cert_pem.clone(), key_pem: config.key_pem.clone() };
-        tls::roots(&config.ca_pem, "kubelet CA")?;
+        if let Some(ca) = &config.ca_pem {
+            tls::roots(ca, "kubelet CA")?;
+        }
         tls::certs(&config.cert_pem, "kubelet client certificate")?;
         tls::key(&config.key_pem, "kubelet client key")?;
-        let trust =
-            Trust { ca: Some(config.ca_pem.as_bytes()), identity: Some(&identity), ..Trust::default() };
+        let ca = config.ca_pem.as_deref().map(str::as_bytes);
+        let trust = Trust { ca, insecure: ca.is_none(), identity: Some(&identity), ..Trust::default() };
         let tls =
             trust.config().map_err(|why| StartError::Tls { what: "kubelet client certificate", why })?;
         Ok(Self { tls })

@@ -73,7 +73,7 @@ impl InProcess {
         };
         match self.server.decide(&attributes).await {
             (Decision::Allow, _) => Ok(()),
-            (_, reason) => Err(crate::http::authz::forbidden(&attributes, &reason)),
+            (_, reason) => Err(attributes.forbidden(&reason)),
         }
     }
 

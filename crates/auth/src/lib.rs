@@ -13,6 +13,7 @@ mod jwt;
 pub mod node;
 pub mod oidc;
 pub mod pki;
+pub mod private_key;
 pub mod rbac;
 mod remote;
 pub mod service_account;

@@ -10,6 +10,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
+use crate::private_key::pkcs8;
+
 /// Days a CA is valid, as kubeadm's.
 const CA_DAYS: i64 = 3650;
 /// Certificates are valid from a little earlier on, for clocks that lag behind.
@@ -97,7 +99,8 @@ impl CertificateAuthority {
     /// # Errors
     /// When either is not readable, or they do not belong together.
     pub fn load(cert_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
-        let key = KeyPair::from_pem(key_pem).map_err(|e| PkiError(format!("CA key: {e}")))?;
+        let key_pem = pkcs8(key_pem).map_err(|e| PkiError(format!("CA key: {e}")))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|e| PkiError(format!("CA key: {e}")))?;
         let der = first_der(cert_pem)?;
         let (_, cert) = x509_parser::parse_x509_certificate(&der)
             .map_err(|e| PkiError(format!("CA certificate: {e}")))?;
@@ -108,7 +111,7 @@ impl CertificateAuthority {
             return Err(PkiError("the certificate is not one of a CA".into()));
         }
         let issuer = Issuer::from_ca_cert_pem(cert_pem, key)?;
-        Ok(Self { issuer, cert_pem: cert_pem.into(), key_pem: key_pem.into() })
+        Ok(Self { issuer, cert_pem: cert_pem.into(), key_pem })
     }
 
     /// The authority's certificate.
@@ -183,7 +186,8 @@ pub fn generate_key() -> Result<String, PkiError> {
 
 /// Whether both are readable and the key is that of the (first) certificate.
 pub fn belong_together(cert_pem: &str, key_pem: &str) -> bool {
-    let (Ok(key), Ok(der)) = (KeyPair::from_pem(key_pem), first_der(cert_pem)) else { return false };
+    let key = pkcs8(key_pem).map(|key_pem| KeyPair::from_pem(&key_pem));
+    let (Ok(Ok(key)), Ok(der)) = (key, first_der(cert_pem)) else { return false };
     x509_parser::parse_x509_certificate(&der)
         .is_ok_and(|(_, c)| c.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
 }

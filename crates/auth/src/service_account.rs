@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use keys::CheckingKey;
+
 use crate::user::{Authenticator, AuthnError, Credentials, UserInfo};
 
 /// Tokens whose signature is remembered as good.
@@ -96,6 +98,8 @@ pub struct TokenIssuer {
     signing: EncodingKey,
     checking: DecodingKey,
     validation: Validation,
+    /// Keys that no longer, or elsewhere, sign.
+    others: Vec<CheckingKey>,
     jwks: Value,
     issuer: String,
     audiences: Vec<String>,
@@ -108,16 +112,16 @@ impl std::fmt::Debug for TokenIssuer {
 }
 
 impl TokenIssuer {
-    /// An issuer with the given private key (PKCS#8 PEM, ECDSA P-256 or RSA), issuer URL and the audiences
+    /// An issuer with the given private key (PEM, ECDSA P-256 or RSA), issuer URL and the audiences
     /// of the API server.
     ///
     /// # Errors
     /// When the key cannot be used.
     pub fn new(private_key_pem: &str, issuer_url: &str, api_audiences: Vec<String>) -> Result<Self, String> {
-        let why = |e: &dyn std::fmt::Display| {
-            format!("service account key: {e}; need PKCS#8 PEM, ECDSA P-256 or RSA")
-        };
+        let why =
+            |e: &dyn std::fmt::Display| format!("service account key: {e}; need PEM, ECDSA P-256 or RSA");
         crate::jwt::install();
+        let private_key_pem = &crate::private_key::pkcs8(private_key_pem).map_err(|e| why(&e))?;
         let pair = KeyPair::from_pem(private_key_pem).map_err(|e| why(&e))?;
         let ecdsa = pair.is_compatible(&rcgen::PKCS_ECDSA_P256_SHA256);
         let (algorithm, signing) = if ecdsa {
@@ -127,7 +131,7 @@ impl TokenIssuer {
         };
         let signing = signing.map_err(|e| why(&e))?;
         let mut jwk = Jwk::from_encoding_key(&signing, algorithm).map_err(|e| why(&e))?;
-        let kid = URL_SAFE_NO_PAD.encode(Sha256::digest(pair.subject_public_key_info()));
+        let kid = keys::id(&pair.subject_public_key_info());
         jwk.common.key_id = Some(kid.clone());
         let checking = DecodingKey::from_jwk(&jwk).map_err(|e| why(&e))?;
         let mut key = serde_json::to_value(&jwk).map_err(|e| why(&e))?;
@@ -137,21 +141,35 @@ impl TokenIssuer {
         header.typ = None;
         let trial = json!({});
         jsonwebtoken::encode(&header, &trial, &signing).map_err(|e| why(&e))?;
-        // Times and audiences are checked here, with the injected clock.
-        let mut validation = Validation::new(algorithm);
-        validation.validate_exp = false;
-        validation.validate_nbf = false;
-        validation.validate_aud = false;
-        validation.set_required_spec_claims::<&str>(&[]);
+        let validation = keys::validation(algorithm);
         Ok(Self {
             header,
             signing,
             checking,
             validation,
+            others: Vec::new(),
             jwks: json!({ "keys": [key] }),
             issuer: issuer_url.to_owned(),
             audiences: api_audiences,
         })
+    }
+
+    /// Also believes tokens that the keys in these PEM texts, public or private, have signed.
+    ///
+    /// # Errors
+    /// A text without a key, or with one that cannot be used.
+    pub fn with_keys(mut self, pems: &[String]) -> Result<Self, String> {
+        for pem in pems {
+            for key in keys::read(pem)? {
+                if let Some(list) = self.jwks["keys"].as_array_mut()
+                    && list.iter().all(|known| known["kid"] != key.jwk["kid"])
+                {
+                    list.push(key.jwk.clone());
+                }
+                self.others.push(key);
+            }
+        }
+        Ok(self)
     }
 
     /// Issues a token; also says when it expires.
@@ -226,10 +244,16 @@ impl TokenIssuer {
         if !issued(token, issuer) {
             return Ok(None);
         }
-        match jsonwebtoken::decode::<T>(token, &self.checking, &self.validation) {
-            Ok(data) => Ok(Some(data.claims)),
-            Err(e) => Err(AuthnError(format!("invalid bearer token: {e}"))),
+        let others = self.others.iter().map(|other| (&other.key, &other.validation));
+        let mut refused = None;
+        for (key, validation) in std::iter::once((&self.checking, &self.validation)).chain(others) {
+            match jsonwebtoken::decode::<T>(token, key, validation) {
+                Ok(data) => return Ok(Some(data.claims)),
+                Err(e) => refused = refused.or(Some(e)),
+            }
         }
+        let why = refused.map(|e| e.to_string()).unwrap_or_default();
+        Err(AuthnError(format!("invalid bearer token: {why}")))
     }
 }
 
@@ -424,6 +448,7 @@ impl Authenticator for ServiceAccountAuthenticator {
     }
 }
 
+mod keys;
 mod legacy;
 #[cfg(test)]
 mod tests;

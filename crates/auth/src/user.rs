@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use coracle_meta::Status;
 use serde_json::{Value, json};
 
 /// Who makes a request.
@@ -125,6 +126,34 @@ pub struct Attributes {
     pub field_selector: String,
     /// `labelSelector` of the same, as sent.
     pub label_selector: String,
+}
+
+impl Attributes {
+    /// The refusal of such a request: `User "x" cannot list resource "pods" in API group "" in the namespace "y"`.
+    pub fn forbidden(&self, reason: &str) -> Status {
+        let a = self;
+        let user = &a.user.name;
+        let mut why = if a.is_resource {
+            let resource = match a.subresource.as_str() {
+                "" => a.resource.clone(),
+                sub => format!("{}/{sub}", a.resource),
+            };
+            let place = match a.namespace.as_str() {
+                "" => "at the cluster scope".to_owned(),
+                namespace => format!("in the namespace {namespace:?}"),
+            };
+            format!(
+                "User {user:?} cannot {} resource {resource:?} in API group {:?} {place}",
+                a.verb, a.group
+            )
+        } else {
+            format!("User {user:?} cannot {} path {:?}", a.verb, a.path)
+        };
+        if !reason.is_empty() {
+            why = format!("{why}: {reason}");
+        }
+        Status::forbidden(&a.group, &a.resource, &a.name, &why)
+    }
 }
 
 /// An authorizer's word.

@@ -30,8 +30,8 @@ const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 const LEGACY: &str = "kubernetes.io/legacy-unknown";
 
-/// Longest life of a certificate.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Shortest life of a certificate.
+const SHORTEST: Duration = Duration::from_secs(600);
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
 /// For how long requests are kept: approved or denied ones, and those that nobody answered.
 const ANSWERED: SignedDuration = SignedDuration::from_hours(1);
@@ -177,10 +177,10 @@ fn new_condition(
     }
 }
 
-/// How long the certificate lives: as asked for, between ten minutes and a year.
-fn life(spec: &CertificateSigningRequestSpec) -> Duration {
+/// How long the certificate lives: as asked for, at least ten minutes, at most `longest`.
+fn life(spec: &CertificateSigningRequestSpec, longest: Duration) -> Duration {
     let asked = spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
-    asked.map_or(LONGEST, |asked| asked.clamp(Duration::from_secs(600), LONGEST))
+    asked.map_or(longest, |asked| asked.max(SHORTEST).min(longest))
 }
 
 /// When an old request goes, if it does.
@@ -224,6 +224,7 @@ pub(crate) fn run_signer(cx: &Context) -> BoxFuture<'static, ()> {
         requests: requests.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
         signer: cx.config.signer.clone(),
+        longest: cx.config.certificate_life,
         clock: cx.clock.clone(),
     });
     Controller::new(DESCRIPTOR).watch_primary(&requests).run(reconciler).boxed()
@@ -281,6 +282,7 @@ struct Signer {
     requests: Informer<CertificateSigningRequest>,
     api: Api<CertificateSigningRequest>,
     signer: Option<Arc<dyn CertificateSigner>>,
+    longest: Duration,
     clock: Clock,
 }
 
@@ -366,7 +368,9 @@ impl Signer {
             status.conditions.get_or_insert_default().push(new);
         } else {
             let usages = spec.usages.clone().unwrap_or_default();
-            let pem = signer.sign(&spec.request.0, &usages, life(spec), now).map_err(Status::internal)?;
+            let pem = signer
+                .sign(&spec.request.0, &usages, life(spec, self.longest), now)
+                .map_err(Status::internal)?;
             status.certificate = Some(ByteString(pem.into_bytes()));
         }
         match self.api.update_status("", changed).await {
@@ -424,11 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn certificates_live_between_ten_minutes_and_a_year() {
+    fn certificates_live_between_ten_minutes_and_the_longest_life() {
+        let longest = Duration::from_secs(365 * 24 * 3600);
         let asked = |seconds| {
-            life(&CertificateSigningRequestSpec { expiration_seconds: seconds, ..Default::default() })
+            let spec = CertificateSigningRequestSpec { expiration_seconds: seconds, ..Default::default() };
+            life(&spec, longest)
         };
-        assert_eq!(asked(None), LONGEST);
+        assert_eq!(asked(None), longest);
+        assert_eq!(asked(Some(i32::MAX)), longest);
         assert_eq!(asked(Some(60)).as_secs(), 600);
         assert_eq!(asked(Some(7200)).as_secs(), 7200);
     }

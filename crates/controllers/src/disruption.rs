@@ -447,7 +447,7 @@ impl Reconciler for Stale {
         }
         let at = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
         let condition = json!({ "type": "DisruptionTarget", "status": "False", "reason": null, "message": null,
-            "lastTransitionTime": at });
+            "observedGeneration": pod.metadata.generation, "lastTransitionTime": at });
         let patch =
             json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
         match self.api.patch_status(&key.namespace, &key.name, PatchKind::Strategic, patch).await {

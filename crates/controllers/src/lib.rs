@@ -64,6 +64,7 @@ use tracing::warn;
 
 use certificates::CertificateSigner;
 use node_ipam::NodeCidrs;
+pub use node_lifecycle::EvictionRates;
 pub use podautoscaler::AutoscalerSettings;
 use rollouts::Rollouts;
 use runtime::{Context, MakeClient};
@@ -104,6 +105,10 @@ pub struct ControllersConfig {
     pub node_monitor_grace_period: Duration,
     /// The same for a node that never reported.
     pub node_startup_grace_period: Duration,
+    /// Longest life of a certificate that is signed.
+    pub certificate_life: Duration,
+    /// How fast nodes that are not ready lose their pods.
+    pub eviction_rates: EvictionRates,
     /// Rollouts that may go on at once in the whole cluster; 0 is no limit.
     pub max_concurrent_rollouts: usize,
     /// TCP ports of the nodes that the cluster itself answers on: no Service gets them.
@@ -136,6 +141,8 @@ impl ControllersConfig {
             terminated_pod_threshold: 12_500,
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
+            certificate_life: Duration::from_secs(365 * 24 * 3600),
+            eviction_rates: EvictionRates::UPSTREAM,
             max_concurrent_rollouts: 0,
             reserved_ports: Vec::new(),
             autoscaler: AutoscalerSettings::UPSTREAM,

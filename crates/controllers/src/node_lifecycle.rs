@@ -3,26 +3,34 @@
 
 mod decide;
 mod eviction;
+mod zones;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, EventRecorder, EventType, Index, Informer, ListOptions, PatchKind};
+use coracle_client::{
+    Api, Change, EventRecorder, EventType, Index, Informer, ListOptions, PatchKind, WorkQueue,
+};
 use coracle_meta::{Reason, Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, ObjectReference, Pod};
 use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, name_of, uid_of};
-use decide::{Heartbeat, Verdict};
+use decide::{Evictions, Heartbeat, Verdict};
+pub use zones::EvictionRates;
+use zones::{Admission, Turn, Zones};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "node-controller", workers: 2 };
 
+pub(crate) use decide::ready_status;
 pub(crate) use eviction::run as run_eviction;
 
 const LEASES: &str = "kube-node-lease";
@@ -32,7 +40,10 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let nodes = cx.informers.get::<Node>();
     let leases = cx.informers.filtered::<Lease>(LEASES, ListOptions::default());
     let client = cx.client(DESCRIPTOR.name);
+    let controller = Controller::new(DESCRIPTOR);
     let reconciler = Arc::new(Nodes {
+        queue: controller.queue(),
+        zones: Mutex::new(Zones::new(cx.config.eviction_rates)),
         nodes: nodes.clone(),
         leases: leases.clone(),
         pods: cx.informers.get::<Pod>().index("node", pods_by_node),
@@ -45,7 +56,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         heartbeats: Mutex::default(),
         known: Mutex::default(),
     });
-    Controller::new(DESCRIPTOR)
+    controller
         .watch_primary(&nodes)
         .watch(&leases, |change, enqueue| {
             if let (false, Some(name)) =
@@ -64,6 +75,9 @@ pub(crate) fn pods_by_node(pod: &Pod) -> Vec<String> {
 }
 
 struct Nodes {
+    queue: Arc<WorkQueue<ObjectKey>>,
+    /// How the nodes do as a whole, which says how fast pods may be evicted.
+    zones: Mutex<Zones>,
     nodes: Informer<Node>,
     leases: Informer<Lease>,
     pods: Index<Pod>,
@@ -71,8 +85,8 @@ struct Nodes {
     pod_api: Api<Pod>,
     events: EventRecorder,
     clock: Clock,
-    grace: std::time::Duration,
-    startup_grace: std::time::Duration,
+    grace: Duration,
+    startup_grace: Duration,
     /// By node: when its kubelet was last heard of.
     heartbeats: Mutex<HashMap<String, Heartbeat>>,
     /// Uids of the nodes that were seen.
@@ -82,8 +96,11 @@ struct Nodes {
 #[async_trait]
 impl Reconciler for Nodes {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
+        self.seed();
         let Some(node) = self.nodes.get("", &key.name) else {
             self.heartbeats.lock().remove(&key.name);
+            let turn = self.zones.lock().forget(&key.name);
+            self.follow(turn);
             if let Some(uid) = self.known.lock().remove(&key.name) {
                 self.tell(&key.name, uid, "RemovingNode", "Removing Node", "from");
             }
@@ -93,47 +110,111 @@ impl Reconciler for Nodes {
         if self.known.lock().insert(key.name.clone(), uid.clone()).is_none() {
             self.tell(&key.name, uid, "RegisteredNode", "Registered Node", "in");
         }
-        let lease = self.leases.get(LEASES, &key.name);
-        let renewed = lease.and_then(|lease| lease.spec.as_ref().and_then(|s| s.renew_time.clone()));
         let now = self.clock.now();
-        let (heard, was_ready) = {
-            let mut heartbeats = self.heartbeats.lock();
-            let heartbeat = heartbeats.entry(key.name.clone()).or_insert_with(|| Heartbeat::new(now));
-            heartbeat.observe(&node, renewed, now);
-            (heartbeat.at, heartbeat.was_ready)
-        };
-        let grace = if decide::never_reported(&node) { self.startup_grace } else { self.grace };
-        let (mut node, wait) = match decide::judge(&node, heard, grace, now) {
-            Verdict::Alive(wait) => (node, Some(wait)),
-            Verdict::Silent(None) => (node, None),
-            Verdict::Silent(Some(changed)) => {
-                let reported_ready = decide::ready_status(&node) == "True";
-                let silent = self.api.update_status("", *changed).await?;
-                if reported_ready {
-                    let message = format!("Node {} status is now: NodeNotReady", key.name);
-                    self.events.event(&*silent, EventType::Normal, "NodeNotReady", message);
-                }
-                (silent, None)
-            }
-        };
-        if let Some(taints) = decide::taints(&node, now) {
-            let mut changed = (*node).clone();
-            let taints = (!taints.is_empty()).then_some(taints);
-            changed.spec = Some(NodeSpec { taints, ..changed.spec.unwrap_or_default() });
-            node = self.api.update("", changed).await?;
-        }
+        let (node, wait) = self.judge(&key.name, node, now).await?;
+        let turn = self.zones.lock().observe(&key.name, &node);
+        self.follow(turn);
+        let (node, turn) = self.mark(&key.name, node, now).await?;
         let is_ready = decide::ready_status(&node) == "True";
+        let was_ready = self.heartbeats.lock().get(&key.name).is_some_and(|heartbeat| heartbeat.was_ready);
         if was_ready && !is_ready {
             self.mark_pods_not_ready(&key.name).await?;
         }
         if let Some(heartbeat) = self.heartbeats.lock().get_mut(&key.name) {
             heartbeat.was_ready = is_ready;
         }
+        let wait = [wait, turn].into_iter().flatten().min();
         Ok(wait.map_or(Action::AwaitChange, Action::RequeueAfter))
     }
 }
 
 impl Nodes {
+    /// Counts all nodes before any is judged: one that is gone is not the whole cluster.
+    fn seed(&self) {
+        let mut zones = self.zones.lock();
+        if zones.is_empty() {
+            for node in self.nodes.list() {
+                zones.observe(name_of(&*node), &node);
+            }
+        }
+    }
+
+    /// Looks again at the nodes that a change of another one concerns.
+    fn follow(&self, turn: Turn) {
+        if turn.resumed {
+            let now = self.clock.now();
+            self.heartbeats.lock().values_mut().for_each(|heartbeat| heartbeat.at = now);
+        }
+        turn.again.iter().for_each(|name| self.queue.add(ObjectKey::new("", name)));
+    }
+
+    /// Whether a node's kubelet is silent, which is then said; with how long it may stay so from now on.
+    async fn judge(
+        &self,
+        name: &str,
+        node: Arc<Node>,
+        now: Timestamp,
+    ) -> Result<(Arc<Node>, Option<Duration>), Status> {
+        let lease = self.leases.get(LEASES, name);
+        let renewed = lease.and_then(|lease| lease.spec.as_ref().and_then(|s| s.renew_time.clone()));
+        let heard = {
+            let mut heartbeats = self.heartbeats.lock();
+            let heartbeat = heartbeats.entry(name.to_owned()).or_insert_with(|| Heartbeat::new(now));
+            heartbeat.observe(&node, renewed, now);
+            heartbeat.at
+        };
+        let grace = if decide::never_reported(&node) { self.startup_grace } else { self.grace };
+        match decide::judge(&node, heard, grace, now) {
+            Verdict::Alive(wait) => Ok((node, Some(wait))),
+            Verdict::Silent(None) => Ok((node, None)),
+            Verdict::Silent(Some(changed)) => {
+                let reported_ready = decide::ready_status(&node) == "True";
+                let silent = self.api.update_status("", *changed).await?;
+                if reported_ready {
+                    let message = format!("Node {name} status is now: NodeNotReady");
+                    self.events.event(&*silent, EventType::Normal, "NodeNotReady", message);
+                }
+                Ok((silent, None))
+            }
+        }
+    }
+
+    /// Gives a node the taints and labels it must bear; with how long until it is its turn to lose its pods.
+    async fn mark(
+        &self,
+        name: &str,
+        node: Arc<Node>,
+        now: Timestamp,
+    ) -> Result<(Arc<Node>, Option<Duration>), Status> {
+        let (evictions, wait) = {
+            let mut zones = self.zones.lock();
+            if zones.is_stopped() {
+                (Evictions::Stopped, None)
+            } else if decide::awaits_eviction(&node) {
+                match zones.admit(name, now) {
+                    Admission::Now => (Evictions::Allowed, None),
+                    Admission::In(wait) => (Evictions::Held, Some(wait)),
+                    Admission::Held => (Evictions::Held, None),
+                }
+            } else {
+                (Evictions::Allowed, None)
+            }
+        };
+        let (taints, labels) = (decide::taints(&node, evictions, now), decide::labels(&node));
+        if taints.is_none() && labels.is_none() {
+            return Ok((node, wait));
+        }
+        let mut changed = (*node).clone();
+        if let Some(taints) = taints {
+            let taints = (!taints.is_empty()).then_some(taints);
+            changed.spec = Some(NodeSpec { taints, ..changed.spec.unwrap_or_default() });
+        }
+        if labels.is_some() {
+            changed.metadata.labels = labels;
+        }
+        Ok((self.api.update("", changed).await?, wait))
+    }
+
     /// Tells that a node has come or gone.
     fn tell(&self, name: &str, uid: String, reason: &str, what: &str, preposition: &str) {
         let about = ObjectReference {

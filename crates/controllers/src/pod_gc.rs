@@ -1,5 +1,5 @@
-//! Pod garbage collection: pods of nodes that are gone, finished pods beyond a threshold, and pods that were
-//! deleted before they were scheduled.
+//! Pod garbage collection: pods of nodes that are gone, finished pods beyond a threshold, pods that were deleted before
+//! they were scheduled, and pods that cannot end because their node is out of service.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::node_lifecycle::pods_by_node;
+use crate::node_lifecycle::{pods_by_node, ready_status};
+use crate::pods::disruption_target;
 use crate::runtime::{
     Action, Context, Controller, Descriptor, Enqueue, ObjectKey, Reconciler, ignore_not_found, name_of,
 };
@@ -27,9 +27,12 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "pod-garbage-collec
 /// A node must be gone this long: it may just be registering anew.
 const QUARANTINE: Duration = Duration::from_secs(40);
 const FINISHED: &str = "finished";
+/// Taint of a node that an administrator knows to be down for good.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// Namespaces of keys that are no pods; no namespace has such a name.
 const NODE_KEY: &str = "/node";
 const FINISHED_KEY: &str = "/finished";
+const OUT_OF_SERVICE_KEY: &str = "/out-of-service";
 
 /// Starts the controller.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
@@ -49,8 +52,13 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
     let known = nodes.clone();
     Controller::new(DESCRIPTOR)
         .watch(&nodes, |change, enqueue| {
-            if let (Change::Deleted(_), Some(name)) = (change, &change.object().metadata.name) {
-                enqueue(ObjectKey::new(NODE_KEY, name));
+            let Some(name) = &change.object().metadata.name else { return };
+            match change {
+                Change::Deleted(_) => enqueue(ObjectKey::new(NODE_KEY, name)),
+                Change::Added(node) | Change::Modified { new: node, .. } if is_out_of_service(node) => {
+                    enqueue(ObjectKey::new(OUT_OF_SERVICE_KEY, name));
+                }
+                _ => {}
             }
         })
         .watch(&pods, move |change, enqueue| wake(&known, change, enqueue))
@@ -76,6 +84,12 @@ fn wake(nodes: &Informer<Node>, change: &Change<Pod>, enqueue: Enqueue<'_>) {
     if is_new(is_leaving_unscheduled) {
         enqueue(ObjectKey::of(&pod.metadata));
     }
+    if let Some(name) = podutil::node_name(pod)
+        && is_new(|pod| pod.metadata.deletion_timestamp.is_some())
+        && nodes.get("", name).is_some_and(|node| is_out_of_service(&node))
+    {
+        enqueue(ObjectKey::new(OUT_OF_SERVICE_KEY, name));
+    }
     if let Some(node) = podutil::node_name(pod)
         && is_new(|pod| podutil::node_name(pod).is_some())
         && nodes.get("", node).is_none()
@@ -86,6 +100,12 @@ fn wake(nodes: &Informer<Node>, change: &Change<Pod>, enqueue: Enqueue<'_>) {
 
 fn is_leaving_unscheduled(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() && podutil::node_name(pod).is_none()
+}
+
+/// Whether nothing on a node ends any more, as it is neither ready nor coming back.
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or(&[]);
+    taints.iter().any(|taint| taint.key == OUT_OF_SERVICE) && ready_status(node) != "True"
 }
 
 struct Collect {
@@ -106,8 +126,17 @@ impl Reconciler for Collect {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
         match key.namespace.as_str() {
             NODE_KEY => self.collect_orphans(&key.name).await,
+            OUT_OF_SERVICE_KEY => {
+                if self.nodes.get("", &key.name).is_some_and(|node| is_out_of_service(&node)) {
+                    let stuck = |pod: &&Arc<Pod>| pod.metadata.deletion_timestamp.is_some();
+                    for pod in self.by_node.get(&key.name).iter().filter(stuck) {
+                        self.delete(pod, None).await?;
+                    }
+                }
+                Ok(Action::AwaitChange)
+            }
             FINISHED_KEY => {
-                if self.finished.count(FINISHED) > self.threshold {
+                if self.threshold > 0 && self.finished.count(FINISHED) > self.threshold {
                     for pod in surplus(self.finished.get(FINISHED), self.threshold) {
                         self.delete(&pod, None).await?;
                     }
@@ -159,16 +188,20 @@ impl Collect {
         Ok(Action::AwaitChange)
     }
 
-    /// Removes a pod for good. One that was disrupted is marked as failed first.
+    /// Removes a pod for good; nobody else would say of it that it has ended. `disrupted` is why it was disrupted.
     async fn delete(&self, pod: &Pod, disrupted: Option<&str>) -> Result<(), Status> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
         let name = name_of(pod);
-        if let Some(why) = disrupted.filter(|_| !podutil::is_terminal(pod)) {
-            let condition = json!({
-                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC", "message": why,
-                "lastTransitionTime": Time(self.clock.now()),
+        if !podutil::is_terminal(pod) {
+            let condition = disrupted.and_then(|why| {
+                let now = self.clock.now();
+                disruption_target(pod, "DeletionByPodGC", why, now)
             });
-            let patch = json!({ "status": { "phase": "Failed", "conditions": [condition] } });
+            let mut status = json!({ "phase": "Failed", "observedGeneration": pod.metadata.generation });
+            if let Some(condition) = condition {
+                status["conditions"] = json!([condition]);
+            }
+            let patch = json!({ "metadata": { "uid": pod.metadata.uid }, "status": status });
             let patched = self.api.patch_status(namespace, name, PatchKind::Strategic, patch).await;
             ignore_not_found(patched)?;
         }
@@ -187,7 +220,7 @@ mod tests {
     use coracle_client::testing::FakeTransport;
 
     use super::*;
-    use crate::testing::{context_at, eventually, test_clock};
+    use crate::testing::{context, context_at, eventually, test_clock};
 
     fn pod(name: &str, node: &str, phase: &str) -> Pod {
         serde_json::from_value(json!({
@@ -224,6 +257,47 @@ mod tests {
         };
         assert_eq!(names().await, ["kept", "lost"]);
         eventually(|| async { names().await == ["kept"] }).await;
+        task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_end_on_a_node_out_of_service_are_marked_failed_and_removed() {
+        let fake = FakeTransport::new(Clock::system());
+        let client = fake.client();
+        let (pods, nodes) = (client.api::<Pod>(), client.api::<Node>());
+        let down = json!({ "metadata": { "name": "down" },
+            "spec": { "taints": [{ "key": OUT_OF_SERVICE, "effect": "NoExecute" }] } });
+        nodes.create("", serde_json::from_value(down).expect("a node")).await.expect("created");
+        let mut stuck = pod("stuck", "down", "Running");
+        stuck.metadata.finalizers = Some(vec!["example.com/seen".to_owned()]);
+        pods.create("ns", stuck).await.expect("created");
+        pods.create("ns", pod("stays", "down", "Running")).await.expect("created");
+        let task = tokio::spawn(run(&context(&fake)));
+        pods.delete("ns", "stuck", DeleteOptions::default()).await.expect("deleted");
+        let phase = |name: &'static str| {
+            let pods = pods.clone();
+            async move { podutil::phase(&pods.get("ns", name).await.expect("there")).to_owned() }
+        };
+        eventually(|| async { phase("stuck").await == "Failed" }).await;
+        assert_eq!(phase("stays").await, "Running", "nobody deleted it");
+        task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_threshold_of_zero_keeps_all_finished_pods() {
+        let fake = FakeTransport::new(Clock::system());
+        let pods = fake.client().api::<Pod>();
+        let node = json!({ "metadata": { "name": "n" } });
+        let node = serde_json::from_value(node).expect("a node");
+        fake.client().api::<Node>().create("", node).await.expect("created");
+        pods.create("ns", pod("done", "n", "Succeeded")).await.expect("created");
+        let mut cx = context(&fake);
+        let mut config = (*cx.config).clone();
+        config.terminated_pod_threshold = 0;
+        cx.config = Arc::new(config);
+        let task = tokio::spawn(run(&cx));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(pods.list("ns", ListOptions::default()).await.expect("listed").len(), 1);
         task.abort();
     }
 }

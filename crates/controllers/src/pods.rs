@@ -11,9 +11,10 @@ use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Kind, Reason, Status};
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 
 use crate::claim::Owned;
 use crate::runtime::{Context, Enqueue, ObjectKey, is_namespace_terminating, name_of, uid_of};
@@ -70,6 +71,24 @@ pub(crate) fn of_template(
         spec: template.spec,
         status: None,
     }
+}
+
+/// The condition that tells why a pod is about to be disrupted, unless it says just that already.
+pub(crate) fn disruption_target(pod: &Pod, reason: &str, message: &str, now: Timestamp) -> Option<Value> {
+    let said = podutil::condition(pod, "DisruptionTarget").filter(|said| said.status == "True");
+    let is_same = |said: &&PodCondition| {
+        said.reason.as_deref() == Some(reason)
+            && said.message.as_deref() == Some(message)
+            && said.observed_generation == pod.metadata.generation
+    };
+    if said.as_ref().is_some_and(is_same) {
+        return None;
+    }
+    let since = said.and_then(|said| said.last_transition_time.clone()).unwrap_or(Time(now));
+    Some(json!({
+        "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "observedGeneration": pod.metadata.generation, "lastTransitionTime": since,
+    }))
 }
 
 /// When a ready pod becomes, or became, available.

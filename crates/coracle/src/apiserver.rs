@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, RequestLimits, Tls};
+use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, KubeletClient, RequestLimits, Tls};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_stdx::{Clock, Tasks};
@@ -47,6 +47,12 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
     let audit = audit(&args, &clock)?;
     let front_proxy = args.front_proxy.proxies()?;
     let proxy_client = args.front_proxy.own()?;
+    let kubelet_client = kubelet_client(&args)?;
+    let admission =
+        coracle_admission::chosen(&args.enable_admission_plugins, &args.disable_admission_plugins);
+    let admission = admission.map_err(Failure::usage)?;
+    let keys: Vec<String> =
+        args.service_account_key_file.iter().map(|f| read(f)).collect::<Result<_, _>>()?;
     let limits = limits(&args)?;
     let compaction = duration("etcd-compaction-interval", &args.etcd_compaction_interval)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
@@ -58,6 +64,7 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
     let (store, encryption) = (opened.store, opened.encryption);
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer = TokenIssuer::new(&key, issuer_url, audiences)
+        .and_then(|issuer| issuer.with_keys(&keys))
         .map_err(|e| Failure::new(format!("service-account key: {e}"), "give a PEM private key"))?;
     let mut config = server_config(ServerParts {
         store,
@@ -72,7 +79,8 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
         service_cidr: &args.service_cluster_ip_range,
         node_ports,
         advertise: SocketAddr::new(advertise, args.secure_port),
-        kubelet_client: None,
+        admission,
+        kubelet_client,
         front_proxy,
         proxy_client,
         bootstrap: coracle_auth::bootstrap::objects(),
@@ -103,13 +111,33 @@ fn serving(args: &ApiserverArgs, advertise: IpAddr, clock: &Clock) -> Result<Tls
     if let (Some(cert), Some(key)) = (&args.tls_cert_file, &args.tls_private_key_file) {
         return Ok(Tls { cert_pem: read(cert)?, key_pem: read(key)? });
     }
+    let names = ["localhost", "kubernetes.default.svc"];
+    self_signed("kube-apiserver", &names, &[[127, 0, 0, 1].into(), advertise], clock)
+}
+
+/// How kubelets are reached, where their certificate is given.
+fn kubelet_client(args: &ApiserverArgs) -> Result<Option<KubeletClient>, Failure> {
+    let (Some(cert), Some(key)) = (&args.kubelet_client_certificate, &args.kubelet_client_key) else {
+        return Ok(None);
+    };
+    let ca_pem = args.kubelet_certificate_authority.as_deref().map(read).transpose()?;
+    Ok(Some(KubeletClient { cert_pem: read(cert)?, key_pem: read(key)?, ca_pem }))
+}
+
+/// A certificate of a server that was given none, in memory.
+pub(crate) fn self_signed(
+    name: &str,
+    dns_names: &[&str],
+    ip_addresses: &[IpAddr],
+    clock: &Clock,
+) -> Result<Tls, Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::new(format!("serving certificate: {e}"), "");
-    let ca = CertificateAuthority::create("coracle-apiserver-ca", clock).map_err(|e| fail(&e))?;
+    let ca = CertificateAuthority::create(&format!("coracle-{name}-ca"), clock).map_err(|e| fail(&e))?;
     let issue = Issue {
-        common_name: "kube-apiserver".into(),
+        common_name: name.into(),
         organizations: Vec::new(),
-        dns_names: vec!["localhost".into(), "kubernetes.default.svc".into()],
-        ip_addresses: vec![[127, 0, 0, 1].into(), advertise],
+        dns_names: dns_names.iter().map(|name| (*name).to_owned()).collect(),
+        ip_addresses: ip_addresses.to_vec(),
         server: true,
         client: false,
         days: 365,

@@ -13,7 +13,9 @@ use crate::control_plane::ControlArgs;
 use crate::controller_manager::ControllerManagerArgs;
 use crate::error::Failure;
 use crate::node_args::{CniArgs, NodeArgs};
+use crate::scheduler::{self, SchedulerArgs};
 use crate::store::StoreArgs;
+use crate::upstream_flags;
 
 /// Options of all commands stand below a command's own in its help.
 const LAST: usize = 1000;
@@ -27,6 +29,9 @@ pub struct Cli {
     /// The flags of the command as they are in force, by name.
     #[arg(skip)]
     pub flags: BTreeMap<String, String>,
+    /// Flags given that mean nothing here.
+    #[arg(skip)]
+    pub without_effect: Vec<String>,
     /// YAML file with options: keys are flag names, e.g. `api-port: 6443`.
     #[arg(long, global = true, env = "CORACLE_CONFIG", value_name = "FILE", display_order = LAST)]
     pub config: Option<PathBuf>,
@@ -60,6 +65,8 @@ pub enum Command {
     Runtime(RuntimeArgs),
     /// Run the controllers alone, against any API server, with upstream's flags.
     ControllerManager(Box<ControllerManagerArgs>),
+    /// Run the scheduler alone, against any API server, with upstream's flags.
+    Scheduler(Box<SchedulerArgs>),
     /// Small server and client for first pods and tests (the image `coracle.local/self`).
     #[command(subcommand)]
     Demo(DemoCommand),
@@ -369,6 +376,24 @@ pub struct ApiserverArgs {
     /// Key that signs service-account tokens (PEM).
     #[arg(long)]
     pub service_account_signing_key_file: Option<PathBuf>,
+    /// Keys (PEM, public or private) that tokens of service accounts may be signed with, beside the one that signs now.
+    #[arg(long)]
+    pub service_account_key_file: Vec<PathBuf>,
+    /// Certificate shown to kubelets; without, nothing is asked of them.
+    #[arg(long, requires = "kubelet_client_key")]
+    pub kubelet_client_certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "kubelet_client_certificate")]
+    pub kubelet_client_key: Option<PathBuf>,
+    /// CA of the kubelets' certificates; without, any will do.
+    #[arg(long)]
+    pub kubelet_certificate_authority: Option<PathBuf>,
+    /// Admission plugins that run beside those that do by default.
+    #[arg(long, value_delimiter = ',')]
+    pub enable_admission_plugins: Vec<String>,
+    /// Admission plugins that do not run.
+    #[arg(long, value_delimiter = ',')]
+    pub disable_admission_plugins: Vec<String>,
     /// Requests that read and run at a time. With priority and fairness, this and
     /// --max-mutating-requests-inflight together are the seats that priority levels share.
     #[arg(long, default_value_t = 400, allow_hyphen_values = true)]
@@ -439,11 +464,18 @@ pub enum DemoCommand {
 /// An unreadable or malformed configuration file, or an unknown key in it. Usage errors end the process with
 /// clap's message and status 2.
 pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
+    let (argv, without_effect) = upstream_flags::without_effect(upstream_flags::by_name(argv));
     let mut command = Cli::command();
     if let Some(path) = config_path(&argv) {
         let text = std::fs::read_to_string(&path).map_err(|e| Failure::config(&path, e))?;
         let file: std::collections::BTreeMap<String, serde_yaml_ng::Value> =
             serde_yaml_ng::from_str(&text).map_err(|e| Failure::config(&path, e))?;
+        let file = match file.get("kind").and_then(serde_yaml_ng::Value::as_str) {
+            Some("KubeSchedulerConfiguration") => {
+                scheduler::options(file).map_err(|why| Failure::config(&path, why))?
+            }
+            _ => file,
+        };
         let sub =
             argv.iter().skip(1).find_map(|a| command.find_subcommand(a)).map(|c| c.get_name().to_owned());
         for (key, value) in file {
@@ -475,6 +507,7 @@ pub fn parse(argv: Vec<String>) -> Result<Cli, Failure> {
     let shown = command.clone();
     let matches = command.try_get_matches_from(argv).unwrap_or_else(|e| e.exit());
     let mut cli = Cli::from_arg_matches(&matches).map_err(|e| Failure::usage(e.to_string()))?;
+    cli.without_effect = without_effect;
     if let Some((name, matches)) = matches.subcommand() {
         cli.flags = shown.find_subcommand(name).map(|sub| flags_of(sub, matches)).unwrap_or_default();
     }

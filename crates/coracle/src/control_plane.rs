@@ -10,13 +10,15 @@ use coracle_apiserver::ApiServer;
 use coracle_auth::UserInfo;
 use coracle_client::{Client, Election, ElectionTimes, ResourceId};
 use coracle_controllers::certificates::CertificateSigner;
-use coracle_controllers::{AutoscalerSettings, ControllersConfig, ResourceEntry, TokenSigner};
+use coracle_controllers::{AutoscalerSettings, ControllersConfig, EvictionRates, ResourceEntry, TokenSigner};
 use coracle_resources::def::{ResourceDef, Scope, Storage};
 use coracle_scheduler::{Scheduler, SchedulerConfig};
 use coracle_stdx::{Clock, Tasks, uuid};
 use jiff::SignedDuration;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::component::ComponentArgs;
 use crate::error::Failure;
 
 /// How long the end waits for leases to be given up.
@@ -25,13 +27,9 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// What runs in a cluster unless something else is asked for: new nodes join with bootstrap tokens.
 const WITH_TOKENS: &[&str] = &["*", "bootstrap-signer-controller", "token-cleaner-controller"];
 
-/// Options of the controllers and of leader election: upstream's.
+/// Options of leader election: upstream's.
 #[derive(Args, Clone, Debug)]
-pub struct ControlArgs {
-    /// Controllers that run, by upstream's names: `*` is all that run by default, `name` also this one, `-name` not
-    /// this one. Default: `*` and those for bootstrap tokens.
-    #[arg(long, env = "CORACLE_CONTROLLERS", value_delimiter = ',')]
-    pub controllers: Vec<String>,
+pub struct LeaderArgs {
     /// Run scheduler and controllers only while leading, so that of several replicas one acts. Default: whether
     /// --etcd-servers is given.
     #[arg(long, env = "CORACLE_LEADER_ELECT", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
@@ -48,6 +46,60 @@ pub struct ControlArgs {
     /// Namespace of the leases kube-controller-manager and kube-scheduler.
     #[arg(long, env = "CORACLE_LEADER_ELECT_RESOURCE_NAMESPACE", default_value = "kube-system")]
     pub leader_elect_resource_namespace: String,
+}
+
+impl LeaderArgs {
+    /// Checks that the times go together.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check(&self) -> Result<(), Failure> {
+        let (lease, deadline) = (self.leader_elect_lease_duration, self.leader_elect_renew_deadline);
+        if lease <= deadline {
+            let (a, b) = ("--leader-elect-lease-duration", "--leader-elect-renew-deadline");
+            return Err(Failure::usage(format!("{a} must be greater than {b}")));
+        }
+        if deadline <= self.leader_elect_retry_period.mul_f64(1.2) || self.leader_elect_retry_period.is_zero()
+        {
+            let (a, b) = ("--leader-elect-renew-deadline", "--leader-elect-retry-period");
+            return Err(Failure::usage(format!("{a} must be greater than {b} times 1.2, and {b} than 0")));
+        }
+        Ok(())
+    }
+
+    /// As `/configz` shows it, for the program `name`.
+    pub(crate) fn shown(&self, name: &str, component: &ComponentArgs) -> Value {
+        let go = |time: Duration| format!("{}s", time.as_secs_f64());
+        json!({
+            "LeaderElect": self.leader_elect.unwrap_or(true),
+            "LeaseDuration": go(self.leader_elect_lease_duration),
+            "RenewDeadline": go(self.leader_elect_renew_deadline),
+            "RetryPeriod": go(self.leader_elect_retry_period),
+            "ResourceLock": component.leader_elect_resource_lock,
+            "ResourceName": component.leader_elect_resource_name.as_deref().unwrap_or(name),
+            "ResourceNamespace": self.leader_elect_resource_namespace,
+        })
+    }
+
+    fn times(&self) -> ElectionTimes {
+        ElectionTimes {
+            lease_duration: self.leader_elect_lease_duration,
+            renew_deadline: self.leader_elect_renew_deadline,
+            retry_period: self.leader_elect_retry_period,
+        }
+    }
+}
+
+/// Options of the controllers and of leader election: upstream's.
+#[derive(Args, Clone, Debug)]
+pub struct ControlArgs {
+    /// Controllers that run, by upstream's names: `*` is all that run by default, `name` also this one, `-name` not
+    /// this one. Default: `*` and those for bootstrap tokens.
+    #[arg(long, env = "CORACLE_CONTROLLERS", value_delimiter = ',')]
+    pub controllers: Vec<String>,
+    /// Of several replicas, one acts.
+    #[command(flatten)]
+    pub leader: LeaderArgs,
     /// Rollouts of Deployments, StatefulSets and DaemonSets that may go on at once in the whole cluster, first come
     /// first served; 0 is no limit.
     #[arg(long, env = "CORACLE_MAX_CONCURRENT_ROLLOUTS", default_value_t = 0)]
@@ -58,6 +110,29 @@ pub struct ControlArgs {
     /// A node not heard of for this long is not ready.
     #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value = "50s", value_parser = duration)]
     pub node_monitor_grace_period: Duration,
+    /// Nodes of a zone that are tainted a second so that their pods go, while most of the zone is ready.
+    #[arg(long, env = "CORACLE_NODE_EVICTION_RATE", default_value_t = 0.1, value_parser = rate)]
+    pub node_eviction_rate: f64,
+    /// The same while much of a large zone is not ready.
+    #[arg(long, env = "CORACLE_SECONDARY_NODE_EVICTION_RATE", default_value_t = 0.01, value_parser = rate)]
+    pub secondary_node_eviction_rate: f64,
+    /// Zones of more nodes are large; smaller ones keep their pods while much of them is not ready.
+    #[arg(long, env = "CORACLE_LARGE_CLUSTER_SIZE_THRESHOLD", default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
+    /// How much is much, as a share of a zone's nodes (at least three).
+    #[arg(long, env = "CORACLE_UNHEALTHY_ZONE_THRESHOLD", default_value_t = 0.55, value_parser = share)]
+    pub unhealthy_zone_threshold: f64,
+    /// A node that never reported is not ready after this long.
+    #[arg(long, env = "CORACLE_NODE_STARTUP_GRACE_PERIOD", default_value = "1m0s", value_parser = duration)]
+    pub node_startup_grace_period: Duration,
+    /// For how long nobody must have used a token in a Secret of an account of old before it goes.
+    #[arg(
+        long,
+        env = "CORACLE_LEGACY_SERVICE_ACCOUNT_TOKEN_CLEAN_UP_PERIOD",
+        default_value = "8760h0m0s",
+        value_parser = duration
+    )]
+    pub legacy_service_account_token_clean_up_period: Duration,
     /// Time between two looks at a horizontal pod autoscaler.
     #[arg(long, env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_SYNC_PERIOD", default_value = "15s", value_parser = duration)]
     pub horizontal_pod_autoscaler_sync_period: Duration,
@@ -100,6 +175,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     coracle_meta::cron::duration(text)
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|e: ParseFloatError| e.to_string())?;
+    if number >= 0.0 { Ok(number) } else { Err("must not be negative".to_owned()) }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|e: ParseFloatError| e.to_string())?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("not between 0 and 1".to_owned()) }
@@ -120,16 +200,7 @@ impl ControlArgs {
             let all = known.join(", ");
             return Err(Failure::usage(format!("{name:?} is not in the list of known controllers: {all}")));
         }
-        let (lease, deadline) = (self.leader_elect_lease_duration, self.leader_elect_renew_deadline);
-        if lease <= deadline {
-            let (a, b) = ("--leader-elect-lease-duration", "--leader-elect-renew-deadline");
-            return Err(Failure::usage(format!("{a} must be greater than {b}")));
-        }
-        if deadline <= self.leader_elect_retry_period.mul_f64(1.2) || self.leader_elect_retry_period.is_zero()
-        {
-            let (a, b) = ("--leader-elect-renew-deadline", "--leader-elect-retry-period");
-            return Err(Failure::usage(format!("{a} must be greater than {b} times 1.2, and {b} than 0")));
-        }
+        self.leader.check()?;
         if self.horizontal_pod_autoscaler_sync_period.is_zero() {
             return Err(Failure::usage("--horizontal-pod-autoscaler-sync-period must be greater than 0"));
         }
@@ -155,17 +226,19 @@ impl ControlArgs {
         config.controllers = self.enabled(default);
         config.terminated_pod_threshold = self.terminated_pod_gc_threshold;
         config.node_monitor_grace_period = self.node_monitor_grace_period;
+        config.node_startup_grace_period = self.node_startup_grace_period;
+        config.legacy_token_clean_up_period =
+            SignedDuration::try_from(self.legacy_service_account_token_clean_up_period)
+                .unwrap_or(SignedDuration::MAX);
+        config.eviction_rates = EvictionRates {
+            normal: self.node_eviction_rate,
+            secondary: self.secondary_node_eviction_rate,
+            large_cluster: self.large_cluster_size_threshold,
+            unhealthy_zone: self.unhealthy_zone_threshold,
+        };
         config.max_concurrent_rollouts = self.max_concurrent_rollouts;
         config.autoscaler = self.autoscaler();
         config
-    }
-
-    fn times(&self) -> ElectionTimes {
-        ElectionTimes {
-            lease_duration: self.leader_elect_lease_duration,
-            renew_deadline: self.leader_elect_renew_deadline,
-            retry_period: self.leader_elect_retry_period,
-        }
     }
 
     fn autoscaler(&self) -> AutoscalerSettings {
@@ -227,12 +300,13 @@ impl ControlPlane {
                 async move { scheduler.run().await }
             }
         };
-        if parts.args.leader_elect.unwrap_or(parts.is_shared) {
+        if parts.args.leader.leader_elect.unwrap_or(parts.is_shared) {
             let candidate = |name: &str| Candidate {
                 client: Client::new(
                     parts.server.transport(UserInfo::authenticated(&format!("system:{name}"), &[])),
                 ),
-                args: parts.args,
+                args: &parts.args.leader,
+                lease: None,
                 host: parts.host,
                 clock: parts.clock.clone(),
             };
@@ -258,7 +332,9 @@ impl ControlPlane {
 /// Who stands for an election, and how.
 pub(crate) struct Candidate<'a> {
     pub(crate) client: Client,
-    pub(crate) args: &'a ControlArgs,
+    pub(crate) args: &'a LeaderArgs,
+    /// Name of the lease; default that of the program.
+    pub(crate) lease: Option<&'a str>,
     pub(crate) host: &'a str,
     pub(crate) clock: Clock,
 }
@@ -274,10 +350,11 @@ pub(crate) fn lead<F, Fut>(
     F: Fn() -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let Candidate { client, args, host, clock } = candidate;
+    let Candidate { client, args, lease, host, clock } = candidate;
     let identity = format!("{host}_{}", uuid());
     let namespace = &args.leader_elect_resource_namespace;
-    let election = Election::new(client, clock.clone(), namespace, name, &identity, args.times());
+    let lease = lease.unwrap_or(name);
+    let election = Election::new(client, clock.clone(), namespace, lease, &identity, args.times());
     let stopped = stopped.clone();
     tasks.spawn(async move {
         let supervised = || {

@@ -16,25 +16,25 @@ use coracle_controllers::ResourceEntry;
 use coracle_controllers::node_ipam::NodeCidrs;
 use coracle_controllers::runtime::MakeClient;
 use coracle_meta::Status;
+use coracle_meta::cron::duration;
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
-use tokio::signal::unix::{SignalKind, signal};
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::apiserver::read;
-use crate::cluster::host_name;
-use crate::control_plane::{Candidate, ControlArgs, lead};
+use crate::component::{self, Component, ComponentArgs};
+use crate::control_plane::ControlArgs;
 use crate::error::Failure;
 use crate::remote;
 use crate::signer::{ClusterSigner, TokenKey};
 
 const NAME: &str = "kube-controller-manager";
+const PORT: u16 = 10257;
 /// What the controllers read with: one copy for all.
 const INFORMERS: &str = "informers";
 const NAMESPACE: &str = "kube-system";
-/// How the server is told who asks; before the first `/` stands the field manager of all writes.
-const AGENT: &str = "kube-controller-manager/v1.36.2 (linux/amd64) kubernetes/coracle";
 /// How long the server may take to serve a definition after it changed.
 const SETTLE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// Between two tries to learn what an API server serves that does not answer.
@@ -93,9 +93,15 @@ pub struct ControllerManagerArgs {
     /// Leading bits of a node's IPv6 range.
     #[arg(long, default_value_t = 64)]
     pub node_cidr_mask_size_ipv6: u32,
+    /// Longest life of a certificate that is signed.
+    #[arg(long, default_value = "8760h0m0s", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
     /// The controllers.
     #[command(flatten)]
     pub control: ControlArgs,
+    /// Its port, and who may read there.
+    #[command(flatten)]
+    pub component: ComponentArgs,
 }
 
 impl ControllerManagerArgs {
@@ -136,8 +142,7 @@ impl ControllerManagerArgs {
 
 /// Clients of one server, by the name of who asks.
 struct Clients {
-    own: Arc<RemoteServer>,
-    credential: Credential,
+    own: remote::Server,
     /// Connections that show no certificate, for those who show a token; only where each has its own identity.
     bare: Option<Arc<RemoteServer>>,
     made: Mutex<HashMap<String, Client>>,
@@ -149,14 +154,8 @@ impl Clients {
         let dial = |config: &RemoteConfig| config.dial(&url).map_err(|why| remote::failed(path, &why));
         let bare = RemoteConfig { identity: None, bearer: None, ..config.clone() };
         let bare = with_accounts.then(|| dial(&bare)).transpose()?.map(|dial| RemoteServer::new(&url, dial));
-        let credential = config.bearer.clone().map_or(Credential::Connection, Credential::Token);
-        let own = RemoteServer::new(&url, dial(&config)?);
-        Ok((Self { own, credential, bare, made: Mutex::default() }, config))
-    }
-
-    /// The client of the program itself, for one purpose.
-    fn own(&self, purpose: &str) -> Client {
-        Client::new(self.own.transport(&format!("{AGENT}/{purpose}"), self.credential.clone()))
+        let own = remote::Server::new(path, &url, &config, NAME)?;
+        Ok((Self { own, bare, made: Mutex::default() }, config))
     }
 
     /// The client of a controller.
@@ -164,11 +163,11 @@ impl Clients {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || match &self.bare {
             Some(bare) if name != INFORMERS => {
-                let token = AccountToken::new(self.own("tokens"), NAMESPACE, name);
-                let agent = format!("{AGENT}/system:serviceaccount:{NAMESPACE}:{name}");
+                let token = AccountToken::new(self.own.client("tokens"), NAMESPACE, name);
+                let agent = self.own.agent(&format!("system:serviceaccount:{NAMESPACE}:{name}"));
                 Client::new(bare.transport(&agent, Credential::Account(token)))
             }
-            _ => self.own(name),
+            _ => self.own.client(name),
         };
         made.entry(name.to_owned()).or_insert_with(make).clone()
     }
@@ -182,18 +181,22 @@ pub async fn run(args: ControllerManagerArgs) -> Result<(), Failure> {
     args.control.check()?;
     let clock = Clock::system();
     let (clients, remote) = Clients::open(&args.kubeconfig, args.use_service_account_credentials)?;
-    let clients = Arc::new(clients);
+    let (clients, own) = {
+        let clients = Arc::new(clients);
+        (clients.clone(), clients)
+    };
     let root_ca = args.root_ca_file.as_deref().map(read).transpose()?;
     let root_ca = root_ca.or(remote.ca_pem).unwrap_or_default();
     let mut config = args.control.config(root_ca, Vec::new(), &["*"]);
+    config.certificate_life = args.cluster_signing_duration;
     config.node_cidrs = args.node_cidrs()?;
     config.signer = args.signer()?.map(|signer| Arc::new(signer) as _);
     config.token_signer = args.token_signer()?.map(|signer| Arc::new(signer) as _);
     let (told, customs) = watch::channel(Vec::new());
     config.customs = customs;
-    let (stop, stopped) = watch::channel(false);
-    let (mut tasks, mut beside) = (Tasks::new(), Tasks::new());
-    let discovery = Arc::new(Discovery { client: clients.own(INFORMERS), told, names: Mutex::default() });
+    let mut beside = Tasks::new();
+    let discovery =
+        Arc::new(Discovery { client: clients.own.client(INFORMERS), told, names: Mutex::default() });
     let asked = discovery.clone();
     config.refresh = Some(Arc::new(move || {
         let asked = asked.clone();
@@ -213,21 +216,15 @@ pub async fn run(args: ControllerManagerArgs) -> Result<(), Failure> {
             }
         }
     };
-    if args.control.leader_elect.unwrap_or(true) {
-        let client = clients.own("leader-election");
-        let candidate = Candidate { client, args: &args.control, host: &host_name(), clock };
-        lead(&candidate, &mut tasks, &stopped, NAME, work);
-    } else {
-        beside.supervise("controllers", work);
-    }
-    let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::new(e, ""))?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-    stop.send_replace(true);
-    let _ = tokio::time::timeout(RETRY * 5, tasks.join()).await;
-    Ok(())
+    let config = json!({ "kubecontrollermanager.config.k8s.io": { "Generic": {
+        "Port": args.component.secure_port.unwrap_or(PORT), "Address": args.component.bind_address,
+        "Controllers": args.control.controllers,
+        "LeaderElection": args.control.leader.shown(NAME, &args.component),
+    } } });
+    let component =
+        Component { name: NAME, port: PORT, checks: &[("/healthz", &["leaderElection"])], config };
+    let client = |purpose: &str| own.own.client(purpose);
+    component::run(component, (&args.component, &args.control.leader), clock, client, work).await
 }
 
 /// What the server serves, and who is told.

@@ -6,6 +6,7 @@ mod authn;
 mod authz;
 mod cli;
 mod cluster;
+mod component;
 mod control;
 mod control_plane;
 mod controller_manager;
@@ -30,10 +31,12 @@ mod release;
 mod reload;
 mod remote;
 mod runtime;
+mod scheduler;
 mod signer;
 mod snapshot;
 mod store;
 mod up;
+mod upstream_flags;
 
 use std::time::Duration;
 
@@ -62,6 +65,9 @@ fn run() -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log)
         .map_err(|e| Failure::usage(format!("--log {:?}: {e}", cli.log)))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if !cli.without_effect.is_empty() {
+        tracing::info!("without effect here: {}", cli.without_effect.join(" "));
+    }
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -83,6 +89,7 @@ fn run() -> Result<(), Failure> {
             Command::Runtime(args) => runtime::run(args).await,
             Command::Apiserver(args) => apiserver::run(*args, cli.flags).await,
             Command::ControllerManager(args) => controller_manager::run(*args).await,
+            Command::Scheduler(args) => scheduler::run(*args).await,
             Command::Demo(_) => Ok(()),
         }
     });

@@ -91,6 +91,8 @@ pub struct ServerParts<'a> {
     pub node_ports: (u16, u16),
     /// Address told to pods.
     pub advertise: SocketAddr,
+    /// Admission plugins, in order.
+    pub admission: Vec<Box<dyn coracle_admission::Plugin>>,
     /// Access to kubelets.
     pub kubelet_client: Option<KubeletClient>,
     /// Proxies that say for whom they ask.
@@ -105,7 +107,7 @@ pub struct ServerParts<'a> {
     pub audit: Option<coracle_apiserver::AuditConfig>,
 }
 
-/// Puts a configuration together: authenticators, authorizers and admission are those of every cluster.
+/// Puts a configuration together.
 pub fn server_config(parts: ServerParts<'_>) -> Config {
     let issuer = Arc::new(parts.issuer);
     let (issuer2, clock2, with_certs) = (issuer.clone(), parts.clock.clone(), parts.client_ca.is_some());
@@ -135,7 +137,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         anonymous,
         authorizers: parts.authorizers,
         token_issuer: Some(issuer),
-        admission: coracle_admission::plugins(),
+        admission: parts.admission,
         service_cidr: parts.service_cidr.into(),
         node_port_range: parts.node_ports,
         advertise: parts.advertise,
@@ -312,10 +314,11 @@ async fn start_server(
         service_cidr: &cluster.service_cidr,
         node_ports: (30000, 32767),
         advertise: SocketAddr::new(*node_ip, cluster.api_port),
+        admission: coracle_admission::plugins(),
         kubelet_client: Some(KubeletClient {
             cert_pem: pki.apiserver_kubelet.cert.clone(),
             key_pem: pki.apiserver_kubelet.key.clone(),
-            ca_pem: pki.ca.clone(),
+            ca_pem: Some(pki.ca.clone()),
         }),
         front_proxy: Some(front_proxy(&pki.front_proxy_ca)),
         proxy_client: Some(Tls {

@@ -205,7 +205,7 @@ impl Keeper<'_> {
 pub fn signing_key(dir: &Path) -> Result<String, Failure> {
     let path = dir.join("sa.key");
     if let Some(key) = read(&path)? {
-        return match rcgen::KeyPair::from_pem(&key) {
+        return match coracle_auth::private_key::pkcs8(&key) {
             Ok(_) => Ok(key),
             Err(e) => Err(unusable(
                 &path,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use coracle_apiserver::{RemoteClient, RemoteConfig, Tls};
 use coracle_auth::Remote;
+use coracle_client::{Client, Credential, RemoteServer};
 use serde_yaml_ng::Value;
 
 use crate::apiserver::read;
@@ -28,6 +29,46 @@ pub fn open(path: &Path) -> Result<(String, Arc<dyn Remote>), Failure> {
 pub fn config(path: &Path) -> Result<(String, RemoteConfig), Failure> {
     let file: Value = serde_yaml_ng::from_str(&read(path)?).map_err(|e| failed(path, &e.to_string()))?;
     parse(&file, path.parent().unwrap_or(Path::new("/"))).map_err(|why| failed(path, &why))
+}
+
+/// An API server elsewhere, for one who asks there under one identity.
+pub struct Server {
+    server: Arc<RemoteServer>,
+    credential: Credential,
+    agent: String,
+}
+
+impl Server {
+    /// The server of the current context of a kubeconfig file; `program` is upstream's name of who asks.
+    ///
+    /// # Errors
+    /// A file that cannot be read or understood, or names what cannot be used.
+    pub fn open(path: &Path, program: &str) -> Result<Self, Failure> {
+        let (url, config) = config(path)?;
+        Self::new(path, &url, &config, program)
+    }
+
+    /// The same for a file that was read before.
+    ///
+    /// # Errors
+    /// A file that names what cannot be used.
+    pub fn new(path: &Path, url: &str, config: &RemoteConfig, program: &str) -> Result<Self, Failure> {
+        let credential = config.bearer.clone().map_or(Credential::Connection, Credential::Token);
+        let server = RemoteServer::new(url, config.dial(url).map_err(|why| failed(path, &why))?);
+        let version = crate::GIT_VERSION.split('+').next().unwrap_or_default();
+        let agent = format!("{program}/{version} (linux/amd64) kubernetes/coracle");
+        Ok(Self { server, credential, agent })
+    }
+
+    /// How the server is told who asks; what stands before the first `/` is the field manager of all writes.
+    pub fn agent(&self, purpose: &str) -> String {
+        format!("{}/{purpose}", self.agent)
+    }
+
+    /// A client for one purpose.
+    pub fn client(&self, purpose: &str) -> Client {
+        Client::new(self.server.transport(&self.agent(purpose), self.credential.clone()))
+    }
 }
 
 /// Says that a kubeconfig file cannot be used.

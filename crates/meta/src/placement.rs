@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{
     NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
+use k8s_openapi::api::resource::v1::{DeviceTaint, DeviceToleration};
 
 use crate::selector::{Operator, Requirement};
 
@@ -26,6 +27,20 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "Lt" => numbers().is_some_and(|(taint, bound)| taint < bound),
         _ => false,
     }
+}
+
+/// Whether a toleration of a device request matches a device's taint.
+pub fn tolerates_device(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
+    let text = |of: &Option<String>| of.clone().unwrap_or_default();
+    let matches =
+        |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w.is_empty() || w == is);
+    matches(&toleration.effect, &taint.effect)
+        && matches(&toleration.key, &taint.key)
+        && match toleration.operator.as_deref().unwrap_or("") {
+            "" | "Equal" => text(&toleration.value) == text(&taint.value),
+            "Exists" => true,
+            _ => false,
+        }
 }
 
 /// The first taint among those that `counts` that nothing tolerates.

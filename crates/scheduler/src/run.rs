@@ -389,7 +389,7 @@ async fn let_go(client: &Client, victim: &PodInfo, now: jiff::Timestamp) {
     let at = jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
     let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": preempt::REASON,
         "message": "default-scheduler: preempting to accommodate a higher priority pod",
-        "lastTransitionTime": at});
+        "observedGeneration": victim.pod.metadata.generation, "lastTransitionTime": at});
     let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
     let (namespace, name) = (victim.namespace.as_str(), victim.name.as_str());
     let gone = |e: &Status| matches!(e.code(), 404 | 409);

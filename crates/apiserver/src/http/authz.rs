@@ -1,4 +1,4 @@
-//! Authorization of HTTP requests, and the refusal's text.
+//! Authorization of HTTP requests.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(crate) async fn check(
     let attributes = attributes(user, info, path, (field_selector, label_selector));
     match server.decide(&attributes).await {
         (Decision::Allow, reason) => Ok(reason),
-        (_, reason) => Err(forbidden(&attributes, &reason)),
+        (_, reason) => Err(attributes.forbidden(&reason)),
     }
 }
 
@@ -62,26 +62,4 @@ pub(crate) fn attributes(
 pub(crate) fn name_in(field_selector: &str) -> &str {
     let name = field_selector.strip_prefix("metadata.name=").unwrap_or("");
     if name.contains([',', '=', '!']) { "" } else { name }
-}
-
-/// `User "x" cannot list resource "pods" in API group "" in the namespace "y"`.
-pub(crate) fn forbidden(a: &Attributes, reason: &str) -> Status {
-    let user = &a.user.name;
-    let mut why = if a.is_resource {
-        let resource = match a.subresource.as_str() {
-            "" => a.resource.clone(),
-            sub => format!("{}/{sub}", a.resource),
-        };
-        let place = match a.namespace.as_str() {
-            "" => "at the cluster scope".to_owned(),
-            namespace => format!("in the namespace {namespace:?}"),
-        };
-        format!("User {user:?} cannot {} resource {resource:?} in API group {:?} {place}", a.verb, a.group)
-    } else {
-        format!("User {user:?} cannot {} path {:?}", a.verb, a.path)
-    };
-    if !reason.is_empty() {
-        why = format!("{why}: {reason}");
-    }
-    Status::forbidden(&a.group, &a.resource, &a.name, &why)
 }

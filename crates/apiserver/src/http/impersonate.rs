@@ -11,7 +11,6 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use parking_lot::Mutex;
 
-use super::authz::forbidden;
 use super::metrics::families;
 use super::query::decode_path;
 use crate::server::Server;
@@ -83,7 +82,7 @@ async fn is_open(server: &Server, way: &Mode) -> Result<(), Status> {
     for step in &way.steps {
         match step {
             Step::Allowed(what) => allowed(server, way.name, what).await?,
-            Step::Never(what, why) => return Err(forbidden(what, why)),
+            Step::Never(what, why) => return Err(what.forbidden(why)),
             Step::AllOrEach(all, each) => {
                 if allowed(server, way.name, all).await.is_err() {
                     for what in each {
@@ -102,7 +101,7 @@ async fn allowed(server: &Server, mode: &'static str, what: &Attributes) -> Resu
         true => Ok(()),
         false => match server.decide(what).await {
             (Decision::Allow, _) => Ok(()),
-            (_, reason) => Err(forbidden(what, &reason)),
+            (_, reason) => Err(what.forbidden(&reason)),
         },
     };
     let labels = || vec![outcome(decision.is_ok()).into(), mode.into()];

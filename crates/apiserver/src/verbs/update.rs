@@ -19,7 +19,6 @@ use super::create::{place, wipe_system_fields};
 use super::{Caller, Input, Outcome, Part, check_options};
 use crate::cache::CacheEntry;
 use crate::codec;
-use crate::http::authz::forbidden;
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -124,7 +123,7 @@ impl Server {
             ..Attributes::default()
         };
         if let (Decision::Deny | Decision::NoOpinion, reason) = self.decide(&wish).await {
-            return Err(forbidden(&wish, &reason));
+            return Err(wish.forbidden(&reason));
         }
         wipe_system_fields(sent.obj.meta_mut());
         resource.def.strategy.default(&mut *sent.obj);

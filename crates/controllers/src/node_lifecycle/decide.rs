@@ -1,5 +1,6 @@
 //! Whether a node is alive, and which taints it bears: pure.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ const PRESSURES: [(&str, &str); 4] = [
     ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
 ];
+
+/// Labels, and what they were called before.
+const LABELS_BEFORE: [(&str, &str); 2] =
+    [("kubernetes.io/os", "beta.kubernetes.io/os"), ("kubernetes.io/arch", "beta.kubernetes.io/arch")];
 
 /// When a kubelet was last heard of, by our own clock: the node's may be wrong.
 #[derive(Debug)]
@@ -52,7 +57,7 @@ pub(super) fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondit
 }
 
 /// `True`, `False` or `Unknown`; `Unknown` without the condition.
-pub(super) fn ready_status(node: &Node) -> &str {
+pub(crate) fn ready_status(node: &Node) -> &str {
     condition(node, "Ready").map_or("Unknown", |c| c.status.as_str())
 }
 
@@ -113,19 +118,54 @@ fn is_ours(taint: &Taint) -> bool {
     }
 }
 
-/// The taints the node must bear, unless it bears them.
-pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
-    let mut wanted: Vec<(&str, &str)> = Vec::new();
-    let readiness = match ready_status(node) {
+/// Whether nodes that are not ready lose their pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evictions {
+    /// They do.
+    Allowed,
+    /// Those that lose them already; no others yet.
+    Held,
+    /// None does.
+    Stopped,
+}
+
+/// The taint of a node by its readiness.
+fn readiness(node: &Node) -> Option<&'static str> {
+    match ready_status(node) {
         "True" => None,
         "False" => Some(NOT_READY),
         // A node that never reported is not ready rather than unreachable.
         _ if never_reported(node) => Some(NOT_READY),
         _ => Some(UNREACHABLE),
-    };
-    if let Some(key) = readiness {
+    }
+}
+
+fn current_taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or(&[])
+}
+
+/// Whether a taint lets a node's pods go because it is not ready.
+fn evicts(taint: &Taint) -> bool {
+    taint.effect == "NoExecute" && (taint.key == NOT_READY || taint.key == UNREACHABLE)
+}
+
+/// Whether a node's pods would have to go, and it is not their turn yet.
+pub(super) fn awaits_eviction(node: &Node) -> bool {
+    readiness(node).is_some() && !never_reported(node) && !current_taints(node).iter().any(evicts)
+}
+
+/// The taints the node must bear, unless it bears them.
+pub(super) fn taints(node: &Node, evictions: Evictions, now: Timestamp) -> Option<Vec<Taint>> {
+    let current = current_taints(node);
+    let mut wanted: Vec<(&str, &str)> = Vec::new();
+    if let Some(key) = readiness(node) {
         wanted.push((key, "NoSchedule"));
-        if !never_reported(node) {
+        let lose_pods = match evictions {
+            Evictions::Allowed => true,
+            Evictions::Held => current.iter().any(evicts),
+            Evictions::Stopped => false,
+        };
+        if lose_pods && !never_reported(node) {
             wanted.push((key, "NoExecute"));
         }
     }
@@ -137,7 +177,6 @@ pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     if node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)) {
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
-    let current = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     let is = |taint: &Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
     let keeps = |taint: &Taint| !is_ours(taint) || wanted.iter().any(|w| is(taint, *w));
     let mut taints: Vec<Taint> = current.iter().filter(|taint| keeps(taint)).cloned().collect();
@@ -152,6 +191,17 @@ pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
         }
     }
     (taints != current).then_some(taints)
+}
+
+/// The labels of a node with those of before, which say the same as today's, unless it has them.
+pub(super) fn labels(node: &Node) -> Option<BTreeMap<String, String>> {
+    let mut labels = node.metadata.labels.clone()?;
+    for (key, before) in LABELS_BEFORE {
+        if let Some(value) = labels.get(key).cloned() {
+            labels.insert(before.to_owned(), value);
+        }
+    }
+    (node.metadata.labels.as_ref() != Some(&labels)).then_some(labels)
 }
 
 #[cfg(test)]
@@ -196,11 +246,38 @@ mod tests {
         let mine = json!({ "key": "example.com/mine", "effect": "NoSchedule" });
         let not_ready = json!({ "key": NOT_READY, "effect": "NoSchedule" });
         let ready = node(&json!([{ "type": "Ready", "status": "True" }]), &json!([mine, not_ready]));
-        assert_eq!(keys(taints(&ready, at(0))), Some(vec!["example.com/mine:NoSchedule".to_owned()]));
+        assert_eq!(
+            keys(taints(&ready, Evictions::Allowed, at(0))),
+            Some(vec!["example.com/mine:NoSchedule".to_owned()])
+        );
         let unknown = node(&json!([{ "type": "Ready", "status": "Unknown" }]), &json!([not_ready]));
         let wanted = [format!("{UNREACHABLE}:NoSchedule"), format!("{UNREACHABLE}:NoExecute")];
-        assert_eq!(keys(taints(&unknown, at(0))), Some(wanted.to_vec()));
+        assert_eq!(keys(taints(&unknown, Evictions::Allowed, at(0))), Some(wanted.to_vec()));
         let new = node(&json!([]), &json!([not_ready]));
-        assert_eq!(keys(taints(&new, at(0))), None);
+        assert_eq!(keys(taints(&new, Evictions::Allowed, at(0))), None);
+    }
+
+    #[test]
+    fn pods_stay_where_evictions_are_held_or_stopped() {
+        let gone = node(&json!([{ "type": "Ready", "status": "Unknown" }]), &json!([]));
+        assert!(awaits_eviction(&gone));
+        let only_scheduling = Some(vec![format!("{UNREACHABLE}:NoSchedule")]);
+        assert_eq!(keys(taints(&gone, Evictions::Held, at(0))), only_scheduling);
+        let tainted = json!([{ "key": NOT_READY, "effect": "NoExecute" }]);
+        let swapped = node(&json!([{ "type": "Ready", "status": "Unknown" }]), &tainted);
+        assert!(!awaits_eviction(&swapped));
+        let both = [format!("{UNREACHABLE}:NoSchedule"), format!("{UNREACHABLE}:NoExecute")];
+        assert_eq!(keys(taints(&swapped, Evictions::Held, at(0))), Some(both.to_vec()));
+        assert_eq!(keys(taints(&swapped, Evictions::Stopped, at(0))), only_scheduling);
+    }
+
+    #[test]
+    fn labels_of_before_follow_those_of_today() {
+        let with = |labels: Value| -> Node {
+            serde_json::from_value(json!({ "metadata": { "labels": labels } })).expect("a node")
+        };
+        let new = labels(&with(json!({ "kubernetes.io/os": "linux", "beta.kubernetes.io/os": "x" })));
+        assert_eq!(new.expect("changed")["beta.kubernetes.io/os"], "linux");
+        assert_eq!(labels(&with(json!({ "beta.kubernetes.io/arch": "arm64" }))), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Taint eviction: deletes the pods that do not tolerate their node's NoExecute taints, when their time
 //! is up.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Taint};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::{DESCRIPTOR, pods_by_node};
+use crate::pods::disruption_target;
 use crate::runtime::{Action, Context, Controller, ObjectKey, Reconciler, ignore_not_found, name_of};
 
 /// Starts the controller. Its keys are nodes.
@@ -28,6 +30,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         api: cx.client(DESCRIPTOR.name).api(),
         events: cx.recorder_as(DESCRIPTOR.name, "taint-eviction-controller"),
         clock: cx.clock.clone(),
+        waiting: Mutex::default(),
     });
     let tainted = nodes.clone();
     Controller::new(DESCRIPTOR)
@@ -49,7 +52,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
                     let new_spec = new.spec.as_ref().map(|s| (&s.node_name, &s.tolerations));
                     podutil::node_name(new).filter(|_| old_spec != new_spec)
                 }
-                Change::Deleted(_) => None,
+                Change::Deleted(pod) => podutil::node_name(pod),
             };
             let Some(node) = bound.and_then(|name| tainted.get("", name)) else { return };
             if no_execute(&node).next().is_some() {
@@ -71,47 +74,74 @@ struct Evict {
     api: Api<Pod>,
     events: EventRecorder,
     clock: Clock,
+    /// By node: the pods that go when their time is up.
+    waiting: Mutex<BTreeMap<String, BTreeSet<ObjectKey>>>,
 }
 
 #[async_trait]
 impl Reconciler for Evict {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, Status> {
-        let Some(node) = self.nodes.get("", &key.name) else { return Ok(Action::AwaitChange) };
-        let taints: Vec<&Taint> = no_execute(&node).collect();
-        if taints.is_empty() {
+        let Some(node) = self.nodes.get("", &key.name) else {
+            self.waiting.lock().remove(&key.name);
             return Ok(Action::AwaitChange);
-        }
+        };
+        let taints: Vec<&Taint> = no_execute(&node).collect();
         let now = self.clock.now();
         let mut next: Option<Duration> = None;
-        for pod in self.pods.get(&key.name) {
-            if pod.metadata.deletion_timestamp.is_some() {
-                continue;
-            }
-            match decide(&taints, &pod, now) {
+        let mut waiting = BTreeSet::new();
+        let (mut evicted, pods) = (Vec::new(), self.pods.get(&key.name));
+        for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            match decide(&taints, pod, now) {
                 Fate::Stays => {}
-                Fate::GoesIn(wait) => next = Some(next.map_or(wait, |n| n.min(wait))),
-                Fate::GoesNow => self.evict(&pod).await?,
+                Fate::GoesIn(wait) => {
+                    next = Some(next.map_or(wait, |n| n.min(wait)));
+                    waiting.insert(ObjectKey::of(&pod.metadata));
+                }
+                Fate::GoesNow => evicted.push(pod),
             }
+        }
+        let due: BTreeSet<ObjectKey> = evicted.iter().map(|pod| ObjectKey::of(&pod.metadata)).collect();
+        let before = if waiting.is_empty() {
+            self.waiting.lock().remove(&key.name)
+        } else {
+            self.waiting.lock().insert(key.name.clone(), waiting.clone())
+        };
+        for kept in before.iter().flatten().filter(|pod| !waiting.contains(*pod) && !due.contains(*pod)) {
+            self.tell(kept, &format!("Cancelling deletion of Pod {kept}"));
+        }
+        for pod in evicted {
+            self.evict(pod).await?;
         }
         Ok(next.map_or(Action::AwaitChange, Action::RequeueAfter))
     }
 }
 
 impl Evict {
+    /// Tells of a pod's fate. It is named without its uid, as upstream does.
+    fn tell(&self, pod: &ObjectKey, message: &str) {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(pod.namespace.clone()),
+            name: Some(pod.name.clone()),
+            ..ObjectReference::default()
+        };
+        self.events.event_about(about, EventType::Normal, "TaintManagerEviction", message.to_owned());
+    }
+
     async fn evict(&self, pod: &Pod) -> Result<(), Status> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
         let name = name_of(pod);
-        let message = format!("Marking for deletion Pod {namespace}/{name}");
-        self.events.event(pod, EventType::Normal, "TaintManagerEviction", message);
-        let condition = json!({
-            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": Time(self.clock.now()),
-        });
-        let patch = json!({ "status": { "conditions": [condition] } });
-        match self.api.patch_status(namespace, name, PatchKind::Strategic, patch).await {
-            Err(status) if status.reason() == Reason::NotFound => return Ok(()),
-            outcome => drop(outcome?),
+        let key = ObjectKey::of(&pod.metadata);
+        self.tell(&key, &format!("Marking for deletion Pod {key}"));
+        let why = "Taint manager: deleting due to NoExecute taint";
+        if let Some(condition) = disruption_target(pod, "DeletionByTaintManager", why, self.clock.now()) {
+            let patch =
+                json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
+            match self.api.patch_status(namespace, name, PatchKind::Strategic, patch).await {
+                Err(status) if status.reason() == Reason::NotFound => return Ok(()),
+                outcome => drop(outcome?),
+            }
         }
         let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
         ignore_not_found(self.api.delete(namespace, name, options).await)
@@ -126,6 +156,15 @@ enum Fate {
     GoesNow,
 }
 
+/// Since when a pod has to tolerate a taint: it may have come to its node when the taint was old.
+fn tolerating_since(taint: &Taint, pod: &Pod, now: Timestamp) -> Timestamp {
+    let scheduled = podutil::condition(pod, "PodScheduled").filter(|c| c.status == "True");
+    let came = scheduled.and_then(|c| c.last_transition_time.clone());
+    let came = came.or_else(|| pod.metadata.creation_timestamp.clone()).map(|time| time.0);
+    let added = taint.time_added.as_ref().map(|time| time.0);
+    came.max(added).unwrap_or(now)
+}
+
 /// A pod goes at once where a taint is not tolerated, else when the shortest tolerance is over.
 fn decide(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Fate {
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.clone()).unwrap_or_default();
@@ -135,7 +174,7 @@ fn decide(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Fate {
         if matching.peek().is_none() {
             return Fate::GoesNow;
         }
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let since = tolerating_since(taint, pod, now);
         for seconds in matching.filter_map(|toleration| toleration.toleration_seconds) {
             let wait = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
             let end = since.checked_add(wait).unwrap_or(Timestamp::MAX);
@@ -151,9 +190,14 @@ fn decide(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Fate {
 
 #[cfg(test)]
 mod tests {
+    use coracle_client::ListOptions;
+    use coracle_client::testing::FakeTransport;
+    use k8s_openapi::api::core::v1::Event;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::testing::{context, eventually};
 
     fn pod(tolerations: &Value) -> Pod {
         serde_json::from_value(json!({
@@ -181,5 +225,46 @@ mod tests {
         check(limited(300), Fate::GoesIn(Duration::from_secs(250)));
         check(limited(50), Fate::GoesNow);
         check(json!([{ "key": key, "operator": "Equal", "value": "x" }]), Fate::GoesNow);
+    }
+
+    #[test]
+    fn a_pod_that_came_to_an_old_taint_tolerates_it_from_then_on() {
+        let at = |second| Timestamp::from_second(second).expect("in range");
+        let taint = Taint {
+            key: "k".into(),
+            effect: "NoExecute".into(),
+            time_added: Some(Time(at(100))),
+            value: None,
+        };
+        let mut late = pod(&json!([{ "operator": "Exists", "tolerationSeconds": 60 }]));
+        late.metadata.creation_timestamp = Some(Time(at(1000)));
+        assert_eq!(decide(&[&taint], &late, at(1020)), Fate::GoesIn(Duration::from_secs(40)));
+        assert_eq!(decide(&[], &late, at(9999)), Fate::Stays, "no taint, no end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_when_a_pod_need_not_go_after_all() {
+        let fake = FakeTransport::new(Clock::system());
+        let client = fake.client();
+        let (nodes, pods) = (client.api::<Node>(), client.api::<Pod>());
+        let tainted = json!({ "metadata": { "name": "n" },
+            "spec": { "taints": [{ "key": "k", "effect": "NoExecute" }] } });
+        nodes.create("", serde_json::from_value(tainted).expect("a node")).await.expect("created");
+        let mut patient = pod(&json!([{ "operator": "Exists", "tolerationSeconds": 900 }]));
+        patient.spec.get_or_insert_default().node_name = Some("n".to_owned());
+        patient.metadata.creation_timestamp = Some(Time(Timestamp::now()));
+        pods.create("ns", patient).await.expect("created");
+        let cx = context(&fake);
+        let task = tokio::spawn(run(&cx));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let free = json!({ "spec": { "taints": null } });
+        nodes.patch("", "n", PatchKind::Merge, free).await.expect("patched");
+        eventually(|| async {
+            let all = client.api::<Event>().list("ns", ListOptions::default()).await.expect("listed");
+            all.iter().any(|e| e.message.as_deref() == Some("Cancelling deletion of Pod ns/p"))
+        })
+        .await;
+        assert_eq!(pods.list("ns", ListOptions::default()).await.expect("listed").len(), 1);
+        task.abort();
     }
 }
