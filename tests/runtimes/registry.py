@@ -105,14 +105,14 @@ class Images:
             layer.entry(name, tarfile.DIRTYPE, 0o755)
         layer.file("etc/passwd", PASSWD)
         layer.file("etc/group", GROUP)
-        for package in ("libc6", "libsmartcols1", "util-linux", "libproc2-0", "procps"):
+        for package in ("libc6", "libsmartcols1", "util-linux"):
             with tempfile.TemporaryDirectory() as folder:
                 root = self.unpacked(package, folder)
                 layer.library(root)
-                # What Debian's busybox has not.
-                for program in ("usr/bin/ipcs", "usr/bin/pgrep"):
-                    if (root / program).is_file():
-                        layer.file(program, (root / program).read_bytes(), 0o755)
+                if package == "util-linux":
+                    layer.file("usr/bin/ipcs", (root / "usr/bin/ipcs").read_bytes(), 0o755)
+        # What Debian's busybox has not.
+        layer.file("usr/bin/pgrep", b'#!/bin/sh\nexec pidof "$1"\n', 0o755)
         with tempfile.TemporaryDirectory() as folder:
             busybox = self.unpacked("busybox", folder) / "bin/busybox"
             layer.file("bin/busybox", busybox.read_bytes(), 0o755)
