@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+pub use legacy::{LegacyUse, LegacyUses};
+
 use crate::user::{Authenticator, AuthnError, Credentials, UserInfo};
 
 /// Tokens whose signature is remembered as good.
@@ -99,6 +101,7 @@ pub struct TokenIssuer {
     jwks: Value,
     issuer: String,
     audiences: Vec<String>,
+    uses: LegacyUses,
 }
 
 impl std::fmt::Debug for TokenIssuer {
@@ -151,7 +154,13 @@ impl TokenIssuer {
             jwks: json!({ "keys": [key] }),
             issuer: issuer_url.to_owned(),
             audiences: api_audiences,
+            uses: LegacyUses::default(),
         })
+    }
+
+    /// Uses of tokens in Secrets that are to be written down.
+    pub fn legacy_uses(&self) -> &LegacyUses {
+        &self.uses
     }
 
     /// Issues a token; also says when it expires.
@@ -319,7 +328,8 @@ impl ServiceAccountAuthenticator {
             return Ok(None);
         }
         let invalid = |e: AuthnError| AuthnError(format!("invalid bearer token: {}", e.0));
-        Ok(Some((legacy::check(&claims, token, &*self.objects).map_err(invalid)?, served)))
+        let uses = (&self.issuer.uses, self.clock.now());
+        Ok(Some((legacy::check(&claims, token, &*self.objects, uses).map_err(invalid)?, served)))
     }
 
     fn claims(&self, token: &str) -> Result<Option<Arc<Claims>>, AuthnError> {

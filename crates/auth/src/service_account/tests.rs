@@ -161,6 +161,19 @@ async fn a_token_kept_in_a_secret_is_good_for_as_long_as_the_secret_holds_it() {
     assert!(why(s.ask(&token).await).ends_with("Token has been invalidated"), "no such Secret");
     s.objects.put(secret(&token, &[]));
     let user = s.ask(&token).await.expect("valid").expect("a user");
+    let uses = s.issuer.legacy_uses().next().await;
+    let today = Timestamp::from_second(START).expect("a time").strftime("%Y-%m-%d").to_string();
+    let patch = json!({ "metadata": { "uid": "kept-uid",
+        "labels": { "kubernetes.io/legacy-token-last-used": today } } });
+    assert_eq!(uses.iter().map(LegacyUse::patch).collect::<Vec<_>>(), [patch]);
+    s.objects.put(secret(&token, &[("kubernetes.io/legacy-token-last-used", &today)]));
+    s.ask(&token).await.expect("valid").expect("a user");
+    tokio::select! {
+        biased;
+        uses = s.issuer.legacy_uses().next() => panic!("it is written down: {uses:?}"),
+        () = std::future::ready(()) => {}
+    }
+    s.objects.put(secret(&token, &[]));
     assert_eq!((user.name.as_str(), user.uid.as_str()), ("system:serviceaccount:ns:sa", "sa-uid"));
     s.second.fetch_add(1 << 33, Ordering::Relaxed);
     assert!(s.ask(&token).await.expect("valid").is_some(), "it has no end");
