@@ -155,9 +155,9 @@ pub(super) fn check(
     if account.meta().deletion_timestamp.is_some() {
         return Err(AuthnError(format!("ServiceAccount {namespace}/{name} has been deleted")));
     }
-    let now = account.meta().uid.as_deref().unwrap_or("");
-    if now != uid {
-        return Err(AuthnError(format!("ServiceAccount UID ({now}) does not match claim ({uid})")));
+    let own = account.meta().uid.as_deref().unwrap_or("");
+    if own != uid {
+        return Err(AuthnError(format!("ServiceAccount UID ({own}) does not match claim ({uid})")));
     }
     uses.note(secret, now);
     let labels = secret.metadata.labels.as_ref();
