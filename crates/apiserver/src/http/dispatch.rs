@@ -16,7 +16,7 @@ use super::body::{self, Body};
 use super::info::Info;
 use super::negotiate::{self, Format};
 use super::pipeline::Incomer;
-use super::query::{Query, check_dry_run};
+use super::query::{Query, check_dry_run, check_one_policy};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
 use super::web_socket;
@@ -456,6 +456,7 @@ impl Call<'_> {
         let dry: Vec<&str> =
             value["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         check_dry_run("DeleteOptions", &dry)?;
+        check_one_policy(value["propagationPolicy"].as_str(), value["orphanDependents"].is_boolean())?;
         Ok((delete_options_of(&value), true))
     }
 
