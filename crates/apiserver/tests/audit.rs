@@ -49,7 +49,7 @@ async fn logging() -> (Cluster, Log) {
 fn field(number: u8, value: &str) -> String {
     let length = u8::try_from(value.len()).unwrap();
     assert!(length < 128);
-    format!("{}{}{value}", char::from(number << 3 | 2), char::from(length))
+    format!("{}{}{value}", char::from((number << 3) | 2), char::from(length))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -259,12 +259,12 @@ fn tokens_of_every_algorithm_are_checked_with_the_key_of_their_kind_only() {
     let random = ring::rand::SystemRandom::new();
 
     let p521 = p521::ecdsa::SigningKey::from_slice(&[&[0][..], &[7; 65]].concat()).expect("a key");
-    let point = p521.verifying_key().to_sec1_bytes();
-    let (x, y) = point[1..].split_at(66);
+    let point = p521.verifying_key().to_sec1_point(false);
+    let (x, y) = point.as_bytes()[1..].split_at(66);
     let rsa_der = PrivatePkcs8KeyDer::from_pem_slice(RSA_KEY.as_bytes()).expect("PEM");
     let rsa = ring::signature::RsaKeyPair::from_pkcs8(rsa_der.secret_pkcs8_der()).expect("an RSA key");
-    let (n, e) = (rsa.public().modulus(), rsa.public().exponent());
-    let (n, e) = (encode(n.big_endian_without_leading_zero()), encode(e.big_endian_without_leading_zero()));
+    let parts = ring::signature::RsaPublicKeyComponents::<Vec<u8>>::from(rsa.public());
+    let (n, e) = (encode(&parts.n), encode(&parts.e));
     let ec = |kind| {
         let document = ring::signature::EcdsaKeyPair::generate_pkcs8(kind, &random).expect("a key");
         ring::signature::EcdsaKeyPair::from_pkcs8(kind, document.as_ref(), &random).expect("a key")
