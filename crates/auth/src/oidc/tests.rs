@@ -254,6 +254,7 @@ async fn groups_that_are_elsewhere_are_fetched_with_the_token_that_was_given_for
 #[test]
 fn tokens_of_every_algorithm_are_checked_with_the_key_of_their_kind_only() {
     use p521::ecdsa::signature::Signer as _;
+    use ring::signature::KeyPair as _;
     crate::jwt::install();
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     let random = ring::rand::SystemRandom::new();
