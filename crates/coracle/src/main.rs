@@ -18,6 +18,7 @@ mod error;
 mod following;
 mod image;
 mod kubeconfig;
+mod kubelet_config;
 mod node;
 mod node_args;
 mod pki;
@@ -38,10 +39,6 @@ use std::time::Duration;
 
 use cli::Command;
 use error::Failure;
-
-/// Every object is hundreds of small allocations; see docs/adr/0017-allocator.md.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What the API reports as its version.
 pub const GIT_VERSION: &str = "v1.36.2+coracle";
@@ -75,6 +72,7 @@ fn run() -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
+        tokio::spawn(coracle_runtime::give_back_when_quiet());
         match cli.command {
             Command::Up(args) => up::up(*args).await,
             Command::Down(args) => down::down(args).await,

@@ -18,6 +18,8 @@ mod purge;
 mod slices;
 mod sysctl;
 
+use std::time::Duration;
+
 pub use cni::{CniConfig, CniNetwork};
 pub use config::{Cidr, NetworkConfig};
 pub use coracle_cri::NetworkError;
@@ -30,4 +32,16 @@ pub use purge::{preflight, purge};
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
     let what = what.into();
     move |cause| NetworkError::Kernel { what, cause: cause.to_string() }
+}
+
+/// Serves until it is dropped. Failures are logged and tried again.
+async fn again<F: Future<Output = Result<(), NetworkError>>>(what: &str, serve: impl Fn() -> F) {
+    let mut wait = Duration::from_millis(100);
+    loop {
+        if let Err(e) = serve().await {
+            tracing::error!(error = %e, "{what} failed; starting again");
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(30));
+    }
 }

@@ -58,6 +58,13 @@ pub(super) fn attachment_name(wanted: &Wanted, node: &str) -> String {
     format!("csi-{hex}")
 }
 
+/// Whether this controller made it, by its name: what others made is theirs to delete.
+fn is_ours(attachment: &VolumeAttachment) -> bool {
+    let digest = name_of(attachment).strip_prefix("csi-");
+    digest
+        .is_some_and(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+}
+
 fn annotation<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
     node.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
@@ -149,7 +156,7 @@ pub(super) fn decide(view: &View<'_>) -> Plan {
         view.wanted.iter().map(|(unique, wanted)| (attachment_name(wanted, view.name), unique)).collect();
     let told = view.node.map(attached_of).unwrap_or_default();
     let mut known = BTreeSet::new();
-    for attachment in view.all.iter().filter(|a| a.spec.node_name == view.name) {
+    for attachment in view.all.iter().filter(|a| a.spec.node_name == view.name && is_ours(a)) {
         let name = name_of(&**attachment);
         let is_attached = attachment.status.as_ref().is_some_and(|status| status.attached);
         if let Some(unique) = names.get(name) {
@@ -259,6 +266,13 @@ mod tests {
         assert_eq!(report(&fresh, true).report, Some(BTreeSet::from([UNIQUE.to_owned()])));
         let told = node(&json!({ "volumesAttached": [{ "name": UNIQUE, "devicePath": "" }] }), "", "True");
         assert_eq!(report(&told, true), Plan::default());
+    }
+
+    #[test]
+    fn what_others_attached_stays() {
+        let mut others = VolumeAttachment::clone(&attachment("n", true));
+        others.metadata.name = Some("made-by-hand".into());
+        assert_eq!(plan(Some(&node(&json!({}), "", "True")), None, &[Arc::new(others)], 0), Plan::default());
     }
 
     #[test]

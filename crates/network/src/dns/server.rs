@@ -21,9 +21,9 @@ use super::answer::{self, Decision};
 use super::forward::Upstream;
 use super::zone::{Cluster, Zone};
 use crate::config::NetworkConfig;
-use crate::failed;
 use crate::links::Links;
 use crate::slices::Slices;
+use crate::{again, failed};
 
 /// Queries that wait for other name servers, and open TCP connections, at one time.
 const AT_ONCE: usize = 1024;
@@ -88,14 +88,7 @@ impl DnsServer {
 
     /// Answers until it is dropped. Failures (the port is in use) are logged and tried again.
     pub async fn run(self) {
-        let mut wait = Duration::from_millis(100);
-        loop {
-            if let Err(e) = self.serve().await {
-                error!(error = %e, "DNS failed; starting again");
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(30));
-        }
+        again("DNS", || self.serve()).await;
     }
 
     async fn serve(&self) -> Result<(), NetworkError> {

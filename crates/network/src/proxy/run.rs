@@ -9,16 +9,16 @@ use coracle_cri::NetworkError;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::changes::{Changes, Key, Maps};
 use super::program::{self, Balancer};
 use super::ruleset::{RuleSet, service_rules};
 use crate::config::NetworkConfig;
-use crate::failed;
 use crate::links::Links;
 use crate::nft::{Batch, Socket};
 use crate::slices::{Slices, service_of};
+use crate::{again, failed};
 
 /// How long a burst is gathered after its first change.
 const GATHER: Duration = Duration::from_millis(4);
@@ -50,14 +50,7 @@ impl ServiceProxy {
 
     /// Works until it is dropped. Failures are logged and tried again.
     pub async fn run(self) {
-        let mut wait = Duration::from_millis(100);
-        loop {
-            if let Err(e) = self.serve().await {
-                error!(error = %e, "service proxy failed; starting again");
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(30));
-        }
+        again("service proxy", || self.serve()).await;
     }
 
     async fn serve(&self) -> Result<(), NetworkError> {

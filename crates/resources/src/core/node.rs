@@ -15,38 +15,24 @@ use crate::podspec::defaults::canonical_list;
 use crate::podspec::requirements;
 use crate::podspec::scheduling::TAINT_EFFECTS;
 
+/// What tables say of both columns of addresses.
+const ADDRESSES: &str = "List of addresses reachable to the node. Queried from cloud provider, if available. More info: \
+     https://kubernetes.io/docs/reference/node/node-status/#addresses Note: This field is declared \
+     as mergeable, but the merge key is not sufficiently unique, which can cause data corruption \
+     when it is merged. Callers should instead use a full-replacement patch. See \
+     https://pr.k8s.io/79391 for an example. Consumers should assume that addresses can change \
+     during the lifetime of a Node. However, there are some exceptions where this may not be \
+     possible, such as Pods that inherit a Node's address in its own status or consumers of the \
+     downward API (status.hostIP).";
+
 const COLUMNS: &[Column] = &[
     NAME,
     column("Status", "string", "", "The status of the node"),
     column("Roles", "string", "", "The roles of the node"),
     AGE,
     column("Version", "string", "", "Kubelet Version reported by the node."),
-    wide_column(
-        "Internal-IP",
-        "string",
-        "",
-        "List of addresses reachable to the node. Queried from cloud provider, if available. More info: \
-         https://kubernetes.io/docs/reference/node/node-status/#addresses Note: This field is declared \
-         as mergeable, but the merge key is not sufficiently unique, which can cause data corruption \
-         when it is merged. Callers should instead use a full-replacement patch. See \
-         https://pr.k8s.io/79391 for an example. Consumers should assume that addresses can change \
-         during the lifetime of a Node. However, there are some exceptions where this may not be \
-         possible, such as Pods that inherit a Node's address in its own status or consumers of the \
-         downward API (status.hostIP).",
-    ),
-    wide_column(
-        "External-IP",
-        "string",
-        "",
-        "List of addresses reachable to the node. Queried from cloud provider, if available. More info: \
-         https://kubernetes.io/docs/reference/node/node-status/#addresses Note: This field is declared \
-         as mergeable, but the merge key is not sufficiently unique, which can cause data corruption \
-         when it is merged. Callers should instead use a full-replacement patch. See \
-         https://pr.k8s.io/79391 for an example. Consumers should assume that addresses can change \
-         during the lifetime of a Node. However, there are some exceptions where this may not be \
-         possible, such as Pods that inherit a Node's address in its own status or consumers of the \
-         downward API (status.hostIP).",
-    ),
+    wide_column("Internal-IP", "string", "", ADDRESSES),
+    wide_column("External-IP", "string", "", ADDRESSES),
     wide_column(
         "OS-Image",
         "string",

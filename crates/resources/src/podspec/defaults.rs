@@ -129,33 +129,33 @@ struct Common<'a> {
     lifecycle: &'a mut Option<Lifecycle>,
 }
 
+macro_rules! common_of {
+    ($container:ident) => {
+        Common {
+            image: $container.image.as_ref(),
+            image_pull_policy: &mut $container.image_pull_policy,
+            termination_message_path: &mut $container.termination_message_path,
+            termination_message_policy: &mut $container.termination_message_policy,
+            ports: &mut $container.ports,
+            env: &mut $container.env,
+            resources: &mut $container.resources,
+            probes: [
+                &mut $container.liveness_probe,
+                &mut $container.readiness_probe,
+                &mut $container.startup_probe,
+            ],
+            lifecycle: &mut $container.lifecycle,
+        }
+    };
+}
+
 fn container(container: &mut Container) {
-    common(Common {
-        image: container.image.as_ref(),
-        image_pull_policy: &mut container.image_pull_policy,
-        termination_message_path: &mut container.termination_message_path,
-        termination_message_policy: &mut container.termination_message_policy,
-        ports: &mut container.ports,
-        env: &mut container.env,
-        resources: &mut container.resources,
-        probes: [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe],
-        lifecycle: &mut container.lifecycle,
-    });
+    common(common_of!(container));
 }
 
 /// Defaults of an ephemeral container.
 pub(crate) fn ephemeral_container(container: &mut EphemeralContainer) {
-    common(Common {
-        image: container.image.as_ref(),
-        image_pull_policy: &mut container.image_pull_policy,
-        termination_message_path: &mut container.termination_message_path,
-        termination_message_policy: &mut container.termination_message_policy,
-        ports: &mut container.ports,
-        env: &mut container.env,
-        resources: &mut container.resources,
-        probes: [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe],
-        lifecycle: &mut container.lifecycle,
-    });
+    common(common_of!(container));
 }
 
 fn common(parts: Common<'_>) {
