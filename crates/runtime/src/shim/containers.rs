@@ -225,8 +225,13 @@ impl Shim {
         }
         container.watchers.push(Watcher { connection, outputs });
         let tty = container.spec.tty;
-        let source = if tty { &container.outputs[0] } else { &container.stdin };
-        let passed = source.as_ref().filter(|_| stdin || tty).and_then(|fd| fd.try_clone().ok());
+        let passed = if !tty && stdin && container.spec.stdin_once {
+            // The first one attached has it alone: when he closes it, the container reads the end.
+            container.stdin.take()
+        } else {
+            let source = if tty { &container.outputs[0] } else { &container.stdin };
+            source.as_ref().filter(|_| stdin || tty).and_then(|fd| fd.try_clone().ok())
+        };
         if stdin && let Some(c) = self.connections.get_mut(&connection) {
             c.feeds = Some(id);
         }

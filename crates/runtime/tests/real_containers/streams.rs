@@ -67,6 +67,17 @@ pub async fn attach_follows_output_and_feeds_stdin(lab: &Lab) {
         assert_eq!(session.exit.await.unwrap().unwrap(), 3);
         assert_eq!(lab.exited(&id).await.exit_code, 3);
     }
+    // Who attaches once and closes the input ends it for the container, though he goes on listening.
+    let config = ContainerConfig { stdin: true, stdin_once: true, ..shell("once", "cat; echo over") };
+    let id = lab.run(&pod, config).await;
+    let mut session = lab.runtime.attach(&id, true, false).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"all\n").await.unwrap();
+    drop(stdin);
+    let mut out = String::new();
+    session.stdout.read_to_string(&mut out).await.unwrap();
+    assert_eq!(out, "all\nover\n");
+    assert_eq!(lab.exited(&id).await.exit_code, 0);
     lab.remove(&pod).await;
 }
 
