@@ -23,7 +23,7 @@ deps:
 test-deps:
 	@.ci/deps build test
 
-tools: test-deps  ## The real kubectl and helm, into target/tools.
+tools: test-deps  ## The real kubectl and helm, etcd, containerd and CNI plug-ins, into target/tools.
 	@.ci/tools target/tools
 
 build: deps

@@ -8,6 +8,7 @@ pub const CLAIMS: &[Claim] = &[
     ("security: users and groups", users_and_groups),
     ("security: rights", rights),
     ("security: refusals", refusals),
+    ("security: users of its own", own_users),
 ];
 
 fn users_and_groups(lab: &Lab) {
@@ -77,4 +78,47 @@ fn refusals(lab: &Lab) {
     check("rooted", root, "CreateContainerConfigError", text);
     let absent = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "absent.json"}});
     check("unprofiled", absent, "CreateContainerError", "cannot load seccomp profile");
+}
+
+fn own_users(lab: &Lab) {
+    let supported = "jsonpath={.items[0].status.runtimeHandlers[0].features.userNamespaces}";
+    assert_eq!(lab.kubectl(&format!("get nodes -o {supported}")), "true", "this kernel has user namespaces");
+    let script = "cat /proc/self/uid_map; id -u; stat -c %u:%g /v /cm/k /bin/sh /etc/hosts; touch /v/mine; \
+        stat -c %u:%g /v/mine; chown 7:8 /v/mine; stat -c %u:%g /v/mine; mkdir /new; hostname renamed; hostname";
+    let mut main = shell(script);
+    main["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}, {"name": "cm", "mountPath": "/cm"}, {"name": "h", "mountPath": "/h"}]);
+    main["securityContext"] = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
+    let host = lab.machine.dir().join("shared");
+    std::fs::create_dir_all(&host).expect("a directory");
+    lab.create(
+        &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mapped"}, "data": {"k": "v"}}),
+    );
+    let spec = json!({"hostUsers": false, "containers": [main], "volumes": [{"name": "v", "emptyDir": {}},
+        {"name": "cm", "configMap": {"name": "mapped"}}, {"name": "h", "hostPath": {"path": host}}]});
+    let printed = lab.output("mapped", spec);
+    let (map, rest) = printed.split_once('\n').unwrap_or_default();
+    let map: Vec<u32> = map.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    assert!(map.len() == 3 && map[0] == 0 && map[1] >= 65536 && map[2] == 65536, "{printed}");
+    assert_eq!(
+        rest, "0\n0:0\n0:0\n0:0\n0:0\n0:0\n7:8\nrenamed\n",
+        "owners are as in a pod of the host's users"
+    );
+
+    // A pod that goes on: exec, one process namespace, writing to the host as root of the pod.
+    let mut main = shell("touch /h/file; echo ready; sleep 1000");
+    main["volumeMounts"] = json!([{"name": "h", "mountPath": "/h"}]);
+    let spec = json!({"hostUsers": false, "shareProcessNamespace": true, "containers": [main],
+        "volumes": [{"name": "h", "hostPath": {"path": host}}]});
+    lab.pod("apart", spec);
+    lab.wait("apart", "runs", |p| p["status"]["containerStatuses"][0]["ready"] == true);
+    let map = lab.kubectl("exec apart -- cat /proc/1/uid_map");
+    let first: u32 = map.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    assert!(first >= 65536, "pid 1 of the pod is no user of the host: {map}");
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(host.join("file")).expect("a file"));
+    assert_eq!(owner, 0, "files keep the owner that the pod sees");
+    let id = lab.get("pod", "apart")["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let record = lab.machine.data(crate::MAIN).join("kubelet/pods").join(id).join("userns");
+    let record = std::fs::read_to_string(record).expect("a record");
+    assert!(record.contains(&format!("\"hostId\":{first}")), "{record}");
+    lab.kubectl("delete pod apart --now");
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::{Claim, IMAGE, Lab, MAIN, shell};
 
 pub const CLAIMS: &[Claim] = &[
+    ("volumes: environment files", environment_files),
     ("volumes: scratch", scratch),
     ("volumes: images", images),
     ("volumes: paths", paths),
@@ -118,4 +119,28 @@ fn projected(lab: &Lab) {
     let printed = lab.kubectl("logs projected");
     assert!(printed.starts_with("12projected") && printed.ends_with("400\n"), "{printed}");
     lab.kubectl("delete pod projected --now");
+}
+
+fn environment_files(lab: &Lab) {
+    let key = |name: &str, key: &str, optional: bool| {
+        json!({"name": name, "valueFrom": {"fileKeyRef":
+            {"volumeName": "env", "path": "settings", "key": key, "optional": optional}}})
+    };
+    let make = |script: &str| {
+        let mut make = shell(script);
+        make["name"] = "make".into();
+        make["volumeMounts"] = json!([{"name": "env", "mountPath": "/e"}]);
+        make
+    };
+    let mut main = shell("echo $A $B; echo ${C-absent}");
+    main["env"] = json!([key("A", "ONE", false), key("B", "TWO", false), key("C", "THREE", true)]);
+    let spec = |init: serde_json::Value, main: &serde_json::Value| json!({"initContainers": [init], "containers": [main], "volumes": [{"name": "env", "emptyDir": {}}]});
+    let good = make("printf \"# made\\nONE='1 # 1'\\nTWO='2' # two\\n\" > /e/settings");
+    assert_eq!(lab.output("env-file", spec(good, &main)), "1 # 1 2\nabsent\n");
+    lab.pod("env-file-bad", spec(make("echo ONE=1 > /e/settings"), &main));
+    lab.wait("env-file-bad", "is told", |p| {
+        let waiting = &p["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["reason"] == "CreateContainerConfigError" && waiting["message"] == "couldn't parse env file"
+    });
+    lab.kubectl("delete pod env-file-bad --now");
 }

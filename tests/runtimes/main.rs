@@ -11,8 +11,11 @@ use serde_json::{Value, json};
 const MAIN: &str = "main";
 /// The test image.
 const IMAGE: &str = "test.example/busybox:1";
-/// Where Debian has its CNI plug-ins.
-const PLUGINS: &str = "/usr/lib/cni";
+
+/// A program or folder of Debian's containerd, runc or CNI plug-ins, as `make tools` unpacks them.
+fn peer(path: &str) -> PathBuf {
+    coracle_testkit::tool(&format!("runtimes/{path}"))
+}
 
 /// A server that ends with the test.
 struct Server(Child);
@@ -146,7 +149,8 @@ fn our_runtime_runs_the_pods_of_a_kubelet_in_another_process() {
 
 /// Configuration of containerd with everything of its own below a directory.
 fn containerd_config(dir: &Path) -> String {
-    let dir = dir.display();
+    let (dir, plugins) = (dir.display(), peer("usr/lib/cni"));
+    let plugins = plugins.display();
     format!(
         r#"version = 2
 root = "{dir}/c-root"
@@ -159,7 +163,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   restrict_oom_score_adj = true
   disable_apparmor = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{PLUGINS}"
+    bin_dir = "{plugins}"
     conf_dir = "{dir}/net.d"
 "#
     )
@@ -178,31 +182,21 @@ fn bridge(dir: &Path) -> PathBuf {
     conf
 }
 
-/// Whether a peer that is no part of this project is on the machine.
-fn has(program: &str) -> bool {
-    let there = Path::new(program).exists();
-    if !there {
-        eprintln!("left out: {program} is not installed");
-    }
-    there
-}
-
 #[test]
 fn debians_containerd_runs_the_pods_of_our_kubelet() {
-    if !has("/usr/bin/containerd") || !has("/usr/lib/cni/bridge") || !has("/usr/sbin/runc") {
-        return;
-    }
     let machine = Machine::new("containerd");
     bridge(machine.dir());
     let config = machine.file("containerd.toml", &containerd_config(machine.dir()));
     let socket = machine.dir().join("containerd.sock");
-    let mut command = machine.lasting(Path::new("/usr/bin/containerd"));
-    command.arg("--config").arg(config);
+    let mut command = machine.lasting(&peer("usr/bin/containerd"));
+    let own = [peer("usr/bin"), peer("usr/sbin")].map(|p| p.display().to_string()).join(":");
+    let path = format!("{own}:{}", std::env::var("PATH").unwrap_or_default());
+    command.arg("--config").arg(config).env("PATH", path);
     let server = start(&mut command, &machine.dir().join("containerd.log"), &socket);
     let archive = archive(&machine);
     let ctr = |args: &[&str]| {
         run(machine
-            .command(Path::new("/usr/bin/ctr"))
+            .command(&peer("usr/bin/ctr"))
             .arg("--address")
             .arg(&socket)
             .args(["-n", "k8s.io"])
@@ -220,14 +214,12 @@ fn debians_containerd_runs_the_pods_of_our_kubelet() {
 
 #[test]
 fn cni_plugins_of_debian_connect_pods_in_place_of_the_built_in_network() {
-    if !has("/usr/lib/cni/bridge") || !has("/usr/lib/cni/portmap") || !has("/usr/sbin/iptables") {
-        return;
-    }
     let machine = Machine::new("cni");
     let conf = bridge(machine.dir()).display().to_string();
     let archive = archive(&machine).display().to_string();
     let dir = machine.dir().to_owned();
-    let lab = Lab::up(machine, &["--cni-conf-dir", &conf, "--cni-bin-dir", PLUGINS]);
+    let plugins = peer("usr/lib/cni").display().to_string();
+    let lab = Lab::up(machine, &["--cni-conf-dir", &conf, "--cni-bin-dir", &plugins]);
     lab.machine.coracle(MAIN, &["image", "import", &archive]).ok();
     let server = json!({"command": ["sh", "-c", "echo hello > /tmp/x; while :; do nc -l -p 8080 -e cat /tmp/x; done"],
         "ports": [{"containerPort": 8080, "hostPort": 18080}]});
@@ -252,5 +244,46 @@ fn cni_plugins_of_debian_connect_pods_in_place_of_the_built_in_network() {
     });
     let records = std::fs::read_dir(lab.machine.data(MAIN).join("cni")).expect("the records").count();
     assert_eq!(records, 0, "no record is left of pods that are gone");
+    lab.down();
+}
+
+#[test]
+fn whole_cpus_of_guaranteed_pods_are_theirs_alone() {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(cpus > 1, "a machine with one CPU has none to give away");
+    let machine = Machine::new("cpus");
+    let archive = archive(&machine).display().to_string();
+    let config = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n\
+        cpuManagerPolicy: static\nkubeReserved: {cpu: 500m}\n";
+    let config = machine.file("kubelet.yaml", config).display().to_string();
+    let lab = Lab::up(machine, &["--kubelet-config", &config]);
+    lab.machine.coracle(MAIN, &["image", "import", &archive]).ok();
+    let sleep = json!({"command": ["sleep", "1000"]});
+    lab.pod("shares", &sleep);
+    lab.running("shares");
+    let allowed = |pod: &str| {
+        let text = lab.kubectl(&["exec", pod, "--", "grep", "Cpus_allowed_list", "/proc/1/status"]);
+        text.split_whitespace().nth(1).unwrap_or_default().to_owned()
+    };
+    let all = allowed("shares");
+    let mut own = sleep.clone();
+    let amounts = json!({"cpu": "1", "memory": "32Mi"});
+    own["resources"] = json!({"requests": amounts, "limits": amounts});
+    lab.pod("owns", &own);
+    lab.running("owns");
+    let given = allowed("owns");
+    assert!(given.parse::<u32>().is_ok(), "one CPU: {given}");
+    retry("the others leave that CPU", 60, || {
+        let now = allowed("shares");
+        if now != all && now != given { Ok(()) } else { Err(format!("{now}, {given} is given")) }
+    });
+    let state = std::fs::read_to_string(lab.machine.data(MAIN).join("kubelet/cpu_manager_state"));
+    let state: Value = serde_json::from_str(&state.expect("a state")).expect("JSON");
+    assert_eq!(state["policyName"], "static", "{state}");
+    lab.kubectl(&["delete", "pod", "owns", "--wait=true", "--timeout=60s"]);
+    retry("the CPU is shared again", 60, || {
+        let now = allowed("shares");
+        if now == all { Ok(()) } else { Err(now) }
+    });
     lab.down();
 }

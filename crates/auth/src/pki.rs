@@ -35,7 +35,7 @@ impl PkiError {
 }
 
 /// A certificate and its private key, PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pem {
     /// The certificate.
     pub cert: String,

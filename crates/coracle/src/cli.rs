@@ -200,6 +200,13 @@ pub enum ImageCommand {
         /// The image, e.g. `registry.example/app:1`.
         image: String,
     },
+    /// Write an image into an OCI archive.
+    Export {
+        /// Name or id.
+        image: String,
+        /// The new file.
+        path: PathBuf,
+    },
     /// List images.
     Ls,
     /// Remove an image.

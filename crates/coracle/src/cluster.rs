@@ -111,6 +111,20 @@ pub fn make_dir(path: &Path, mode: u32) -> Result<(), Failure> {
         .map_err(|e| Failure::file("create directory", path, &e))
 }
 
+/// Makes the directory of what runs. Others may pass through it, to what is theirs: users of pods that are not the
+/// host's reach their files there.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_run_dir(paths: &Paths) -> Result<(), Failure> {
+    let mode: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    for dir in paths.run.parent().into_iter().chain([paths.run.as_path()]) {
+        make_dir(dir, 0o711)?;
+        fs::set_permissions(dir, mode.clone()).map_err(|e| Failure::file("open", dir, &e))?;
+    }
+    Ok(())
+}
+
 /// Writes a file whole or not at all: temporary file, flush, rename.
 ///
 /// # Errors

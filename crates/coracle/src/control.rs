@@ -24,6 +24,13 @@ pub enum Request {
         /// Absolute path.
         path: PathBuf,
     },
+    /// Write an image into an archive.
+    Export {
+        /// Reference or id.
+        image: String,
+        /// Absolute path of the new file.
+        path: PathBuf,
+    },
     /// Pull an image.
     Pull {
         /// Reference.
@@ -112,6 +119,10 @@ async fn answer(parts: Parts, request: Request) -> Result<Value, String> {
             let elsewhere = "images are kept by another container runtime: import them there";
             let own = own.ok_or(elsewhere)?;
             own.import_image(&path).await.map(|names| json!(names)).map_err(|e| e.to_string())
+        }
+        Request::Export { image, path } => {
+            let own = own.ok_or("images are kept by another container runtime: export them there")?;
+            own.export_image(&image, &path).await.map(|()| Value::Null).map_err(|e| e.to_string())
         }
         Request::Pull { image } => {
             images.pull_image(&spec(image), None).await.map(|id| json!(id)).map_err(|e| e.to_string())

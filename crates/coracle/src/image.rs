@@ -25,6 +25,17 @@ pub async fn run(args: ImageArgs) -> Result<(), Failure> {
                 }
             }
         }
+        ImageCommand::Export { image, path } => {
+            let path = std::path::absolute(&path).map_err(|e| Failure::file("write", &path, &e))?;
+            if path.exists() {
+                let text = format!("{} exists already", path.display());
+                return Err(Failure::new(text, "name a file that does not exist"));
+            }
+            ask(&socket, &Request::Export { image: image.clone(), path: path.clone() })
+                .await
+                .map_err(|e| e.or_hint("`coracle image ls` lists what is there"))?;
+            println!("exported {image} to {}", path.display());
+        }
         ImageCommand::Pull { image } => {
             let hint = "check the name and the network, or load an archive with `coracle image import`";
             let id =

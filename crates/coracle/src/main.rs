@@ -19,6 +19,7 @@ mod error;
 mod following;
 mod image;
 mod kubeconfig;
+mod kubelet_config;
 mod node;
 mod node_args;
 mod pki;
@@ -77,6 +78,7 @@ fn run() -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {
+        tokio::spawn(coracle_runtime::give_back_when_quiet());
         match cli.command {
             Command::Up(args) => up::up(*args).await,
             Command::Down(args) => down::down(args).await,

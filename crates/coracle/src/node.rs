@@ -11,7 +11,7 @@ use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
 use coracle_client::{Client, Informers, PatchKind};
 use coracle_controllers::certificates::CertificateSigner;
-use coracle_kubelet::{Kubelet, KubeletConfig};
+use coracle_kubelet::{CpuPolicy, IdRange, ImageGc, Kubelet, KubeletConfig};
 use coracle_network::{DnsServer, ServiceProxy};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::Node as NodeObject;
@@ -218,7 +218,14 @@ impl Node {
 
         let node_client = client(&format!("system:node:{}", cluster.node_name), &["system:nodes"]);
         let informers = Informers::new(node_client.clone());
-        let config = kubelet_config(&paths, &cluster, &pki, node_ip);
+        let mut config = kubelet_config(&paths, &cluster, &pki, node_ip);
+        if let Some(ids) = subordinate_ids()? {
+            config.user_ids = ids;
+        }
+        if let Some(file) = &node.kubelet_config {
+            crate::kubelet_config::read(file, &mut config)?;
+        }
+        crate::kubelet_config::read_credential_providers(&node, &mut config)?;
         tasks.supervise("kubelet", move || {
             let (containers, config) = (containers.clone(), config.clone());
             let (client, informers, clock) = (node_client.clone(), informers.clone(), clock.clone());
@@ -378,6 +385,31 @@ async fn publish_dns(admin: &Client, cluster: &Cluster) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What `/etc/subuid` and `/etc/subgid` give the user `kubelet`, for pods with users of their own.
+fn subordinate_ids() -> Result<Option<IdRange>, Failure> {
+    let of = |path: &str| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        IdRange::subordinate(&text).map_err(|e| broken(path, e))
+    };
+    let (users, groups) = (of("/etc/subuid")?, of("/etc/subgid")?);
+    if users != groups {
+        return Err(broken("/etc/subgid", "mismatched subuids and subgids for user \"kubelet\""));
+    }
+    Ok(users)
+}
+
+/// A configuration for tests.
+#[cfg(test)]
+pub fn testing_config() -> KubeletConfig {
+    let paths = Paths::new(std::path::Path::new("/nonexistent")).expect("paths");
+    let cluster = Cluster {
+        pod_cidr: "10.244.0.0/24".into(),
+        service_cidr: "10.96.0.0/16".into(),
+        ..Cluster::nameless(&paths)
+    };
+    kubelet_config(&paths, &cluster, &Pki::default(), IpAddr::from([10, 0, 0, 1]))
+}
+
 fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) -> KubeletConfig {
     KubeletConfig {
         node_name: cluster.node_name.clone(),
@@ -399,6 +431,14 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         cluster_domain: cluster.cluster_domain.clone(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        user_ids: IdRange::all(65536),
+        ids_per_pod: 65536,
+        credential_providers: Vec::new(),
+        credential_provider_dir: "/usr/libexec/kubernetes/credential-providers".into(),
+        cpu_policy: CpuPolicy::None,
+        reserved_cpus: None,
+        reserved: BTreeMap::new(),
+        image_gc: ImageGc::UPSTREAM,
         eviction: coracle_kubelet::Thresholds {
             memory: 100 << 20,
             disk_percent: 5,
@@ -406,6 +446,8 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
             inodes_percent: 5,
             pid_percent: 0,
         },
+        shutdown_periods: Vec::new(),
+        system_bus: "/run/dbus/system_bus_socket".into(),
         log_max_size: 10 << 20,
         log_max_files: 5,
     }

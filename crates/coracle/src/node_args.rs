@@ -27,6 +27,23 @@ pub struct NodeArgs {
     /// CNI plug-ins in place of the built-in pod network.
     #[command(flatten)]
     pub cni: CniArgs,
+    /// The kubelet's configuration: a KubeletConfiguration file, as upstream's `--config` takes it.
+    #[arg(long, env = "CORACLE_KUBELET_CONFIG")]
+    pub kubelet_config: Option<PathBuf>,
+    /// Programs that know the credentials of images: a CredentialProviderConfig file.
+    #[arg(
+        long,
+        env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_CONFIG",
+        requires = "image_credential_provider_bin_dir"
+    )]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Where these programs are.
+    #[arg(
+        long,
+        env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR",
+        requires = "image_credential_provider_config"
+    )]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
 }
 
 /// Options about CNI plug-ins.

@@ -15,7 +15,7 @@ use crate::error::Failure;
 const LEAF_DAYS: i64 = 365;
 
 /// All of a cluster's certificates.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pki {
     /// CA certificate (PEM).
     pub ca: String,

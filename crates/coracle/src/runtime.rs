@@ -11,7 +11,7 @@ use coracle_runtime::Runtime;
 use coracle_stdx::{Clock, Tasks};
 
 use crate::cli::RuntimeArgs;
-use crate::cluster::{Cluster, Paths, make_dir, node_ip};
+use crate::cluster::{Cluster, Paths, make_dir, make_run_dir, node_ip};
 use crate::data_dir::{self, Owner};
 use crate::error::Failure;
 use crate::node_args::{CniArgs, NodeArgs};
@@ -132,7 +132,7 @@ pub async fn run(args: RuntimeArgs) -> Result<(), Failure> {
     data_dir::check(&paths.data)?;
     make_dir(&paths.data, 0o700)?;
     let _owner = Owner::take(&paths)?;
-    make_dir(&paths.run, 0o700)?;
+    make_run_dir(&paths)?;
     let cluster =
         Cluster { pod_cidr: args.pod_cidr, service_cidr: String::new(), ..Cluster::nameless(&paths) };
     let ip = node_ip().unwrap_or(IpAddr::from([127, 0, 0, 1]));

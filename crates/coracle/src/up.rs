@@ -9,7 +9,7 @@ use coracle_stdx::Clock;
 use tokio::net::TcpListener;
 
 use crate::cli::UpArgs;
-use crate::cluster::{Cluster, Paths, check_args, make_dir, node_ip};
+use crate::cluster::{Cluster, Paths, check_args, make_dir, make_run_dir, node_ip};
 use crate::data_dir::{self, Owner};
 use crate::down::{context_name, dismantle};
 use crate::error::Failure;
@@ -195,7 +195,7 @@ async fn bring_up(args: &UpArgs, paths: &Paths, progress: &Progress) -> Result<N
     let ip = args.node_ip.or_else(node_ip).ok_or_else(|| {
         Failure::new("this machine has no network address", "give it one, or tell one with --node-ip")
     })?;
-    make_dir(&paths.run, 0o700)?;
+    make_run_dir(paths)?;
     progress.step("machine", &format!("{} at {ip}, data in {}", cluster.node_name, paths.data.display()));
 
     let api = bind(args.bind_address, cluster.api_port, "api-port").await?;

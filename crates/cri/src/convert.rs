@@ -10,6 +10,7 @@ mod stats;
 
 pub(crate) use container::config as container_config;
 pub(crate) use runtime::EVENTS;
+pub(crate) use sandbox::check_users;
 pub(crate) use stats::{container_stats, filesystem, sandbox_stats, sum};
 
 use coracle_grpc::{Code, Status};

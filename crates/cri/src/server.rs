@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
-use crate::convert::{EVENTS, container_stats, filesystem, sandbox_stats};
+use crate::convert::{EVENTS, check_users, container_stats, filesystem, sandbox_stats};
 use crate::remote::{Job, Wanted};
 use crate::service::{CriError, ImageService, RuntimeService};
 use crate::stream_server::StreamServer;

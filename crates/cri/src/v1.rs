@@ -72,9 +72,11 @@ messages! {
     /// An environment variable.
     KeyValue { key: String, value: String }
     /// A bind mount. `propagation`: 0 private, 1 host to container, 2 bidirectional. With `image` the files are
-    /// those of an image (below `image_sub_path`), which is present, and `host_path` is empty.
+    /// those of an image (below `image_sub_path`), which is present, and `host_path` is empty; `image_ref` is what a
+    /// status tells of it. With `id_mapping` owners are shifted as in the pod's user namespace.
     Mount { container_path: String, host_path: String, readonly: bool, recursive_read_only: bool,
-        propagation: i32, image: String, image_sub_path: String }
+        propagation: i32, image: String, image_sub_path: String, image_ref: String,
+        id_mapping: Option<IdMapping> }
     /// A device made available.
     Device { container_path: String, host_path: String, permissions: String }
     /// cgroup limits; 0 and empty mean unset. Memory in bytes, quota and period in microseconds; processors and

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use coracle_meta::quantity::Quantity;
+
 /// Configuration of a [`crate::Kubelet`].
 #[derive(Clone, Debug)]
 pub struct KubeletConfig {
@@ -46,8 +48,28 @@ pub struct KubeletConfig {
     pub resolv_conf: PathBuf,
     /// `status.capacity.pods`.
     pub max_pods: u32,
+    /// Ids of the host that pods with users of their own are given.
+    pub user_ids: crate::user_namespaces::IdRange,
+    /// How many of them a pod gets.
+    pub ids_per_pod: u32,
+    /// Programs that know credentials of images, and where they are.
+    pub credential_providers: Vec<crate::credential_plugins::Provider>,
+    /// The directory of these programs.
+    pub credential_provider_dir: PathBuf,
+    /// Who has which CPUs.
+    pub cpu_policy: crate::cpus::CpuPolicy,
+    /// CPUs that no pod has to itself, by number.
+    pub reserved_cpus: Option<crate::cpus::CpuSet>,
+    /// What of the machine is not for pods.
+    pub reserved: BTreeMap<String, Quantity>,
+    /// When images that nobody uses go.
+    pub image_gc: crate::image_gc::ImageGc,
     /// When the node is short of something and pods must go.
     pub eviction: crate::evict::Thresholds,
+    /// How long pods may take to end when the machine goes down, by priority; empty: they are not ended.
+    pub shutdown_periods: Vec<crate::shutdown::ShutdownPeriod>,
+    /// Socket of the system bus, on which logind tells of shutdowns; need not exist.
+    pub system_bus: PathBuf,
     /// Size in bytes at which a container log is rotated.
     pub log_max_size: u64,
     /// How many files a container's log may have, the current one included.
@@ -68,6 +90,9 @@ pub enum KubeletError {
     /// A certificate or key cannot be used.
     #[error("the kubelet's certificates cannot be used: {0}")]
     Certificates(String),
+    /// The CPUs cannot be given away as configured.
+    #[error("[cpumanager] {0}")]
+    Cpus(String),
     /// A directory could not be made.
     #[error("cannot create {path}: {source}")]
     Directory {

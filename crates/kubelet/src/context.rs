@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::container::fields::Facts;
+use crate::cpus::Cpus;
+use crate::credential_plugins::CredentialPlugins;
 use crate::devices::Devices;
 use crate::evict::Pressures;
 use crate::images::Images;
@@ -20,7 +22,9 @@ use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::pod::field_path;
 use crate::prober::ProbeKey;
+use crate::shutdown::Shutdown;
 use crate::tokens::Tokens;
+use crate::user_namespaces::UserNamespaces;
 use coracle_stdx::files::Watcher;
 
 /// Shared by the workers, the server and the node's status.
@@ -49,16 +53,24 @@ pub struct Context {
     pub tokens: Arc<Tokens>,
     /// Devices of plug-ins.
     pub devices: Arc<Devices>,
+    /// Programs that know credentials of images.
+    pub credential_plugins: CredentialPlugins,
+    /// Who has which CPUs.
+    pub cpus: Cpus,
     /// Images and pulls.
     pub images: Images,
     /// What the machine has.
     pub machine: Machine,
     /// Who has how much of it.
     pub allocations: Allocations,
+    /// Ids of pods with users of their own.
+    pub user_namespaces: UserNamespaces,
     /// The host's resolver configuration.
     pub host_dns: DnsConfig,
     /// Changes of log files.
     pub files: Watcher,
+    /// Whether the node is going down.
+    pub shutdown: Shutdown,
     /// What the node is short of.
     pub pressures: Mutex<Pressures>,
     /// How often probes went how.

@@ -7,14 +7,23 @@ use jiff::Timestamp;
 
 use crate::pod::after;
 
-/// From this use of the disk on, per cent, images go …
-const HIGH: u64 = 85;
-/// … until it is down to this.
-const LOW: u64 = 80;
-/// With so many bytes left nothing has to go, however large the disk.
-const ENOUGH: u64 = 10 << 30;
-/// An image stays at least so many seconds after it was last used.
-const MIN_AGE: i64 = 120;
+/// When images that nobody uses go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageGc {
+    /// From this use of the disk on, per cent, images go …
+    pub high: u64,
+    /// … until it is down to this.
+    pub low: u64,
+    /// With so many bytes left nothing has to go, however large the disk.
+    pub enough: u64,
+    /// An image stays at least so many seconds after it was last used.
+    pub min_age: i64,
+}
+
+impl ImageGc {
+    /// Upstream's, but that it would empty large disks that have room enough.
+    pub const UPSTREAM: Self = Self { high: 85, low: 80, enough: 10 << 30, min_age: 120 };
+}
 
 /// Whether a container with this image reference and name stands on the image.
 pub fn stands_on(reference: &str, name: &str, image: &Image) -> bool {
@@ -34,19 +43,20 @@ pub fn choose(
     disk: (u64, u64),
     pressure: bool,
     now: Timestamp,
+    limits: ImageGc,
 ) -> Vec<String> {
     let (capacity, free) = disk;
     let busy = capacity.saturating_sub(free);
     let percent = (busy * 100).checked_div(capacity).unwrap_or(0);
-    if !pressure && (percent < HIGH || free > ENOUGH) {
+    if !pressure && (percent < limits.high || free > limits.enough) {
         return Vec::new();
     }
-    let goal = if pressure { u64::MAX } else { busy.saturating_sub(capacity / 100 * LOW) };
+    let goal = if pressure { u64::MAX } else { busy.saturating_sub(capacity / 100 * limits.low) };
     let mut idle: Vec<(&Image, Timestamp)> = images
         .iter()
         .filter(|i| !i.pinned)
         .filter_map(|i| Some((i, *used.get(&i.id)?)))
-        .filter(|(_, last)| after(*last, MIN_AGE) <= now)
+        .filter(|(_, last)| after(*last, limits.min_age) <= now)
         .collect();
     idle.sort_by_key(|(_, last)| *last);
     let mut freed = 0;
@@ -72,7 +82,9 @@ mod tests {
         let t = |s: i64| Timestamp::from_second(s).expect("time");
         let used = [("new", 990), ("old", 20), ("older", 10), ("own", 0)];
         let used: HashMap<String, Timestamp> = used.map(|(id, s)| (id.to_owned(), t(s))).into();
-        let choose = |free: u64, pressure: bool| choose(&images, &used, (100, free), pressure, t(1000));
+        let limits = ImageGc::UPSTREAM;
+        let choose =
+            |free: u64, pressure: bool| choose(&images, &used, (100, free), pressure, t(1000), limits);
         assert!(choose(20, false).is_empty());
         assert_eq!(choose(15, false), ["older", "old"]);
         assert_eq!(choose(18, true), ["older", "old"]);

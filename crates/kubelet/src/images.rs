@@ -212,7 +212,7 @@ impl Images {
     }
 }
 
-/// Credentials for an image: of the pod's pull secrets, then of the node's own docker configuration.
+/// Credentials for an image: of the pod's pull secrets, of the node's own docker configuration, of plug-ins.
 async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<Option<AuthConfig>> {
     let mut entries = Vec::new();
     for reference in spec(pod).image_pull_secrets.iter().flatten() {
@@ -232,6 +232,7 @@ async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<Option<AuthCon
     let own = std::fs::read(cx.config.root.join("config.json")).unwrap_or_default();
     let mut found = keyring::lookup(&entries, image);
     found.extend(keyring::lookup(&keyring::parse(&own), image));
+    found.extend(cx.credential_plugins.lookup(cx, pod, image).await);
     found.into_iter().map(Some).collect()
 }
 

@@ -12,6 +12,18 @@ pub struct Entry {
     auth: AuthConfig,
 }
 
+/// Credentials for a place.
+pub fn entry(place: &str, username: &str, password: &str) -> Entry {
+    let auth = AuthConfig {
+        username: username.to_owned(),
+        password: password.to_owned(),
+        server_address: place.to_owned(),
+        ..AuthConfig::default()
+    };
+    let bare = place.trim_start_matches("https://").trim_start_matches("http://");
+    Entry { place: bare.to_owned(), auth }
+}
+
 /// Host of Docker's registry under its old name.
 const DOCKER: &str = "index.docker.io";
 
@@ -74,7 +86,8 @@ fn label_fits(pattern: &str, label: &str) -> bool {
 }
 
 impl Entry {
-    fn fits(&self, image: &str) -> bool {
+    /// Whether it is for an image.
+    pub fn fits(&self, image: &str) -> bool {
         let (host, path) = place_of(image);
         let (own_host, own_path) = self.place.split_once('/').unwrap_or((&self.place, ""));
         let own_host = if own_host == "docker.io" { DOCKER } else { own_host };

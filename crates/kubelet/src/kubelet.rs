@@ -13,6 +13,8 @@ use crate::allocation::Allocations;
 use crate::config::{KubeletConfig, KubeletError};
 use crate::container::dns;
 use crate::context::Context;
+use crate::cpus::{Cpus, Topology};
+use crate::credential_plugins::CredentialPlugins;
 use crate::devices::{self, Devices};
 use crate::images::Images;
 use crate::machine::Machine;
@@ -20,7 +22,8 @@ use crate::manager::Pods;
 use crate::objects::Objects;
 use crate::server::{Server, tls};
 use crate::tokens::Tokens;
-use crate::{node, rotate, watchman};
+use crate::user_namespaces::UserNamespaces;
+use crate::{cpus, node, rotate, shutdown, watchman};
 use coracle_stdx::files::Watcher;
 
 /// The agent of a node.
@@ -83,6 +86,10 @@ impl Kubelet {
         tasks.supervise("kubelet server", move || server.clone().serve(listener.clone(), tls.clone()));
         let (watch_cx, watch_pods) = (cx.clone(), pods.clone());
         tasks.supervise("eviction", move || watchman::run(watch_cx.clone(), watch_pods.clone()));
+        let (down_cx, down_pods) = (cx.clone(), pods.clone());
+        let cpu_cx = cx.clone();
+        tasks.supervise("cpus", move || cpus::run(cpu_cx.clone()));
+        tasks.supervise("shutdown", move || shutdown::run(down_cx.clone(), down_pods.clone()));
         tasks.supervise("pods", move || {
             let (pods, cx, informer) = (pods.clone(), cx.clone(), pods_informer.clone());
             async move { pods.run(cx, informer).await }
@@ -99,7 +106,7 @@ impl Kubelet {
         let host_resolv = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
         let files = Watcher::new()
             .map_err(|source| KubeletError::Directory { path: "inotify instance".into(), source })?;
-        let machine = Machine::read(&config.root, config.max_pods);
+        let machine = Machine::read(&config.root, config.max_pods, config.reserved.clone());
         Ok(Context {
             events: EventRecorder::with_host(
                 self.client.clone(),
@@ -112,14 +119,21 @@ impl Kubelet {
             objects: Objects::new(self.informers),
             tokens: Arc::new(Tokens::new(self.client.clone(), self.clock.clone())),
             devices: Arc::new(Devices::open(&config.device_plugins)),
+            credential_plugins: CredentialPlugins::new(
+                config.credential_provider_dir.clone(),
+                config.credential_providers.clone(),
+            ),
+            cpus: open_cpus(&config)?,
             images: Images::new(self.images.clone(), self.clock.clone()),
             allocations: Allocations::new(machine.view(&config.node_name)),
             machine,
+            user_namespaces: UserNamespaces::open(config.user_ids, config.ids_per_pod, &config.root),
             host_dns: dns::parse_resolv_conf(&host_resolv),
             client: self.client,
             runtime: self.runtime,
             image_service: self.images,
             streams: self.streams,
+            shutdown: Default::default(),
             pressures: Default::default(),
             probe_counts: Default::default(),
             started: self.clock.now(),
@@ -128,6 +142,16 @@ impl Kubelet {
             config,
         })
     }
+}
+
+/// The CPU manager as configured.
+fn open_cpus(config: &KubeletConfig) -> Result<Cpus, KubeletError> {
+    let topology = Topology::read(std::path::Path::new("/sys/devices/system"));
+    let milli = config.reserved.get("cpu").map_or(0, |q| q.milli());
+    // Part of a CPU cannot be kept from others.
+    let count = usize::try_from(milli.max(0)).unwrap_or(0).div_ceil(1000);
+    Cpus::open(config.cpu_policy, topology, config.reserved_cpus.clone(), count, &config.root)
+        .map_err(KubeletError::Cpus)
 }
 
 /// Unmounts and removes what kubelets with this [`KubeletConfig::root`] left: pod directories and their

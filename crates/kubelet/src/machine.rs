@@ -32,6 +32,8 @@ pub struct Machine {
     pub os_image: String,
     /// `amd64`, `arm64`, ….
     pub architecture: &'static str,
+    /// What is not for pods.
+    pub reserved: BTreeMap<String, Quantity>,
     /// Whether the kernel enforces AppArmor profiles.
     pub app_armor: bool,
 }
@@ -65,7 +67,7 @@ const fn architecture() -> &'static str {
 
 impl Machine {
     /// Reads the machine; `root` is the directory whose file system counts.
-    pub fn read(root: &Path, max_pods: u32) -> Self {
+    pub fn read(root: &Path, max_pods: u32, reserved: BTreeMap<String, Quantity>) -> Self {
         let disk = rustix::fs::statvfs(root).map_or(0, |v| v.f_frsize.saturating_mul(v.f_blocks));
         let memory = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
         let machine_id = read("/etc/machine-id");
@@ -83,6 +85,7 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease"),
             os_image: os_release(&read("/etc/os-release"), "PRETTY_NAME").unwrap_or_else(|| "Linux".into()),
             architecture: architecture(),
+            reserved,
             app_armor: read("/sys/module/apparmor/parameters/enabled") == "Y",
         }
     }
@@ -103,13 +106,19 @@ impl Machine {
         amounts
     }
 
-    /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk).
+    /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk), less what is kept
+    /// back.
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         let mut amounts = self.capacity();
         let huge: i64 = self.huge_pages.values().sum();
         let memory = (self.memory - huge - (100 << 20)).max(0) / 1024;
         amounts.insert("memory".into(), Quantity::parse(&format!("{memory}Ki")).unwrap_or_default());
         amounts.insert("ephemeral-storage".into(), Quantity::from(self.disk / 10 * 9));
+        for (name, reserved) in &self.reserved {
+            if let Some(amount) = amounts.get_mut(name) {
+                *amount = (*amount - *reserved).max(Quantity::default());
+            }
+        }
         amounts
     }
 

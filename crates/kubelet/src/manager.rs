@@ -128,6 +128,7 @@ impl Pods {
         let orphans = cx.clone();
         let known = informer.list().into_iter().chain(statics.iter().cloned());
         let known: HashSet<String> = known.map(|p| names::uid(&p).to_owned()).collect();
+        cx.cpus.retain(&known);
         tokio::spawn(async move { remove_orphans(&orphans, &known).await });
         self.statics(&cx, &statics, &informer);
         let mut changes = informer.subscribe();
@@ -218,6 +219,7 @@ fn remove_orphaned_directories(cx: &Context, known: &HashSet<String>) {
         if let Err(e) = volumes::remove_pod_directory(&entry.path()) {
             warn!(path = %entry.path().display(), error = %e, "orphaned pod directory not removed");
         }
+        cx.user_namespaces.release(&uid);
     }
     for entry in entries(&cx.config.log_root) {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -59,7 +59,7 @@ fn with_extended(
 }
 
 async fn look(cx: &Context) -> Seen {
-    let mut not_ready = Vec::new();
+    let mut not_ready: Vec<String> = cx.shutdown.status().into_iter().collect();
     let mut runtime = RuntimeStatus::default();
     match cx.runtime.status().await {
         Ok(status) => {
@@ -346,6 +346,7 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
     let informer = cx.informers.filtered::<Node>("", options);
     let mut changes = informer.subscribe();
     let mut devices = cx.devices.changes();
+    let mut shutdown = cx.shutdown.changes();
     let mut reported = tokio::time::Instant::now();
     let mut force = true;
     loop {
@@ -371,6 +372,7 @@ async fn keep_status(cx: &Context, node: &mut Arc<Node>, mut seen: Seen) {
                 change = changes.next() => change,
                 // At once: pods may wait for it.
                 _ = devices.changed() => break,
+                _ = shutdown.changed() => break,
                 () = tokio::time::sleep_until(until) => break,
             };
             match change {

@@ -153,6 +153,8 @@ impl Server {
         serde_json::json!({"kubeletconfig": {
             "staticPodPath": c.static_pods, "address": "0.0.0.0", "port": c.port, "maxPods": c.max_pods,
             "clusterDomain": c.cluster_domain, "clusterDNS": c.cluster_dns, "resolvConf": c.resolv_conf,
+            "reservedSystemCPUs": c.reserved_cpus.as_ref().map(ToString::to_string),
+            "imageGCHighThresholdPercent": c.image_gc.high, "imageGCLowThresholdPercent": c.image_gc.low,
             "containerLogMaxSize": c.log_max_size.to_string(), "containerLogMaxFiles": c.log_max_files,
             "cgroupRoot": c.cgroup_root, "authentication": {"anonymous": {"enabled": false},
                 "webhook": {"enabled": true}}, "authorization": {"mode": "Webhook"},

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_cri::CriError;
-use coracle_cri::v1::Image;
+use coracle_cri::v1::{IdMapping, Image};
 use coracle_meta::{Reason, Status};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use crate::container::config::{self, Inputs};
 use crate::container::env::{self, References};
-use crate::container::{hosts, sandbox};
+use crate::container::{hosts, resources, sandbox};
 use crate::context::Context;
 use crate::hooks;
 use crate::images::{Held, Wanted};
 use crate::names;
+use crate::user_namespaces;
 use crate::volumes::MountedVolumes;
 
 /// Makes a pod's directories and sandbox, and its hosts file once the addresses are known.
@@ -35,6 +36,11 @@ async fn make_sandbox(cx: &Context, pod: &Pod, attempt: u32) -> Result<(), CriEr
     let mut config = sandbox::config(pod, attempt, &cx.host_dns, &cx.config);
     config.runtime_handler = runtime_handler(cx, pod).await.map_err(CriError::Internal)?;
     let directory = cx.directory(names::uid(pod));
+    if cx.cpus.has_own(names::uid(pod)) {
+        // Whole CPUs are no share of time.
+        config.resources.cpu_quota = 0;
+    }
+    config.namespaces.user_namespace = users(cx, pod, &config.runtime_handler, &directory).await?;
     for path in [std::path::Path::new(&config.log_directory), &directory] {
         std::fs::create_dir_all(path)
             .map_err(|e| CriError::Internal(format!("mkdir {}: {e}", path.display())))?;
@@ -54,6 +60,21 @@ async fn runtime_handler(cx: &Context, pod: &Pod) -> Result<String, String> {
     let Some(name) = name else { return Ok(String::new()) };
     let class = cx.client.api::<RuntimeClass>().get("", name).await;
     class.map(|c| c.handler.clone()).map_err(|e| format!("failed to get sandbox runtime: {e}"))
+}
+
+/// The ids that stand for the pod's users, if it wants its own.
+async fn users(
+    cx: &Context,
+    pod: &Pod,
+    handler: &str,
+    directory: &std::path::Path,
+) -> Result<Option<IdMapping>, CriError> {
+    if !user_namespaces::wanted(pod) {
+        return Ok(None);
+    }
+    let handlers = cx.runtime.status().await?.handlers;
+    user_namespaces::check_handler(pod, handler, &handlers).map_err(CriError::Internal)?;
+    cx.user_namespaces.of(pod, directory).map_err(CriError::Internal)
 }
 
 /// Writes the pod's hosts file.
@@ -114,7 +135,9 @@ pub async fn start_container(cx: &Context, s: &Start) -> Result<String, Held> {
             retry(),
         ));
     }
-    let sandbox = sandbox::config(&s.pod, s.sandbox_attempt, &cx.host_dns, &cx.config);
+    let mut sandbox = sandbox::config(&s.pod, s.sandbox_attempt, &cx.host_dns, &cx.config);
+    // All volumes of a pod have its users.
+    sandbox.namespaces.user_namespace = config.mounts.iter().find_map(|m| m.id_mapping.clone());
     let id = match cx.runtime.create_container(&s.sandbox_id, config, sandbox).await {
         Ok(id) => id,
         Err(e) => {
@@ -178,7 +201,7 @@ async fn configure(
     image: &Image,
     image_volumes: &BTreeMap<String, String>,
 ) -> Result<coracle_cri::v1::ContainerConfig, String> {
-    let refs = references(cx, &s.pod, &s.container).await.map_err(|e| e.to_string())?;
+    let refs = references(cx, s).await.map_err(|e| e.to_string())?;
     let facts = cx.facts(&s.pod, &s.ips);
     cx.services.wait_synced().await;
     let mut services = cx.services.list_namespace(names::namespace(&s.pod));
@@ -199,6 +222,11 @@ async fn configure(
         target: &s.target,
     })?;
     cx.devices.equip(names::uid(&s.pod), &mut config);
+    let sizes = cx.machine.huge_pages.keys().copied();
+    resources::limit_huge_pages(&s.container, sizes, &mut config.resources);
+    cx.cpus.apply(names::uid(&s.pod), &s.container.name, &mut config.resources);
+    let users = cx.user_namespaces.of(&s.pod, &cx.directory(names::uid(&s.pod)))?;
+    config.mounts.iter_mut().for_each(|m| m.id_mapping.clone_from(&users));
     Ok(config)
 }
 
@@ -211,14 +239,15 @@ fn found<T>(result: Result<T, Status>) -> Result<Option<T>, Status> {
 }
 
 /// Reads what the container's environment refers to.
-async fn references(cx: &Context, pod: &Pod, container: &Container) -> Result<References, Status> {
-    let (mut maps, mut secrets) = env::referenced(container);
+async fn references(cx: &Context, s: &Start) -> Result<References, Status> {
+    let (mut maps, mut secrets) = env::referenced(&s.container);
     for names in [&mut maps, &mut secrets] {
         names.sort();
         names.dedup();
     }
-    let namespace = names::namespace(pod);
-    let mut refs = References::default();
+    let namespace = names::namespace(&s.pod);
+    let volumes = s.volumes.iter().map(|(name, volume)| (name.clone(), volume.path.clone())).collect();
+    let mut refs = References { volumes, ..References::default() };
     for name in maps {
         let object = found(cx.client.api::<ConfigMap>().get(namespace, &name).await)?;
         refs.config_maps.insert(name, object);

@@ -17,10 +17,13 @@ use tokio::sync::mpsc;
 use crate::allocation::Allocations;
 use crate::config::KubeletConfig;
 use crate::context::Context;
+use crate::cpus::{CpuPolicy, Cpus, Topology};
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
+use crate::shutdown::ShutdownPeriod;
 use crate::tokens::Tokens;
+use crate::user_namespaces::{IdRange, UserNamespaces};
 use coracle_stdx::files::Watcher;
 
 #[derive(Default)]
@@ -319,6 +322,14 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         cluster_domain: "cluster.local".into(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        user_ids: IdRange::all(65536),
+        ids_per_pod: 65536,
+        credential_providers: Vec::new(),
+        credential_provider_dir: directory.to_owned(),
+        cpu_policy: CpuPolicy::None,
+        reserved_cpus: None,
+        reserved: BTreeMap::new(),
+        image_gc: crate::image_gc::ImageGc::UPSTREAM,
         eviction: crate::evict::Thresholds {
             memory: 100 << 20,
             disk_percent: 5,
@@ -326,11 +337,16 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
             inodes_percent: 5,
             pid_percent: 0,
         },
+        shutdown_periods: vec![
+            ShutdownPeriod { priority: 0, seconds: 20 },
+            ShutdownPeriod { priority: 1000, seconds: 10 },
+        ],
+        system_bus: directory.join("bus"),
         log_max_size: 10 << 20,
         log_max_files: 5,
     };
     std::fs::create_dir_all(config.root.join("pods")).expect("directory");
-    let machine = Machine::read(directory, 110);
+    let machine = Machine::read(directory, 110, BTreeMap::new());
     let cx = Context {
         events: EventRecorder::with_host(client.clone(), "kubelet", "n1", clock.clone()),
         services: informers.get::<Service>(),
@@ -338,14 +354,18 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         objects: Objects::new(informers.clone()),
         tokens: Arc::new(Tokens::new(client.clone(), clock.clone())),
         devices: Arc::new(crate::devices::Devices::open(&config.device_plugins)),
+        credential_plugins: Default::default(),
+        cpus: Cpus::open(CpuPolicy::None, Topology::default(), None, 0, directory).expect("no policy"),
         images: Images::new(runtime.clone(), clock.clone()),
         allocations: Allocations::new(machine.view("n1")),
         machine,
+        user_namespaces: UserNamespaces::open(config.user_ids, config.ids_per_pod, directory),
         host_dns: DnsConfig::default(),
         client,
         runtime: runtime.clone(),
         image_service: runtime.clone(),
         streams: coracle_cri::Streams::Here(runtime.clone()),
+        shutdown: Default::default(),
         pressures: Default::default(),
         probe_counts: Default::default(),
         started: clock.now(),

@@ -152,7 +152,8 @@ async fn collect_images(cx: &Context, used: &HashMap<String, Timestamp>, pressur
     let disk = Disk::of(std::path::Path::new(&place.mountpoint));
     let images: Vec<Image> = cx.image_service.list_images().await.unwrap_or_default();
     let now = cx.clock.now();
-    let doomed = image_gc::choose(&images, used, (disk.capacity, disk.available), pressure, now);
+    let doomed =
+        image_gc::choose(&images, used, (disk.capacity, disk.available), pressure, now, cx.config.image_gc);
     for id in doomed {
         info!(image = id, "removing an image that nobody uses");
         if let Err(e) = cx.image_service.remove_image(&image_spec(&id)).await {

@@ -49,6 +49,8 @@ pub enum Message {
     Runtime,
     /// The pod must go; whether because the node is short of something.
     Evict(crate::state::Failure, bool),
+    /// The node goes down: the pod has `grace` seconds. `holds` is dropped when nothing of it runs or is mounted.
+    ShutDown { failure: crate::state::Failure, grace: i64, holds: mpsc::Sender<()> },
     /// A probe's verdict changed.
     Probe(Report),
     /// An object that the pod refers to changed.
@@ -130,6 +132,8 @@ pub struct Worker {
     volume_failures: u32,
     retry_at: Option<Timestamp>,
     closing: Closing,
+    /// Held until everything of the pod is released.
+    leaving: Option<mpsc::Sender<()>>,
 }
 
 /// What others hold of a worker.
@@ -188,6 +192,7 @@ impl Worker {
             volume_failures: 0,
             retry_at: None,
             closing: Closing::No,
+            leaving: None,
         };
         (worker, handle)
     }
@@ -277,7 +282,11 @@ impl Worker {
                     self.consider_resize();
                 }
             }
-            Message::Evict(failure, node) => self.evict(failure, node),
+            Message::Evict(failure, node) => self.evict(failure, node, 1),
+            Message::ShutDown { failure, grace, holds } => {
+                self.evict(failure, true, grace);
+                self.leaving = Some(holds).filter(|_| !self.released());
+            }
             Message::Mirror(mirror) => self.mirrored(mirror),
             Message::Gone => {
                 self.memory.gone = true;

@@ -130,6 +130,8 @@ pub struct Runtime {
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     containers: Mutex<HashMap<String, Arc<ContainerEntry>>>,
     listeners: Mutex<Vec<mpsc::Sender<ContainerEventResponse>>>,
+    /// Whether pods may have user namespaces, once asked.
+    user_namespaces: std::sync::OnceLock<bool>,
 }
 
 impl Runtime {
@@ -142,9 +144,20 @@ impl Runtime {
     pub async fn open(config: RuntimeConfig, network: Arc<dyn PodNetwork>) -> Result<Arc<Self>, CriError> {
         let opening = config.clone();
         let (images, hierarchies) = blocking(move || {
-            for dir in [opening.sandboxes(), opening.containers(), opening.root.join("containers")] {
+            let parts = [
+                opening.sandboxes(),
+                opening.containers(),
+                opening.shifted(),
+                opening.root.join("containers"),
+            ];
+            for dir in parts {
                 std::fs::create_dir_all(&dir)
                     .map_err(|e| io::Error::new(e.kind(), format!("cannot make {}: {e}", dir.display())))?;
+            }
+            // Users of pods pass through to their namespaces and files; the rest, with its environments, is not theirs.
+            for dir in [opening.sandboxes(), opening.containers(), opening.library()] {
+                std::fs::create_dir_all(&dir)?;
+                std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
             }
             Ok((ImageStore::open(&opening.root)?, Hierarchies::detect()))
         })
@@ -158,6 +171,7 @@ impl Runtime {
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             listeners: Mutex::default(),
+            user_namespaces: Default::default(),
         });
         adopt::adopt(&runtime).await?;
         let images = runtime.images.clone();
@@ -190,6 +204,15 @@ impl Runtime {
         })
         .await
         .map_err(|e| CriError::Internal(e.to_string()))?
+    }
+
+    /// Writes an image into a new OCI archive.
+    ///
+    /// # Errors
+    /// There is no such image, or the file cannot be written.
+    pub async fn export_image(&self, name: &str, to: &Path) -> Result<(), CriError> {
+        let (images, name, to) = (self.images.clone(), name.to_owned(), to.to_owned());
+        blocking(move || images::export(&images, &name, &to)).await
     }
 
     /// Makes sure an image exists whose entrypoint is this static program. Cheap if it has not changed.

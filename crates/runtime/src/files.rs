@@ -61,6 +61,29 @@ pub(crate) fn unmount(path: &Path) {
     while rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).is_ok() {}
 }
 
+/// Unmounts a directory and what is mounted right in it, and removes it; absence is success. Nothing that such mounts
+/// show is ever removed: only mount points are, and they are empty.
+///
+/// # Errors
+/// A mount or something else is still there.
+pub(crate) fn remove_mount_points(dir: &Path) -> io::Result<()> {
+    unmount(dir);
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        unmount(&entry.path());
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
 /// Mount points at or below `path` in this mount namespace, deepest first.
 pub(crate) fn mounts_below(path: &Path) -> Vec<std::path::PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -6,6 +6,7 @@
 //! whole.
 
 mod archive;
+mod export;
 mod layer;
 mod pull;
 mod reference;
@@ -14,6 +15,7 @@ mod self_image;
 mod store;
 
 pub(crate) use archive::import;
+pub(crate) use export::export;
 
 /// Whether a name of an image is one.
 ///

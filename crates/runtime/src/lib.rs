@@ -9,6 +9,7 @@ mod cgroup;
 mod daemon;
 mod files;
 mod images;
+mod memory;
 mod namespaces;
 mod preflight;
 mod protocol;
@@ -20,12 +21,14 @@ mod seccomp_table;
 mod shim;
 mod snapshot;
 mod spec;
+mod user_namespace;
 
 use std::path::PathBuf;
 
 use coracle_stdx::Clock;
 
 pub use daemon::Runtime;
+pub use memory::give_back_when_quiet;
 pub use preflight::preflight;
 pub use purge::purge;
 
@@ -61,6 +64,14 @@ impl RuntimeConfig {
     fn containers(&self) -> PathBuf {
         self.state.join("containers")
     }
+    /// Where libcontainer keeps its state.
+    fn library(&self) -> PathBuf {
+        self.state.join("library")
+    }
+    /// What sandboxes and containers with a user namespace see of the host's files, one directory each.
+    fn shifted(&self) -> PathBuf {
+        self.state.join("shifted")
+    }
 }
 
 /// Runs a hidden subcommand if this process was started for one; its exit code. Must be the first call of
@@ -75,6 +86,7 @@ pub fn reexec() -> Option<i32> {
         "__create" => Some(shim::launch::create(&args)),
         "__exec" => Some(shim::launch::exec(&args)),
         "__pause" => Some(shim::pause::run(&args)),
+        "__userns" => Some(user_namespace::hold(&args)),
         _ => None,
     }
 }

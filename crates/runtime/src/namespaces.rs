@@ -1,4 +1,4 @@
-//! Namespaces of a pod: network, IPC and host name, made in a thread that ends at once and kept alive by bind
+//! Namespaces of a pod: network, IPC, host name and users, made in a thread that ends at once and kept alive by bind
 //! mounts, so that no process has to hold them.
 
 use std::fs;
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use coracle_cri::v1::{Map, NamespaceOptions};
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::user_namespace::Holder;
 
 /// Paths of a sandbox's namespaces.
 #[derive(Clone, Debug)]
@@ -31,6 +33,11 @@ impl PodNamespaces {
         self.state.join("utsns").join(&self.sandbox)
     }
 
+    /// The user namespace, if the pod has one.
+    pub fn user(&self) -> PathBuf {
+        self.state.join("userns").join(&self.sandbox)
+    }
+
     /// Makes the namespaces the pod does not share with the host, sets host name and sysctls in them and
     /// brings the loopback interface up.
     pub fn create(&self, options: &NamespaceOptions, hostname: &str, sysctls: &Map) -> io::Result<()> {
@@ -44,13 +51,22 @@ impl PodNamespaces {
             flags |= CloneFlags::CLONE_NEWIPC;
             files.push(("ipc", self.ipc()));
         }
-        for (_, file) in &files {
+        let holder = options.user_namespace.as_ref().map(|m| Holder::start(flags, m)).transpose()?;
+        let users = holder.as_ref().map(|h| (h.namespace("user"), self.user()));
+        for file in files.iter().map(|(_, file)| file).chain(users.iter().map(|(_, file)| file)) {
             fs::create_dir_all(file.parent().unwrap_or(&self.state))?;
             fs::File::create(file)?;
         }
         let (network, hostname, sysctls) = (!options.host_network, hostname.to_owned(), sysctls.clone());
         let made = in_own_thread(move || {
-            unshare(flags)?;
+            match &holder {
+                None => unshare(flags)?,
+                Some(holder) => {
+                    for (kind, _) in &files {
+                        setns(fs::File::open(holder.namespace(kind))?, CloneFlags::empty())?;
+                    }
+                }
+            }
             if network {
                 nix::unistd::sethostname(&hostname)?;
                 loopback_up()?;
@@ -65,6 +81,9 @@ impl PodNamespaces {
             for (kind, file) in &files {
                 rustix::mount::mount_bind(format!("/proc/thread-self/ns/{kind}"), file)?;
             }
+            if let Some((namespace, file)) = &users {
+                rustix::mount::mount_bind(namespace, file)?;
+            }
             Ok(())
         });
         if made.is_err() {
@@ -75,7 +94,7 @@ impl PodNamespaces {
 
     /// Drops the namespaces; those still in use by a process live on until it ends.
     pub fn remove(&self) {
-        for file in [self.network(), self.ipc(), self.uts()] {
+        for file in [self.network(), self.ipc(), self.uts(), self.user()] {
             crate::files::unmount(&file);
             let _ = crate::files::remove_file(&file);
         }
@@ -97,7 +116,9 @@ pub(crate) fn connect_inside(namespace: Option<PathBuf>, port: u16) -> io::Resul
 }
 
 /// Runs `f` in a thread that ends with it: namespaces entered there stain no other work.
-fn in_own_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(crate) fn in_own_thread<T: Send + 'static>(
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     std::thread::Builder::new()
         .name("namespaces".into())
         .stack_size(256 << 10)

@@ -41,6 +41,8 @@ pub(crate) struct LaunchSpec {
     pub capabilities: Vec<String>,
     pub uid: u32,
     pub gid: u32,
+    /// The user of the host that is root in its user namespace; 0 without one.
+    pub host_root: u32,
 }
 
 /// From daemon to shim.

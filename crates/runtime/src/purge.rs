@@ -39,6 +39,10 @@ pub fn purge(config: &RuntimeConfig) -> io::Result<()> {
             unmount(&mount);
         }
     }
+    // Volumes are mounted there: it must be empty before anything is removed.
+    for entry in std::fs::read_dir(config.shifted()).into_iter().flatten().flatten() {
+        crate::files::remove_mount_points(&entry.path())?;
+    }
     hierarchies.remove(&pods);
     hierarchies.remove(&shims);
     let own = config.cgroup_root.trim_matches('/');

@@ -33,6 +33,16 @@ impl RootFs {
         let _ = File::from(fd).take(4 << 20).read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
+    /// As [`Self::make_dir`], by a user of the host who is root of another user namespace.
+    pub fn make_dir_as(&self, path: &Path, user: u32) -> io::Result<()> {
+        let (root, path) = (Self(self.0.try_clone()?), path.to_owned());
+        crate::namespaces::in_own_thread(move || {
+            // Of the thread alone.
+            nix::unistd::setfsgid(user.into());
+            nix::unistd::setfsuid(user.into());
+            root.make_dir(&path)
+        })
+    }
     /// Makes a directory and its parents inside the root, as the working directory of a process.
     pub fn make_dir(&self, path: &Path) -> io::Result<()> {
         let mut done = std::path::PathBuf::from("/");

@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use connections::Connection;
@@ -30,10 +30,10 @@ pub(crate) const SOCKET: &str = "shim.sock";
 /// Name of the file that holds `pid start-time` of the shim.
 pub(crate) const PID_FILE: &str = "shim.pid";
 
-/// `__shim DIR CGROUP pause|-`: serves the socket given as descriptor 0 until told to end.
+/// `__shim DIR CGROUP pause[=USERNS]|-`: serves the socket given as descriptor 0 until told to end.
 pub(crate) fn run(args: &[String]) -> i32 {
     let [dir, cgroup, pause] = args else { return 2 };
-    match Shim::start(PathBuf::from(dir), cgroup, pause == "pause").and_then(|mut shim| shim.serve()) {
+    match Shim::start(PathBuf::from(dir), cgroup, pause).and_then(|mut shim| shim.serve()) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("shim: {error}");
@@ -74,7 +74,7 @@ struct Shim {
 }
 
 impl Shim {
-    fn start(dir: PathBuf, cgroup: &str, pause: bool) -> io::Result<Self> {
+    fn start(dir: PathBuf, cgroup: &str, pause: &str) -> io::Result<Self> {
         // SAFETY: plain system calls on our own process; descriptor 0 is the listening socket the daemon
         // gave us, which nothing else owns.
         let listener = unsafe {
@@ -107,10 +107,13 @@ impl Shim {
             early: HashMap::new(),
             ending: None,
         };
-        if pause {
+        if let Some(users) = pause.strip_prefix("pause=") {
+            // A directory that is always there, and that its users can reach.
+            shim.pause_pid = spawn::pause(Path::new("/proc"), Some(Path::new(users)))?;
+        } else if pause == "pause" {
             let root = shim.dir.join("empty");
             fs::create_dir_all(&root)?;
-            shim.pause_pid = spawn::pause(&root)?;
+            shim.pause_pid = spawn::pause(&root, None)?;
         }
         Ok(shim)
     }

@@ -14,15 +14,49 @@ use rustix::mount::{
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     dir: PathBuf,
+    shifted: Option<Shifted>,
+}
+
+/// How a container with a user namespace sees files.
+#[derive(Clone, Debug)]
+pub(crate) struct Shifted {
+    /// The directory that has all layers.
+    pub root: PathBuf,
+    /// Where shifted mounts are: its users can reach it, the data directory they may not.
+    pub place: PathBuf,
+    /// The user namespace.
+    pub users: PathBuf,
+    /// The host's id of its root.
+    pub host_root: u32,
+}
+
+impl Shifted {
+    /// Where it has a mount of a kind.
+    fn at(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
+    /// Does `work` with the root's files shown shifted; it is given where they are.
+    fn within<T>(&self, work: impl FnOnce(&dyn Fn(&Path) -> PathBuf) -> io::Result<T>) -> io::Result<T> {
+        let store = self.at("store");
+        crate::user_namespace::show(&self.root, &store, &self.users, false)?;
+        let done = work(&|path| path.strip_prefix(&self.root).map_or(path.to_owned(), |p| store.join(p)));
+        // The overlay has its own view of them.
+        crate::files::unmount(&store);
+        done
+    }
 }
 
 impl Snapshot {
     pub fn new(root: &Path, container: &str) -> Self {
-        Self { dir: root.join("containers").join(container) }
+        Self { dir: root.join("containers").join(container), shifted: None }
+    }
+    /// With files as another user namespace sees them.
+    pub fn shifted(self, shifted: Option<Shifted>) -> Self {
+        Self { shifted, ..self }
     }
     /// Where the container's root file system is mounted.
     pub fn merged(&self) -> PathBuf {
-        self.dir.join("merged")
+        self.shifted.as_ref().map_or_else(|| self.dir.join("merged"), |s| s.at("merged"))
     }
     /// The files that the container made or changed.
     pub fn upper(&self) -> PathBuf {
@@ -41,12 +75,41 @@ impl Snapshot {
         } else {
             layers
         };
-        if mount_by_descriptor(layers, &upper, &work, &merged).is_ok() {
-            return Ok(());
+        let mount = |at: &dyn Fn(&Path) -> PathBuf| {
+            let layers: Vec<PathBuf> = layers.iter().map(|l| at(l)).collect();
+            if mount_by_descriptor(&layers, &upper, &work, &merged).is_ok() {
+                return Ok(());
+            }
+            mount_by_options(&layers, &upper, &work, &merged)
+        };
+        if let Some(shifted) = &self.shifted {
+            // The writable part is the container's own: it has the host's ids on disk. Shown shifted, overlayfs could
+            // not make its own directories in it.
+            std::os::unix::fs::chown(&upper, Some(shifted.host_root), Some(shifted.host_root))?;
         }
-        mount_by_options(layers, &upper, &work, &merged).map_err(|e| {
+        let mounted = match &self.shifted {
+            Some(shifted) => shifted.within(mount),
+            None => mount(&Path::to_owned),
+        };
+        mounted.map_err(|e| {
             io::Error::new(e.kind(), format!("cannot mount overlay at {}: {e}", merged.display()))
         })
+    }
+    /// Shows a volume's files to the container's users, if it has its own; where. `number` tells it from the others.
+    pub fn volume(&self, number: usize, source: &Path) -> io::Result<Option<PathBuf>> {
+        let Some(shifted) = &self.shifted else { return Ok(None) };
+        let place = shifted.at(&format!("volume-{number}"));
+        crate::user_namespace::show(source, &place, &shifted.users, true)?;
+        Ok(Some(place))
+    }
+    /// Takes away the views of volumes: their container has ended.
+    pub fn release_volumes(&self) {
+        let Some(shifted) = &self.shifted else { return };
+        for entry in fs::read_dir(&shifted.place).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b"volume-") {
+                crate::files::unmount(&entry.path());
+            }
+        }
     }
     /// Mounts an image's files read-only, for a volume; where. `layers` lowest first.
     pub fn view(&self, number: usize, layers: &[PathBuf]) -> io::Result<PathBuf> {
@@ -57,14 +120,26 @@ impl Snapshot {
         }
         // An overlay without an upper part has two layers at least.
         let layers: Vec<PathBuf> = [&lowest].into_iter().chain(layers).chain([&highest]).cloned().collect();
-        read_only(&layers, &place).map_err(|e| {
+        let place = self.shifted.as_ref().map_or(place, |s| s.at(&format!("image-{number}")));
+        fs::create_dir_all(&place)?;
+        let mount = |at: &dyn Fn(&Path) -> PathBuf| {
+            read_only(&layers.iter().map(|l| at(l)).collect::<Vec<_>>(), &place)
+        };
+        let mounted = match &self.shifted {
+            Some(shifted) => shifted.within(mount),
+            None => mount(&Path::to_owned),
+        };
+        mounted.map_err(|e| {
             io::Error::new(e.kind(), format!("cannot mount image at {}: {e}", place.display()))
         })?;
         Ok(place)
     }
     /// Unmounts and deletes.
     pub fn remove(&self) -> io::Result<()> {
-        crate::files::unmount(&self.merged());
+        if let Some(shifted) = &self.shifted {
+            crate::files::remove_mount_points(&shifted.place)?;
+        }
+        crate::files::unmount(&self.dir.join("merged"));
         for view in fs::read_dir(self.dir.join("views")).into_iter().flatten().flatten() {
             crate::files::unmount(&view.path().join("fs"));
         }

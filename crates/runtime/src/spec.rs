@@ -10,22 +10,6 @@ use crate::images::ImageConfig;
 use crate::rootfs::{Identity, device};
 use crate::shim::executor::DEFAULT_PATH;
 
-/// What a container may not read, unless privileged.
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// Everything a specification is made of.
 pub(crate) struct SpecInput<'a> {
     pub config: &'a ContainerConfig,
@@ -42,6 +26,8 @@ pub(crate) struct SpecInput<'a> {
     pub network: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
+    /// The pod's user namespace, if it has one.
+    pub users: Option<PathBuf>,
     /// Of the pause process; `None` for a process namespace of its own, unless on the host's.
     pub pid: Option<PathBuf>,
     /// Files of the sandbox: `resolv.conf`, `hostname`, `shm`.
@@ -133,10 +119,10 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value, String> {
     let mut linux = json!({
         "namespaces": namespaces(input),
         "cgroupsPath": format!("/{}", input.cgroup.trim_matches('/')),
-        "resources": resources(config, rules),
+        "resources": resources(input, rules),
         "devices": devices,
-        "maskedPaths": paths(&security.masked_paths, &MASKED, security.privileged),
-        "readonlyPaths": paths(&security.readonly_paths, &READONLY, security.privileged),
+        "maskedPaths": paths(&security.masked_paths, security.privileged),
+        "readonlyPaths": paths(&security.readonly_paths, security.privileged),
     });
     if !input.hierarchies.is_v2() && !security.privileged {
         // Otherwise the tmpfs that holds the read-only mounts could be written to.
@@ -161,12 +147,9 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value, String> {
     }))
 }
 
-fn paths(given: &[String], default: &[&str], privileged: bool) -> Vec<String> {
-    match (privileged, given.is_empty()) {
-        (true, _) => Vec::new(),
-        (false, true) => default.iter().map(|p| (*p).to_owned()).collect(),
-        (false, false) => given.to_vec(),
-    }
+/// As containerd: what the caller does not name is neither hidden nor protected.
+fn paths(given: &[String], privileged: bool) -> Vec<String> {
+    if privileged { Vec::new() } else { given.to_vec() }
 }
 
 /// Below its own value a process without CAP_SYS_RESOURCE cannot go.
@@ -187,7 +170,9 @@ fn namespaces(input: &SpecInput<'_>) -> Vec<Value> {
         None if host.host_pid => {}
         None => all.push(json!({ "type": "pid" })),
     }
-    for (kind, path) in [("network", &input.network), ("ipc", &input.ipc), ("uts", &input.uts)] {
+    let joined =
+        [("user", &input.users), ("network", &input.network), ("ipc", &input.ipc), ("uts", &input.uts)];
+    for (kind, path) in joined {
         if let Some(path) = path {
             all.push(json!({ "type": kind, "path": path }));
         }
@@ -198,8 +183,8 @@ fn namespaces(input: &SpecInput<'_>) -> Vec<Value> {
     all
 }
 
-fn resources(config: &ContainerConfig, devices: Vec<Value>) -> Value {
-    let r = &config.resources;
+fn resources(input: &SpecInput<'_>, devices: Vec<Value>) -> Value {
+    let r = &input.config.resources;
     let mut all = json!({ "devices": devices });
     let mut cpu = serde_json::Map::new();
     for (name, value) in [("shares", r.cpu_shares), ("quota", r.cpu_quota), ("period", r.cpu_period)] {
@@ -221,7 +206,8 @@ fn resources(config: &ContainerConfig, devices: Vec<Value>) -> Value {
             all["memory"]["swap"] = r.memory_swap_limit_in_bytes.into();
         }
     }
-    if !r.hugepages.is_empty() {
+    // As containerd: a machine without the controller limits none.
+    if !r.hugepages.is_empty() && input.hierarchies.controllers().iter().any(|c| c == "hugetlb") {
         let limit = |(size, limit): (&String, &u64)| json!({ "pageSize": size, "limit": limit });
         all["hugepageLimits"] = r.hugepages.iter().map(limit).collect();
     }
@@ -370,15 +356,24 @@ fn cgroup_mounts(input: &SpecInput<'_>, access: &str, all: &mut Vec<Value>) {
     }
 }
 
+/// Makes the directory that a volume names, if nothing is there.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn make_source(volume: &Mount) -> Result<(), String> {
+    let source = Path::new(&volume.host_path);
+    if source.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(source).map_err(|e| format!("failed to mkdir {:?}: {e}", volume.host_path))
+}
+
 fn bind(volume: &Mount) -> Result<Value, String> {
     let source = Path::new(&volume.host_path);
     if !volume.container_path.starts_with('/') {
         return Err(format!("mount path {:?} is not absolute", volume.container_path));
     }
-    if !source.exists() {
-        std::fs::create_dir_all(source)
-            .map_err(|e| format!("failed to mkdir {:?}: {e}", volume.host_path))?;
-    }
+    make_source(volume)?;
     let propagation = match volume.propagation {
         1 => "rslave",
         2 => "rshared",
@@ -440,6 +435,7 @@ mod tests {
             network: None,
             ipc: None,
             uts: None,
+            users: None,
             pid: None,
             sandbox_dir: Path::new("/nonexistent"),
         };

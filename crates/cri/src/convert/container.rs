@@ -1,6 +1,6 @@
 //! Containers.
 
-use super::{all, mode, profile, signal};
+use super::{all, mode, profile, sandbox, signal};
 use crate::v1::ContainerState;
 use crate::{v1, wire};
 
@@ -24,16 +24,25 @@ impl From<wire::Mount> for v1::Mount {
             readonly: m.readonly,
             recursive_read_only: m.recursive_read_only,
             propagation: m.propagation,
+            image_ref: m.image.as_ref().map(|i| i.image_ref.clone()).unwrap_or_default(),
             image: m.image.map(|i| i.image).unwrap_or_default(),
             image_sub_path: m.image_sub_path,
+            id_mapping: sandbox::mapping(&m.uid_mappings),
         }
     }
 }
 
 impl From<v1::Mount> for wire::Mount {
     fn from(m: v1::Mount) -> Self {
-        let image = (!m.image.is_empty()).then(|| wire::ImageSpec { image: m.image, ..Default::default() });
+        let image = (!m.image.is_empty()).then(|| wire::ImageSpec {
+            image: m.image,
+            image_ref: m.image_ref,
+            ..Default::default()
+        });
+        let users: Vec<_> = m.id_mapping.iter().map(sandbox::mapping_out).collect();
         Self {
+            uid_mappings: users.clone(),
+            gid_mappings: users,
             container_path: m.container_path,
             host_path: m.host_path,
             readonly: m.readonly,

@@ -45,16 +45,49 @@ fn port_out(p: &PortMapping) -> wire::PortMapping {
 
 impl From<wire::NamespaceOption> for v1::NamespaceOptions {
     fn from(o: wire::NamespaceOption) -> Self {
-        let mapping = o.userns_options.filter(|u| u.mode == mode::POD);
+        let users = o.userns_options.filter(|u| u.mode == mode::POD);
         Self {
             host_network: o.network == mode::NODE,
             host_pid: o.pid == mode::NODE,
             host_ipc: o.ipc == mode::NODE,
             share_process_namespace: o.pid == mode::POD,
-            user_namespace: mapping
-                .and_then(|u| u.uids.into_iter().find(|m| m.container_id == 0))
-                .map(|m| v1::IdMapping { host_id: m.host_id, length: m.length }),
+            user_namespace: users.and_then(|u| mapping(&u.uids)),
         }
+    }
+}
+
+/// The mapping whose first user is root.
+pub(super) fn mapping(all: &[wire::IDMapping]) -> Option<v1::IdMapping> {
+    let of_root = all.iter().find(|m| m.container_id == 0 && m.length > 0);
+    of_root.map(|m| v1::IdMapping { host_id: m.host_id, length: m.length })
+}
+
+pub(super) fn mapping_out(m: &v1::IdMapping) -> wire::IDMapping {
+    wire::IDMapping { host_id: m.host_id, container_id: 0, length: m.length }
+}
+
+/// Refuses user namespaces that nobody can make, in containerd's words where it has some.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_users(config: &wire::PodSandboxConfig) -> Result<(), String> {
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let options = security.and_then(|s| s.namespace_options.as_ref());
+    let Some(users) = options.and_then(|o| o.userns_options.as_ref()) else { return Ok(()) };
+    let (uids, gids) = (&users.uids, &users.gids);
+    match users.mode {
+        mode::NODE => Ok(()),
+        mode::POD if uids.len() > 1 || gids.len() > 1 => {
+            Err("user namespaces: only one uid mapping and one gid mapping are supported".into())
+        }
+        mode::POD if uids != gids => {
+            Err("user namespaces: the mappings of users and groups must be the same".into())
+        }
+        mode::POD => match mapping(uids) {
+            Some(m) if m.host_id != 0 && m.host_id.checked_add(m.length).is_some() => Ok(()),
+            _ => Err("user namespaces: id 0 must be mapped, to another id of the host".into()),
+        },
+        other => Err(format!("user namespaces: unsupported mode {other}")),
     }
 }
 
@@ -70,7 +103,7 @@ impl From<v1::NamespaceOptions> for wire::NamespaceOption {
             (false, false) => mode::CONTAINER,
         };
         let users = |m: &v1::IdMapping| {
-            let one = wire::IDMapping { host_id: m.host_id, container_id: 0, length: m.length };
+            let one = mapping_out(m);
             wire::UserNamespace { mode: mode::POD, uids: vec![one.clone()], gids: vec![one] }
         };
         Self {

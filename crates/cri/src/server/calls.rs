@@ -7,7 +7,9 @@ impl CriServer {
         self: Arc<Self>,
         q: RunPodSandboxRequest,
     ) -> Outcome<RunPodSandboxResponse> {
-        let mut config = v1::PodSandboxConfig::from(q.config.ok_or_else(|| missing("config"))?);
+        let config = q.config.ok_or_else(|| missing("config"))?;
+        check_users(&config).map_err(CriError::InvalidArgument)?;
+        let mut config = v1::PodSandboxConfig::from(config);
         if config.metadata.name.is_empty() {
             return Err(missing("metadata"));
         }

@@ -160,7 +160,7 @@ fn volume_mounts(i: Inputs<'_>, env: &HashMap<&str, &str>) -> Result<Vec<Mount>,
         } else {
             format!("/{}", mount.mount_path)
         };
-        let read_only = mount.read_only == Some(true) || volume.read_only;
+        let read_only = mount.read_only == Some(true) || volume.read_only || !image.is_empty();
         let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
         mounts.push(Mount {
             image,

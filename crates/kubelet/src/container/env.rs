@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_cri::v1::KeyValue;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, FileKeySelector, Pod, Secret, Service};
 
+use super::env_file;
 use super::expand::expand;
 use super::fields::{self, Facts};
 use crate::names;
@@ -18,6 +20,8 @@ pub struct References {
     pub config_maps: HashMap<String, Option<Arc<ConfigMap>>>,
     /// By name in the pod's namespace.
     pub secrets: HashMap<String, Option<Arc<Secret>>>,
+    /// Where the volumes of the pod are, for environment files.
+    pub volumes: HashMap<String, PathBuf>,
 }
 
 /// Names of the ConfigMaps and Secrets that a container's environment refers to.
@@ -173,6 +177,9 @@ fn value_of(
             None => Err(format!("couldn't find key {} in ConfigMap {namespace}/{}", r.key, r.name)),
         };
     }
+    if let Some(r) = &source.file_key_ref {
+        return file_value(r, refs);
+    }
     if let Some(r) = &source.secret_key_ref {
         let optional = r.optional == Some(true);
         let Some(secret) = refs.secrets.get(&r.name).and_then(Option::as_ref) else {
@@ -185,6 +192,27 @@ fn value_of(
         };
     }
     Ok(Some(String::new()))
+}
+
+/// A value out of a file that the pod itself has made.
+fn file_value(r: &FileKeySelector, refs: &References) -> Result<Option<String>, String> {
+    let volume = refs
+        .volumes
+        .get(&r.volume_name)
+        .ok_or_else(|| format!("cannot find the volume {:?} referenced by FileKeyRef", r.volume_name))?;
+    let value = env_file::read(volume, &r.path, &r.key).map_err(|error| {
+        tracing::warn!(error, "environment file not read");
+        "couldn't parse env file".to_owned()
+    })?;
+    match (value.is_empty(), r.optional == Some(true)) {
+        (false, _) => Ok(Some(value)),
+        (true, true) => Ok(None),
+        (true, false) => Err(format!(
+            "environment variable key {:?} not found in file {:?}",
+            r.key,
+            volume.join(&r.path).display().to_string()
+        )),
+    }
 }
 
 #[cfg(test)]

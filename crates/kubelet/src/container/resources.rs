@@ -60,6 +60,23 @@ pub fn of_container(pod: &Pod, container: &Container, memory_capacity: i64) -> L
     }
 }
 
+/// Limits a container's huge pages: of each size that the machine has, to what it asks for, else to none.
+pub fn limit_huge_pages(container: &Container, sizes: impl Iterator<Item = i64>, to: &mut LinuxResources) {
+    for size in sizes {
+        let name = format!("hugepages-{}", Quantity::from_bytes(size).to_api().0);
+        let limit = container.resources.as_ref().and_then(|r| amount(r, true, &name));
+        let bytes = u64::try_from(limit.map_or(0, Quantity::value)).unwrap_or(0);
+        to.hugepages.insert(page_size(size), bytes);
+    }
+}
+
+/// A size of pages as cgroups name it: `64KB`, `2MB`, `1GB`.
+fn page_size(bytes: i64) -> String {
+    let units = [(30, "GB"), (20, "MB"), (10, "KB")];
+    let fits = units.iter().find(|(shift, _)| bytes >= 1 << shift);
+    fits.map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
 /// cgroup values of a whole pod: limits only where every container has one.
 pub fn of_pod(pod: &Pod) -> LinuxResources {
     let requests = coracle_meta::pod::requests(pod);
@@ -107,6 +124,15 @@ mod tests {
         assert_eq!(r.memory_limit_in_bytes, 128 << 20);
         assert_eq!(r.oom_score_adj, 938);
         assert_eq!(cgroup_parent("/x", &p), "/x/burstable/podu1");
+    }
+
+    #[test]
+    fn huge_pages_are_limited_to_what_is_asked_for_else_to_none() {
+        let p =
+            pod(json!({"containers": [{"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi"}}}]}));
+        let mut r = LinuxResources::default();
+        limit_huge_pages(&crate::pod::spec(&p).containers[0], [2 << 20, 1 << 30].into_iter(), &mut r);
+        assert_eq!(r.hugepages, [("2MB".to_owned(), 4 << 20), ("1GB".to_owned(), 0)].into());
     }
 
     #[test]

@@ -49,6 +49,15 @@ pub fn context(
     if non_root {
         verify_non_root(pod, container, run_as_user, image)?;
     }
+    let run_as_group = own.run_as_group.or(shared.run_as_group);
+    let (run_as_user, run_as_username) = match run_as_user {
+        // A runtime refuses a group without a user.
+        None if run_as_group.is_some() && image.username.is_empty() => {
+            (Some(image.uid.unwrap_or(0)), String::new())
+        }
+        None if run_as_group.is_some() => (None, image.username.clone()),
+        user => (user, String::new()),
+    };
     let mut groups = shared.supplemental_groups.clone().unwrap_or_default();
     groups.extend(shared.fs_group);
     groups.extend(mounted_groups(container, volumes));
@@ -62,8 +71,8 @@ pub fn context(
         capabilities_drop: capabilities.drop.unwrap_or_default(),
         privileged,
         run_as_user,
-        run_as_group: own.run_as_group.or(shared.run_as_group),
-        run_as_username: String::new(),
+        run_as_group,
+        run_as_username,
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         supplemental_groups: groups,
         no_new_privs: own.allow_privilege_escalation == Some(false),
@@ -117,6 +126,20 @@ mod tests {
 
     use super::*;
     use crate::pod::tests::pod;
+
+    #[test]
+    fn a_group_alone_comes_with_the_images_user() {
+        let p = pod(json!({"securityContext": {"runAsGroup": 7}, "containers": [{"name": "a"}]}));
+        let none = MountedVolumes::new();
+        let of = |image: Image| {
+            let s = super::context(&p, &spec(&p).containers[0], &image, Path::new("/k"), &none).unwrap();
+            (s.run_as_user, s.run_as_username, s.run_as_group)
+        };
+        assert_eq!(of(Image::default()), (Some(0), String::new(), Some(7)));
+        assert_eq!(of(Image { uid: Some(9), ..Image::default() }), (Some(9), String::new(), Some(7)));
+        let named = Image { username: "web".into(), ..Image::default() };
+        assert_eq!(of(named), (None, "web".to_owned(), Some(7)));
+    }
 
     #[test]
     fn run_as_non_root_is_checked_against_user_and_image() {

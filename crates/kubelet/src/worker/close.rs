@@ -23,16 +23,23 @@ impl Worker {
         });
     }
 
+    /// Whether nothing of the pod runs or is mounted any more.
+    pub(super) fn released(&self) -> bool {
+        !matches!(self.closing, Closing::No | Closing::Unmounting)
+    }
+
     pub(super) fn torn_down(&mut self, result: Result<(), std::io::Error>) {
         match result {
             Ok(()) => {
                 self.closing = Closing::Released;
+                self.leaving = None;
                 self.cx.objects.forget(self.uid());
                 self.cx.tokens.forget(self.uid());
                 self.cx.images.forget(self.uid());
                 self.cx.probe_counts.lock().retain(|key, _| key.uid != names::uid(&self.pod));
                 self.cx.allocations.forget(self.uid());
                 self.cx.devices.forget(self.uid());
+                self.cx.cpus.forget(self.uid());
             }
             Err(e) => {
                 warn!(pod = names::full_name(&self.pod), error = %e, "volumes not unmounted");
@@ -99,6 +106,7 @@ impl Worker {
         let seen = self.seen.clone();
         let directory = cx.directory(self.uid());
         let logs = start::log_directory(&cx, &self.pod);
+        let uid = self.uid().to_owned();
         self.tasks.spawn(async move {
             for c in &seen.containers {
                 act::remove_container(&cx, &c.id).await;
@@ -115,6 +123,7 @@ impl Worker {
                 let _ = std::fs::remove_dir_all(&logs);
             })
             .await;
+            cx.user_namespaces.release(&uid);
             Done::Cleaned
         });
     }

@@ -32,14 +32,18 @@ impl Worker {
         let adopted = status.is_some_and(|s| s.container_statuses.as_ref().is_some_and(|c| !c.is_empty()));
         let pressures = self.cx.pressures.lock().conditions(self.now());
         let kept_out = if adopted { None } else { evict::keeps_out(&self.pod, &pressures) };
-        let mut admitted = match kept_out {
-            Some(message) => Err(Failure { reason: "Evicted".to_owned(), message }),
+        let going_down = self.cx.shutdown.keeps_out().filter(|_| !adopted);
+        let kept_out = kept_out.map(|message| Failure { reason: "Evicted".to_owned(), message });
+        let mut admitted = match kept_out.or(going_down) {
+            Some(failure) => Err(failure),
             None => self.cx.allocations.admit(&self.pod, adopted, crate::names::is_static(&self.pod)),
         };
         if admitted.is_ok() && !adopted {
-            admitted = self.cx.devices.allocate(&self.pod).await;
+            admitted =
+                self.cx.devices.allocate(&self.pod).await.and_then(|()| self.cx.cpus.allocate(&self.pod));
             if admitted.is_err() {
                 self.cx.allocations.forget(self.uid());
+                self.cx.devices.forget(self.uid());
             }
         }
         if let Err(refused) = admitted {
@@ -50,12 +54,12 @@ impl Worker {
         }
     }
 
-    /// Ends the pod at once.
-    pub(super) fn evict(&mut self, failure: Failure, node: bool) {
+    /// Ends the pod within `grace` seconds; `node` tells whether it is not the pod's own fault.
+    pub(super) fn evict(&mut self, failure: Failure, node: bool, grace: i64) {
         if self.memory.failed.is_none() && !self.memory.ended {
             self.memory.failed = Some(failure);
             self.memory.disrupted = node;
-            self.memory.grace = Some(1);
+            self.memory.grace = Some(grace);
         }
     }
 

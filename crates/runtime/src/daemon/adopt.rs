@@ -69,6 +69,12 @@ fn read_records(runtime: &Runtime) -> io::Result<Vec<Arc<Sandbox>>> {
             Err(_) => crate::files::remove_tree(&dir)?,
         }
     }
+    for dir in subdirectories(&runtime.config.shifted())? {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !known.contains(&name) && !runtime.sandboxes.lock().contains_key(&name) {
+            crate::files::remove_mount_points(&dir)?;
+        }
+    }
     for dir in subdirectories(&runtime.config.root.join("containers"))? {
         if !known.contains(&*dir.file_name().unwrap_or_default().to_string_lossy()) {
             let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();

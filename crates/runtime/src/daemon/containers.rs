@@ -15,7 +15,7 @@ use crate::capabilities;
 use crate::images::{ImageConfig, ImageRecord};
 use crate::protocol::{Exit, LaunchSpec, Reply, Request};
 use crate::rootfs::{Identity, RootFs};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Shifted, Snapshot};
 use crate::spec::{SpecInput, build, working_dir};
 
 /// Exit code of a container that could not be started, as containerd's.
@@ -34,6 +34,7 @@ impl Runtime {
                 "sandbox container {sandbox_id:?} is not running"
             )));
         }
+        consistent(&config, &sandbox).map_err(CriError::InvalidArgument)?;
         if let Some(device) = config.cdi_devices.first() {
             let text = format!("failed to inject CDI devices: {device:?}: there is no CDI registry");
             return Err(CriError::InvalidArgument(text));
@@ -66,7 +67,7 @@ impl Runtime {
             launch: LaunchSpec {
                 id: id.clone(),
                 bundle: self.config.containers().join(&id),
-                library_root: self.config.state.join("library"),
+                library_root: self.config.library(),
                 cgroup: format!("{}/{id}", self.pod_cgroup(sandbox_id, &sandbox.config)),
                 log_path,
                 tty: config.tty,
@@ -75,6 +76,7 @@ impl Runtime {
                 seccomp: !config.security.seccomp_unconfined && !config.security.privileged,
                 seccomp_profile,
                 no_new_privs: config.security.no_new_privs,
+                host_root: sandbox.config.namespaces.user_namespace.as_ref().map_or(0, |m| m.host_id),
                 ..LaunchSpec::default()
             },
             config,
@@ -106,13 +108,19 @@ impl Runtime {
     ) -> Result<ContainerRecord, CriError> {
         let failed = |e: io::Error| CriError::Internal(format!("failed to create container: {e}"));
         std::fs::create_dir_all(&record.launch.bundle).map_err(failed)?;
-        let snapshot = Snapshot::new(&self.config.root, &record.id);
+        let snapshot = self.snapshot(&record);
         let layers: Vec<PathBuf> = record.layers.iter().map(|l| self.images.layer_dir(l)).collect();
         snapshot.mount(&layers).map_err(failed)?;
         self.mount_images(&snapshot, &mut record.config, &extras.volumes)?;
         let root = RootFs::open(&snapshot.merged()).map_err(failed)?;
         let identity = identity(&root, &record.config, image).map_err(CriError::InvalidArgument)?;
-        root.make_dir(working_dir(&record.config, image).as_ref()).map_err(failed)?;
+        mapped(&identity, sandbox).map_err(CriError::InvalidArgument)?;
+        let directory = working_dir(&record.config, image);
+        match record.launch.host_root {
+            0 => root.make_dir(directory.as_ref()),
+            user => root.make_dir_as(directory.as_ref(), user),
+        }
+        .map_err(failed)?;
         let capabilities =
             capabilities::wanted(&record.config.security).map_err(CriError::InvalidArgument)?;
         record.launch.capabilities = capabilities::names(&capabilities);
@@ -126,8 +134,9 @@ impl Runtime {
         let private = record.config.security.pid_private;
         let shared = (pause_pid != 0 && !options.host_pid && !private).then_some(pause_pid);
         let pid = extras.pid_target.or(shared).map(|pid| format!("/proc/{pid}/ns/pid").into());
+        let config = with_shifted_volumes(&snapshot, &record.config).map_err(failed)?;
         let spec = build(&SpecInput {
-            config: &record.config,
+            config: &config,
             sandbox: &sandbox.config,
             image,
             rootfs: &snapshot.merged(),
@@ -139,8 +148,9 @@ impl Runtime {
             network: (!options.host_network).then(|| namespaces.network()),
             ipc: (!options.host_ipc).then(|| namespaces.ipc()),
             uts: (!options.host_network).then(|| namespaces.uts()),
+            users: options.user_namespace.as_ref().map(|_| namespaces.user()),
             pid,
-            sandbox_dir: &sandbox.dir,
+            sandbox_dir: &self.sandbox_files(sandbox),
         })
         .map_err(CriError::InvalidArgument)?;
         let bundle = &record.launch.bundle;
@@ -150,10 +160,21 @@ impl Runtime {
         Ok(record)
     }
 
+    /// The files of a container.
+    pub(super) fn snapshot(&self, record: &ContainerRecord) -> Snapshot {
+        let shifted = (record.launch.host_root != 0).then(|| Shifted {
+            root: self.config.root.clone(),
+            place: self.config.shifted().join(&record.id),
+            users: self.namespaces(&record.sandbox_id).user(),
+            host_root: record.launch.host_root,
+        });
+        Snapshot::new(&self.config.root, &record.id).shifted(shifted)
+    }
+
     /// Takes away what [`Self::prepare`] made.
     pub(super) fn clean_up(&self, record: &ContainerRecord) -> io::Result<()> {
         self.hierarchies.kill(&record.launch.cgroup);
-        Snapshot::new(&self.config.root, &record.id).remove()?;
+        self.snapshot(record).remove()?;
         self.hierarchies.remove(&record.launch.cgroup);
         crate::files::remove_tree(&record.launch.library_root.join(&record.id))?;
         crate::files::remove_tree(&record.launch.bundle)
@@ -256,6 +277,60 @@ impl Runtime {
     }
 }
 
+/// Refuses what contradicts itself.
+fn consistent(config: &ContainerConfig, sandbox: &Sandbox) -> Result<(), String> {
+    let security = &config.security;
+    if let Some(group) = security.run_as_group
+        && security.run_as_user.is_none()
+        && security.run_as_username.is_empty()
+    {
+        return Err(format!(
+            "failed to generate user string: user group \"{group}\" is specified without user"
+        ));
+    }
+    for mount in &config.mounts {
+        let path = &mount.container_path;
+        if mount.recursive_read_only && !mount.readonly {
+            return Err(format!("mount {path:?}: recursive read-only needs a read-only mount"));
+        }
+        if mount.recursive_read_only && mount.propagation != 0 {
+            return Err(format!("mount {path:?}: recursive read-only needs private propagation"));
+        }
+        if !mount.image.is_empty() && !mount.readonly {
+            return Err(format!("mount {path:?}: an image can only be mounted read-only"));
+        }
+        if mount.id_mapping.is_some() && mount.id_mapping != sandbox.config.namespaces.user_namespace {
+            return Err(format!("mount {path:?}: its users are mapped in another way than those of the pod"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses users and groups that the pod's user namespace does not have.
+fn mapped(identity: &Identity, sandbox: &Sandbox) -> Result<(), String> {
+    let Some(mapping) = &sandbox.config.namespaces.user_namespace else { return Ok(()) };
+    let all = [identity.uid, identity.gid].into_iter().chain(identity.groups.iter().copied());
+    match all.max().filter(|id| *id >= mapping.length) {
+        Some(id) => Err(format!("id {id} is not mapped in the pod's user namespace")),
+        None => Ok(()),
+    }
+}
+
+/// The configuration with the volumes where the container's users see them.
+fn with_shifted_volumes(snapshot: &Snapshot, config: &ContainerConfig) -> io::Result<ContainerConfig> {
+    let mut config = config.clone();
+    for (number, mount) in config.mounts.iter_mut().enumerate() {
+        if mount.id_mapping.is_none() || !mount.image.is_empty() {
+            continue;
+        }
+        crate::spec::make_source(mount).map_err(io::Error::other)?;
+        if let Some(place) = snapshot.volume(number, mount.host_path.as_ref())? {
+            mount.host_path = place.to_string_lossy().into_owned();
+        }
+    }
+    Ok(config)
+}
+
 /// Who the container runs as.
 fn identity(root: &RootFs, config: &ContainerConfig, image: &ImageConfig) -> Result<Identity, String> {
     let security = &config.security;
@@ -349,7 +424,7 @@ impl Runtime {
                 ))
             })?;
             mount.host_path = place.to_string_lossy().into_owned();
-            mount.readonly = true;
+            mount.image_ref = image.id.clone();
         }
         Ok(())
     }

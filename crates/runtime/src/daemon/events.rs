@@ -45,6 +45,8 @@ impl Runtime {
             now.started_at = exit.started_at;
             now.exit = Some(exit);
         }
+        // Before the kubelet hears of it, who will unmount them too.
+        self.snapshot(&container.record).release_volumes();
         if let Ok(sandbox) = self.sandbox(&container.record.sandbox_id) {
             self.emit(ContainerEventType::Stopped, &container.record.id, &sandbox);
         }

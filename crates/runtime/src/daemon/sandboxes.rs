@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ use super::{Runtime, Sandbox, SandboxRecord, blocking};
 use crate::cgroup::Hierarchies;
 use crate::namespaces::PodNamespaces;
 use crate::protocol::{Reply, Request};
+use crate::user_namespace;
 
+/// Directory of a sandbox with what its containers mount: `resolv.conf`, `hostname`, `shm`.
+const FILES: &str = "files";
 /// How long a new shim may take to answer.
 const SHIM_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -26,6 +29,10 @@ impl Runtime {
             return Err(CriError::Internal(format!(
                 "failed to get sandbox runtime: no runtime for {handler:?} is configured"
             )));
+        }
+        if config.namespaces.user_namespace.is_some() && config.namespaces.host_network {
+            let text = "a pod on the host's network cannot have a user namespace of its own";
+            return Err(CriError::InvalidArgument(text.into()));
         }
         let id = coracle_stdx::random_hex(32);
         let dir = self.config.sandboxes().join(&id);
@@ -60,6 +67,7 @@ impl Runtime {
             namespaces: self.namespaces(&sandbox.id),
             pod_cgroup: self.pod_cgroup(&sandbox.id, &sandbox.config),
             shim_cgroup: format!("{}/{}", self.config.shims_cgroup(), sandbox.id),
+            shifted: self.config.shifted().join(&sandbox.id),
         };
         blocking(move || parts.make()).await?;
         let network = self.connect_network(sandbox);
@@ -163,6 +171,16 @@ impl Runtime {
         Ok(())
     }
 
+    /// Where a container finds the files of its sandbox.
+    pub(super) fn sandbox_files(&self, sandbox: &Sandbox) -> PathBuf {
+        if sandbox.config.namespaces.user_namespace.is_some() {
+            return self.config.shifted().join(&sandbox.id);
+        }
+        let files = sandbox.dir.join(FILES);
+        // Versions before this one had them beside its records.
+        if files.exists() { files } else { sandbox.dir.clone() }
+    }
+
     /// Takes away shim, network, namespaces, mounts and cgroups; each may be absent.
     pub(super) async fn dismantle(&self, sandbox: &Arc<Sandbox>) {
         if !sandbox.config.namespaces.host_network
@@ -173,11 +191,16 @@ impl Runtime {
         let (owned, hierarchies) = (sandbox.clone(), self.hierarchies.clone());
         let namespaces = self.namespaces(&sandbox.id);
         let shim_cgroup = format!("{}/{}", self.config.shims_cgroup(), sandbox.id);
+        let shifted = self.config.shifted().join(&sandbox.id);
         let done = blocking(move || {
             owned.collect_shim();
             hierarchies.kill(&shim_cgroup);
             namespaces.remove();
-            crate::files::unmount(&owned.dir.join("shm"));
+            crate::files::remove_mount_points(&shifted)?;
+            // The second: where versions before this one had it.
+            for shm in [owned.dir.join(FILES).join("shm"), owned.dir.join("shm")] {
+                crate::files::unmount(&shm);
+            }
             hierarchies.remove(&shim_cgroup);
             Ok(())
         });
@@ -219,6 +242,8 @@ struct Parts {
     namespaces: PodNamespaces,
     pod_cgroup: String,
     shim_cgroup: String,
+    /// Where the pod's files are shown to its users, if it has its own.
+    shifted: PathBuf,
 }
 
 impl Parts {
@@ -227,12 +252,34 @@ impl Parts {
         fs::create_dir_all(dir)?;
         self.sandbox.save()?;
         self.hierarchies.create(&self.shim_cgroup)?;
-        let pause = config.namespaces.share_process_namespace && !config.namespaces.host_pid;
+        let users = config.namespaces.user_namespace.is_some();
+        if users {
+            // The pause process, which the shim starts, must be in it.
+            self.namespaces.create(&config.namespaces, &config.hostname, &config.sysctls)?;
+        }
+        let pause = match config.namespaces.share_process_namespace && !config.namespaces.host_pid {
+            true if users => format!("pause={}", self.namespaces.user().display()),
+            true => "pause".to_owned(),
+            false => "-".to_owned(),
+        };
         // The shim comes up while we do the rest.
-        *self.sandbox.child.lock() = Some(shim_client::start(dir, &self.shim_cgroup, pause)?);
+        *self.sandbox.child.lock() = Some(shim_client::start(dir, &self.shim_cgroup, &pause)?);
         self.hierarchies.create(&self.pod_cgroup)?;
         self.hierarchies.limit(&self.pod_cgroup, &config.resources);
-        self.namespaces.create(&config.namespaces, &config.hostname, &config.sysctls)?;
+        if !users {
+            self.namespaces.create(&config.namespaces, &config.hostname, &config.sysctls)?;
+        }
+        self.write_files(&dir.join(FILES))?;
+        if users {
+            user_namespace::show(&dir.join(FILES), &self.shifted, &self.namespaces.user(), true)?;
+        }
+        Ok(())
+    }
+
+    /// What all containers of the pod mount.
+    fn write_files(&self, dir: &Path) -> io::Result<()> {
+        let config = &self.sandbox.config;
+        fs::create_dir_all(dir)?;
         if !config.namespaces.host_ipc {
             shared_memory(&dir.join("shm"))?;
         }

@@ -64,8 +64,8 @@ impl ContainerEntry {
 /// Handlers that RuntimeClasses may name: there is one way to run containers, which is the default.
 pub(super) const HANDLERS: [&str; 2] = ["", "coracle"];
 
-fn handler(name: &str) -> RuntimeHandler {
-    RuntimeHandler { name: name.to_owned(), recursive_read_only_mounts: true, user_namespaces: false }
+fn handler(name: &str, user_namespaces: bool) -> RuntimeHandler {
+    RuntimeHandler { name: name.to_owned(), recursive_read_only_mounts: true, user_namespaces }
 }
 
 /// Registry part of images that the node makes itself.
@@ -81,10 +81,11 @@ impl RuntimeService for Runtime {
         })
     }
     async fn status(&self) -> Result<RuntimeStatus, CriError> {
+        let users = self.has_user_namespaces().await?;
         Ok(RuntimeStatus {
             runtime_not_ready: None,
             network_not_ready: self.network.ready().await.err(),
-            handlers: HANDLERS.map(handler).to_vec(),
+            handlers: HANDLERS.map(|name| handler(name, users)).to_vec(),
             supplemental_groups_policy: true,
         })
     }
@@ -247,8 +248,10 @@ impl ImageService for Runtime {
         crate::images::pull(&self.images, &image.image, auth, &self.config.registries).await
     }
     async fn remove_image(&self, image: &ImageSpec) -> Result<(), CriError> {
-        let (images, name) = (self.images.clone(), image.image.clone());
-        blocking(move || images.remove(&name)).await
+        // By any of its names the whole image: that is what the interface means.
+        let Some(found) = self.images.find(&image.image) else { return Ok(()) };
+        let images = self.images.clone();
+        blocking(move || images.remove(&found.id)).await
     }
     async fn image_fs_info(&self) -> Result<FilesystemUsage, CriError> {
         Ok(self.image_usage())
@@ -269,6 +272,18 @@ impl Streaming for Runtime {
 }
 
 impl Runtime {
+    /// Whether pods may have user namespaces; found out once.
+    async fn has_user_namespaces(&self) -> Result<bool, CriError> {
+        if let Some(known) = self.user_namespaces.get() {
+            return Ok(*known);
+        }
+        let runtime = self.shared()?;
+        blocking(move || {
+            let ask = || crate::user_namespace::supported(&runtime.config.root);
+            Ok(*runtime.user_namespaces.get_or_init(ask))
+        })
+        .await
+    }
     /// Ourselves as background work needs us.
     fn shared(&self) -> Result<Arc<Self>, CriError> {
         self.this.upgrade().ok_or_else(|| CriError::Unavailable("the runtime is closing".into()))

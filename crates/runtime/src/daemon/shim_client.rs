@@ -80,8 +80,9 @@ pub(super) fn unexpected(what: &str, reply: io::Result<Reply>) -> CriError {
     }
 }
 
-/// Starts the shim of a sandbox. It can be connected to at once: the socket exists before it does.
-pub(super) fn start(dir: &Path, cgroup: &str, pause: bool) -> io::Result<Child> {
+/// Starts the shim of a sandbox. It can be connected to at once: the socket exists before it does. `pause` is its
+/// argument of that name.
+pub(super) fn start(dir: &Path, cgroup: &str, pause: &str) -> io::Result<Child> {
     let at = File::open(dir)?;
     crate::files::remove_file(&dir.join(SOCKET))?;
     let listener = UnixListener::bind(crate::files::short_path(&at, SOCKET))?;
@@ -90,7 +91,7 @@ pub(super) fn start(dir: &Path, cgroup: &str, pause: bool) -> io::Result<Child> 
         .arg("__shim")
         .arg(dir)
         .arg(cgroup)
-        .arg(if pause { "pause" } else { "-" })
+        .arg(pause)
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::null())

@@ -121,6 +121,10 @@ impl ImageStore {
     pub fn layer_dir(&self, layer: &str) -> PathBuf {
         self.root.join("layers").join(layer).join("fs")
     }
+    /// A stored blob by its digest in hex.
+    pub fn blob(&self, name: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.root.join("blobs/sha256").join(name))
+    }
     /// A fresh path for temporary things, on the same file system.
     pub fn temporary(&self) -> PathBuf {
         self.root.join("tmp").join(coracle_stdx::random_hex(8))

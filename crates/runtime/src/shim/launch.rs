@@ -89,7 +89,7 @@ fn begin(dir: &Path) -> Result<LaunchSpec, String> {
     if !launch.tty {
         for fd in 0..3 {
             // SAFETY: fchown on our own standard streams.
-            unsafe { libc::fchown(fd, launch.uid, launch.gid) };
+            unsafe { libc::fchown(fd, launch.host_root + launch.uid, launch.host_root + launch.gid) };
         }
     }
     Hierarchies::detect().join_unified(&launch.cgroup).map_err(|e| format!("cannot join cgroup: {e}"))?;

@@ -118,22 +118,56 @@ pub(crate) fn helper(args: &[&str], stdio: [Stdio; 3]) -> io::Result<OwnedFd> {
     Ok(read)
 }
 
-/// Starts the pause process as process 1 of a new process namespace.
-pub(crate) fn pause(root: &Path) -> io::Result<i32> {
+/// Starts the pause process as process 1 of a new process namespace, which the user namespace at `users` owns.
+pub(crate) fn pause(root: &Path, users: Option<&Path>) -> io::Result<i32> {
     let root = std::ffi::CString::new(root.as_os_str().as_encoded_bytes())?;
     let args = [c"/proc/self/exe".as_ptr(), c"__pause".as_ptr(), root.as_ptr(), std::ptr::null()];
     let env: [*const libc::c_char; 1] = [std::ptr::null()];
-    // SAFETY: clone without a stack behaves as fork; this process has one thread, and the child only resets
-    // its signals and execs.
+    let users = users.map(std::fs::File::open).transpose()?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let mut pid = [0; 4];
+    // SAFETY: clone without a stack behaves as fork; this process has one thread, and its children only make system
+    // calls: the first one enters the user namespace, where the new process namespace must be made, and makes the
+    // pause process, our child too (CLONE_PARENT).
     unsafe {
-        let flags = (libc::CLONE_NEWPID | libc::SIGCHLD) as libc::c_ulong;
-        let pid = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
-        if pid == 0 {
-            reset_signals();
-            libc::execve(args[0], args.as_ptr(), env.as_ptr());
-            libc::_exit(127);
+        let entering = libc::syscall(libc::SYS_clone, libc::SIGCHLD as libc::c_ulong, 0, 0, 0, 0);
+        if entering == 0 {
+            if users.is_some_and(|users| !enter(&users)) || libc::unshare(libc::CLONE_NEWPID) != 0 {
+                libc::_exit(126);
+            }
+            let flags = (libc::CLONE_PARENT | libc::SIGCHLD) as libc::c_ulong;
+            let pid = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) as i32;
+            if pid == 0 {
+                reset_signals();
+                libc::execve(args[0], args.as_ptr(), env.as_ptr());
+                libc::_exit(127);
+            }
+            libc::write(write.as_raw_fd(), (&raw const pid).cast(), size_of::<i32>());
+            libc::_exit(0);
         }
-        if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as i32) }
+        if entering < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        drop(write);
+        libc::waitpid(entering as i32, std::ptr::null_mut(), 0);
+    }
+    match rustix::io::read(&read, &mut pid)? {
+        4 if i32::from_ne_bytes(pid) > 0 => Ok(i32::from_ne_bytes(pid)),
+        _ => Err(io::Error::other("cannot make the pod's process namespace")),
+    }
+}
+
+/// Becomes root of a user namespace.
+///
+/// # Safety
+/// None; the calls are async-signal-safe. `unsafe` only wraps them.
+unsafe fn enter(users: &std::fs::File) -> bool {
+    // SAFETY: plain numbers, and an empty list of groups.
+    unsafe {
+        libc::setns(users.as_raw_fd(), libc::CLONE_NEWUSER) == 0
+            && libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setresgid(0, 0, 0) == 0
+            && libc::setresuid(0, 0, 0) == 0
     }
 }
 

@@ -33,9 +33,42 @@ pub async fn failed_start_says_why_as_containerd(lab: &Lab) {
     lab.remove(&pod).await;
 }
 
+pub async fn what_contradicts_itself_is_refused(lab: &Lab) {
+    let pod = lab.sandbox("contradictions").await;
+    let refused = async |config: ContainerConfig, why: &str| {
+        let error =
+            lab.runtime.create_container(&pod.0, config, pod.1.clone()).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    let mut group = shell("group", "true");
+    group.security.run_as_group = Some(7);
+    refused(group, "user group \"7\" is specified without user").await;
+    let mount = |readonly, propagation, image: &str| {
+        let mount = Mount {
+            container_path: "/m".into(),
+            host_path: "/tmp".into(),
+            recursive_read_only: image.is_empty(),
+            readonly,
+            propagation,
+            image: image.into(),
+            ..Mount::default()
+        };
+        ContainerConfig { mounts: vec![mount], ..shell("mount", "true") }
+    };
+    refused(mount(false, 0, ""), "needs a read-only mount").await;
+    refused(mount(true, 1, ""), "needs private propagation").await;
+    refused(mount(true, 2, ""), "needs private propagation").await;
+    refused(mount(false, 0, crate::IMAGE), "only be mounted read-only").await;
+    lab.remove(&pod).await;
+}
+
 pub async fn containers_are_confined(lab: &Lab) {
     let pod = lab.sandbox("confined").await;
-    let id = lab.run(&pod, shell("main", "sleep 100")).await;
+    let mut main = shell("main", "sleep 100");
+    main.security.readonly_paths = vec!["/proc/sys".into()];
+    main.security.masked_paths = vec!["/proc/keys".into()];
+    let id = lab.run(&pod, main).await;
+    assert_eq!(lab.output(&id, "cat /proc/keys").await, "");
     assert_eq!(lab.output(&id, "echo $$; ls /proc | grep -c '^[0-9]'").await.lines().count(), 2);
     assert_eq!(lab.output(&id, "cat /proc/1/cmdline | tr '\\0' ' '").await, "sleep 100");
     assert!(lab.output(&id, "grep Seccomp: /proc/self/status").await.ends_with('2'));

@@ -213,6 +213,7 @@ fn main() {
                 output_is_logged_and_exit_code_kept,
                 failed_start_says_why_as_containerd,
                 containers_are_confined,
+                what_contradicts_itself_is_refused,
                 pod_shares_network_ipc_and_hostname,
                 exec_streams_both_ways,
                 exec_terminal_resizes,

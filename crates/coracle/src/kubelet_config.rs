@@ -1,0 +1,256 @@
+//! The kubelet's configuration file (`KubeletConfiguration`, v1beta1), as upstream's `--config` takes it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use coracle_kubelet::{CpuPolicy, CpuSet, IdRange, KubeletConfig, ShutdownPeriod, shutdown_periods};
+use coracle_meta::quantity::Quantity;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::error::Failure;
+use crate::node_args::NodeArgs;
+
+/// What of the file is heeded.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct File {
+    max_pods: Option<u32>,
+    container_log_max_size: Option<String>,
+    container_log_max_files: Option<u32>,
+    cpu_manager_policy: Option<String>,
+    cpu_manager_policy_options: BTreeMap<String, String>,
+    #[serde(rename = "reservedSystemCPUs")]
+    reserved_system_cpus: String,
+    system_reserved: BTreeMap<String, String>,
+    kube_reserved: BTreeMap<String, String>,
+    shutdown_grace_period: String,
+    shutdown_grace_period_critical_pods: String,
+    shutdown_grace_period_by_pod_priority: Vec<Period>,
+    user_namespaces: UserNamespaces,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    image_gc_high_threshold_percent: Option<u64>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    image_gc_low_threshold_percent: Option<u64>,
+    #[serde(rename = "imageMinimumGCAge")]
+    image_minimum_gc_age: Option<String>,
+    /// What there is besides.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Period {
+    priority: i32,
+    shutdown_grace_period_seconds: i64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct UserNamespaces {
+    ids_per_pod: Option<u32>,
+}
+
+/// Reads the file and changes the configuration as it says. Upstream's fields that have no meaning here are named in
+/// the log.
+///
+/// # Errors
+/// The file cannot be read, is not of the kind, or says what cannot be.
+pub fn read(path: &Path, config: &mut KubeletConfig) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))?;
+    apply(&text, config).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))
+}
+
+/// Reads which programs know credentials of images.
+///
+/// # Errors
+/// The file cannot be read, or says what cannot be.
+pub fn read_credential_providers(args: &NodeArgs, config: &mut KubeletConfig) -> Result<(), Failure> {
+    let (Some(path), Some(dir)) =
+        (&args.image_credential_provider_config, &args.image_credential_provider_bin_dir)
+    else {
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))?;
+    config.credential_providers = coracle_kubelet::credential_providers(&text)
+        .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+    config.credential_provider_dir.clone_from(dir);
+    Ok(())
+}
+
+fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
+    let value: Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
+    let (kind, version) = (value["kind"].as_str(), value["apiVersion"].as_str());
+    if kind != Some("KubeletConfiguration") || version != Some("kubelet.config.k8s.io/v1beta1") {
+        return Err("it is no KubeletConfiguration of kubelet.config.k8s.io/v1beta1".into());
+    }
+    let file: File = serde_json::from_value(value).map_err(|e| e.to_string())?;
+    let ignored: Vec<&String> = file.rest.keys().filter(|k| *k != "kind" && *k != "apiVersion").collect();
+    if !ignored.is_empty() {
+        tracing::warn!(?ignored, "fields of the kubelet's configuration that have no effect here");
+    }
+    config.max_pods = file.max_pods.unwrap_or(config.max_pods);
+    config.log_max_files = file.container_log_max_files.unwrap_or(config.log_max_files);
+    if let Some(size) = &file.container_log_max_size {
+        config.log_max_size = quantity("containerLogMaxSize", size)?.value().max(0).unsigned_abs();
+    }
+    cpus(&file, config)?;
+    shutdown(&file, config)?;
+    image_gc(&file, config)?;
+    if let Some(ids) = file.user_namespaces.ids_per_pod {
+        config.ids_per_pod = ids;
+        config.user_ids = IdRange::all(ids);
+    }
+    Ok(())
+}
+
+fn quantity(field: &str, text: &str) -> Result<Quantity, String> {
+    Quantity::parse(text).map_err(|e| format!("{field}: {e}"))
+}
+
+fn length(field: &str, text: &str) -> Result<Duration, String> {
+    if text.is_empty() {
+        return Ok(Duration::ZERO);
+    }
+    coracle_meta::cron::duration(text).map_err(|e| format!("{field}: {e}"))
+}
+
+fn cpus(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    for (field, amounts) in [("systemReserved", &file.system_reserved), ("kubeReserved", &file.kube_reserved)]
+    {
+        for (name, amount) in amounts {
+            let amount = quantity(&format!("{field}.{name}"), amount)?;
+            *config.reserved.entry(name.clone()).or_default() += amount;
+        }
+    }
+    if !file.reserved_system_cpus.is_empty() {
+        let set =
+            CpuSet::parse(&file.reserved_system_cpus).map_err(|e| format!("reservedSystemCPUs: {e}"))?;
+        config.reserved.insert("cpu".into(), Quantity::from(i64::try_from(set.len()).unwrap_or(0)));
+        config.reserved_cpus = Some(set);
+    }
+    let on = |name: &str| file.cpu_manager_policy_options.get(name).is_some_and(|v| v == "true");
+    let known = ["full-pcpus-only", "strict-cpu-reservation"];
+    if let Some(other) = file.cpu_manager_policy_options.keys().find(|k| !known.contains(&k.as_str())) {
+        return Err(format!(
+            "cpuManagerPolicyOptions: {other} is not supported (these are: {})",
+            known.join(", ")
+        ));
+    }
+    config.cpu_policy = match file.cpu_manager_policy.as_deref() {
+        None | Some("none") => CpuPolicy::None,
+        Some("static") => CpuPolicy::Static {
+            whole_cores: on("full-pcpus-only"),
+            strict_reservation: on("strict-cpu-reservation"),
+        },
+        Some(other) => return Err(format!("unknown policy: \"{other}\"")),
+    };
+    Ok(())
+}
+
+fn shutdown(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    let all = length("shutdownGracePeriod", &file.shutdown_grace_period)?;
+    let critical = length("shutdownGracePeriodCriticalPods", &file.shutdown_grace_period_critical_pods)?;
+    let by_priority = &file.shutdown_grace_period_by_pod_priority;
+    let is_given = !all.is_zero() || !critical.is_zero();
+    if is_given && !by_priority.is_empty() {
+        return Err(
+            "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same \
+                    time"
+                .into(),
+        );
+    }
+    if critical > all {
+        return Err(format!(
+            "invalid configuration: shutdownGracePeriodCriticalPods {critical:?} must be <= \
+             shutdownGracePeriod {all:?}"
+        ));
+    }
+    let seconds = |length: Duration| i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+    config.shutdown_periods = match by_priority.is_empty() {
+        true => shutdown_periods(seconds(all), seconds(critical)),
+        false => by_priority
+            .iter()
+            .map(|p| ShutdownPeriod { priority: p.priority, seconds: p.shutdown_grace_period_seconds })
+            .collect(),
+    };
+    Ok(())
+}
+
+fn image_gc(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    let gc = &mut config.image_gc;
+    let given = file.image_gc_high_threshold_percent.is_some();
+    gc.high = file.image_gc_high_threshold_percent.unwrap_or(gc.high);
+    gc.low = file.image_gc_low_threshold_percent.unwrap_or(gc.low);
+    if given {
+        // Who names a share of the disk means it.
+        gc.enough = u64::MAX;
+    }
+    if let Some(age) = &file.image_minimum_gc_age {
+        let seconds = length("imageMinimumGCAge", age)?.as_secs();
+        gc.min_age = i64::try_from(seconds).unwrap_or(i64::MAX);
+    }
+    if gc.high > 100 || gc.low >= gc.high {
+        return Err(format!(
+            "invalid configuration: imageGCLowThresholdPercent (--image-gc-low-threshold) {} must be less than \
+             imageGCHighThresholdPercent (--image-gc-high-threshold) {}",
+            gc.low, gc.high
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(fields: &str) -> Result<KubeletConfig, String> {
+        let mut config = crate::node::testing_config();
+        let head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n";
+        apply(&format!("{head}{fields}"), &mut config).map(|()| config)
+    }
+
+    #[test]
+    fn fields_of_upstreams_file_change_what_the_kubelet_does() {
+        let config = with(
+            "
+maxPods: 20
+containerLogMaxSize: 1Mi
+cpuManagerPolicy: static
+cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}
+reservedSystemCPUs: 0-1
+systemReserved: {memory: 1Gi}
+kubeReserved: {memory: 1Gi}
+shutdownGracePeriod: 30s
+shutdownGracePeriodCriticalPods: 10s
+userNamespaces: {idsPerPod: 131072}
+imageGCHighThresholdPercent: 60
+imageGCLowThresholdPercent: 50
+imageMinimumGCAge: 2m30s
+syncFrequency: 1m0s
+",
+        )
+        .expect("a configuration");
+        assert_eq!((config.max_pods, config.log_max_size), (20, 1 << 20));
+        assert_eq!(config.cpu_policy, CpuPolicy::Static { whole_cores: true, strict_reservation: false });
+        assert_eq!(config.reserved["cpu"].value(), 2);
+        assert_eq!(config.reserved["memory"].value(), 2 << 30);
+        assert_eq!(config.shutdown_periods.iter().map(|p| p.seconds).collect::<Vec<_>>(), [20, 10]);
+        assert_eq!((config.ids_per_pod, config.user_ids), (131_072, IdRange::all(131_072)));
+        let gc = config.image_gc;
+        assert_eq!((gc.high, gc.low, gc.min_age, gc.enough), (60, 50, 150, u64::MAX));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let refused = |fields: &str| with(fields).err().unwrap_or_default();
+        assert!(refused("cpuManagerPolicy: dynamic").contains("unknown policy: \"dynamic\""));
+        assert!(refused("imageGCLowThresholdPercent: 90").contains("must be less than"));
+        assert!(refused("shutdownGracePeriodCriticalPods: 10s").contains("must be <="));
+        assert!(refused("shutdownGracePeriod: 10x").contains("unknown unit"));
+        let mut config = crate::node::testing_config();
+        assert!(apply("kind: Pod\napiVersion: v1\n", &mut config).is_err());
+    }
+}

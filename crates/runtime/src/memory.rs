@@ -1,0 +1,137 @@
+//! Gives memory back to the kernel once things are quiet: what a burst of work freed, and those pages of the program
+//! that only the start or the burst needed. The allocator by itself keeps the highest level it ever had.
+
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(10);
+/// Less growth than this is not worth a look at the heap.
+const WORTH: u64 = 4 << 20;
+/// A tick of the times in /proc: the kernel's USER_HZ, 100 on x86 and ARM.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What this process has and has used so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    /// Memory in bytes.
+    resident: u64,
+    /// Processor time.
+    processor: Duration,
+}
+
+impl Usage {
+    /// As the kernel tells it; `None` without /proc.
+    fn now() -> Option<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let kilobytes: u64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // Fields 14 and 15; the name before them may hold anything.
+        let fields = stat.rsplit_once(") ")?.1.split(' ').skip(11).take(2);
+        let ticks: u32 = fields.filter_map(|ticks| ticks.parse::<u32>().ok()).sum();
+        Some(Self { resident: kilobytes << 10, processor: TICK * ticks })
+    }
+}
+
+/// Decides when memory is given back.
+#[derive(Debug, Default)]
+struct Tender {
+    last: Usage,
+    /// What was in use at the look after memory had been given back; `None` until then.
+    floor: Option<u64>,
+    given: bool,
+}
+
+impl Tender {
+    /// Whether now is the time: there is more than there was, and the last interval was quiet.
+    fn is_due(&mut self, now: Usage) -> bool {
+        let worked = now.processor.saturating_sub(self.last.processor);
+        self.last = now;
+        if std::mem::take(&mut self.given) {
+            self.floor = Some(now.resident);
+        }
+        let has_grown = self.floor.is_none_or(|floor| now.resident > floor + WORTH);
+        self.given = has_grown && worked < LOOK / 50;
+        self.given
+    }
+}
+
+/// Works until it is dropped.
+pub async fn give_back_when_quiet() {
+    let mut tender = Tender::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(now) = Usage::now() else { return };
+        if tender.is_due(now) && spawn_blocking(give_back).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn give_back() {
+    // SAFETY: takes no pointer, and locks what it touches.
+    unsafe { libc::malloc_trim(0) };
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    for (start, length) in maps.lines().filter_map(program_text) {
+        // SAFETY: pages of a file that nobody writes to through this mapping: the next access reads them again.
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Start and length of a mapping of program text: of a file, to be read and executed, never written.
+fn program_text(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (range, rights, _offset, _device, inode) =
+        (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    if rights != "r-xp" || inode == "0" {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let start = usize::from_str_radix(start, 16).ok()?;
+    Some((start, usize::from_str_radix(end, 16).ok()?.checked_sub(start)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(megabytes: u64, milliseconds: u64) -> Usage {
+        Usage { resident: megabytes << 20, processor: Duration::from_millis(milliseconds) }
+    }
+
+    #[test]
+    fn memory_is_given_back_after_the_start_and_after_a_burst_when_it_is_quiet() {
+        let mut tender = Tender::default();
+        assert!(!tender.is_due(usage(60, 900)), "it starts");
+        assert!(tender.is_due(usage(60, 910)));
+        assert!(!tender.is_due(usage(30, 920)), "30 MB are needed");
+        assert!(!tender.is_due(usage(33, 930)), "little more");
+        assert!(!tender.is_due(usage(200, 5930)), "at work");
+        assert!(tender.is_due(usage(200, 5940)));
+        assert!(!tender.is_due(usage(150, 5950)), "that is what is needed now");
+        assert!(!tender.is_due(usage(150, 5960)));
+    }
+
+    #[test]
+    fn only_text_of_a_file_is_program_text() {
+        let text = "00400000-00600000 r-xp 00000000 fe:00 1234    /usr/local/bin/coracle";
+        assert_eq!(program_text(text), Some((0x40_0000, 0x20_0000)));
+        for other in [
+            "00600000-00700000 r--p 00200000 fe:00 1234    /usr/local/bin/coracle",
+            "7fff0000-7fff1000 r-xp 00000000 00:00 0    [vdso]",
+            "nonsense",
+        ] {
+            assert_eq!(program_text(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_program_goes_on_after_its_text_was_dropped() {
+        let before: Vec<String> = (0..1000).map(|n| format!("{n:04}")).collect();
+        give_back();
+        assert_eq!(before.concat().len(), 4000);
+        assert!(Usage::now().is_some_and(|usage| usage.resident > 0));
+    }
+}
