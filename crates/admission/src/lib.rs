@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 pub use chain::Chain;
 pub use plugins::{chosen, plugins};
 pub use reinvocation::Reinvocation;
-pub use webhook::Target as HookTarget;
+pub use webhook::{CallError, Target as HookTarget};
 
 /// What the request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +216,36 @@ impl Environment {
     }
 }
 
+/// A webhook that was asked, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HookAsked<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// `admit` or `validating`, as upstream labels them.
+    pub step: &'static str,
+    /// What the request does.
+    pub operation: Operation,
+    /// What came of it.
+    pub outcome: HookOutcome,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What came of asking a webhook; codes are those of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookOutcome {
+    /// It let the request pass.
+    Passed,
+    /// It refused, with this code.
+    Refused(u16),
+    /// It could not be asked, which refused the request.
+    FailedClosed(u16),
+    /// It could not be asked, and the request passed all the same.
+    FailedOpen(u16),
+    /// The request could not be shown to it, or its patch not be applied.
+    Internal,
+}
+
 /// What plugins ask of the server that they run in.
 #[async_trait]
 pub trait Host: Send + Sync {
@@ -248,11 +278,15 @@ pub trait Host: Send + Sync {
     /// 400 when it does not decode.
     fn read(&self, def: &ResourceDef, value: Value) -> Result<Box<dyn Object>, Status>;
 
+    /// Notes that a webhook was asked.
+    fn observed_webhook(&self, _asked: &HookAsked<'_>) {}
+
     /// Posts a body to a webhook and returns the answer's body.
     ///
     /// # Errors
     /// Why that failed.
-    async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String>;
+    async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration)
+    -> Result<Vec<u8>, CallError>;
 
     /// `object`, JSON of `def`'s version, with an apply configuration merged into it.
     ///

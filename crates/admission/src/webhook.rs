@@ -14,7 +14,7 @@ use serde_json::Value;
 pub(crate) use hook::{Hook, Kind, matches as rule_matches};
 pub(crate) use review::{Answer, request_json};
 
-use crate::{Environment, Host, Request};
+use crate::{Environment, HookAsked, HookOutcome, Host, Operation, Request};
 
 /// Where a webhook is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,22 +44,68 @@ impl Target {
     }
 }
 
+/// Why a webhook could not be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallError {
+    /// In the words of Go's HTTP client, or of client-go.
+    pub why: String,
+    /// The code of the answer; 503 when there was none.
+    pub code: u16,
+}
+
+impl CallError {
+    /// There was no answer that could be used.
+    pub fn unavailable(why: impl Into<String>) -> Self {
+        Self { why: why.into(), code: 503 }
+    }
+}
+
 /// Why a webhook did not let a request pass.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// It could not be asked, or its answer could not be used: the failure policy decides.
-    Calling(String),
-    /// It refused, or the request cannot be sent to it.
+    Calling(CallError),
+    /// It refused.
     Rejected(Status),
+    /// The request cannot be sent to it, or its patch does not fit.
+    Internal(Status),
 }
 
 impl Failure {
+    fn calling(why: impl Into<String>) -> Self {
+        Self::Calling(CallError::unavailable(why))
+    }
+
     /// The refusal that the client gets when the policy is to fail.
     pub(crate) fn status(self, hook: &str) -> Status {
         match self {
-            Self::Calling(why) => Status::internal(format!("failed calling webhook {hook:?}: {why}")),
-            Self::Rejected(status) => status,
+            Self::Calling(e) => Status::internal(format!("failed calling webhook {hook:?}: {}", e.why)),
+            Self::Rejected(status) | Self::Internal(status) => status,
         }
+    }
+}
+
+/// Notes what came of asking a webhook, for metrics.
+pub(crate) fn observe(
+    env: &Environment,
+    operation: Operation,
+    (hook, kind): (&Hook, Kind),
+    failure: Option<&Failure>,
+    took: Duration,
+) {
+    let outcome = match failure {
+        None => HookOutcome::Passed,
+        Some(Failure::Calling(e)) if hook.ignore_failure => HookOutcome::FailedOpen(e.code),
+        Some(Failure::Calling(e)) => HookOutcome::FailedClosed(e.code),
+        Some(Failure::Rejected(status)) => HookOutcome::Refused(status.code()),
+        Some(Failure::Internal(_)) => HookOutcome::Internal,
+    };
+    let step = match kind {
+        Kind::Mutating => "admit",
+        Kind::Validating => "validating",
+    };
+    if let Some(host) = env.host() {
+        host.observed_webhook(&HookAsked { name: &hook.name, step, operation, outcome, took });
     }
 }
 
@@ -138,22 +184,24 @@ pub(crate) async fn ask(
     let hook = &invocation.hook;
     if request.dry_run && !matches!(hook.side_effects.as_str(), "None" | "NoneOnDryRun") {
         let why = format!("admission webhook {:?} does not support dry run", hook.name);
-        return Err(Failure::Rejected(Status::bad_request(why)));
+        return Err(Failure::Internal(Status::bad_request(why)));
     }
     let Some(version) = hook.review_versions.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1")) else {
         let why = "could not create admission objects: webhook does not accept known AdmissionReview versions (v1, \
                    v1beta1)";
-        return Err(Failure::Calling(why.to_owned()));
+        return Err(Failure::Calling(CallError { why: why.to_owned(), code: 400 }));
     };
     let uid = coracle_stdx::uuid();
-    let body = request_json(env, request, invocation.def, &uid).map_err(Failure::Rejected)?;
+    let body = request_json(env, request, invocation.def, &uid).map_err(Failure::Internal)?;
     let body = review::wrap(version, body).to_string().into_bytes();
-    let host = env.host().ok_or_else(|| Failure::Calling("the server is not ready".to_owned()))?;
-    let target = hook.target().map_err(Failure::Calling)?;
-    let failed = |why: String| Failure::Calling(format!("failed to call webhook: {why}"));
+    let host = env.host().ok_or_else(|| Failure::calling("the server is not ready"))?;
+    let target = hook.target().map_err(Failure::calling)?;
+    let failed = |e: CallError| {
+        Failure::Calling(CallError { why: format!("failed to call webhook: {}", e.why), code: e.code })
+    };
     let text = host.call(&target, body, hook.timeout).await.map_err(failed)?;
     review::verify(&text, &uid, version, mutating)
-        .map_err(|why| Failure::Calling(format!("received invalid webhook response: {why}")))
+        .map_err(|why| Failure::calling(format!("received invalid webhook response: {why}")))
 }
 
 /// The refusal of a webhook, as clients see it.

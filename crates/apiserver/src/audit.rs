@@ -5,6 +5,7 @@ mod policy;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use coracle_auth::UserInfo;
@@ -19,6 +20,9 @@ pub use policy::{AuditPolicy, PolicyError};
 
 use crate::http::info::Info;
 use policy::{Level, Stage, Subject};
+
+/// Most characters of a User-Agent that are logged.
+const MAX_AGENT: usize = 1024;
 
 /// Where events go: one line each.
 pub type AuditSink = Box<dyn Write + Send>;
@@ -53,10 +57,11 @@ impl AuditLog {
         &self,
         user: &Arc<UserInfo>,
         info: &Info<'_>,
-        uri: &http::Uri,
-        headers: &HeaderMap,
+        request: &http::Request<impl Sized>,
+        peer: Option<IpAddr>,
         received: Timestamp,
     ) -> Option<Arc<Trail>> {
+        let (uri, headers) = (request.uri(), request.headers());
         let subject = Subject { user, info, path: uri.path() };
         let decision = self.policy.decide(&subject);
         if decision.level == Level::None {
@@ -68,8 +73,14 @@ impl AuditLog {
         head.insert("requestURI".into(), uri.path_and_query().map_or("/", |p| p.as_str()).into());
         head.insert("verb".into(), info.verb.clone().into());
         head.insert("user".into(), user.to_json());
+        let sources = sources(headers, peer);
+        if !sources.is_empty() {
+            head.insert("sourceIPs".into(), json!(sources));
+        }
         if !agent.is_empty() {
-            head.insert("userAgent".into(), agent.into());
+            let whole = agent.char_indices().nth(MAX_AGENT).is_none();
+            let cut = || agent.chars().take(MAX_AGENT).chain("...TRUNCATED".chars()).collect::<String>();
+            head.insert("userAgent".into(), if whole { agent.to_owned() } else { cut() }.into());
         }
         if info.is_resource {
             head.insert("objectRef".into(), reference(info));
@@ -112,6 +123,7 @@ struct Parts {
     impersonated: Option<Value>,
     constraint: &'static str,
     request: Option<Value>,
+    response: Option<Value>,
 }
 
 impl Trail {
@@ -125,9 +137,19 @@ impl Trail {
         self.decision.level >= Level::RequestResponse
     }
 
-    /// Notes the body of the request.
-    pub(crate) fn request(&self, body: &[u8]) {
-        self.parts.lock().request = serde_json::from_slice(body).ok();
+    /// Whether the body of the response is to be noted, and nobody has yet.
+    pub(crate) fn misses_response(&self) -> bool {
+        self.wants_response() && self.parts.lock().response.is_none()
+    }
+
+    /// Notes the body of the request, as the JSON that it means.
+    pub(crate) fn request(&self, body: Value) {
+        self.parts.lock().request = Some(body);
+    }
+
+    /// Notes the body of the response before it is encoded.
+    pub(crate) fn response(&self, body: Value) {
+        self.parts.lock().response = Some(body);
     }
 
     /// Notes as whom the user acts, and by which constraint ("" for none).
@@ -169,7 +191,7 @@ impl Trail {
                 put("requestObject", self.bare(object));
             }
             if self.wants_response()
-                && let Some(object) = body
+                && let Some(object) = parts.response.as_ref().or(body)
             {
                 put("responseObject", self.bare(object));
             }
@@ -216,6 +238,21 @@ fn reference(info: &Info<'_>) -> Value {
     out
 }
 
+/// Where a request comes from: what proxies say, then what the connection says.
+fn sources(headers: &HeaderMap, peer: Option<IpAddr>) -> Vec<IpAddr> {
+    let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let said = header("x-forwarded-for").split(',');
+    let mut out: Vec<IpAddr> = said.filter_map(|part| part.trim().parse().ok()).collect();
+    if let Ok(real) = header("x-real-ip").parse()
+        && !out.contains(&real)
+    {
+        out.push(real);
+    }
+    let peer = peer.map(|ip| ip.to_canonical());
+    out.extend(peer.filter(|ip| out.last() != Some(ip)));
+    out
+}
+
 /// The status of a response: of a failure what its body says.
 fn status_json(code: u16, body: Option<&Value>) -> Value {
     let mut out = json!({ "metadata": {}, "code": code });
@@ -259,12 +296,14 @@ mod tests {
         let at = Timestamp::UNIX_EPOCH;
         let begin = |path: &'static str| {
             let info = Info::new(&http::Method::POST, path, &query);
-            log.begin(&user, &info, &path.parse().unwrap(), &HeaderMap::new(), at)
+            let request = http::Request::post(path).header("x-forwarded-for", "10.0.0.1, x");
+            let request = request.header("x-real-ip", "10.0.0.1").body(()).unwrap();
+            log.begin(&user, &info, &request, Some([127, 0, 0, 1].into()), at)
         };
         assert!(begin("/api/v1/namespaces/a/secrets").is_none());
         let trail = begin("/api/v1/namespaces/a/configmaps").unwrap();
         trail.decided(true, "");
-        trail.request(br#"{"kind":"ConfigMap"}"#);
+        trail.request(json!({ "kind": "ConfigMap" }));
         log.end(&trail, 201, Some(&json!({ "kind": "ConfigMap" })), false, at);
         let lines = String::from_utf8(sink.0.lock().clone()).unwrap();
         let events: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -278,6 +317,7 @@ mod tests {
             json!({ "resource": "configmaps", "namespace": "a", "apiVersion": "v1" })
         );
         assert_eq!(last["requestObject"], json!({ "kind": "ConfigMap" }));
+        assert_eq!(last["sourceIPs"], json!(["10.0.0.1", "127.0.0.1"]));
         assert_eq!((last.get("responseObject"), &last["responseStatus"]["code"]), (None, &json!(201)));
         assert_eq!(last["annotations"]["authorization.k8s.io/decision"], "allow");
     }

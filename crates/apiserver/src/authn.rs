@@ -1,6 +1,7 @@
 //! Identities of HTTP requests, remembered for a few seconds so that tokens are not verified each time.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub(crate) struct Connection {
     /// What is wrong with the one that was shown instead.
     refused: Option<String>,
     known: Mutex<Option<(Arc<UserInfo>, Instant)>>,
+    /// Where it comes from.
+    pub(crate) peer: Option<IpAddr>,
     /// It carries something that may rest, e.g. a shell.
     pub(crate) patient: Arc<AtomicBool>,
     /// The client is to make another connection for its next requests.
@@ -74,6 +77,11 @@ impl Connection {
             None => (None, None),
         };
         Self { client_cert, proxy_cert, refused, ..Self::default() }
+    }
+
+    /// The connection, which comes from there.
+    pub(crate) fn from(self, peer: IpAddr) -> Self {
+        Self { peer: Some(peer), ..self }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_client::{DeleteOptions, WriteOptions};
+use coracle_client::{DeleteOptions, PatchKind, WriteOptions};
 use coracle_meta::{Object, Status};
 use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use crate::cache::Filter;
 use crate::config::StartError;
 use crate::registry::Resource;
 use crate::server::{Server, TRIM_EVERY};
+use crate::verbs::patch::Patch;
 use crate::verbs::{Input, Part};
 
 /// Namespaces that always exist.
@@ -32,12 +33,7 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
         let made = ensure(server, "", "namespaces", "", name, namespace).await;
         made.map_err(|s| failed(&format!("Namespace {name}"), &s))?;
     }
-    // Since when it is written down which legacy tokens are used.
-    let since = server.clock.now().strftime("%Y-%m-%d").to_string();
-    let tracking = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "since": since },
-        "metadata": { "name": TRACKING, "namespace": "kube-system" } });
-    let made = ensure(server, "", "configmaps", "kube-system", TRACKING, tracking).await;
-    made.map_err(|s| failed(&format!("ConfigMap {TRACKING}"), &s))?;
+    tracking(server).await.map_err(|s| failed(&format!("ConfigMap {TRACKING}"), &s))?;
     for obj in objects {
         let gvk = obj.gvk();
         let resource = server
@@ -65,6 +61,24 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
 
 fn find(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
     server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)
+}
+
+/// Writes down since when the uses of legacy tokens are noted, unless a day stands there already.
+async fn tracking(server: &Arc<Server>) -> Result<(), Status> {
+    let since = server.clock.now().strftime("%Y-%m-%d").to_string();
+    let want = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "since": since },
+        "metadata": { "name": TRACKING, "namespace": "kube-system" } });
+    let maps = find(server, "", "configmaps")?;
+    let Some(entry) = maps.cache.get(&maps.key("kube-system", TRACKING)) else {
+        return ensure(server, "", "configmaps", "kube-system", TRACKING, want).await;
+    };
+    let have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    if have["data"]["since"].as_str().is_some_and(|day| day.parse::<jiff::civil::Date>().is_ok()) {
+        return Ok(());
+    }
+    let patch = Patch { kind: PatchKind::Merge, body: &json!({ "data": want["data"] }), twice: &[] };
+    let (caller, opts) = (Server::loopback(), WriteOptions::default());
+    unless_raced(server.patch(&caller, &maps, "kube-system", TRACKING, Part::Main, patch, &opts).await)
 }
 
 /// Creates an object when it is absent.

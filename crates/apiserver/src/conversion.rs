@@ -145,7 +145,7 @@ impl Server {
             "request": { "uid": uid, "desiredAPIVersion": wanted, "objects": values },
         });
         let answer = hooks::post(self, &target(client), body.to_string().into_bytes(), TIMEOUT).await;
-        let answer: Value = serde_json::from_slice(&answer.map_err(failed)?)
+        let answer: Value = serde_json::from_slice(&answer.map_err(|e| failed(e.why))?)
             .map_err(|e| failed(format!("couldn't get version/kind; json parse error: {e}")))?;
         let response = &answer["response"];
         if review == "v1" {

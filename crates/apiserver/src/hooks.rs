@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coracle_admission::HookTarget;
+use coracle_admission::{CallError, HookTarget};
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, USER_AGENT};
 use http::{HeaderValue, Method};
 
@@ -21,13 +21,14 @@ pub(crate) async fn post(
     target: &HookTarget,
     body: Vec<u8>,
     timeout: Duration,
-) -> Result<Vec<u8>, String> {
+) -> Result<Vec<u8>, CallError> {
     let url = with_timeout(&target.url, timeout);
-    let failed = |why: String| format!("Post {url:?}: {why}");
+    let failed = |why: String| CallError::unavailable(format!("Post {url:?}: {why}"));
     match tokio::time::timeout(timeout, exchange(server, target, &url, body)).await {
         Err(_) => Err(failed("context deadline exceeded".to_owned())),
         Ok(Err(Failure::Transport(why))) => Err(failed(why)),
-        Ok(Err(Failure::Answer(why) | Failure::Unusable(why))) => Err(why),
+        Ok(Err(Failure::Answer(code, why))) => Err(CallError { why, code }),
+        Ok(Err(Failure::Unusable(why))) => Err(CallError::unavailable(why)),
         Ok(Ok(answer)) => Ok(answer),
     }
 }
@@ -35,8 +36,8 @@ pub(crate) async fn post(
 enum Failure {
     /// No answer.
     Transport(String),
-    /// An answer that is none.
-    Answer(String),
+    /// An answer that is none, with its code.
+    Answer(u16, String),
     /// What the configuration says cannot be used.
     Unusable(String),
 }
@@ -79,7 +80,7 @@ async fn exchange(
     let reply = ask(question).await.map_err(Failure::Transport)?;
     match reply.code {
         200..300 => Ok(reply.body.to_vec()),
-        code => Err(Failure::Answer(refusal(code, &reply.body))),
+        code => Err(Failure::Answer(code, refusal(code, &reply.body))),
     }
 }
 

@@ -200,6 +200,8 @@ impl ApiServer {
         tasks.supervise("definitions", move || crate::definitions::run(keeper.clone()));
         let keeper = server.clone();
         tasks.supervise("aggregation", move || crate::aggregation::run(keeper.clone()));
+        let keeper = server.clone();
+        tasks.supervise("legacy-tokens", move || crate::upkeep::legacy_tokens(keeper.clone()));
         let (keeper, believed) = (server.clone(), config.client_ca_pem.clone());
         tasks.supervise("trust", move || crate::trust_map::run(keeper.clone(), believed.clone()));
         Ok(Arc::new(Self {

@@ -1,5 +1,5 @@
 //! What the server keeps up to date while it runs: priority and fairness, whether a FlowSchema's priority level
-//! exists, and which addresses Services hold.
+//! exists, which addresses Services hold, and when tokens in Secrets were used.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -63,6 +63,26 @@ pub(crate) async fn addresses(server: Arc<Server>) {
         }
         if !changed(&mut changes).await {
             return;
+        }
+    }
+}
+
+/// Labels Secrets whose tokens are used with the day, so that those that nobody uses can be found.
+pub(crate) async fn legacy_tokens(server: Arc<Server>) {
+    let (Some(issuer), Some(secrets)) = (&server.token_issuer, server.cache.registry.find("", "secrets"))
+    else {
+        return std::future::pending().await;
+    };
+    let (caller, opts) = (Server::loopback(), WriteOptions::default());
+    loop {
+        for used in issuer.legacy_uses().next().await {
+            let body = used.patch();
+            let patch = Patch { kind: PatchKind::Merge, body: &body, twice: &[] };
+            let (namespace, name) = (&used.namespace, &used.name);
+            let done = server.patch(&caller, &secrets, namespace, name, Part::Main, patch, &opts).await;
+            if let Err(status) = done {
+                warn!(error = %status, namespace, name, "cannot note that the token of a Secret is used");
+            }
         }
     }
 }

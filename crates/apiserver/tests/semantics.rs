@@ -4,6 +4,10 @@
 #[allow(dead_code, reason = "shared by test programs, of which none uses all of it")]
 mod support;
 
+use std::sync::Arc;
+
+use coracle_auth::service_account::{ServiceAccountAuthenticator, TokenIssuer};
+use coracle_store::MemoryStore;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::{Answer, Cluster};
@@ -181,4 +185,47 @@ async fn the_server_tells_how_it_runs_and_was_started() {
     assert_eq!(plain.code, StatusCode::NOT_ACCEPTABLE);
     let checks = String::from_utf8(cluster.get("/metrics/slis").await.bytes.to_vec()).unwrap();
     assert!(checks.contains("kubernetes_healthcheck{name=\"ping\",type=\"readyz\"} 1"), "{checks}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_use_of_a_token_in_a_secret_is_written_down_with_its_day() {
+    let key = coracle_auth::pki::generate_key().unwrap();
+    let issuer = Arc::new(TokenIssuer::new(&key, "https://issuer", vec!["api".into()]).unwrap());
+    let (theirs, shared) = (issuer.clone(), issuer.clone());
+    let cluster = Cluster::with(MemoryStore::new(), |config| {
+        config.token_issuer = Some(issuer);
+        let tokens = std::mem::replace(&mut config.authenticators, Box::new(|_| Vec::new()));
+        config.authenticators = Box::new(move |reader| {
+            let accounts =
+                ServiceAccountAuthenticator::new(theirs, reader.clone(), coracle_stdx::Clock::system());
+            let mut all = tokens(reader);
+            all.push(Arc::new(accounts));
+            all
+        });
+    })
+    .await;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "old" } });
+    let account = cluster.post(accounts, &account).await.json();
+    let uid = account["metadata"]["uid"].as_str().unwrap();
+    let token = shared.issue_legacy("default", "old", uid, "kept");
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "kept" },
+        "stringData": { "token": token } });
+    assert_eq!(cluster.post(secrets, &secret).await.code, StatusCode::CREATED);
+    let bearer = format!("Bearer {token}");
+    let review = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let body = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview" }).to_string();
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let answer = cluster.send(Method::POST, review, &headers, &body).await;
+    assert_ne!(answer.code, StatusCode::UNAUTHORIZED, "{}", answer.json());
+    support::eventually("the label", || async {
+        let secret = cluster.get(&format!("{secrets}/kept")).await.json();
+        secret["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"].as_str().map(str::to_owned)
+    })
+    .await;
+    let since =
+        "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
+    let day = cluster.get(since).await.json()["data"]["since"].as_str().map(str::to_owned);
+    assert!(day.is_some_and(|day| day.parse::<jiff::civil::Date>().is_ok()));
 }

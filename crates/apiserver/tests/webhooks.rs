@@ -127,6 +127,61 @@ async fn a_webhook_that_cannot_be_believed_or_reached_refuses_in_upstreams_words
     assert!(found.ends_with(end), "{found}");
 }
 
+/// Validating or mutating, with one webhook that has a second for its answer and never gives one.
+async fn silent(cluster: &Cluster, kind: &str, at: &str, policy: &str) -> String {
+    let plural = format!("{}s", kind.to_lowercase());
+    let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
+    let hook = json!({ "name": "silent.example.com", "clientConfig": { "url": at }, "failurePolicy": policy,
+        "admissionReviewVersions": ["v1"], "sideEffects": "None", "timeoutSeconds": 1,
+        "rules": [{ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["configmaps"] }] });
+    let config = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+        "metadata": { "name": "silent" }, "webhooks": [hook] });
+    let made = cluster.post(&path, &config).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{}", made.json());
+    format!("{path}/silent")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_does_not_answer_in_its_time_refuses_or_passes_as_its_policy_says() {
+    // Connections are accepted by the kernel, and nobody ever speaks.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = format!("https://{}/m", listener.local_addr().unwrap());
+    let cluster = cluster().await;
+    for (kind, step) in
+        [("MutatingWebhookConfiguration", "admit"), ("ValidatingWebhookConfiguration", "validating")]
+    {
+        let path = silent(&cluster, kind, &at, "Fail").await;
+        let (code, status) = create(&cluster, step).await;
+        assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR, "{status}");
+        let why = format!(
+            "Internal error occurred: failed calling webhook \"silent.example.com\": failed to call webhook: \
+             Post \"{at}?timeout=1s\": context deadline exceeded"
+        );
+        assert_eq!(status["message"], why);
+        let cause = json!([{ "message": why.trim_start_matches("Internal error occurred: ") }]);
+        assert_eq!(status["details"]["causes"], cause);
+        assert_eq!(cluster.delete(&path).await.code, StatusCode::OK);
+
+        let path = silent(&cluster, kind, &at, "Ignore").await;
+        let (code, made) = create(&cluster, step).await;
+        assert_eq!(code, StatusCode::CREATED, "{made}");
+        assert_eq!(cluster.delete(&path).await.code, StatusCode::OK);
+
+        let metrics = String::from_utf8(cluster.get("/metrics").await.bytes.to_vec()).unwrap();
+        let open = format!(
+            "apiserver_admission_webhook_fail_open_count{{name=\"silent.example.com\",type=\"{step}\"}} 1"
+        );
+        let closed = format!(
+            "apiserver_admission_webhook_rejection_count{{error_type=\"calling_webhook_error\",\
+             name=\"silent.example.com\",operation=\"CREATE\",rejection_code=\"503\",type=\"{step}\"}} 1"
+        );
+        for line in [open, closed] {
+            assert!(metrics.lines().any(|l| l == line), "{line} not in\n{metrics}");
+        }
+    }
+}
+
 /// Converts `example.com/v1` into `v2` and back: `a` becomes `b`.
 fn convert(got: &Got) -> Response<Full<Bytes>> {
     let review: Value = serde_json::from_slice(&got.body).unwrap();

@@ -214,13 +214,15 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::remote::Exchange;
 
     struct Told(Value, AtomicUsize);
 
     #[async_trait]
     impl Remote for Told {
-        async fn exchange(&self, _: &str, body: Option<Vec<u8>>) -> Result<(u16, Vec<u8>), String> {
-            let body: Value = serde_json::from_slice(&body.expect("a body")).expect("JSON");
+        async fn exchange(&self, _: &str, sent: Exchange<'_>) -> Result<(u16, Vec<u8>), String> {
+            let Exchange::Post(body) = sent else { panic!("{sent:?}") };
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
             assert_eq!(body["kind"], "SubjectAccessReview");
             self.1.fetch_add(1, Ordering::Relaxed);
             Ok((200, json!({ "status": self.0 }).to_string().into_bytes()))

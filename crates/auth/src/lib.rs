@@ -25,7 +25,7 @@ pub mod x509;
 use std::sync::Arc;
 
 pub use front_proxy::FrontProxy;
-pub use remote::Remote;
+pub use remote::{Exchange, Remote};
 pub use user::{
     Attributes, Authenticator, AuthnError, Authorizer, Credentials, Decision, NonResourceRule, ResourceRule,
     UserInfo,

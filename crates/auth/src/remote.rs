@@ -14,14 +14,23 @@ const REMEMBERED: usize = 8192;
 /// How often a server that fails is asked in all, and the first wait; each further one is half as long again.
 const RETRY: (u32, Duration) = (5, Duration::from_millis(500));
 
+/// What a server is sent.
+#[derive(Clone, Debug)]
+pub enum Exchange<'a> {
+    /// A GET; with a bearer token of its own, if one is named.
+    Get(Option<&'a str>),
+    /// A POST of JSON.
+    Post(Vec<u8>),
+}
+
 /// A way to ask servers by HTTP. Guarantee: whom it trusts and as whom it asks never changes.
 #[async_trait]
 pub trait Remote: Send + Sync {
-    /// Code and body of the answer to a GET, or to a POST of JSON when there is a body. Takes as long as it takes.
+    /// Code and body of the answer. Takes as long as it takes.
     ///
     /// # Errors
     /// Why there is no answer, in the words of Go's HTTP client.
-    async fn exchange(&self, url: &str, body: Option<Vec<u8>>) -> Result<(u16, Vec<u8>), String>;
+    async fn exchange(&self, url: &str, sent: Exchange<'_>) -> Result<(u16, Vec<u8>), String>;
 }
 
 /// Posts a review and reads the reviewed one. A server that cannot be reached or says that it fails is asked again.
@@ -41,8 +50,8 @@ pub(crate) async fn review(
             tokio::time::sleep(wait).await;
             wait = wait * 3 / 2;
         }
-        let asked =
-            tokio::time::timeout(timeout, remote.exchange(url, Some(review.to_string().into_bytes())));
+        let sent = Exchange::Post(review.to_string().into_bytes());
+        let asked = tokio::time::timeout(timeout, remote.exchange(url, sent));
         match asked.await {
             Err(_) => last = format!("Post {url:?}: context deadline exceeded"),
             Ok(Err(why)) => last = format!("Post {url:?}: {why}"),

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use keys::CheckingKey;
+pub use legacy::{LegacyUse, LegacyUses};
 
 use crate::user::{Authenticator, AuthnError, Credentials, UserInfo};
 
@@ -103,6 +104,7 @@ pub struct TokenIssuer {
     jwks: Value,
     issuer: String,
     audiences: Vec<String>,
+    uses: LegacyUses,
 }
 
 impl std::fmt::Debug for TokenIssuer {
@@ -151,6 +153,7 @@ impl TokenIssuer {
             jwks: json!({ "keys": [key] }),
             issuer: issuer_url.to_owned(),
             audiences: api_audiences,
+            uses: LegacyUses::default(),
         })
     }
 
@@ -170,6 +173,11 @@ impl TokenIssuer {
             }
         }
         Ok(self)
+    }
+
+    /// Uses of tokens in Secrets that are to be written down.
+    pub fn legacy_uses(&self) -> &LegacyUses {
+        &self.uses
     }
 
     /// Issues a token; also says when it expires.
@@ -343,7 +351,8 @@ impl ServiceAccountAuthenticator {
             return Ok(None);
         }
         let invalid = |e: AuthnError| AuthnError(format!("invalid bearer token: {}", e.0));
-        Ok(Some((legacy::check(&claims, token, &*self.objects).map_err(invalid)?, served)))
+        let uses = (&self.issuer.uses, self.clock.now());
+        Ok(Some((legacy::check(&claims, token, &*self.objects, uses).map_err(invalid)?, served)))
     }
 
     fn claims(&self, token: &str) -> Result<Option<Arc<Claims>>, AuthnError> {

@@ -112,13 +112,15 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::remote::Exchange;
 
     struct Told(Mutex<Vec<Value>>, Value);
 
     #[async_trait]
     impl Remote for Told {
-        async fn exchange(&self, _: &str, body: Option<Vec<u8>>) -> Result<(u16, Vec<u8>), String> {
-            self.0.lock().push(serde_json::from_slice(&body.expect("a body")).expect("JSON"));
+        async fn exchange(&self, _: &str, sent: Exchange<'_>) -> Result<(u16, Vec<u8>), String> {
+            let Exchange::Post(body) = sent else { panic!("{sent:?}") };
+            self.0.lock().push(serde_json::from_slice(&body).expect("JSON"));
             Ok((200, json!({ "status": self.1 }).to_string().into_bytes()))
         }
     }

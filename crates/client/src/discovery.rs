@@ -1,5 +1,7 @@
 //! What a server serves: each resource in the version that its group prefers.
 
+use std::collections::BTreeMap;
+
 use coracle_meta::Status;
 use serde::Deserialize;
 use tracing::debug;
@@ -56,27 +58,63 @@ struct Resources {
     resources: Vec<Resource>,
 }
 
-/// All resources, without subresources. Groups whose server does not answer are left out.
+/// What a server serves, as far as it tells.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// All resources, without subresources.
+    pub found: Vec<Discovered>,
+    /// Groups and versions of which it does not tell, by `group/version`.
+    pub failed: BTreeMap<String, Status>,
+}
+
+impl Catalogue {
+    /// Whether it does not tell of a part of a group.
+    pub fn is_incomplete(&self, group: &str) -> bool {
+        self.failed.keys().any(|failed| failed.split('/').next() == Some(group))
+    }
+
+    /// All of it, or in upstream's words what is missing.
+    ///
+    /// # Errors
+    /// Some group or version did not answer.
+    pub fn complete(&self) -> Result<(), Status> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        let each: Vec<String> =
+            self.failed.iter().map(|(name, status)| format!("{name}: {status}")).collect();
+        let (count, each) = (each.len(), each.join(", "));
+        Err(Status::unavailable(format!(
+            "Discovery failed for some groups, {count} failing: unable to retrieve the complete list of server APIs: {each}"
+        )))
+    }
+}
+
+/// All that a server serves. Who must not miss anything looks at what failed.
 ///
 /// # Errors
 /// The server's Status where it does not tell its groups.
-pub async fn discover(client: &Client) -> Result<Vec<Discovered>, Status> {
+pub async fn discover(client: &Client) -> Result<Catalogue, Status> {
     let groups: Groups = serde_json::from_value(client.read("/apis", "").await?).map_err(Status::internal)?;
-    let mut found: Vec<Discovered> = Vec::new();
+    let mut catalogue = Catalogue::default();
+    let found = &mut catalogue.found;
     let core = read(client, "/api/v1").await?;
-    add(&mut found, "", "v1", core);
+    add(found, "", "v1", core);
     for group in groups.groups {
         let preferred = group.preferred_version.map(|preferred| preferred.version);
         let others = group.versions.into_iter().map(|v| v.version).filter(|v| preferred.as_ref() != Some(v));
         let versions: Vec<String> = preferred.iter().cloned().chain(others).collect();
         for version in versions {
             match read(client, &format!("/apis/{}/{version}", group.name)).await {
-                Ok(resources) => add(&mut found, &group.name, &version, resources),
-                Err(status) => debug!(group = group.name, version, %status, "not discovered"),
+                Ok(resources) => add(found, &group.name, &version, resources),
+                Err(status) => {
+                    debug!(group = group.name, version, %status, "not discovered");
+                    catalogue.failed.insert(format!("{}/{version}", group.name), status);
+                }
             }
         }
     }
-    Ok(found)
+    Ok(catalogue)
 }
 
 async fn read(client: &Client, path: &str) -> Result<Resources, Status> {
@@ -119,8 +157,11 @@ mod tests {
             { "name": "broken", "versions": [{ "version": "v1" }], "preferredVersion": { "version": "v1" } }] }));
         fake.serve_path("/apis/a/v1", json!({ "resources": [resource("x")] }));
         fake.serve_path("/apis/a/v1beta1", json!({ "resources": [resource("x"), resource("y")] }));
-        let found = discover(&fake.client()).await.expect("discovered");
-        let names: Vec<_> = found.iter().map(|d| (d.resource.as_str(), d.version.as_str())).collect();
+        let catalogue = discover(&fake.client()).await.expect("discovered");
+        assert!(catalogue.is_incomplete("broken") && !catalogue.is_incomplete("a"));
+        assert!(catalogue.complete().is_err_and(|status| status.to_string().contains("broken/v1: ")));
+        let names: Vec<_> =
+            catalogue.found.iter().map(|d| (d.resource.as_str(), d.version.as_str())).collect();
         assert_eq!(names, [("pods", "v1"), ("x", "v1"), ("y", "v1beta1")]);
     }
 }

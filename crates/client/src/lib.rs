@@ -15,7 +15,7 @@ pub mod testing;
 pub mod transport;
 
 pub use api::{Api, Client};
-pub use discovery::{Discovered, discover};
+pub use discovery::{Catalogue, Discovered, discover};
 pub use election::{Election, ElectionTimes};
 pub use event::{EventRecorder, EventType};
 pub use informer::{Change, Index, Informer, Informers, Subscription};

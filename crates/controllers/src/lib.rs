@@ -8,6 +8,7 @@ mod cluster_role_aggregation;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_taint_eviction;
 mod disruption;
 mod endpoints;
 mod ephemeral_volumes;
@@ -215,7 +216,7 @@ const ALL: &[Row] = &[
     on("node-ipam-controller", "nodeipam", &[node_ipam::run]),
     on("node-lifecycle-controller", "nodelifecycle", &[node_lifecycle::run]),
     on("taint-eviction-controller", "", &[node_lifecycle::run_eviction]),
-    absent("device-taint-eviction-controller", "", "devices"),
+    on("device-taint-eviction-controller", "", &[device_taint_eviction::run]),
     on("service-lb-controller", "service", &[load_balancer::run]),
     absent("node-route-controller", "route", "a cloud provider"),
     absent("cloud-node-lifecycle-controller", "cloud-node-lifecycle", "a cloud provider"),

@@ -10,7 +10,7 @@ use coracle_apiserver::RemoteConfig;
 use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
 use coracle_client::{
-    AccountToken, Client, Credential, Discovered, Informers, RemoteServer, ResourceId, discover,
+    AccountToken, Catalogue, Client, Credential, Discovered, Informers, RemoteServer, ResourceId, discover,
 };
 use coracle_controllers::ResourceEntry;
 use coracle_controllers::node_ipam::NodeCidrs;
@@ -200,7 +200,7 @@ pub async fn run(args: ControllerManagerArgs) -> Result<(), Failure> {
     let asked = discovery.clone();
     config.refresh = Some(Arc::new(move || {
         let asked = asked.clone();
-        Box::pin(async move { asked.refresh().await })
+        Box::pin(async move { asked.refresh().await?.complete() })
     }));
     beside.supervise("discovery", move || discovery.clone().follow());
     let work = {
@@ -235,18 +235,21 @@ struct Discovery {
 }
 
 impl Discovery {
-    async fn refresh(&self) -> Result<(), Status> {
-        let found = discover(&self.client).await?;
-        let entries: Vec<ResourceEntry> = {
+    /// Asks anew, and tells of it. What was served before and cannot be asked about now is still served.
+    async fn refresh(&self) -> Result<Catalogue, Status> {
+        let catalogue = discover(&self.client).await?;
+        let mut entries: Vec<ResourceEntry> = {
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            found.iter().filter_map(|found| entry(found, &mut names)).collect()
+            catalogue.found.iter().filter_map(|found| entry(found, &mut names)).collect()
         };
         self.told.send_if_modified(|known| {
+            let kept = kept(known, &entries, &catalogue);
+            entries.extend(kept);
             let is_news = *known != entries;
             *known = entries;
             is_news
         });
-        Ok(())
+        Ok(catalogue)
     }
 
     /// Tells of it now and whenever a definition or a server behind it comes or goes.
@@ -271,6 +274,14 @@ impl Discovery {
             }
         }
     }
+}
+
+/// What of the known resources belongs to groups that did not answer this time.
+fn kept(known: &[ResourceEntry], now: &[ResourceEntry], catalogue: &Catalogue) -> Vec<ResourceEntry> {
+    let is_told = |entry: &ResourceEntry| {
+        now.iter().any(|new| new.id.group == entry.id.group && new.id.resource == entry.id.resource)
+    };
+    known.iter().filter(|entry| catalogue.is_incomplete(entry.id.group) && !is_told(entry)).copied().collect()
 }
 
 /// A resource whose objects controllers can follow and delete. Events are found in their first group only.
@@ -299,6 +310,24 @@ fn entry(found: &Discovered, names: &mut BTreeSet<&'static str>) -> Option<Resou
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_asked_about_now_is_still_served() {
+        let entry = |group: &'static str| {
+            let id = ResourceId { group, version: "v1", resource: "things" };
+            ResourceEntry { id, namespaced: true, kind: "Thing" }
+        };
+        let mut catalogue = Catalogue::default();
+        catalogue.failed.insert("slow.example.com/v1".to_owned(), Status::unavailable("not now"));
+        let known = [entry("slow.example.com"), entry("gone.example.com")];
+        assert_eq!(kept(&known, &[], &catalogue), [entry("slow.example.com")]);
+        assert_eq!(kept(&known, &[entry("slow.example.com")], &catalogue), []);
+        let why = catalogue.complete().unwrap_err().to_string();
+        assert!(
+            why.contains("Discovery failed for some groups, 1 failing")
+                && why.contains("slow.example.com/v1: ")
+        );
+    }
 
     #[test]
     fn only_what_can_be_followed_and_deleted_is_told_and_names_are_kept_once() {

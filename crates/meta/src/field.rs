@@ -138,7 +138,15 @@ impl fmt::Display for Error {
 
 /// Prints a value as upstream's messages do: strings quoted, the rest as compact JSON.
 pub fn show(value: impl Into<Value>) -> String {
-    value.into().to_string()
+    match value.into() {
+        value @ (Value::Array(_) | Value::Object(_)) => escaped(&value.to_string()),
+        value => value.to_string(),
+    }
+}
+
+/// JSON as Go writes it, which is safe within HTML.
+fn escaped(json: &str) -> String {
+    json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
 /// Collected field errors, in the order found.
@@ -217,7 +225,7 @@ impl ErrorList {
         let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         let detail =
             if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
-        self.add(ErrorKind::NotSupported, path, Some(show(value)), detail);
+        self.add(ErrorKind::NotSupported, path, Some(escaped(&show(value))), detail);
     }
     /// The value has more than `max` bytes.
     pub fn too_long(&mut self, path: impl Into<Path>, max: usize) {

@@ -2,7 +2,7 @@
 //!
 //! All change the value in place; error texts and quirks are upstream's.
 
-mod go_fmt;
+pub(crate) mod go_fmt;
 mod json;
 mod strategic;
 

@@ -12,7 +12,6 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Api;
 const NANO: i128 = 1_000_000_000;
 const WRONG: &str =
     "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
-const NUMERIC: &str = "unable to parse numeric part of quantity";
 const SUFFIX: &str = "unable to parse quantity's suffix";
 
 /// The family of suffixes a quantity prints with.
@@ -51,9 +50,6 @@ impl Quantity {
             return Err(WRONG.to_owned());
         }
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() && fraction.is_empty() {
-            return Err(NUMERIC.to_owned());
-        }
         let (base2, exponent, format) = interpret(suffix)?;
         let nano = if base2 { binary(whole, fraction, exponent) } else { decimal(whole, fraction, exponent) };
         let (mut nano, mut format) = (nano, format);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta, Time};
@@ -107,4 +108,16 @@ pub(crate) fn keep_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
     new.annotations.clone_from(&old.annotations);
     new.finalizers.clone_from(&old.finalizers);
     new.owner_references.clone_from(&old.owner_references);
+}
+
+/// A warning for the name of a workload that is no DNS label.
+pub(crate) fn name_warning(name: &str) -> Option<String> {
+    let messages = names::dns1123_label(name);
+    (!messages.is_empty()).then(|| {
+        format!(
+            "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a \
+             DNS label is recommended: [{}]",
+            messages.join(" ")
+        )
+    })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use crate::devices::Devices;
 use crate::pod_info::{Amounts, HostPort, PodInfo};
 use crate::pod_terms::Labels;
 use crate::volumes::Volumes;
@@ -129,6 +130,8 @@ pub struct Cache {
     namespaces: HashMap<String, Labels>,
     /// Claims, volumes and classes.
     pub volumes: Volumes,
+    /// Resource claims, device classes and resource slices.
+    pub devices: Arc<Devices>,
     /// By uid: pods for which room is being made, and the node.
     nominated: BTreeMap<String, (Arc<PodInfo>, String)>,
 }
@@ -184,6 +187,11 @@ impl Cache {
     /// The node in a slot, if the API has it.
     pub fn node(&self, slot: usize) -> Option<&NodeInfo> {
         self.slots.get(slot).filter(|n| n.present)
+    }
+
+    /// What is known of devices, to be changed.
+    pub fn devices_mut(&mut self) -> &mut Devices {
+        Arc::make_mut(&mut self.devices)
     }
 
     /// The slot of a node that the API has.

@@ -33,7 +33,7 @@ pub struct FitError {
     /// What came of the attempt to make room.
     pub attempt: Attempt,
     /// Events that may help: see [`crate::framework::events`].
-    pub wakes_on: u8,
+    pub wakes_on: u16,
 }
 
 /// What came of the attempt to make room for a pod.
@@ -232,7 +232,7 @@ impl Evaluation {
             }
         }
         let nodes = cache.node_count();
-        let wakes_on = if nodes == 0 { u8::MAX } else { wakes_on };
+        let wakes_on = if nodes == 0 { u16::MAX } else { wakes_on };
         FitError {
             nodes,
             before: None,
@@ -510,7 +510,7 @@ mod tests {
     fn without_nodes_the_message_says_so_and_any_event_wakes() {
         let failed = cycle().schedule(&testing::pod(json!({})), &Cache::default()).expect_err("no nodes");
         assert_eq!(failed.to_string(), "no nodes available to schedule pods");
-        assert_eq!(failed.wakes_on, u8::MAX);
+        assert_eq!(failed.wakes_on, u16::MAX);
     }
 
     #[test]

@@ -61,17 +61,19 @@ pub enum ClusterEvent {
     AssignedPodAdd,
     /// A claim, a volume or a storage class changed.
     Volume,
+    /// A resource claim, a device class or a resource slice changed.
+    Device,
 }
 
 impl ClusterEvent {
     /// The event's bit in a set.
-    pub const fn bit(self) -> u8 {
-        1 << self as u8
+    pub const fn bit(self) -> u16 {
+        1 << self as u16
     }
 }
 
 /// A set of events.
-pub const fn events(all: &[ClusterEvent]) -> u8 {
+pub const fn events(all: &[ClusterEvent]) -> u16 {
     let mut set = 0;
     let mut n = 0;
     while n < all.len() {
@@ -176,7 +178,7 @@ pub struct PluginDef {
     /// Weight of its score.
     pub weight: i64,
     /// Events that may make a pod schedulable that this plugin turned away; see [`events`].
-    pub wakes_on: u8,
+    pub wakes_on: u16,
     /// Before the queue.
     pub pre_enqueue: Option<&'static dyn PreEnqueue>,
     /// Order of the queue.

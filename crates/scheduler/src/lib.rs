@@ -7,6 +7,7 @@
 
 pub mod cache;
 pub mod cycle;
+pub mod devices;
 pub mod framework;
 pub mod plugins;
 pub mod pod_info;

@@ -1,6 +1,7 @@
 //! The default profile: the table of plugins, in the order in which they are asked.
 
 mod default_binder;
+mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -17,6 +18,7 @@ mod volume_binding;
 
 use crate::framework::{Bind, PluginDef, QueueSort};
 
+pub use dynamic_resources::{claim_to_free, reservations};
 pub use volume_binding::delayed_claims;
 
 /// All plugins. A node is turned away by the first plugin that objects.
@@ -34,6 +36,7 @@ pub static ALL: &[PluginDef] = &[
     volume_binding::DEF,
     pod_topology_spread::DEF,
     inter_pod_affinity::DEF,
+    dynamic_resources::DEF,
     default_binder::DEF,
 ];
 

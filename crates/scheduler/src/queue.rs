@@ -32,7 +32,7 @@ struct Entry {
     added: Timestamp,
     attempts: u32,
     failed: Timestamp,
-    wakes_on: u8,
+    wakes_on: u16,
     state: State,
 }
 
@@ -191,7 +191,7 @@ impl Queue {
     }
 
     /// No node takes a popped pod: it waits for one of these events.
-    pub fn unschedulable(&mut self, uid: &str, wakes_on: u8, now: Timestamp) {
+    pub fn unschedulable(&mut self, uid: &str, wakes_on: u16, now: Timestamp) {
         if let Some(entry) = self.entries.get_mut(uid) {
             (entry.attempts, entry.failed, entry.wakes_on) = (entry.attempts + 1, now, wakes_on);
             self.enter(uid, State::Unschedulable(now));

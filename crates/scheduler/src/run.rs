@@ -11,6 +11,7 @@ use coracle_meta::{Status, pod as meta_pod};
 use coracle_stdx::Clock;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::StorageClass;
 use rand::Rng as _;
 use serde_json::json;
@@ -19,6 +20,7 @@ use tracing::{debug, warn};
 
 use crate::cache::Cache;
 use crate::cycle::{Attempt, Cycle, FitError, TieBreak};
+use crate::devices::{self, Reservation};
 use crate::framework::ClusterEvent;
 use crate::plugins;
 use crate::pod_info::PodInfo;
@@ -71,6 +73,7 @@ pub struct Scheduler {
 struct Bound {
     pod: Arc<PodInfo>,
     node: String,
+    reservations: Vec<Reservation>,
     result: Result<(), Status>,
 }
 
@@ -84,6 +87,7 @@ struct Running {
     reports: JoinSet<()>,
     budgets: Informer<PodDisruptionBudget>,
     claims: Informer<PersistentVolumeClaim>,
+    resource_claims: Informer<ResourceClaim>,
 }
 
 /// What the scheduler hears of.
@@ -94,6 +98,9 @@ struct Ears {
     claims: Subscription<PersistentVolumeClaim>,
     volumes: Subscription<PersistentVolume>,
     classes: Subscription<StorageClass>,
+    resource_claims: Subscription<ResourceClaim>,
+    device_classes: Subscription<DeviceClass>,
+    resource_slices: Subscription<ResourceSlice>,
 }
 
 impl Scheduler {
@@ -116,6 +123,12 @@ impl Scheduler {
         claims.wait_synced().await;
         volumes.wait_synced().await;
         classes.wait_synced().await;
+        let resource_claims = informers.get::<ResourceClaim>();
+        let (device_classes, resource_slices) =
+            (informers.get::<DeviceClass>(), informers.get::<ResourceSlice>());
+        resource_claims.wait_synced().await;
+        device_classes.wait_synced().await;
+        resource_slices.wait_synced().await;
         let mut ears = Ears {
             nodes: nodes.subscribe(),
             pods: pods.subscribe(),
@@ -123,6 +136,9 @@ impl Scheduler {
             claims: claims.subscribe(),
             volumes: volumes.subscribe(),
             classes: classes.subscribe(),
+            resource_claims: resource_claims.subscribe(),
+            device_classes: device_classes.subscribe(),
+            resource_slices: resource_slices.subscribe(),
         };
         let queue = Queue::new(plugins::ALL, plugins::queue_sort());
         let mut running = Running {
@@ -135,6 +151,7 @@ impl Scheduler {
             reports: JoinSet::new(),
             budgets,
             claims,
+            resource_claims,
         };
         loop {
             running.catch_up(&mut ears);
@@ -173,6 +190,15 @@ impl Running {
         }
         while let Some(change) = ears.claims.try_next() {
             self.world.claim(&change, now);
+        }
+        while let Some(change) = ears.device_classes.try_next() {
+            self.world.device_class(&change, now);
+        }
+        while let Some(change) = ears.resource_slices.try_next() {
+            self.world.resource_slice(&change, now);
+        }
+        while let Some(change) = ears.resource_claims.try_next() {
+            self.world.resource_claim(&change, now);
         }
         while let Some(change) = ears.nodes.try_next() {
             self.world.node(&change, now);
@@ -216,6 +242,18 @@ impl Running {
                 Some(change) => self.world.class(&change, self.clock.now()),
                 None => return false,
             },
+            change = ears.device_classes.next() => match change {
+                Some(change) => self.world.device_class(&change, self.clock.now()),
+                None => return false,
+            },
+            change = ears.resource_slices.next() => match change {
+                Some(change) => self.world.resource_slice(&change, self.clock.now()),
+                None => return false,
+            },
+            change = ears.resource_claims.next() => match change {
+                Some(change) => self.world.resource_claim(&change, self.clock.now()),
+                None => return false,
+            },
             change = ears.namespaces.next() => match change {
                 Some(change) => self.world.namespace(&change),
                 None => return false,
@@ -239,17 +277,35 @@ impl Running {
     async fn decide(&mut self, pod: Arc<PodInfo>) {
         match self.cycle.schedule(&pod, &self.world.cache) {
             Ok(slot) => {
-                let Some(node) = self.world.cache.node(slot).map(|n| n.name.clone()) else { return };
+                let Some(node) = self.world.cache.node(slot) else { return };
+                let reservations = match plugins::reservations(&pod, &self.world.cache, node) {
+                    Ok(reservations) => reservations,
+                    Err(why) => {
+                        warn!(pod = pod.name, namespace = pod.namespace, why, "no devices after all");
+                        return self.world.queue.failed(&pod.uid, self.clock.now());
+                    }
+                };
+                let node = node.name.clone();
+                for Reservation { claim, devices } in &reservations {
+                    if let Some(devices) = devices {
+                        self.world.cache.devices_mut().assume(claim, devices.clone());
+                    }
+                }
                 let delayed = plugins::delayed_claims(&pod, &self.world.cache);
                 self.world.cache.assume(pod.clone(), &node);
                 let (client, claims) = (self.client.clone(), self.claims.clone());
+                let (resource_claims, now) = (self.resource_claims.clone(), self.clock.now());
                 self.bindings.spawn(async move {
-                    let volumes = bind_volumes(&client, &claims, &pod, &node, &delayed).await;
-                    let result = match volumes {
-                        Ok(()) => plugins::binder().bind(&client, &pod, &node).await,
-                        Err(status) => Err(status),
+                    let bind = async {
+                        bind_volumes(&client, &claims, &pod, &node, &delayed).await?;
+                        devices::bind(&client, &resource_claims, &pod, &reservations, now).await?;
+                        plugins::binder().bind(&client, &pod, &node).await
                     };
-                    Bound { pod, node, result }
+                    let result = bind.await;
+                    if result.is_err() {
+                        devices::unreserve(&client, &pod, &reservations).await;
+                    }
+                    Bound { pod, node, reservations, result }
                 });
             }
             Err(fit) => self.refused(pod, fit).await,
@@ -259,6 +315,10 @@ impl Running {
     /// No node takes the pod: perhaps others give way.
     async fn refused(&mut self, pod: Arc<PodInfo>, mut fit: FitError) {
         let mut nominated = None;
+        if let Some(claim) = plugins::claim_to_free(&pod, &self.world.cache) {
+            let client = self.client.clone();
+            self.reports.spawn(async move { devices::free(&client, &claim).await });
+        }
         if let Some(why) = preempt::ineligible(&pod, &self.world.cache) {
             fit.attempt = Attempt::NotEligible(why);
         } else if fit.nodes > 0 {
@@ -359,7 +419,7 @@ impl Running {
     /// Takes a binding's outcome in.
     fn bound(&mut self, bound: Option<Bound>) {
         // A binding that panicked is found by its pod staying unbound; the informer does not confirm it.
-        let Some(Bound { pod, node, result }) = bound else { return };
+        let Some(Bound { pod, node, reservations, result }) = bound else { return };
         let now = self.clock.now();
         let Err(e) = result else {
             self.world.queue.remove(&pod.uid);
@@ -367,6 +427,9 @@ impl Running {
             self.recorder.event(pod.pod.as_ref(), EventType::Normal, "Scheduled", message);
             return;
         };
+        for reservation in reservations.iter().filter(|reservation| reservation.devices.is_some()) {
+            self.world.cache.devices_mut().forget(&reservation.claim);
+        }
         if !self.world.cache.forget(&pod.uid) {
             // Gone, or bound after all: the informer told.
             return;

@@ -6,6 +6,7 @@ use coracle_client::Change;
 use coracle_meta::pod as meta_pod;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::cache::Cache;
@@ -97,6 +98,33 @@ impl World {
             _ => self.cache.volumes.set_class(change.object().clone()),
         }
         self.queue.happened(ClusterEvent::Volume, now);
+    }
+
+    /// Takes a resource claim's change in.
+    pub fn resource_claim(&mut self, change: &Change<ResourceClaim>, now: Timestamp) {
+        match change {
+            Change::Deleted(claim) => self.cache.devices_mut().remove_claim(claim),
+            _ => self.cache.devices_mut().set_claim(change.object().clone()),
+        }
+        self.queue.happened(ClusterEvent::Device, now);
+    }
+
+    /// Takes a device class's change in.
+    pub fn device_class(&mut self, change: &Change<DeviceClass>, now: Timestamp) {
+        match change {
+            Change::Deleted(class) => self.cache.devices_mut().remove_class(class),
+            _ => self.cache.devices_mut().set_class(change.object().clone()),
+        }
+        self.queue.happened(ClusterEvent::Device, now);
+    }
+
+    /// Takes a resource slice's change in.
+    pub fn resource_slice(&mut self, change: &Change<ResourceSlice>, now: Timestamp) {
+        match change {
+            Change::Deleted(slice) => self.cache.devices_mut().remove_slice(slice),
+            _ => self.cache.devices_mut().set_slice(change.object().clone()),
+        }
+        self.queue.happened(ClusterEvent::Device, now);
     }
 
     /// Takes a pod's change in.

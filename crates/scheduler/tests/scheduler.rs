@@ -142,3 +142,50 @@ async fn a_more_important_pod_takes_the_room_of_a_less_important_one() {
     until(&client, "high", |p| node_of(p) == "n").await;
     task.abort();
 }
+
+#[tokio::test]
+async fn a_pod_goes_where_its_claim_gets_a_device_and_the_claim_says_which() {
+    use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+
+    let (_fake, client, task) = start();
+    add_node(&client, "plain", "4").await;
+    add_node(&client, "gpu", "4").await;
+    let slice = json!({ "metadata": { "name": "s" }, "spec": { "driver": "gpu.example.com", "nodeName": "gpu",
+        "pool": { "name": "gpu", "generation": 1, "resourceSliceCount": 1 }, "devices": [{ "name": "card0" }] } });
+    let class = json!({ "metadata": { "name": "gpu" }, "spec": {} });
+    let claim = |name: &str| {
+        json!({ "metadata": { "name": name, "namespace": "default" }, "spec": { "devices": {
+            "requests": [{ "name": "r", "exactly": { "deviceClassName": "gpu" } }] } } })
+    };
+    let wants = |claim: &str| json!({ "resourceClaims": [{ "name": "c", "resourceClaimName": claim }] });
+    add_pod(&client, "p", wants("card")).await;
+    let waiting = until(&client, "p", |p| condition(p, "PodScheduled").is_some()).await;
+    let message = condition(&waiting, "PodScheduled").and_then(|c| c.message.clone()).unwrap_or_default();
+    assert!(message.contains("resourceclaim.resource.k8s.io \"card\" not found"), "{message}");
+    client
+        .api::<DeviceClass>()
+        .create("", serde_json::from_value(class).expect("class"))
+        .await
+        .expect("create");
+    client
+        .api::<ResourceSlice>()
+        .create("", serde_json::from_value(slice).expect("slice"))
+        .await
+        .expect("create");
+    let claims = client.api::<ResourceClaim>();
+    for name in ["card", "late"] {
+        claims.create("default", serde_json::from_value(claim(name)).expect("claim")).await.expect("create");
+    }
+    until(&client, "p", |p| node_of(p) == "gpu").await;
+    let written = claims.get("default", "card").await.expect("get");
+    let written = serde_json::to_value(&*written).expect("JSON");
+    assert_eq!(written["status"]["allocation"]["devices"]["results"][0]["device"], "card0");
+    assert_eq!(written["status"]["reservedFor"][0]["name"], "p");
+    assert_eq!(written["metadata"]["finalizers"], json!(["resource.kubernetes.io/delete-protection"]));
+    add_pod(&client, "q", wants("late")).await;
+    let told = |p: &Pod| condition(p, "PodScheduled").and_then(|c| c.message.clone());
+    let refused = until(&client, "q", |p| told(p).is_some()).await;
+    let message = told(&refused).unwrap_or_default();
+    assert!(message.contains("2 cannot allocate all claims"), "{message}");
+    task.abort();
+}

@@ -1,12 +1,14 @@
 //! MutatingAdmissionWebhook: webhooks change requests, one after the other.
 
+use std::time::Instant;
+
 use async_trait::async_trait;
 use coracle_meta::Status;
 use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::webhook::{self, Failure, Invocation, Kind};
-use crate::{Environment, Plugin, Request};
+use crate::{CallError, Environment, Plugin, Request};
 
 /// The plugin.
 pub(super) struct MutatingWebhook;
@@ -39,18 +41,21 @@ impl Plugin for MutatingWebhook {
                 continue;
             }
             let place = format!("round_{round}_index_{index}");
-            match call(env, request, &invocation, &place).await {
+            let started = Instant::now();
+            let called = call(env, request, &invocation, &place).await;
+            let asked = (&invocation.hook, Kind::Mutating);
+            webhook::observe(env, request.operation, asked, called.as_ref().err(), started.elapsed());
+            note(request, &invocation, &place, called.as_ref().is_ok_and(|changed| *changed));
+            match called {
                 Ok(changed) => {
-                    note(request, &invocation, &place, changed);
                     if changed {
                         request.reinvocation.require(NAME);
                         request.reinvocation.again = true;
                     }
                 }
-                Err(Failure::Calling(why)) if invocation.hook.ignore_failure => {
+                Err(Failure::Calling(e)) if invocation.hook.ignore_failure => {
                     let name = &invocation.hook.name;
-                    warn!(webhook = %name, %why, "failed calling webhook, failing open");
-                    note(request, &invocation, &place, false);
+                    warn!(webhook = %name, why = e.why, "failed calling webhook, failing open");
                     let key = format!("failed-open.mutation.webhook.admission.k8s.io/{place}");
                     request.annotate(&key, name.clone());
                 }
@@ -85,8 +90,9 @@ async fn call(
     if answer.patch.is_empty() {
         return Ok(false);
     }
+    let undecodable = |e| format!("received undecodable patch in webhook response: {e}");
     let patch: Value = serde_json::from_slice(&answer.patch)
-        .map_err(|e| Failure::Calling(format!("received undecodable patch in webhook response: {e}")))?;
+        .map_err(|e| Failure::Calling(CallError::unavailable(undecodable(e))))?;
     if patch.as_array().is_some_and(Vec::is_empty) {
         return Ok(false);
     }
@@ -95,12 +101,13 @@ async fn call(
             "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
             hook.name
         );
-        return Err(Failure::Rejected(Status::internal(why)));
+        return Err(Failure::Internal(Status::internal(why)));
     };
     if answer.patch_type != "JSONPatch" {
-        return Err(Failure::Calling(format!("unsupported patch type {:?}", answer.patch_type)));
+        let why = format!("unsupported patch type {:?}", answer.patch_type);
+        return Err(Failure::Calling(CallError::unavailable(why)));
     }
-    let new = webhook::patched(&host, invocation, &**object, &patch).map_err(Failure::Rejected)?;
+    let new = webhook::patched(&host, invocation, &**object, &patch).map_err(Failure::Internal)?;
     let changed = new.to_value() != object.to_value();
     *object = new;
     let said = json!({
@@ -148,7 +155,7 @@ mod tests {
             let map: ConfigMap = serde_json::from_value(value).map_err(Status::internal)?;
             Ok(Box::new(map))
         }
-        async fn call(&self, target: &HookTarget, body: Vec<u8>, _: Duration) -> Result<Vec<u8>, String> {
+        async fn call(&self, target: &HookTarget, body: Vec<u8>, _: Duration) -> Result<Vec<u8>, CallError> {
             let review: Value = serde_json::from_slice(&body).unwrap();
             let uid = review["request"]["uid"].clone();
             let mut response = json!({ "uid": uid, "allowed": true });
@@ -162,7 +169,7 @@ mod tests {
                 Some("deny") => {
                     response = json!({ "uid": uid, "allowed": false, "status": { "message": "no" } })
                 }
-                _ => return Err("Post \"https://x\": connection refused".to_owned()),
+                _ => return Err(CallError::unavailable("Post \"https://x\": connection refused")),
             }
             let kind = "AdmissionReview";
             let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": kind, "response": response });

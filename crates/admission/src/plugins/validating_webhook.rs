@@ -1,5 +1,7 @@
 //! ValidatingAdmissionWebhook: webhooks refuse requests; all that a request concerns are asked at the same time.
 
+use std::time::Instant;
+
 use async_trait::async_trait;
 use coracle_meta::Status;
 use futures::future::join_all;
@@ -29,11 +31,18 @@ impl Plugin for ValidatingWebhook {
         if invocations.is_empty() {
             return Ok(());
         }
-        let asked: &Request<'_> = request;
-        let answers = join_all(invocations.iter().map(|one| webhook::ask(env, asked, one, false))).await;
+        let (asked, operation): (&Request<'_>, _) = (request, request.operation);
+        let ask = async |one| {
+            let started = Instant::now();
+            (webhook::ask(env, asked, one, false).await, started.elapsed())
+        };
+        let answers = join_all(invocations.iter().map(ask)).await;
         let mut verdict = Ok(());
-        for (index, (invocation, answer)) in invocations.iter().zip(answers).enumerate() {
+        for (index, (invocation, (answer, took))) in invocations.iter().zip(answers).enumerate() {
             let hook = &invocation.hook;
+            let observe = |failure: Option<&Failure>| {
+                webhook::observe(env, operation, (hook, Kind::Validating), failure, took);
+            };
             let failure = match answer {
                 Ok(answer) => {
                     for (key, value) in answer.audit {
@@ -41,15 +50,17 @@ impl Plugin for ValidatingWebhook {
                     }
                     request.warnings.extend(answer.warnings);
                     if answer.allowed {
+                        observe(None);
                         continue;
                     }
                     Failure::Rejected(webhook::denied(&hook.name, &answer.result))
                 }
                 Err(failure) => failure,
             };
+            observe(Some(&failure));
             match failure {
-                Failure::Calling(why) if hook.ignore_failure => {
-                    warn!(webhook = %hook.name, %why, "failed calling webhook, failing open");
+                Failure::Calling(e) if hook.ignore_failure => {
+                    warn!(webhook = %hook.name, why = e.why, "failed calling webhook, failing open");
                     let key =
                         format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{index}");
                     request.annotate(&key, hook.name.clone());

@@ -1,5 +1,6 @@
 //! Resource requests: which verb of which resource, with which options.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use super::body::{self, Body};
 use super::info::Info;
 use super::negotiate::{self, Format};
 use super::pipeline::Incomer;
-use super::query::{Query, check_dry_run};
+use super::query::{Query, check_dry_run, check_one_policy};
 use super::respond::{self, Answer, method_not_allowed};
 use super::watch;
 use super::web_socket;
@@ -224,6 +225,7 @@ impl Call<'_> {
             wanted,
             include_object: self.query.get("includeObject").unwrap_or(""),
             gzip: respond::takes_gzip(&self.headers),
+            trail: self.trail.as_deref(),
         })
     }
 
@@ -383,8 +385,7 @@ impl Call<'_> {
         let answer = self.answer(false)?;
         let kind = self.patch_kind()?;
         let opts = self.query.write_options("PatchOptions")?;
-        let text = self.received(incoming).await?;
-        let body = patch_body(kind, &text)?;
+        let (text, body) = self.patch_input(incoming, kind).await?;
         let twice = match kind {
             _ if opts.field_validation == "Ignore" => Vec::new(),
             PatchKind::Json => json_patch_errors(&text, &body),
@@ -455,6 +456,7 @@ impl Call<'_> {
         let dry: Vec<&str> =
             value["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         check_dry_run("DeleteOptions", &dry)?;
+        check_one_policy(value["propagationPolicy"].as_str(), value["orphanDependents"].is_boolean())?;
         Ok((delete_options_of(&value), true))
     }
 
@@ -489,8 +491,7 @@ impl Call<'_> {
         } else {
             let kind = self.patch_kind()?;
             let opts = self.query.write_options("PatchOptions")?;
-            let text = self.received(incoming).await?;
-            let body = patch_body(kind, &text)?;
+            let (_, body) = self.patch_input(incoming, kind).await?;
             let write = ScaleWrite::Patch(kind, &body);
             self.server.write_scale(&self.caller, &self.resource, namespace, name, write, &opts).await?
         };
@@ -520,29 +521,45 @@ impl Call<'_> {
         answer.value(StatusCode::CREATED, &status)
     }
 
-    /// The bytes of the body, noted where the audit log wants them.
-    async fn received(&self, incoming: Incoming) -> Result<Bytes, Status> {
-        let text = body::read(incoming).await?;
-        if let Some(trail) = self.trail.as_ref().filter(|trail| trail.wants_request()) {
-            trail.request(&text);
+    /// Notes the body where the audit log wants it.
+    fn note<'v>(&self, body: impl FnOnce() -> Option<Cow<'v, Value>>) {
+        if let Some(trail) = self.trail.as_ref().filter(|trail| trail.wants_request())
+            && let Some(body) = body()
+        {
+            trail.request(body.into_owned());
         }
-        Ok(text)
+    }
+
+    /// The patch of a request: its text, and what it means.
+    async fn patch_input(&self, incoming: Incoming, kind: PatchKind) -> Result<(Bytes, Value), Status> {
+        let text = body::read(incoming).await?;
+        let body = patch_body(kind, &text)?;
+        self.note(|| Some(Cow::Borrowed(&body)));
+        Ok((text, body))
     }
 
     /// The body of a write.
     async fn input(&self, incoming: Incoming, kind: &str) -> Result<Input, Status> {
         let format = negotiate::body_format(&self.headers)?;
-        let text: Bytes = self.received(incoming).await?;
+        let text: Bytes = body::read(incoming).await?;
         match format {
-            Format::Json => Ok(Input::Text(text)),
+            Format::Json => {
+                self.note(|| serde_json::from_slice(&text).ok().map(Cow::Owned));
+                Ok(Input::Text(text))
+            }
             Format::Yaml => {
                 let value = yaml_body(&text, kind)?;
+                self.note(|| Some(Cow::Borrowed(&value)));
                 if self.resource.def.kind == kind {
                     decode::check_custom(&self.resource, &value, &text)?;
                 }
                 Ok(Input::Yaml(value, doubled_keys(&text)))
             }
-            Format::Protobuf => Ok(Input::Json(self.protobuf(&text, kind)?)),
+            Format::Protobuf => {
+                let value = self.protobuf(&text, kind)?;
+                self.note(|| Some(Cow::Borrowed(&value)));
+                Ok(Input::Json(value))
+            }
         }
     }
 

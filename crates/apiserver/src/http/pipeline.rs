@@ -98,7 +98,7 @@ async fn within(
 fn audit(log: &AuditLog, trail: &Trail, response: &Response<Body>, now: jiff::Timestamp) {
     let code = response.status().as_u16();
     let body = match response.body() {
-        Body::Full(bytes) if trail.wants_response() || code >= 400 => serde_json::from_slice(bytes).ok(),
+        Body::Full(bytes) if code >= 400 || trail.misses_response() => serde_json::from_slice(bytes).ok(),
         _ => None,
     };
     log.end(trail, code, body.as_ref(), matches!(response.body(), Body::Stream(_)), now);
@@ -131,7 +131,7 @@ async fn stages(
     let begun = server
         .audit
         .as_ref()
-        .and_then(|log| log.begin(&user, info, request.uri(), request.headers(), server.clock.now()));
+        .and_then(|log| log.begin(&user, info, &request, connection.peer, server.clock.now()));
     let begun = begun.map(|begun| trail.get_or_init(|| begun));
     // impersonation
     let asked = || authz::attributes(&user, info, path, selectors(query));

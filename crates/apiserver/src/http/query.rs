@@ -103,6 +103,7 @@ impl<'a> Query<'a> {
         let orphan = self.get("orphanDependents").map(|v| v != "false" && v != "0");
         let orphan = orphan.map(|orphan| if orphan { "Orphan" } else { "Background" }.to_owned());
         let policy = self.get("propagationPolicy").filter(|p| !p.is_empty()).map(str::to_owned);
+        check_one_policy(policy.as_deref(), orphan.is_some())?;
         Ok(DeleteOptions {
             grace_period_seconds: self.number("gracePeriodSeconds")?,
             propagation_policy: policy.or(orphan),
@@ -110,6 +111,15 @@ impl<'a> Query<'a> {
             ..DeleteOptions::default()
         })
     }
+}
+
+/// What becomes of dependents is said in one way only.
+pub(crate) fn check_one_policy(policy: Option<&str>, orphan: bool) -> Result<(), Status> {
+    let Some(policy) = policy.filter(|_| orphan) else { return Ok(()) };
+    let mut errs = ErrorList::new();
+    let why = "orphanDependents and deletionPropagation cannot be both set";
+    errs.invalid("propagationPolicy", policy, why);
+    Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errs))
 }
 
 /// `dryRun` has one possible value.

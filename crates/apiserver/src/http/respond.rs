@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::body::{Body, GzipBody, ListBody, gzip};
 use super::negotiate::{Format, Shape, Wanted};
 use super::{status_text, table};
+use crate::audit::Trail;
 use crate::codec;
 use crate::protobuf;
 use crate::registry::Resource;
@@ -34,6 +35,8 @@ pub(crate) struct Answer<'a> {
     /// `includeObject` of tables.
     pub(crate) include_object: &'a str,
     pub(crate) gzip: bool,
+    /// What the audit log notes of the request.
+    pub(crate) trail: Option<&'a Trail>,
 }
 
 /// Whether the client takes gzip.
@@ -237,6 +240,11 @@ impl Answer<'_> {
     }
 
     fn list_bytes(&self, resource: &Resource, page: Page) -> Response<Body> {
+        if let Some(trail) = self.trail.filter(|trail| trail.wants_response())
+            && let Ok(value) = list_value(resource, &page)
+        {
+            trail.response(value);
+        }
         let meta = list_meta_of(resource, &page);
         let (version, kind) = (codec::api_version(resource.def), resource.def.kind);
         let (kind, skip) = match resource.custom() {
@@ -261,6 +269,9 @@ impl Answer<'_> {
 
     /// Answers with a JSON value in the wanted format.
     pub(crate) fn value(&self, code: StatusCode, value: &Value) -> Result<Response<Body>, Status> {
+        if let Some(trail) = self.trail.filter(|trail| trail.wants_response()) {
+            trail.response(value.clone());
+        }
         let (bytes, mime) = match self.wanted.format {
             Format::Json if self.wanted.pretty => {
                 let mut text = serde_json::to_string_pretty(value).map_err(Status::internal)?;

@@ -1,6 +1,7 @@
 //! Connections: accept, TLS, HTTP/1.1 and HTTP/2.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
         };
         let (serving, server) = (api.serving.read().clone(), api.server.clone());
         tokio::spawn(async move {
-            if let Err(e) = connection(&serving, server, stream).await {
+            if let Err(e) = connection(&serving, server, stream, peer.ip()).await {
                 debug!(%peer, error = %e, "connection ended");
             }
         });
@@ -47,11 +48,12 @@ async fn connection(
     serving: &tls::Serving,
     server: Arc<Server>,
     stream: TcpStream,
+    peer: IpAddr,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let acceptor = TlsAcceptor::from(serving.config.clone());
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-    let connection = Arc::new(match stream.get_ref().1.peer_certificates() {
+    let connection = match stream.get_ref().1.peer_certificates() {
         Some(chain @ [own, ..]) => {
             let clients = serving.client_ca.as_ref();
             let client = clients.map(|ca| ca.accepts(chain).map_err(|e| e.to_string()));
@@ -59,7 +61,8 @@ async fn connection(
             Connection::certified(own, client, proxy)
         }
         _ => Connection::plain(),
-    });
+    };
+    let connection = Arc::new(connection.from(peer));
     let stream = Stall::new(stream, server.limits.timeout, connection.patient.clone());
     let theirs = connection.clone();
     let service = service_fn(move |request| {

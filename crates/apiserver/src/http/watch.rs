@@ -223,6 +223,7 @@ impl Frames {
                     wanted: self.wanted,
                     include_object: &self.include_object,
                     gzip: false,
+                    trail: None,
                 };
                 table::of_event(&answer, &self.resource, entry, std::mem::take(&mut self.first))?
             }

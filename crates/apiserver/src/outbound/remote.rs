@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coracle_auth::Remote;
+use coracle_auth::{Exchange, Remote};
 use coracle_client::Dial;
 use futures::FutureExt;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, USER_AGENT};
@@ -87,22 +87,35 @@ impl RemoteClient {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*"));
         headers.insert(USER_AGENT, HeaderValue::from_static("kube-apiserver"));
         if let Some(token) = &config.bearer {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| e.to_string())?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+            headers.insert(AUTHORIZATION, bearer(token)?);
         }
         Ok(Self { tls: config.tls(false)?, server_name: config.server_name.clone(), headers })
     }
 }
 
+/// The header that shows a token.
+fn bearer(token: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| e.to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 #[async_trait]
 impl Remote for RemoteClient {
-    async fn exchange(&self, url: &str, body: Option<Vec<u8>>) -> Result<(u16, Vec<u8>), String> {
+    async fn exchange(&self, url: &str, sent: Exchange<'_>) -> Result<(u16, Vec<u8>), String> {
         let mut headers = self.headers.clone();
-        let method = if body.is_some() { Method::POST } else { Method::GET };
-        if body.is_some() {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
+        let (method, body) = match sent {
+            Exchange::Get(token) => {
+                if let Some(token) = token {
+                    headers.insert(AUTHORIZATION, bearer(token)?);
+                }
+                (Method::GET, Vec::new())
+            }
+            Exchange::Post(body) => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                (Method::POST, body)
+            }
+        };
         let question = Question {
             method,
             url,
@@ -110,7 +123,7 @@ impl Remote for RemoteClient {
             name: self.server_name.clone(),
             tls: self.tls.clone(),
             headers,
-            body: body.unwrap_or_default().into(),
+            body: body.into(),
             most: MOST,
         };
         let reply = ask(question).await?;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use coracle_admission::{HookTarget, Host, Operation, Reinvocation, Request};
+use coracle_admission::{
+    CallError, HookAsked, HookOutcome, HookTarget, Host, Operation, Reinvocation, Request,
+};
 use coracle_auth::{Attributes, Decision};
 use coracle_client::WriteOptions;
 use coracle_meta::{Object, Status};
@@ -13,7 +15,7 @@ use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
 use super::{Caller, Input, Part};
-use crate::http::metrics::families;
+use crate::http::metrics::families::{self, Counts};
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -88,6 +90,33 @@ impl Server {
     }
 }
 
+/// Counts that a webhook was asked.
+fn count_webhook(counts: &Counts, asked: &HookAsked<'_>) {
+    /// Greater codes count as this one, so that no webhook makes up series.
+    const MOST: u16 = 600;
+    let name = || Cow::<'static, str>::from(asked.name.to_owned());
+    let (step, operation) = (Cow::from(asked.step), Cow::from(asked.operation.as_str()));
+    let (code, error) = match asked.outcome {
+        HookOutcome::Passed => (200, None),
+        HookOutcome::Refused(code) => (code, Some("no_error")),
+        HookOutcome::FailedClosed(code) => (code, Some("calling_webhook_error")),
+        HookOutcome::FailedOpen(code) => {
+            counts.add(&families::WEBHOOK_OPEN, vec![name(), step.clone()]);
+            (code, None)
+        }
+        HookOutcome::Internal => (0, Some("apiserver_internal_error")),
+    };
+    let code = code.min(MOST).to_string();
+    let rejected = said(error.is_some());
+    let labels = vec![name(), operation.clone(), rejected.clone(), step.clone()];
+    counts.took(&families::WEBHOOK, labels, asked.took);
+    if let Some(error) = error {
+        let labels = vec![error.into(), name(), operation.clone(), code.clone().into(), step.clone()];
+        counts.add(&families::WEBHOOK_REJECTIONS, labels);
+    }
+    counts.add(&families::WEBHOOK_REQUESTS, vec![code.into(), name(), operation, rejected, step]);
+}
+
 /// The value of the label `rejected`.
 fn said(refused: bool) -> Cow<'static, str> {
     if refused { "true" } else { "false" }.into()
@@ -137,11 +166,77 @@ impl Host for AdmissionHost {
         self.0.fields.merged(def, object, configuration)
     }
 
-    async fn call(&self, target: &HookTarget, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, String> {
+    fn observed_webhook(&self, asked: &HookAsked<'_>) {
+        count_webhook(&self.0.metrics.counts, asked);
+    }
+
+    async fn call(
+        &self,
+        target: &HookTarget,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
         crate::hooks::post(&self.0, target, body, timeout).await
     }
 
     fn authorize(&self, attributes: &Attributes) -> (Decision, String) {
         self.0.authorize(attributes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn webhooks_are_counted_by_upstreams_names_and_labels() {
+        let counts = Counts::default();
+        let asked = |outcome| HookAsked {
+            name: "h.example.com",
+            step: "validating",
+            operation: Operation::Create,
+            outcome,
+            took: Duration::from_millis(3),
+        };
+        for outcome in [
+            HookOutcome::Passed,
+            HookOutcome::Refused(777),
+            HookOutcome::FailedClosed(503),
+            HookOutcome::FailedOpen(500),
+            HookOutcome::Internal,
+        ] {
+            count_webhook(&counts, &asked(outcome));
+        }
+        let text = counts.text();
+        let of = |name: &str, labels: &str| format!("apiserver_admission_webhook_{name}{{{labels}}} 1");
+        let request = |code: &str, rejected: &str| {
+            let labels = format!(
+                "code=\"{code}\",name=\"h.example.com\",operation=\"CREATE\",rejected=\"{rejected}\",type=\"validating\""
+            );
+            of("request_total", &labels)
+        };
+        let rejection = |error: &str, code: &str| {
+            let labels = format!(
+                "error_type=\"{error}\",name=\"h.example.com\",operation=\"CREATE\",rejection_code=\"{code}\",\
+                 type=\"validating\""
+            );
+            of("rejection_count", &labels)
+        };
+        for line in [
+            request("200", "false"),
+            request("600", "true"),
+            request("503", "true"),
+            request("500", "false"),
+            request("0", "true"),
+            rejection("no_error", "600"),
+            rejection("calling_webhook_error", "503"),
+            rejection("apiserver_internal_error", "0"),
+            of("fail_open_count", "name=\"h.example.com\",type=\"validating\""),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+        let took = "apiserver_admission_webhook_admission_duration_seconds_count{name=\"h.example.com\",\
+                    operation=\"CREATE\",rejected=\"true\",type=\"validating\"} 3";
+        assert!(text.lines().any(|l| l == took), "{text}");
     }
 }

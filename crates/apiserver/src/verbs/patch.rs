@@ -139,7 +139,9 @@ impl Server {
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
         let mut warnings = doubled(patch, opts).map_err(Refused::Failed)?;
         if applied == live && !self.out_of_date(entry).await? {
-            warnings.extend(resource.def.strategy.warnings(&*old, Some(&*old)));
+            if part == Part::Main {
+                warnings.extend(resource.def.strategy.warnings(&*old, Some(&*old)));
+            }
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }
         let empties = Empties::of(&applied);

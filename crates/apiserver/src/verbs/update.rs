@@ -181,7 +181,9 @@ impl Server {
         };
         self.prepare_change(caller, resource, part, &mut *obj, old);
         self.validate_change(resource, part, &*obj, old, &empties).map_err(Refused::Failed)?;
-        warnings.extend(resource.def.strategy.warnings(&*obj, Some(old)));
+        if part == Part::Main {
+            warnings.extend(resource.def.strategy.warnings(&*obj, Some(old)));
+        }
         let valid = self.admit(caller, Pass::Validate, act, Some(&mut obj), Some(old)).await;
         warnings.extend(valid.map_err(Refused::Failed)?);
         if is_gone(&*obj, old) {

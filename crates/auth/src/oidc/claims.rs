@@ -10,24 +10,29 @@ use super::config::{JwtAuthenticator, PrefixedClaim};
 use super::validate::Compiled;
 use crate::user::UserInfo;
 
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+const NO_TEXTS: &str = "expression must return a string or a list of strings";
+
 /// The user, or why there is none, in upstream's words.
 pub(super) fn user(
     config: &JwtAuthenticator,
     compiled: &Compiled,
     claims: &Claims,
 ) -> Result<UserInfo, String> {
-    let value = Cel::from_json(&Value::Object(claims.clone()));
+    let value = Cel::from_json(&doubles(&Value::Object(claims.clone())));
     let name = username(&config.claim_mappings.username, compiled, claims, &value)?;
     let mut groups = groups(&config.claim_mappings.groups, compiled, claims, &value)?;
     let uid = uid(config, compiled, claims, &value)?;
     let mut extra = BTreeMap::new();
+    if let Some(id) = claims.get("jti").and_then(Value::as_str).filter(|id| !id.is_empty()) {
+        extra.insert(CREDENTIAL_ID.to_owned(), vec![format!("JTI={id}")]);
+    }
     for (key, program) in &compiled.extra {
-        let found = eval(program, "claims", &value)
-            .map_err(|e| format!("oidc: error evaluating extra claim expression: {e}"))?;
+        let found = eval(program, "claims", &value)?;
         let list = texts(&found).ok_or_else(|| {
-            "oidc: error evaluating extra claim expression: extra claim expression must return a string or a \
-             list of strings"
-                .to_owned()
+            let expression = &config.claim_mappings.extra.iter().find(|e| e.key == *key);
+            let expression = expression.map_or("", |e| e.value_expression.as_str());
+            format!("oidc: error evaluating extra claim expression: {expression}: {NO_TEXTS}")
         })?;
         let list: Vec<String> = list.into_iter().filter(|text| !text.is_empty()).collect();
         if !list.is_empty() {
@@ -53,6 +58,16 @@ pub(super) fn user(
     Ok(UserInfo { name, uid, groups, extra })
 }
 
+/// Numbers of claims are doubles to expressions, whole or not.
+fn doubles(value: &Value) -> Value {
+    match value {
+        Value::Number(n) => n.as_f64().map_or(Value::Null, Value::from),
+        Value::Array(items) => items.iter().map(doubles).collect(),
+        Value::Object(fields) => fields.iter().map(|(k, v)| (k.clone(), doubles(v))).collect(),
+        other => other.clone(),
+    }
+}
+
 fn eval(program: &Program, variable: &str, value: &Cel) -> Result<Cel, String> {
     program.eval(&[(variable, value.clone())], PER_CALL_LIMIT).result.map_err(|fault| fault.to_string())
 }
@@ -60,10 +75,7 @@ fn eval(program: &Program, variable: &str, value: &Cel) -> Result<Cel, String> {
 fn hold(held: Result<Cel, String>, message: &str, text: &str) -> Result<(), String> {
     match held? {
         Cel::Bool(true) => Ok(()),
-        Cel::Bool(false) => {
-            let message = if message.is_empty() { "unknown" } else { message };
-            Err(format!("validation expression '{text}' failed: {message}"))
-        }
+        Cel::Bool(false) => Err(format!("validation expression '{text}' failed: {message}")),
         _ => Err("validation expression must return a boolean".to_owned()),
     }
 }
@@ -125,9 +137,7 @@ fn groups(
     if let Some(program) = &compiled.groups {
         let failed = |e: String| format!("oidc: error evaluating group claim expression: {e}");
         let found = eval(program, "claims", value).map_err(failed)?;
-        let list = texts(&found).ok_or_else(|| {
-            failed("groups claim expression must return a string or list of strings".into())
-        })?;
+        let list = texts(&found).ok_or_else(|| failed(NO_TEXTS.to_owned()))?;
         return Ok(list.into_iter().filter(|text| !text.is_empty()).collect());
     }
     let claim = &mapping.claim;

@@ -4,22 +4,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
-use jsonwebtoken::{DecodingKey, Validation};
 use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Claims;
-use super::config::Issuer;
-use crate::remote::Remote;
-use crate::user::AuthnError;
+use super::signed::Signed;
+use crate::remote::{Exchange, Remote};
 
 /// Longest wait for one document.
-const WAIT: Duration = Duration::from_secs(30);
+pub(super) const WAIT: Duration = Duration::from_secs(30);
 /// The provider is not asked again before that.
 const PAUSE: Duration = Duration::from_secs(10);
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
+
+/// Why a token is not believed.
+#[derive(Debug, PartialEq)]
+pub(super) enum Unverified {
+    /// The provider has not been reached yet.
+    NoKeys,
+    /// What is wrong with the token.
+    Token(String),
+}
 
 /// The keys of a provider.
 pub(super) struct Keys {
@@ -32,15 +39,16 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn new(remote: Arc<dyn Remote>, issuer: &Issuer) -> Self {
+    /// Of the provider at `issuer`, which describes itself at `discovery`, or at the well-known place.
+    pub(super) fn new(remote: Arc<dyn Remote>, issuer: &str, discovery: &str) -> Self {
         crate::jwt::install();
-        let discovery = match issuer.discovery_url.as_str() {
-            "" => format!("{}{WELL_KNOWN}", issuer.url.trim_end_matches('/')),
+        let discovery = match discovery {
+            "" => format!("{}{WELL_KNOWN}", issuer.trim_end_matches('/')),
             url => url.to_owned(),
         };
         Self {
             remote,
-            issuer: issuer.url.clone(),
+            issuer: issuer.to_owned(),
             discovery,
             known: RwLock::default(),
             asked: Mutex::default(),
@@ -48,37 +56,31 @@ impl Keys {
     }
 
     /// The claims of a token that one of the keys has signed.
-    pub(super) async fn verify(&self, token: &str, algorithms: &[String]) -> Result<Claims, AuthnError> {
-        let unverified = |why: String| AuthnError(format!("oidc: verify token: {why}"));
-        let header = jsonwebtoken::decode_header(token)
-            .map_err(|e| unverified(format!("oidc: malformed jwt: {e}")))?;
-        let algorithm = format!("{:?}", header.alg);
-        if !algorithms.contains(&algorithm) {
-            let why = format!(
+    pub(super) async fn verify(&self, token: &str, algorithms: &[String]) -> Result<Claims, Unverified> {
+        let signed = Signed::read(token).map_err(Unverified::Token)?;
+        let algorithm = &signed.algorithm;
+        if !algorithms.contains(algorithm) {
+            return Err(Unverified::Token(format!(
                 "oidc: id token signed with unsupported algorithm, expected {algorithms:?} got {algorithm:?}"
-            );
-            return Err(unverified(why));
+            )));
         }
-        let mut validation = Validation::new(header.alg);
-        (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
-        validation.required_spec_claims.clear();
-        let kid = header.kid.as_deref();
         let mut seen = self.known.read().clone();
-        if let Some(claims) = seen.as_ref().and_then(|set| decode(token, set, kid, &validation)) {
-            return Ok(claims);
+        if seen.as_ref().is_some_and(|set| one_signed(set, &signed)) {
+            return signed.claims().map_err(Unverified::Token);
         }
         // The key may be a new one.
         if let Err(why) = self.ask(seen.as_ref()).await {
             tracing::warn!(issuer = self.issuer, %why, "cannot read the keys of a token provider");
             if seen.is_none() {
-                return Err(AuthnError("oidc: authenticator not initialized".to_owned()));
+                return Err(Unverified::NoKeys);
             }
         }
         seen = self.known.read().clone();
-        let claims = seen.as_ref().and_then(|set| decode(token, set, kid, &validation));
-        claims.ok_or_else(|| {
-            unverified("failed to verify signature: failed to verify id token signature".into())
-        })
+        if seen.as_ref().is_some_and(|set| one_signed(set, &signed)) {
+            return signed.claims().map_err(Unverified::Token);
+        }
+        let why = "failed to verify signature: failed to verify id token signature";
+        Err(Unverified::Token(why.to_owned()))
     }
 
     /// Asks the provider, unless someone has meanwhile, or a moment ago.
@@ -114,7 +116,7 @@ impl Keys {
     }
 
     async fn document(&self, url: &str) -> Result<Value, String> {
-        let asked = tokio::time::timeout(WAIT, self.remote.exchange(url, None)).await;
+        let asked = tokio::time::timeout(WAIT, self.remote.exchange(url, Exchange::Get(None))).await;
         let failed = |why: String| format!("Get {url:?}: {why}");
         match asked.map_err(|_| failed("context deadline exceeded".to_owned()))?.map_err(failed)? {
             (200, body) => serde_json::from_slice(&body).map_err(|e| format!("{url}: {e}")),
@@ -123,11 +125,8 @@ impl Keys {
     }
 }
 
-/// The claims, if a key that may be meant has signed them.
-fn decode(token: &str, set: &JwkSet, kid: Option<&str>, validation: &Validation) -> Option<Claims> {
-    let meant = |key: &&Jwk| kid.is_none() || key.common.key_id.as_deref() == kid;
-    set.keys.iter().filter(meant).find_map(|key| {
-        let key = DecodingKey::from_jwk(key).ok()?;
-        jsonwebtoken::decode::<Claims>(token, &key, validation).ok().map(|data| data.claims)
-    })
+/// Whether a key that may be meant has signed the token.
+fn one_signed(set: &JwkSet, token: &Signed<'_>) -> bool {
+    let meant = |key: &Jwk| token.key.is_none() || key.common.key_id == token.key;
+    set.keys.iter().any(|key| meant(key) && token.is_signed_by(key))
 }

@@ -1,9 +1,15 @@
 //! Tokens kept in Secrets of type `kubernetes.io/service-account-token`: without an end, good for as long as the Secret
 //! holds them and the account exists.
 
+use std::collections::BTreeSet;
+
 use coracle_meta::ObjectReader;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::{TokenIssuer, user, user_name};
 use crate::user::{AuthnError, UserInfo};
@@ -12,6 +18,8 @@ use crate::user::{AuthnError, UserInfo};
 pub(super) const ISSUER: &str = "kubernetes/serviceaccount";
 /// Since when a token has been out of use, where it has.
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+/// The day on which a token was used last, as upstream's API server notes it.
+const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 /// Where in the Secret the token stands.
 const TOKEN: &str = "token";
 
@@ -30,6 +38,63 @@ pub(super) struct Claims {
     uid: String,
     #[serde(default)]
     sub: String,
+}
+
+/// A Secret whose token has been used on a day that it does not show yet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LegacyUse {
+    /// Of the Secret.
+    pub namespace: String,
+    /// Of the Secret.
+    pub name: String,
+    /// Of the Secret.
+    pub uid: String,
+    /// The day, as the value of the label.
+    pub day: String,
+}
+
+impl LegacyUse {
+    /// What is to be merged into the Secret. Another Secret of that name, with another uid, refuses it.
+    pub fn patch(&self) -> Value {
+        json!({ "metadata": { "uid": self.uid, "labels": { LAST_USED: self.day } } })
+    }
+}
+
+/// Uses of tokens in Secrets that have not been written down. Somebody is to wait for them.
+#[derive(Debug, Default)]
+pub struct LegacyUses {
+    noted: Mutex<BTreeSet<LegacyUse>>,
+    woken: Notify,
+}
+
+impl LegacyUses {
+    /// Waits for uses; each is told once.
+    pub async fn next(&self) -> BTreeSet<LegacyUse> {
+        loop {
+            let noted = std::mem::take(&mut *self.noted.lock());
+            if !noted.is_empty() {
+                return noted;
+            }
+            self.woken.notified().await;
+        }
+    }
+
+    /// Notes that the token of a Secret is used now, unless the Secret shows that already.
+    fn note(&self, secret: &Secret, now: Timestamp) {
+        let day = |at: Timestamp| at.strftime("%Y-%m-%d").to_string();
+        let (today, tomorrow) = (day(now), day(now + SignedDuration::from_hours(24)));
+        let shown = secret.metadata.labels.as_ref().and_then(|labels| labels.get(LAST_USED));
+        // Another server's clock may be ahead.
+        if shown.is_some_and(|shown| *shown == today || *shown == tomorrow) {
+            return;
+        }
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let meta = &secret.metadata;
+        let (namespace, name, uid) = (text(&meta.namespace), text(&meta.name), text(&meta.uid));
+        if self.noted.lock().insert(LegacyUse { namespace, name, uid, day: today }) {
+            self.woken.notify_one();
+        }
+    }
 }
 
 impl TokenIssuer {
@@ -58,6 +123,7 @@ pub(super) fn check(
     claims: &Claims,
     token: &str,
     objects: &dyn ObjectReader,
+    (uses, now): (&LegacyUses, Timestamp),
 ) -> Result<UserInfo, AuthnError> {
     let Claims { namespace, secret: secret_name, account: name, uid, .. } = claims;
     let parts = [
@@ -89,10 +155,11 @@ pub(super) fn check(
     if account.meta().deletion_timestamp.is_some() {
         return Err(AuthnError(format!("ServiceAccount {namespace}/{name} has been deleted")));
     }
-    let now = account.meta().uid.as_deref().unwrap_or("");
-    if now != uid {
-        return Err(AuthnError(format!("ServiceAccount UID ({now}) does not match claim ({uid})")));
+    let own = account.meta().uid.as_deref().unwrap_or("");
+    if own != uid {
+        return Err(AuthnError(format!("ServiceAccount UID ({own}) does not match claim ({uid})")));
     }
+    uses.note(secret, now);
     let labels = secret.metadata.labels.as_ref();
     if labels.and_then(|labels| labels.get(INVALID_SINCE)).is_some_and(|since| !since.is_empty()) {
         return Err(AuthnError(format!(

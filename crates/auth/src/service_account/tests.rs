@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::*;
-use crate::testing::Objects;
+use crate::testing::{Objects, RSA_KEY};
 
 const START: i64 = 1_700_000_000;
 
@@ -131,38 +131,6 @@ fn published_key_bears_the_id_of_the_tokens() {
     assert!(TokenIssuer::new("nonsense", "https://issuer", Vec::new()).is_err());
 }
 
-/// Made for this test; opens nothing.
-const RSA_KEY: &str = "\
------BEGIN PRIVATE KEY-----
-MIIEvAIBADANBgkqhkiG9w0BAQEFAASCBKYwggSiAgEAAoIBAQDGGW4WmCkOWHtT
-I+01S2sav17gv5cPexJIstoUdinlRi548tKTZtcir5miXS6f/6ciXxombVf4+znl
-im5AWyXYUogeEpc9O4+CtCTBe97Ut7xdWepj4SHoDgWHBem2aS9EAeUmzolr/9pJ
-UnPLHdd5fNdh5a2a+lVJN4d/BdkgiNAqF8bj7WRCjKc5bltEVkbY5REXS1338Ytr
-GqyympwXZQ1bpgeYqjGbVHZPbh+224hKCNnxn/0kMfp6pzwGs3Os2d2bP43CJtCr
-PFv3IxXw4DV6phz5gm4ykGvuUbuwoOvt2X6bOxnlcdcTIDUoUzw0R35LYF500t7W
-zNTyEeYVAgMBAAECggEALAA2gmjCR8gx/lXOyKVrkQmcPJ35ouvidAjb5SsY467q
-wB0pVinD09W+sYByjIHXwQvwLkRfw7MjmT9d/UfxmEK+rrVQ5/4sgmradip6JHP6
-MB76b7xwEE/a/PJ8hrKG19t25199SSKPfPVGOIG0nGy1F27RWIjNfEGMBFQLdgzh
-Zy5AKNFGhYtZVwFW/rOwLOClhnKhAsLNs3v2x3iSoIk0P3YdCgmE8qAHTlWDDJsj
-4FHwGwYD2rLMeaXqS5isMJ4DToIcPbt1d/VSIFP3O4KT7cUaLPhOdMsc59IceJvW
-Vg4R1+7r72myWeMyqmmFvSzRKd0gCHcpUawzs/wVEQKBgQDlWPlt23V7PtZD9M//
-kOaAtL/oaghSWFrXBTBnlfpXnCtuQ7eP9QetTLsGUidLUASA89kt4XkmPzy3a14o
-DUD/5RmE9R5c/Z0uQxG0H176jViDegB25vYgJ1ztp3pSWmMSOiSCEtDlt++uTzVS
-ybTp+O9GID0m4Xov+LprF0sqJQKBgQDdHtRz6aCjfFSmOMjCRcT0oklM8CzbR80J
-0ZbIcGET+w8MeSWYm0ag4d4pZVM4qM2RSN4qRaxzDY2uAxG8G8IziELWmhogDN8D
-N37n6oLvcgHH4fMWNMM6ckhDfbuHEA7REsjov4jaz6/3jqbqn9xHlq7E36gDbRM6
-x05YdVrxMQKBgAIvBrD1FflGb+PVwOU+C/PNxMYBvHKMRNEnS36w/uE2q3MxUd4d
-ByWvRViaD6W37VMM/1RggTbMA1f7vbnD5oqJM+UAMHnSMFzwZorAgbcBAYa+8qIv
-MMi9lzTsE04VbjwOMarLYxHM3otaVbekFATmSeDxDaQBIZizVZMPdbfBAoGASHn3
-dvrHvW5eLJGGNC88LFcZIY/DlChHq4U4IAC9wRfUSelXilqy3r7J29WrXnHt10YE
-E+T8bkWt/7Bf2sFaeRublM2z7HdrjZleDlQOkL9UmBiWXdvzda/Jwd1vXwjDYoH+
-ulM1X0sdyU3HpjW5tPlN1ZfdcSoKWITFSDdHFLECgYBuiaakQTnJLQdOnCa0gxIm
-2upclSqSo8YurbTemhD0E+RCw82ZoxBDLdOEUn6dBnz9WupqoiyV1lUuHUC30bio
-wFVNkE1QMto4GL4ntS8GjGqMNYnpp63Ym9pdfGkEx3cDz7a6dHAJXIoVtDEEFqkd
-SdVIXlcitiLRuAACvUceqA==
------END PRIVATE KEY-----
-";
-
 #[test]
 fn rsa_keys_sign_and_check_too() {
     let issuer = TokenIssuer::new(RSA_KEY, "https://issuer", vec!["api".into()]).expect("an issuer");
@@ -193,6 +161,19 @@ async fn a_token_kept_in_a_secret_is_good_for_as_long_as_the_secret_holds_it() {
     assert!(why(s.ask(&token).await).ends_with("Token has been invalidated"), "no such Secret");
     s.objects.put(secret(&token, &[]));
     let user = s.ask(&token).await.expect("valid").expect("a user");
+    let uses = s.issuer.legacy_uses().next().await;
+    let today = Timestamp::from_second(START).expect("a time").strftime("%Y-%m-%d").to_string();
+    let patch = json!({ "metadata": { "uid": "kept-uid",
+        "labels": { "kubernetes.io/legacy-token-last-used": today } } });
+    assert_eq!(uses.iter().map(LegacyUse::patch).collect::<Vec<_>>(), [patch]);
+    s.objects.put(secret(&token, &[("kubernetes.io/legacy-token-last-used", &today)]));
+    s.ask(&token).await.expect("valid").expect("a user");
+    tokio::select! {
+        biased;
+        uses = s.issuer.legacy_uses().next() => panic!("it is written down: {uses:?}"),
+        () = std::future::ready(()) => {}
+    }
+    s.objects.put(secret(&token, &[]));
     assert_eq!((user.name.as_str(), user.uid.as_str()), ("system:serviceaccount:ns:sa", "sa-uid"));
     s.second.fetch_add(1 << 33, Ordering::Relaxed);
     assert!(s.ask(&token).await.expect("valid").is_some(), "it has no end");

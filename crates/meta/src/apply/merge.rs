@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::compare::item_key;
 use super::fields::{self, Fields};
+use crate::patch::go_fmt::{go, go_syntax, go_type};
 use crate::schema::{ListKind, Node, NodeId, Schemas};
 
 /// Merges `config` into `live` by the type's merge rules; what the configuration states wins.
@@ -185,44 +186,69 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
             }
         }
         (Node::Struct(_) | Node::Map { .. }, other) => {
-            errs.push(at(format!("expected map, got &{{{}}}", bare(other))))
+            errs.push(at(format!("expected map, got &{{{}}}", go(other))));
         }
         (Node::List { element, kind }, Value::Array(items)) => {
             let mut seen = HashSet::new();
             for (i, item) in items.iter().enumerate() {
-                let inner = match (kind, item_key(kind, item)) {
-                    (ListKind::Atomic, _) => format!("{path}[{i}]"),
-                    (_, Some(key)) => {
+                if let Some(why) = keyless(kind, item) {
+                    // What is wrong behind it is not told.
+                    return errs.push(at(format!("element {i}: {why}")));
+                }
+                let inner = match item_key(kind, item) {
+                    Some(key) => {
                         let shown = fields::element(&key);
                         if !seen.insert(key) {
                             errs.push(at(format!("duplicate entries for key {shown}")));
                         }
                         format!("{path}{shown}")
                     }
-                    (ListKind::Map(keys), None) => {
-                        let keys: Vec<String> = keys.iter().map(|k| format!("{:?}", k.name)).collect();
-                        errs.push(at(format!(
-                            "element {i}: associative list with keys has an element that omits key field \
-                                {} (and \
-                             doesn't have default value)",
-                            keys.join(", ")
-                        )));
-                        continue;
-                    }
-                    (_, None) => continue,
+                    None => format!("{path}[{i}]"),
                 };
                 check(schemas, *element, item, &inner, errs);
             }
         }
-        (Node::List { .. }, other) => errs.push(at(format!("expected list, got &{{{}}}", bare(other)))),
+        (Node::List { .. }, other) => errs.push(at(format!("expected list, got &{{{}}}", go(other)))),
         (Node::Scalar(Value::String(_)), other) if !other.is_string() => {
-            errs.push(at(format!("expected string, got &value.valueUnstructured{{Value:{}}}", bare(other))));
+            let shown = go_syntax(other);
+            errs.push(at(format!("expected string, got &value.valueUnstructured{{Value:{shown}}}")));
         }
-        (Node::Scalar(Value::Number(_)), Value::String(_)) => {
-            errs.push(at("expected numeric (int or float), got string".to_owned()));
+        (Node::Scalar(Value::Number(_)), other) if !other.is_number() => {
+            errs.push(at(format!("expected numeric (int or float), got {}", go_type(other))));
+        }
+        (Node::Scalar(Value::Bool(_)), other) if !other.is_boolean() => {
+            errs.push(at(format!("expected boolean, got &{{{}}}", go(other))));
+        }
+        (Node::Quantity | Node::IntOrString, other @ (Value::Object(_) | Value::Array(_))) => {
+            errs.push(at(format!("expected any scalar, got &{{{}}}", go(other))));
         }
         _ => {}
     }
+}
+
+/// Why an item of a list that tells its items apart cannot be told apart.
+fn keyless(kind: &ListKind, item: &Value) -> Option<String> {
+    let why = match (kind, item) {
+        (ListKind::Map(_), Value::Null) => "associative list with keys may not have a null element",
+        (ListKind::Map(keys), Value::Object(_)) => {
+            let names: Vec<String> = keys.iter().map(|key| format!("{:?}", key.name)).collect();
+            return item_key(kind, item).is_none().then(|| {
+                format!(
+                    "associative list with keys has an element that omits all key fields [{}] (and doesn't have \
+                     default values for any key fields)",
+                    names.join(" ")
+                )
+            });
+        }
+        (ListKind::Map(_), _) => "associative list with keys may not have non-map elements",
+        (ListKind::Set, Value::Object(_)) => "associative list without keys has an element that's a map type",
+        (ListKind::Set, Value::Array(_)) => "not supported: associative list with lists as elements",
+        (ListKind::Set, Value::Null) => {
+            "associative list without keys has an element that's an explicit null"
+        }
+        _ => return None,
+    };
+    Some(why.to_owned())
 }
 
 /// Paths in `value` whose types are changed as a whole.
@@ -247,12 +273,5 @@ pub(super) fn atomics(schemas: &Schemas, id: NodeId, value: &Value, path: &str, 
             }
         }
         _ => {}
-    }
-}
-
-fn bare(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }

@@ -100,11 +100,12 @@ fn empty_lists(value: &Value) -> Vec<String> {
 /// A required structure that is there but empty is told from an absent one by an empty field in it: the typed
 /// form has no other place for it.
 fn mark_empty(table: &Table, field: &Field, value: &mut Value) {
+    let of = table.get(field.of);
     if field.pointer
         && let Value::Object(map) = value
-        && map.is_empty()
+        && map.iter().all(|(name, value)| value.is_null() || of.field(name).is_none())
     {
-        match table.get(field.of).display.as_str() {
+        match of.display.as_str() {
             "v1.LabelSelector" if !field.omit => {
                 drop(map.insert("matchLabels".to_owned(), Value::Object(Map::new())))
             }

@@ -93,7 +93,11 @@ fn apply(root: &mut Value, operation: &Value) -> Option<()> {
             add(root, path, moved)
         }
         "copy" => {
-            let copied = find(root, text("from")?)?.clone();
+            let from = text("from")?;
+            // What an object does not have is copied as null.
+            let above = from.rsplit_once('/').and_then(|(above, _)| find(root, above));
+            let missing = || above.is_some_and(Value::is_object).then_some(&Value::Null);
+            let copied = find(root, from).or_else(missing)?.clone();
             add(root, path, copied)
         }
         "test" => {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::selector;
 use crate::check::non_negative;
-use crate::common::{column, containers_and_images, or_else, selector_text, wide_column};
+use crate::common::{column, containers_and_images, name_warning, or_else, selector_text, text, wide_column};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age};
 use crate::podspec::{defaults, warnings};
 
@@ -119,10 +119,16 @@ impl Strategy<ReplicaSet> for ReplicaSets {
         if old.is_some_and(|old| old.spec == new.spec) {
             return Vec::new();
         }
-        let Some(template) = new.spec.as_ref().and_then(|s| s.template.as_ref()) else { return Vec::new() };
+        let name = text(new.metadata.name.as_ref());
+        let mut out: Vec<String> =
+            if old.is_none() { name_warning(name).into_iter().collect() } else { Vec::new() };
+        let Some(template) = new.spec.as_ref().and_then(|s| s.template.as_ref()) else { return out };
         let path = Path::new("spec").child("template").child("spec");
         let spec = template.spec.as_ref();
-        spec.map(|spec| warnings::of(spec, template.metadata.as_ref(), &path)).unwrap_or_default()
+        out.extend(
+            spec.map(|spec| warnings::of(spec, template.metadata.as_ref(), &path)).unwrap_or_default(),
+        );
+        out
     }
 
     fn row(&self, obj: &ReplicaSet, now: Timestamp) -> Vec<Value> {

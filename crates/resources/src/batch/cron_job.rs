@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, JobTemplateSpec};
 use serde_json::Value;
 
-use super::job::{name_warning, spec as job_spec};
+use super::job::spec as job_spec;
 use crate::check::{non_negative, one_of};
-use crate::common::{column, containers_and_images, selector_text, text, wide_column};
+use crate::common::{column, containers_and_images, name_warning, selector_text, text, wide_column};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Subresource, Typed, age};
 use crate::go_dump;
 use crate::podspec::defaults;

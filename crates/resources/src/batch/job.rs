@@ -14,7 +14,7 @@ use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::{Affinity, PodSpec, PodTemplateSpec};
 use serde_json::{Value, json};
 
-use crate::common::{column, containers_and_images, selector_text, text, wide_column};
+use crate::common::{column, containers_and_images, name_warning, selector_text, text, wide_column};
 use crate::def::{
     AGE, Column, Context, NAME, ResourceDef, Strategy, Subresource, Typed, age, human_duration,
 };
@@ -198,18 +198,6 @@ fn status_cell(obj: &Job, status: &JobStatus) -> &'static str {
     } else {
         "Running"
     }
-}
-
-/// A warning for a name that is no DNS label.
-pub(super) fn name_warning(name: &str) -> Option<String> {
-    let messages = names::dns1123_label(name);
-    (!messages.is_empty()).then(|| {
-        format!(
-            "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a \
-             DNS label is recommended: [{}]",
-            messages.join(" ")
-        )
-    })
 }
 
 /// Gives the template labels that no other job's pods have, and selects them.

@@ -423,7 +423,7 @@ fn validate_class(
         return;
     }
     if text(now) != text(then) {
-        let at = Path::new("metadata").child("annotations").key(CLASS_ANNOTATION);
+        let at = Path::new("metadata").child("annotations").child(CLASS_ANNOTATION);
         errs.invalid(at, text(now), "field is immutable");
     }
     if unset && class.is_some() && (then.is_none() || class == then) {

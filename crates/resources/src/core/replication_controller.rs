@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use coracle_meta::field::{ErrorList, Path};
-use coracle_meta::names;
 use coracle_meta::selector::LabelSelector;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -12,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use serde_json::{Value, json};
 
 use crate::check::{non_negative, one_of};
-use crate::common::{column, containers_and_images, format_labels, text, wide_column};
+use crate::common::{column, containers_and_images, format_labels, name_warning, text, wide_column};
 use crate::def::{
     AGE, Column, Context, NAME, ResourceDef, ScalePaths, Strategy, Subresource, Typed, age, dns1123_subdomain,
 };
@@ -137,14 +136,7 @@ impl Strategy<ReplicationController> for Controllers {
     fn warnings(&self, new: &ReplicationController, old: Option<&ReplicationController>) -> Vec<String> {
         let mut out = Vec::new();
         if old.is_none() {
-            let messages = names::dns1123_label(text(new.metadata.name.as_ref()));
-            if !messages.is_empty() {
-                out.push(format!(
-                    "metadata.name: this is used in Pod names and hostnames, which can result in surprising \
-                     behavior; a DNS label is recommended: [{}]",
-                    messages.join(" ")
-                ));
-            }
+            out.extend(name_warning(text(new.metadata.name.as_ref())));
         }
         // Upstream looks at the old template when there is one.
         let shown = match old {

@@ -199,10 +199,10 @@ fn ip_address(address: &str, kind: &str, path: &Path, errs: &mut ErrorList) {
     if !messages.is_empty() {
         return each(errs, path, address, messages);
     }
-    special_ip(errs, path, address);
     if address.contains(':') != (kind == "IPv6") {
-        errs.invalid(path, address, format!("must be a valid {kind} address"));
+        errs.invalid(path, address, format!("must be an {kind} address"));
     }
+    special_ip(errs, path, address);
 }
 
 fn fqdn(name: &str, path: &Path, errs: &mut ErrorList) {

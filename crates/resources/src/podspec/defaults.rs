@@ -68,9 +68,11 @@ pub(crate) fn pod(pod: &mut Pod) {
     }
 }
 
-/// Takes out what only features give a meaning that are off by default upstream: custom stop signals.
+/// Takes out what only features give a meaning that are off by default upstream: custom stop signals, and groups of
+/// pods that are scheduled together.
 pub(crate) fn drop_disabled(spec: Option<&mut PodSpec>) {
     let Some(spec) = spec else { return };
+    spec.scheduling_group = None;
     let usual = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     let usual = usual.map(|container| &mut container.lifecycle);
     let ephemeral = spec.ephemeral_containers.iter_mut().flatten().map(|container| &mut container.lifecycle);

@@ -122,10 +122,10 @@ pub(crate) fn clusters(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut Error
         secret_ref(cinder.secret_ref.as_ref(), &at, errs);
     }
     if let Some(cephfs) = &volume.cephfs
-        && let Some(at) = only.first(true, "cephFS", errs)
+        && only.first(true, "cephFS", errs).is_some()
         && cephfs.monitors.is_empty()
     {
-        errs.required(at.child("monitors"), "");
+        errs.required(only.path().child("cephfs").child("monitors"), "");
     }
     if let Some(quobyte) = &volume.quobyte
         && let Some(at) = only.first(true, "quobyte", errs)

@@ -33,6 +33,7 @@ const DOUBLED: &[f64] = &[
     0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
 ];
 const ADMISSION: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
+const WEBHOOKS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
 
 macro_rules! families {
     ($($id:ident $name:literal $kind:expr, [$($label:literal)*] $help:literal;)*) => {
@@ -58,6 +59,27 @@ families! {
         Kind::Histogram(ADMISSION), ["operation" "rejected" "type"]
         "[STABLE] Admission sub-step latency histogram in seconds, broken out for each operation and API \
          resource and step type (validate or admit).";
+    WEBHOOK "apiserver_admission_webhook_admission_duration_seconds"
+        Kind::Histogram(WEBHOOKS), ["name" "operation" "rejected" "type"]
+        "[STABLE] Admission webhook latency histogram in seconds, identified by name and broken out for each \
+         operation and API resource and type (validate or admit).";
+    WEBHOOK_OPEN "apiserver_admission_webhook_fail_open_count" Kind::Counter, ["name" "type"]
+        "[ALPHA] Admission webhook fail open count, identified by name and broken out for each admission type \
+         (validating or admit).";
+    WEBHOOK_REJECTIONS "apiserver_admission_webhook_rejection_count"
+        Kind::Counter, ["error_type" "name" "operation" "rejection_code" "type"]
+        "[ALPHA] Admission webhook rejection count, identified by name and broken out for each admission type \
+         (validating or admit) and operation. Additional labels specify an error type (calling_webhook_error \
+         or apiserver_internal_error if an error occurred; no_error otherwise) and optionally a non-zero \
+         rejection code if the webhook rejects the request with an HTTP status code (honored by the apiserver \
+         when the code is greater or equal to 400). Codes greater than 600 are truncated to 600, to keep the \
+         metrics cardinality bounded.";
+    WEBHOOK_REQUESTS "apiserver_admission_webhook_request_total"
+        Kind::Counter, ["code" "name" "operation" "rejected" "type"]
+        "[ALPHA] Admission webhook request total, identified by name and broken out for each admission type \
+         (validating or admit) and operation. Additional labels specify whether the request was rejected or \
+         not and an HTTP status code. Codes greater than 600 are truncated to 600, to keep the metrics \
+         cardinality bounded.";
     AUDIT_EVENTS "apiserver_audit_event_total" Kind::Counter, []
         "[ALPHA] Counter of audit events generated and sent to the audit backend.";
     IMPERSONATION "apiserver_impersonation_attempts_duration_seconds"
@@ -132,6 +154,14 @@ impl Counts {
                 sample.buckets[bucket] += 1;
             }
         });
+    }
+
+    /// What was counted, as text.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out);
+        out
     }
 
     /// Writes what was counted.

@@ -116,7 +116,7 @@ fn gates(new: &PodSpec, old: &PodSpec, path: &Path, errs: &mut ErrorList) {
     for (i, gate) in new.scheduling_gates.iter().flatten().enumerate() {
         if !old.scheduling_gates.iter().flatten().any(|g| g.name == gate.name) {
             let why = format!("only deletion is allowed, but found new scheduling gate '{}'", gate.name);
-            errs.forbidden(path.index(i), why);
+            errs.forbidden(path.index(i).child("name"), why);
         }
     }
 }

@@ -305,7 +305,7 @@ pub(super) fn status(obj: &Service, errs: &mut ErrorList) {
     let ingress = balancer.and_then(|b| b.ingress.as_deref()).unwrap_or_default();
     let kind = text(obj.spec.as_ref().and_then(|s| s.type_.as_ref()));
     if kind != "LoadBalancer" && !ingress.is_empty() {
-        errs.forbidden(&path, "may only be used when `spec.type` is \"LoadBalancer\"");
+        errs.forbidden(&path, "may only be used when `spec.type` is 'LoadBalancer'");
     }
     for (i, one) in ingress.iter().enumerate() {
         let path = path.index(i);
