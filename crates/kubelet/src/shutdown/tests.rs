@@ -156,7 +156,7 @@ async fn the_machine_waits_until_the_pods_have_ended_and_takes_no_more() {
     tokio::spawn(async move { all.run(of, informer).await });
     for (name, priority) in [("low", 0), ("high", 5000)] {
         let pod = json!({"metadata": {"name": name, "namespace": "default"}, "spec": {
-            "nodeName": "n1", "priority": priority, "containers": [{"name": name, "image": "i"}]}});
+            "nodeName": "n1", "priority": priority, "containers": [{"name": name, "image": "i:1"}]}});
         let pod: Pod = serde_json::from_value(pod).expect("a pod");
         cx.client.api::<Pod>().create("default", pod).await.expect("created");
         pod_when(&cx, name, |p| phase(p) == Some("Running")).await;
@@ -179,7 +179,7 @@ async fn the_machine_waits_until_the_pods_have_ended_and_takes_no_more() {
     }
     assert_eq!(cx.shutdown.status().as_deref(), Some("node is shutting down"));
     let late = json!({"metadata": {"name": "late", "namespace": "default"},
-        "spec": {"nodeName": "n1", "containers": [{"name": "late", "image": "i"}]}});
+        "spec": {"nodeName": "n1", "containers": [{"name": "late", "image": "i:1"}]}});
     let late: Pod = serde_json::from_value(late).expect("a pod");
     cx.client.api::<Pod>().create("default", late).await.expect("created");
     let late = pod_when(&cx, "late", |p| phase(p) == Some("Failed")).await;
