@@ -70,7 +70,7 @@ async fn bodies_are_logged_as_json_whatever_they_are_encoded_as() {
     assert_eq!(event["sourceIPs"], json!(["127.0.0.1"]));
 
     let headers = [("content-type", "application/yaml"), ("accept", "application/yaml")];
-    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: y}\ndata: {k: w}\n";
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other}\ndata: {k: w}\n";
     let made = cluster.send(Method::POST, MAPS, &headers, yaml).await;
     assert_eq!(made.code, StatusCode::CREATED);
     let event = log.last();
@@ -85,9 +85,9 @@ async fn bodies_are_logged_as_json_whatever_they_are_encoded_as() {
         let items = event["responseObject"]["items"].as_array().into_iter().flatten();
         items.filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned)).collect()
     };
-    assert_eq!(names(&log.last()), ["m", "y"]);
+    assert_eq!(names(&log.last()), ["m", "other"]);
     cluster.get(MAPS).await;
-    assert_eq!(names(&log.last()), ["m", "y"]);
+    assert_eq!(names(&log.last()), ["m", "other"]);
     assert_eq!(log.last()["responseObject"]["kind"], "ConfigMapList");
 
     let missing = cluster.send(Method::GET, &format!("{MAPS}/none"), &[("accept", PROTOBUF)], "").await;

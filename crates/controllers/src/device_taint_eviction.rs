@@ -221,7 +221,6 @@ impl Evict {
 
 #[cfg(test)]
 mod tests {
-    use coracle_client::ListOptions;
     use coracle_client::testing::FakeTransport;
     use serde_json::Value;
 
@@ -258,18 +257,22 @@ mod tests {
             "pool": { "name": "p", "generation": 1, "resourceSliceCount": 1 }, "devices": [{ "name": "x" }] } });
         slices.create("", serde_json::from_value(slice).expect("a slice")).await.expect("created");
         let pod = json!({ "metadata": { "name": "p" }, "spec": { "nodeName": "n", "containers": [] } });
-        let pod = pods.create("ns", serde_json::from_value(pod).expect("a pod")).await.expect("created");
+        let made = pods.create("ns", serde_json::from_value(pod).expect("a pod")).await.expect("created");
         let allocation = json!({ "devices": { "results": [{ "driver": "d", "pool": "p", "device": "x", "request": "r" }] } });
-        let user = json!({ "resource": "pods", "name": "p", "uid": pod.metadata.uid });
+        let user = json!({ "resource": "pods", "name": "p", "uid": made.metadata.uid });
         let claim = json!({ "metadata": { "name": "c" }, "spec": {},
             "status": { "allocation": allocation, "reservedFor": [user] } });
         claims.create("ns", serde_json::from_value(claim).expect("a claim")).await.expect("created");
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let left = || async { pods.list("ns", ListOptions::default()).await.expect("listed").len() };
-        assert_eq!(left().await, 1, "nothing is tainted");
+        let pod = || async { pods.get("ns", "p").await.expect("its kubelet ends it") };
+        assert_eq!(pod().await.metadata.deletion_timestamp, None, "nothing is tainted");
         let tainted = json!({ "spec": { "devices": [{ "name": "x", "taints": [{ "key": "k", "effect": "NoExecute" }] }] } });
         slices.patch("", "s", PatchKind::Merge, tainted).await.expect("patched");
-        eventually(|| async { left().await == 0 }).await;
+        eventually(|| async { pod().await.metadata.deletion_timestamp.is_some() }).await;
+        let conditions = pod().await.status.and_then(|status| status.conditions).unwrap_or_default();
+        let reason =
+            conditions.iter().find(|c| c.type_ == "DisruptionTarget").and_then(|c| c.reason.as_deref());
+        assert_eq!(reason, Some("DeletionByDeviceTaintManager"));
         task.abort();
     }
 }
