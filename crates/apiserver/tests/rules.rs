@@ -167,5 +167,5 @@ async fn a_json_patch_may_neither_name_what_nobody_knows_nor_say_a_thing_twice_w
     let answer = patch("Ignore", unknown).await;
     assert_eq!((answer.code, warnings(&answer)), (StatusCode::OK, vec![]));
     let doubled = r#"[{"op":"add","path":"/data","value":{},"op":"add","foo":1}]"#;
-    refused(doubled, "json patch unknown field \"[0].foo\", json patch duplicate field \"[0].op\"").await;
+    refused(doubled, "json patch duplicate field \"[0].op\", json patch unknown field \"[0].foo\"").await;
 }
