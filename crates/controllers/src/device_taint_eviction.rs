@@ -269,7 +269,8 @@ mod tests {
         let tainted = json!({ "spec": { "devices": [{ "name": "x", "taints": [{ "key": "k", "effect": "NoExecute" }] }] } });
         slices.patch("", "s", PatchKind::Merge, tainted).await.expect("patched");
         eventually(|| async { pod().await.metadata.deletion_timestamp.is_some() }).await;
-        let conditions = pod().await.status.and_then(|status| status.conditions).unwrap_or_default();
+        let pod = pod().await;
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or(&[]);
         let reason =
             conditions.iter().find(|c| c.type_ == "DisruptionTarget").and_then(|c| c.reason.as_deref());
         assert_eq!(reason, Some("DeletionByDeviceTaintManager"));
