@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Field, Id, Shape, TABLE, Table, Type};
+use super::{Field, Id, Shape, TABLE, Table, Type, time};
 use crate::quantity::Quantity;
 
 /// Tidies a value meant for the type. False when a value somewhere has the wrong type or form; then
@@ -25,12 +25,11 @@ fn tidy(table: &Table, id: Id, value: &mut Value) -> bool {
         (Shape::Map(element), Value::Object(map)) => {
             map.values_mut().all(|item| element_of(table, *element, item))
         }
-        (
-            Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::IntOrString,
-            Value::String(_),
-        )
+        (Shape::String | Shape::Bytes | Shape::IntOrString, Value::String(_))
         | (Shape::Bool, Value::Bool(_))
         | (Shape::Float, Value::Number(_)) => true,
+        (Shape::Time, Value::String(text)) => time::parse_error(text, false).is_none(),
+        (Shape::MicroTime, Value::String(text)) => time::parse_error(text, true).is_none(),
         (Shape::Int(64), Value::Number(number)) => number.is_i64(),
         (Shape::Int(_) | Shape::IntOrString, Value::Number(number)) => {
             number.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
@@ -172,5 +171,17 @@ mod tests {
         check(json!({ "containers": {} }), false);
         check(json!({ "securityContext": [] }), false);
         check(json!({ "nodeSelector": { "a": 1 } }), false);
+    }
+
+    #[test]
+    fn times_have_gos_forms() {
+        let check = |time: &str, fits: bool| {
+            let mut value = json!({ "spec": { "renewTime": time } });
+            assert_eq!(canonicalize("coordination/v1.Lease", &mut value), fits, "{time}");
+        };
+        check("2026-01-02T03:04:05.000000Z", true);
+        check("2026-01-02T03:04:05.123456+01:00", true);
+        check("2026-01-02T03:04:05.5Z", false);
+        check("2026-01-02T03:04:05Z", false);
     }
 }
