@@ -131,7 +131,7 @@ impl Server {
     ) -> Result<Outcome, Refused> {
         let body = patch.body;
         let (_, name) = entry.namespace_name();
-        self.check_applied(resource, namespace, name, body).map_err(Refused::Failed)?;
+        self.check_applied(resource, namespace, name, body, true).map_err(Refused::Failed)?;
         let old = entry.decode_full().map_err(Refused::Failed)?;
         let live = self.fields.text_in(resource, &entry.encoded).map_err(Refused::Failed)?;
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
@@ -162,7 +162,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         let body = patch.body;
-        self.check_applied(resource, namespace, name, body)?;
+        self.check_applied(resource, namespace, name, body, false)?;
         let uid = body.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or("");
         if !uid.is_empty() {
             let why = format!(
@@ -190,13 +190,14 @@ impl Server {
         }
     }
 
-    /// Checks an apply configuration: type, name, unknown fields.
+    /// Checks an apply configuration: type, name, unknown fields. `live`: there is an object that it is applied to.
     fn check_applied(
         &self,
         resource: &Resource,
         namespace: &str,
         name: &str,
         body: &Value,
+        live: bool,
     ) -> Result<(), Status> {
         let Value::Object(_) = body else {
             return Err(Status::bad_request("invalid object type: /, Kind="));
@@ -206,7 +207,9 @@ impl Server {
             return Err(Status::bad_request("metadata.managedFields must be nil"));
         }
         check_applied_type(resource, body)?;
-        let own = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+        // Without a name, an object that is there keeps its own.
+        let own =
+            body.pointer("/metadata/name").and_then(Value::as_str).or(live.then_some(name)).unwrap_or("");
         if own.is_empty() {
             let why = format!(
                 "the name of the object ({name} based on URL) was undeterminable: name must be provided"
