@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Index, Informer, PatchKind};
+use coracle_client::{Api, Change, EventRecorder, EventType, Index, Informer};
 use coracle_meta::placement::tolerates_device;
-use coracle_meta::{Reason, Status, pod as podutil};
+use coracle_meta::{Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -19,12 +19,9 @@ use k8s_openapi::api::resource::v1::{
     ResourceClaimConsumerReference, ResourceSlice,
 };
 use parking_lot::Mutex;
-use serde_json::json;
 
-use crate::pods::disruption_target;
-use crate::runtime::{
-    Action, Context, Controller, Descriptor, ObjectKey, Reconciler, ignore_not_found, name_of, uid_of,
-};
+use crate::pods::disrupt;
+use crate::runtime::{Action, Context, Controller, Descriptor, ObjectKey, Reconciler, uid_of};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "device-taint-eviction-controller", workers: 8 };
 
@@ -202,27 +199,17 @@ impl Evict {
     }
 
     async fn evict(&self, pod: &Pod) -> Result<(), Status> {
-        let key = ObjectKey::of(&pod.metadata);
         self.tell(pod, "Marking for deletion");
         let why = "Device Taint manager: deleting due to NoExecute taint";
-        if let Some(condition) = disruption_target(pod, "DeletionByDeviceTaintManager", why, self.clock.now())
-        {
-            let patch =
-                json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
-            match self.api.patch_status(&key.namespace, name_of(pod), PatchKind::Strategic, patch).await {
-                Err(status) if status.reason() == Reason::NotFound => return Ok(()),
-                outcome => drop(outcome?),
-            }
-        }
-        let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-        ignore_not_found(self.api.delete(&key.namespace, name_of(pod), options).await)
+        disrupt(&self.api, pod, "DeletionByDeviceTaintManager", why, self.clock.now()).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use coracle_client::PatchKind;
     use coracle_client::testing::FakeTransport;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::testing::{context, eventually};

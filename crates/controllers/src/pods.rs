@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Informer};
+use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Informer, PatchKind};
 use coracle_meta::owner::controller_of;
 use coracle_meta::pod as podutil;
 use coracle_meta::selector::LabelSelector;
@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::claim::Owned;
-use crate::runtime::{Context, Enqueue, ObjectKey, is_namespace_terminating, name_of, uid_of};
+use crate::runtime::{
+    Context, Enqueue, ObjectKey, ignore_not_found, is_namespace_terminating, name_of, uid_of,
+};
 
 /// How soon to look again for pods of our own that the informer does not show, should no event come.
 pub(crate) const LAG: Duration = Duration::from_secs(5);
@@ -89,6 +91,27 @@ pub(crate) fn disruption_target(pod: &Pod, reason: &str, message: &str, now: Tim
         "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
         "observedGeneration": pod.metadata.generation, "lastTransitionTime": since,
     }))
+}
+
+/// Deletes a pod, after saying in its conditions why. One that is gone, or another by now, is left alone.
+pub(crate) async fn disrupt(
+    api: &Api<Pod>,
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> Result<(), Status> {
+    let key = ObjectKey::of(&pod.metadata);
+    if let Some(condition) = disruption_target(pod, reason, message, now) {
+        let patch =
+            json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
+        match api.patch_status(&key.namespace, &key.name, PatchKind::Strategic, patch).await {
+            Err(status) if status.reason() == Reason::NotFound => return Ok(()),
+            outcome => drop(outcome?),
+        }
+    }
+    let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
+    ignore_not_found(api.delete(&key.namespace, &key.name, options).await)
 }
 
 /// When a ready pod becomes, or became, available.

@@ -6,20 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_client::{Api, Change, DeleteOptions, EventRecorder, EventType, Index, Informer, PatchKind};
+use coracle_client::{Api, Change, EventRecorder, EventType, Index, Informer};
 use coracle_meta::placement::tolerates;
-use coracle_meta::{Reason, Status, pod as podutil};
+use coracle_meta::{Status, pod as podutil};
 use coracle_stdx::Clock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Taint};
 use parking_lot::Mutex;
-use serde_json::json;
 
 use super::{DESCRIPTOR, pods_by_node};
-use crate::pods::disruption_target;
-use crate::runtime::{Action, Context, Controller, ObjectKey, Reconciler, ignore_not_found, name_of};
+use crate::pods::disrupt;
+use crate::runtime::{Action, Context, Controller, ObjectKey, Reconciler};
 
 /// Starts the controller. Its keys are nodes.
 pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
@@ -130,21 +129,10 @@ impl Evict {
     }
 
     async fn evict(&self, pod: &Pod) -> Result<(), Status> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-        let name = name_of(pod);
         let key = ObjectKey::of(&pod.metadata);
         self.tell(&key, &format!("Marking for deletion Pod {key}"));
         let why = "Taint manager: deleting due to NoExecute taint";
-        if let Some(condition) = disruption_target(pod, "DeletionByTaintManager", why, self.clock.now()) {
-            let patch =
-                json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
-            match self.api.patch_status(namespace, name, PatchKind::Strategic, patch).await {
-                Err(status) if status.reason() == Reason::NotFound => return Ok(()),
-                outcome => drop(outcome?),
-            }
-        }
-        let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-        ignore_not_found(self.api.delete(namespace, name, options).await)
+        disrupt(&self.api, pod, "DeletionByTaintManager", why, self.clock.now()).await
     }
 }
 
@@ -191,6 +179,7 @@ fn decide(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Fate {
 #[cfg(test)]
 mod tests {
     use coracle_client::ListOptions;
+    use coracle_client::PatchKind;
     use coracle_client::testing::FakeTransport;
     use k8s_openapi::api::core::v1::Event;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
