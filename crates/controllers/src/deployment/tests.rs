@@ -1,6 +1,7 @@
 //! Tests of the Deployment's decisions, and of a rollout together with the ReplicaSet controller.
 
 mod histories;
+mod whole;
 
 use coracle_client::testing::FakeTransport;
 use coracle_client::{ListOptions, PatchKind};
