@@ -14,7 +14,6 @@ use coracle_client::{
     ApiRequest, ApiResponse, Client, ListOptions, PatchKind, ResourceId, Transport, WatchStream,
 };
 use coracle_meta::{Kind, Status, pod as podutil};
-use coracle_stdx::Clock;
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
@@ -115,10 +114,8 @@ async fn create_all(client: &Client) {
     }
     let always = |name: &str, extra: Value| workload(name, "Always", &extra);
     let strategy = rolling(&json!({ "maxSurge": 1, "maxUnavailable": 1 }));
-    let deploy = always(
-        "deploy",
-        json!({ "replicas": 3, "strategy": strategy, "progressDeadlineSeconds": 600 }),
-    );
+    let deploy =
+        always("deploy", json!({ "replicas": 3, "strategy": strategy, "progressDeadlineSeconds": 600 }));
     create::<Deployment>(client, "ns", deploy).await;
     let anew = always("anew", json!({ "replicas": 2, "strategy": { "type": "Recreate" } }));
     create::<Deployment>(client, "ns", anew).await;

@@ -115,8 +115,7 @@ impl World {
     /// Nodes that want a pod and have an available one that is not being deleted.
     fn served(&self) -> usize {
         let wants = |n: &&Arc<Node>| wish(&self.set, n) == Wish::Run;
-        let has =
-            |n: &&Arc<Node>| self.live_on(name_of(&***n)).iter().any(|p| self.is_available(p));
+        let has = |n: &&Arc<Node>| self.live_on(name_of(&***n)).iter().any(|p| self.is_available(p));
         self.nodes.iter().filter(wants).filter(has).count()
     }
 
@@ -235,7 +234,7 @@ struct Passed {
 fn history(seed: u64, strategy: &Value, check: impl Fn(&World, &Passed)) {
     let mut rng = seeded(seed);
     let nodes = (0..rng.random_range(1..9)).map(|n| node(&format!("n{n}"), &json!({}))).collect();
-    let extra = json!({ "updateStrategy": strategy, "minReadySeconds": [0, 0, 4][rng.random_range(0..3)] });
+    let extra = json!({ "updateStrategy": strategy, "minReadySeconds": ([0, 0, 4][rng.random_range(0..3)]) });
     let set = set("v0", &extra);
     let mut world = World { set, hash: "v0".into(), nodes, pods: Vec::new(), made: 0, now: 0 };
     for step in 0..600 {

@@ -24,7 +24,7 @@ struct World {
 }
 
 fn is_of(pod: &Pod, set: &ReplicaSet) -> bool {
-    controller_of(&pod.metadata).is_some_and(|owner| Some(owner.uid) == set.metadata.uid)
+    controller_of(&pod.metadata).is_some_and(|owner| Some(&owner.uid) == set.metadata.uid.as_ref())
 }
 
 fn is_leaving(pod: &Pod) -> bool {
@@ -37,7 +37,7 @@ fn image(pod: &Pod) -> Option<String> {
 
 impl World {
     fn new(rng: &mut StdRng, strategy: &Value) -> Self {
-        let extra = json!({ "strategy": strategy, "minReadySeconds": [0, 0, 4][rng.random_range(0..3)] });
+        let extra = json!({ "strategy": strategy, "minReadySeconds": ([0, 0, 4][rng.random_range(0..3)]) });
         let deployment = deployment(rng.random_range(1..9), "v0", &extra);
         Self { deployment, sets: Vec::new(), pods: Vec::new(), made: 0, now: now() }
     }
@@ -89,9 +89,8 @@ impl World {
 
     /// One pass of the controller; whether it wrote anything.
     fn pass(&mut self) -> bool {
-        let runs = |set: &ReplicaSet| {
-            self.pods.iter().any(|pod| is_of(pod, set) && !podutil::is_terminal(pod))
-        };
+        let runs =
+            |set: &ReplicaSet| self.pods.iter().any(|pod| is_of(pod, set) && !podutil::is_terminal(pod));
         let decision = decide(&self.deployment, self.sets.clone(), &runs, true, self.now);
         let wrote = !decision.writes.is_empty() || decision.status.is_some();
         for write in decision.writes {
@@ -178,8 +177,14 @@ fn history(seed: u64, strategy: &Value) {
         if numbers.rolling {
             let live = world.pods.iter().filter(|pod| podutil::is_active(pod)).count();
             let most = usize::try_from(numbers.max()).expect("few");
-            assert!(live <= most && world.size() <= numbers.max(), "seed {seed}, step {step}: {live} of {most}");
-            assert!(resized || after >= before.min(must), "seed {seed}, step {step}: {after} of {must} are left");
+            assert!(
+                live <= most && world.size() <= numbers.max(),
+                "seed {seed}, step {step}: {live} of {most}"
+            );
+            assert!(
+                resized || after >= before.min(must),
+                "seed {seed}, step {step}: {after} of {must} are left"
+            );
         } else {
             assert!(world.size() <= numbers.replicas, "seed {seed}, step {step}");
         }
@@ -195,7 +200,11 @@ fn history(seed: u64, strategy: &Value) {
     assert!(!world.pass(), "seed {seed}: comes to rest");
     let wanted = world.deployment.spec.clone().unwrap_or_default();
     let newest = wanted.template.spec.and_then(|pod| pod.containers.first()?.image.clone());
-    assert_eq!((Some(world.available()), Some(world.size())), (wanted.replicas, wanted.replicas), "seed {seed}");
+    assert_eq!(
+        (Some(world.available()), Some(world.size())),
+        (wanted.replicas, wanted.replicas),
+        "seed {seed}"
+    );
     let live = world.pods.iter().filter(|pod| podutil::is_active(pod));
     assert!(live.into_iter().all(|pod| image(pod) == newest), "seed {seed}");
     assert_eq!(progress(&world.deployment), "NewReplicaSetAvailable", "seed {seed}");

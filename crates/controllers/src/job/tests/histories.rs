@@ -102,7 +102,8 @@ fn any_history(seed: u64) {
         assert!(failed >= before.1 && succeeded >= before.0, "seed {seed}: counted, then forgotten");
         before = (succeeded, failed);
         let uncounted = world.status().uncounted_terminated_pods.unwrap_or_default();
-        let mut uids: Vec<String> = uncounted.succeeded.into_iter().chain(uncounted.failed).flatten().collect();
+        let mut uids: Vec<String> =
+            uncounted.succeeded.into_iter().chain(uncounted.failed).flatten().collect();
         let listed = uids.len();
         uids.sort();
         uids.dedup();
