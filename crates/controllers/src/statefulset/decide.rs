@@ -255,7 +255,7 @@ impl Pass<'_> {
         let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
         let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
         let partition = usize::try_from(partition).unwrap_or(0);
-        let targets = seats.iter().skip(partition).rev();
+        let mut targets = seats.iter().skip(partition).rev();
         // Finished pods are on their way already.
         let behind =
             |pod: &Pod| revision(pod) != view.update.name && !is_leaving(pod) && !podutil::is_terminal(pod);
@@ -263,8 +263,8 @@ impl Pass<'_> {
             // The first one that is behind, unless one above it is not there yet.
             None => {
                 let is_done =
-                    |seat: &&Seat| seat.pod.as_ref().is_some_and(|pod| !behind(pod) && self.is_healthy(pod));
-                let next = targets.skip_while(is_done).next().and_then(|seat| seat.pod.as_ref());
+                    |seat: &Seat| seat.pod.as_ref().is_some_and(|pod| !behind(pod) && self.is_healthy(pod));
+                let next = targets.find(|seat| !is_done(seat)).and_then(|seat| seat.pod.as_ref());
                 next.filter(|pod| behind(pod)).cloned().into_iter().collect()
             }
             Some(allowed) => {

@@ -11,7 +11,6 @@ use k8s_openapi::api::apps::v1::{
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::progress::{self, Progress};
 use super::{Release, Workload, revision, uid};
@@ -313,7 +312,7 @@ fn hold<K: Revised>(set: &mut K, paused: bool) -> Result<(), Status> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
