@@ -205,6 +205,8 @@ impl World {
         let pod = Arc::make_mut(&mut self.pods[which]);
         pod.spec.get_or_insert_default().node_name = node;
         match rng.random_range(0..20) {
+            // What has finished does not run again.
+            0..3 | 4.. if podutil::is_terminal(pod) => {}
             0 if !kindly => {
                 set_ready(pod, false, now);
                 pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
@@ -215,7 +217,7 @@ impl World {
                 let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
                 pod.metadata.deletion_timestamp = Some(time);
             }
-            _ if podutil::is_terminal(pod) || podutil::is_ready(pod) => {}
+            _ if podutil::is_ready(pod) => {}
             _ => set_ready(pod, true, now),
         }
     }

@@ -120,6 +120,8 @@ impl World {
         let now = at(self.now);
         let pod = Arc::make_mut(&mut self.pods[which]);
         match rng.random_range(0..20) {
+            // What has finished does not run again.
+            0..3 | 4.. if podutil::is_terminal(pod) => {}
             0 if !kindly => {
                 set_ready(pod, false, now);
                 pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
@@ -127,7 +129,7 @@ impl World {
             1 | 2 if !kindly => set_ready(pod, false, now),
             // Somebody deletes it.
             3 if !kindly => pod.metadata.deletion_timestamp = Some(Time(now)),
-            _ if podutil::is_terminal(pod) || podutil::is_ready(pod) => {}
+            _ if podutil::is_ready(pod) => {}
             _ => set_ready(pod, true, now),
         }
     }

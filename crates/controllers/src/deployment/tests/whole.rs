@@ -81,8 +81,8 @@ impl World {
         pod.metadata.uid.clone_from(&pod.metadata.name);
         pod.metadata.creation_timestamp = Some(Time(self.now));
         if !Numbers::of(&self.deployment).rolling {
-            let others = self.pods.iter().filter(|other| !podutil::is_terminal(other));
-            assert!(others.into_iter().all(|other| image(other) == image(&pod)), "two versions at once");
+            let mut others = self.pods.iter().filter(|other| !podutil::is_terminal(other));
+            assert!(others.all(|other| image(other) == image(&pod)), "two versions at once");
         }
         self.pods.push(Arc::new(pod));
     }
@@ -125,13 +125,15 @@ impl World {
         }
         let (now, pod) = (self.now, Arc::make_mut(&mut self.pods[which]));
         match rng.random_range(0..24) {
+            // What has finished does not run again.
+            0..3 | 4.. if podutil::is_terminal(pod) => {}
             0 if !kindly => {
                 set_ready(pod, false, now);
                 pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
             }
             1 | 2 if !kindly => set_ready(pod, false, now),
             3 if !kindly => pod.metadata.deletion_timestamp = Some(Time(now)),
-            _ if podutil::is_terminal(pod) || podutil::is_ready(pod) => {}
+            _ if podutil::is_ready(pod) => {}
             _ => set_ready(pod, true, now),
         }
     }
