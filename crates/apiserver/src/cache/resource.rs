@@ -282,7 +282,8 @@ mod tests {
     fn change(cache: &ResourceCache, revision: u64, bytes: usize) {
         let def = coracle_resources::find("", "configmaps").expect("a kind");
         let key: Arc<str> = "/ns/a".into();
-        let text = format!("{{\"metadata\":{{\"name\":\"a\"}},\"data\":{{\"a\":\"{}\"}}}}", "x".repeat(bytes));
+        let text =
+            format!("{{\"metadata\":{{\"name\":\"a\"}},\"data\":{{\"a\":\"{}\"}}}}", "x".repeat(bytes));
         let entry = CacheEntry::new(key.clone(), 1, revision, Bytes::from(text), def);
         cache.apply(&key, Some(Arc::new(entry)), revision);
     }
