@@ -71,6 +71,7 @@ fn every_kind_of_workload_runs_updates_and_goes_back() {
     release::a_rollout_is_followed_and_taken_back(&story);
     release::every_fault_is_named_in_a_sentence(&story);
     release::other_workloads_are_followed_too(&story);
+    release::a_deployment_goes_back_to_what_was_ready(&story);
     autoscaler::load_scales_up(&story);
     token_in_a_secret(&story);
     cluster::load_balancer_answers_on_the_node(&story);

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::cache::Filter;
 use crate::config::StartError;
 use crate::registry::Resource;
-use crate::server::{Server, TRIM_EVERY};
+use crate::server::{CLEAN_EVERY, REST_EVERY, Server};
 use crate::verbs::patch::Patch;
 use crate::verbs::{Input, Part};
 
@@ -300,14 +300,24 @@ fn covers(have: Option<&Value>, want: Option<&Value>) -> bool {
     }
 }
 
-/// Compacts history, forgets old window events and expired Events, every `every`.
+/// Lets the cache and the store give back what only a burst of changes needed.
+pub(crate) async fn rest(server: Arc<Server>) {
+    loop {
+        tokio::time::sleep(REST_EVERY).await;
+        server.cache.trim();
+        if let Err(e) = server.store.rest().await {
+            warn!(error = %e, "the store cannot move its newest entries from memory to the disk");
+        }
+    }
+}
+
+/// Compacts history and deletes expired Events, every `every`.
 pub(crate) async fn housekeeping(server: Arc<Server>, every: Duration, event_ttl: Duration) {
     let keeps_all = every.is_zero();
-    let every = if keeps_all { TRIM_EVERY } else { every.clamp(Duration::from_secs(1), TRIM_EVERY) };
+    let every = if keeps_all { CLEAN_EVERY } else { every.clamp(Duration::from_secs(1), CLEAN_EVERY) };
     let mut keep_from = server.store.revision();
     loop {
         tokio::time::sleep(every).await;
-        server.cache.trim();
         let now = server.store.revision();
         if !keeps_all
             && keep_from > server.store.compacted()

@@ -190,6 +190,8 @@ impl ApiServer {
         tasks.supervise("housekeeping", move || {
             crate::bootstrap::housekeeping(housekeeper.clone(), keep, ttl)
         });
+        let resting = server.clone();
+        tasks.supervise("rest", move || crate::bootstrap::rest(resting.clone()));
         let publisher = server.clone();
         tasks.supervise("kubernetes-service", move || crate::bootstrap::publish(publisher.clone()));
         let keeper = server.clone();
@@ -273,5 +275,7 @@ fn adopt_services(cache: &Cache, services: &Services) {
     }
 }
 
-/// Interval of the watch cache's own cleaning.
-pub(crate) const TRIM_EVERY: Duration = Duration::from_secs(300);
+/// The longest time between two cleanings of the store.
+pub(crate) const CLEAN_EVERY: Duration = Duration::from_secs(300);
+/// Between two looks at what can be given back.
+pub(crate) const REST_EVERY: Duration = Duration::from_secs(10);

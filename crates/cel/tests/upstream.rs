@@ -72,3 +72,15 @@ fn broken_expressions_have_the_messages_that_upstream_shows() {
     let wrong: Vec<String> = cases.iter().filter_map(|(e, m)| message_difference(e, m)).collect();
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
+
+#[test]
+fn chains_of_any_operator_are_as_deep_as_they_are_long() {
+    for operator in ["in", "==", "!=", "<", "<=", ">", ">=", "+", "-", "*", "/", "%"] {
+        let chain = |links: usize| format!("object{}", format!(" {operator} object").repeat(links));
+        let refused = env().compile(&chain(1000)).expect_err(operator).to_string();
+        assert_eq!(refused, "ERROR: <input>:-1:0: max recursion depth exceeded", "{operator}");
+        if let Err(other) = env().compile(&chain(200)) {
+            assert!(!other.to_string().contains("recursion"), "{operator}: {other}");
+        }
+    }
+}

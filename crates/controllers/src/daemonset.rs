@@ -18,6 +18,7 @@ use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 
 use crate::claim::{Claimant, carry_out, claim};
@@ -122,6 +123,14 @@ fn progress(pods: &[Arc<Pod>], hash: &str, update: &ControllerRevision) -> Progr
     }
 }
 
+/// Whether all pods are of a revision and ready.
+fn all_ready(pods: &[Arc<Pod>], revision: &ControllerRevision) -> bool {
+    let hash = |meta: &ObjectMeta| meta.labels.as_ref().and_then(|labels| labels.get(REVISION_HASH)).cloned();
+    let wanted = hash(&revision.metadata);
+    let is = |pod: &Arc<Pod>| podutil::is_ready(pod) && hash(&pod.metadata) == wanted;
+    !pods.is_empty() && wanted.is_some() && pods.iter().all(is)
+}
+
 /// By DaemonSet, generation and node: when a failed pod was replaced last, and for how long it is not again.
 type Backoffs = HashMap<(String, i64, String), (Timestamp, SignedDuration)>;
 
@@ -169,6 +178,10 @@ impl Reconciler for Daemons {
             template: &spec.template,
             collisions,
             hash_label: REVISION_HASH,
+            is_ready: &|revision| {
+                let pods = self.control.controlled(uid_of(&*set));
+                all_ready(&pods, revision)
+            },
         };
         let history = self.revisions.sync(&subject, &self.api).await?;
         let labels = history.update.metadata.labels.as_ref();

@@ -220,5 +220,22 @@ impl<K: Replicated> Sets<K> {
     }
 }
 
+/// What a pass over a ReplicaSet with these pods comes to, for tests of those who own ReplicaSets: how many pods it
+/// makes, those that it removes, and its status.
+#[cfg(test)]
+pub(crate) fn pass(
+    set: &ReplicaSet,
+    owned: &[Arc<Pod>],
+    related: &[Arc<Pod>],
+    now: jiff::Timestamp,
+) -> (usize, Vec<Arc<Pod>>, ReplicaSetStatus) {
+    let (more, less) = match decide::scale(set, owned) {
+        Scale::Keep => (0, Vec::new()),
+        Scale::Up(count) => (count, Vec::new()),
+        Scale::Down(count) => (0, rank::victims(owned, related, count, now)),
+    };
+    (more, less, decide::status(set, owned, None, now).0)
+}
+
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,9 @@ use crate::runtime::{ignore_not_found, name_of};
 
 /// The label of pods, and of a DaemonSet's revisions.
 pub(crate) const REVISION_HASH: &str = "controller-revision-hash";
+/// Annotation of a revision: the name of the one before it that all pods had and were ready with, for those who want
+/// to go back to it. Written with the revision itself, so that it costs no write of its own.
+pub(crate) const LAST_READY: &str = "coracle.dev/last-ready";
 /// The label of a StatefulSet's revisions.
 const HASH: &str = "controller.kubernetes.io/hash";
 
@@ -31,6 +34,8 @@ pub(crate) struct Subject<'a, K> {
     pub collisions: i32,
     /// Label under which a revision bears its hash.
     pub hash_label: &'static str,
+    /// Whether all pods have a revision and are ready; asked of the newest one when another takes its place.
+    pub is_ready: &'a (dyn Fn(&ControllerRevision) -> bool + Send + Sync),
 }
 
 impl<'a, K: Kind> Subject<'a, K> {
@@ -41,7 +46,25 @@ impl<'a, K: Kind> Subject<'a, K> {
         template: &'a PodTemplateSpec,
         collisions: i32,
     ) -> Self {
-        Self { owner, selector, template, collisions, hash_label: HASH }
+        // Its status names the revision that is complete.
+        Self { owner, selector, template, collisions, hash_label: HASH, is_ready: &|_| false }
+    }
+
+    /// The name for [`LAST_READY`] in a revision that takes the place of `before`.
+    fn last_ready(&self, before: Option<&Arc<ControllerRevision>>) -> Option<String> {
+        let before = before?;
+        match (self.is_ready)(before) {
+            true => before.metadata.name.clone(),
+            false => before.metadata.annotations.as_ref()?.get(LAST_READY).cloned(),
+        }
+    }
+}
+
+/// Sets or clears [`LAST_READY`].
+fn note_last_ready(meta: &mut ObjectMeta, name: Option<String>) {
+    match name {
+        Some(name) => drop(meta.annotations.get_or_insert_default().insert(LAST_READY.to_owned(), name)),
+        None => drop(meta.annotations.as_mut().and_then(|known| known.remove(LAST_READY))),
     }
 }
 
@@ -143,13 +166,17 @@ impl Revisions {
         let update = match step(&all, &data) {
             Step::Is(position) => all[position].clone(),
             Step::Renumber(position, number) => {
-                let renumbered = ControllerRevision { revision: number, ..(*all.remove(position)).clone() };
+                let last_ready = subject.last_ready(all.last());
+                let mut renumbered =
+                    ControllerRevision { revision: number, ..(*all.remove(position)).clone() };
+                note_last_ready(&mut renumbered.metadata, last_ready);
                 let written = self.api.update(namespace, renumbered).await?;
                 all.push(written.clone());
                 written
             }
             Step::Make(number) => {
-                let made = self.make(subject, data, number, &mut collisions).await?;
+                let last_ready = subject.last_ready(all.last());
+                let made = self.make(subject, data, (number, last_ready), &mut collisions).await?;
                 all.retain(|r| r.metadata.name != made.metadata.name);
                 all.push(made.clone());
                 made
@@ -162,7 +189,7 @@ impl Revisions {
         &self,
         subject: &Subject<'_, K>,
         data: Value,
-        number: i64,
+        (number, last_ready): (i64, Option<String>),
         collisions: &mut i32,
     ) -> Result<Arc<ControllerRevision>, Status> {
         let meta = subject.owner.metadata();
@@ -175,7 +202,7 @@ impl Revisions {
             labels.insert(subject.hash_label.to_owned(), hash.clone());
             // Object names end at 253 characters; upstream keeps 223 for the owner's.
             let stem: String = meta.name.as_deref().unwrap_or("").chars().take(223).collect();
-            let revision = ControllerRevision {
+            let mut revision = ControllerRevision {
                 metadata: ObjectMeta {
                     name: Some(format!("{stem}-{hash}")),
                     namespace: meta.namespace.clone(),
@@ -187,6 +214,7 @@ impl Revisions {
                 data: Some(RawExtension(data.clone())),
                 revision: number,
             };
+            note_last_ready(&mut revision.metadata, last_ready.clone());
             let name = name_of(&revision).to_owned();
             match self.api.create(namespace, revision).await {
                 Err(status) if status.reason() == Reason::AlreadyExists => {

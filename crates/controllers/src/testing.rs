@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_client::Informers;
 use coracle_client::testing::FakeTransport;
+use coracle_client::{Client, Informers};
 use coracle_stdx::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
@@ -21,7 +21,11 @@ pub(crate) fn context(fake: &Arc<FakeTransport>) -> Context {
 
 /// The same, with these served resources.
 pub(crate) fn context_with(fake: &Arc<FakeTransport>, resources: Vec<ResourceEntry>) -> Context {
-    let client = fake.client();
+    context_of(&fake.client(), resources)
+}
+
+fn context_of(client: &Client, resources: Vec<ResourceEntry>) -> Context {
+    let client = client.clone();
     Context {
         served: crate::served::Served::new(resources.clone(), tokio::sync::watch::channel(Vec::new()).1),
         config: Arc::new(ControllersConfig::new("root CA".to_owned(), resources)),
@@ -51,7 +55,12 @@ pub(crate) fn test_clock() -> Clock {
 
 /// A context at a clock of the test's own.
 pub(crate) fn context_at(fake: &Arc<FakeTransport>, clock: Clock) -> Context {
-    Context { clock, ..context(fake) }
+    context_over(&fake.client(), clock)
+}
+
+/// A context whose clients are all the same.
+pub(crate) fn context_over(client: &Client, clock: Clock) -> Context {
+    Context { clock, ..context_of(client, Vec::new()) }
 }
 
 /// Random histories that are the same in every run.
@@ -73,7 +82,7 @@ pub(crate) fn set_ready(pod: &mut Pod, is_ready: bool, at: Timestamp) {
 
 /// Plays the kubelet over the API: every pod that is not finished runs and is ready, and what is being
 /// deleted goes.
-pub(crate) async fn play_kubelet(client: &coracle_client::Client) {
+pub(crate) async fn play_kubelet(client: &Client) {
     let api = client.api::<Pod>();
     for pod in api.list("", coracle_client::ListOptions::default()).await.expect("listed") {
         let (namespace, name) = (pod.metadata.namespace.clone(), pod.metadata.name.clone());

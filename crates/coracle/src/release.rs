@@ -1,17 +1,18 @@
 //! `coracle release`: follows a rollout and names the cause when it fails; goes back, pauses, goes on, aborts.
 
-mod diagnose;
+mod back;
+mod cause;
+mod progress;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_client::{Api, Client, DeleteOptions, ListOptions, PatchKind};
-use coracle_meta::owner::controller_of;
-use coracle_meta::selector::LabelSelector;
+use coracle_client::{Api, Client, ListOptions};
 use coracle_meta::{Kind, Status, pod as podutil};
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Event, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelector, ObjectMeta};
+use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -19,7 +20,9 @@ use crate::cli::{Output, ReleaseArgs, ReleaseCommand};
 use crate::cluster::Paths;
 use crate::control::{Request, ask};
 use crate::error::Failure;
-use diagnose::{Cause, Progress};
+use back::Aim;
+use cause::{Cause, Evidence, Finding};
+use progress::Progress;
 
 /// How often the state is looked at while a person waits.
 const LOOK: Duration = Duration::from_millis(500);
@@ -121,8 +124,8 @@ pub async fn serve(client: &Client, logs: &Path, order: Order) -> Result<Value, 
         "status" => {
             return release.follow(Duration::from_secs(order.timeout)).await.map_err(|e| e.to_string());
         }
-        "undo" => release.back(order.to, false).await,
-        "abort" => release.back(None, true).await,
+        "undo" => release.back(order.to.map_or(Aim::Before, Aim::To)).await,
+        "abort" => release.back(Aim::LastReady).await,
         "pause" => release.pause(true).await,
         "resume" => release.pause(false).await,
         other => return Err(format!("unknown action {other:?}")),
@@ -151,8 +154,28 @@ struct Look {
     late: bool,
     /// Pods of the new version.
     pods: Vec<Pod>,
+    /// Pods of versions before, where the new one waits for them.
+    before: Vec<Pod>,
     /// Uids of those whose events tell that pods cannot be made.
     owners: Vec<String>,
+    /// Whether there are fewer pods than there should be.
+    lacks_pods: bool,
+    /// When the workload was changed last.
+    changed: Option<Timestamp>,
+}
+
+fn last_seen(event: &Event) -> Option<Timestamp> {
+    event.last_timestamp.as_ref().map(|t| t.0)
+}
+
+fn last_lines<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let said: Vec<&str> = lines.collect();
+    said[said.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// How many pods are there to stay.
+fn living(pods: &[Pod]) -> i32 {
+    i32::try_from(pods.iter().filter(|pod| podutil::is_active(pod)).count()).unwrap_or(i32::MAX)
 }
 
 fn uid(meta: &ObjectMeta) -> String {
@@ -175,77 +198,79 @@ impl Release<'_> {
         self.client.api()
     }
 
-    async fn owned<K: Kind>(&self, owner: &str, selector: &ApiSelector) -> Result<Vec<K>, Status> {
-        let selector = LabelSelector::from_api(selector).map_err(Status::bad_request)?;
-        let all = self.api::<K>().list(self.namespace, ListOptions::default()).await?;
-        let is = |object: &K| {
-            let meta = object.metadata();
-            selector.matches_option(meta.labels.as_ref())
-                && controller_of(meta).is_some_and(|o| o.uid == owner)
-        };
-        Ok(all.iter().filter(|object| is(object)).map(|object| (**object).clone()).collect())
-    }
-
     async fn look(&self) -> Result<Look, Status> {
         match self.kind {
-            Workload::Deployment => {
-                let d = self.api::<Deployment>().get(self.namespace, self.name).await?;
-                let selector = d.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-                let sets: Vec<ReplicaSet> = self.owned(&uid(&d.metadata), &selector).await?;
-                let newest = sets.iter().max_by_key(|set| revision(&set.metadata));
-                let (progress, late) = diagnose::deployment(&d);
-                let mut owners = vec![uid(&d.metadata)];
-                let mut pods = Vec::new();
-                if let Some(newest) = newest {
-                    owners.push(uid(&newest.metadata));
-                    pods = self.owned(&uid(&newest.metadata), &selector).await?;
-                }
-                Ok(Look { progress, late, pods, owners })
-            }
-            Workload::StatefulSet => {
-                let set = self.api::<StatefulSet>().get(self.namespace, self.name).await?;
-                let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-                let mut pods: Vec<Pod> = self.owned(&uid(&set.metadata), &selector).await?;
-                let newest = set.status.as_ref().and_then(|status| status.update_revision.clone());
-                pods.retain(|pod| revision_of(&pod.metadata) == newest);
-                let (progress, owners) = (diagnose::stateful_set(&set), vec![uid(&set.metadata)]);
-                Ok(Look { progress, late: false, pods, owners })
-            }
-            Workload::DaemonSet => {
-                let set = self.api::<DaemonSet>().get(self.namespace, self.name).await?;
-                let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-                let mut pods: Vec<Pod> = self.owned(&uid(&set.metadata), &selector).await?;
-                let revisions: Vec<ControllerRevision> = self.owned(&uid(&set.metadata), &selector).await?;
-                let newest = revisions.iter().max_by_key(|revision| revision.revision);
-                let newest = newest.and_then(|revision| revision_of(&revision.metadata));
-                pods.retain(|pod| revision_of(&pod.metadata) == newest);
-                let (progress, owners) = (diagnose::daemon_set(&set), vec![uid(&set.metadata)]);
-                Ok(Look { progress, late: false, pods, owners })
-            }
+            Workload::Deployment => self.look_at_deployment().await,
+            Workload::StatefulSet => self.look_at_stateful_set().await,
+            Workload::DaemonSet => self.look_at_daemon_set().await,
         }
+    }
+
+    async fn look_at_deployment(&self) -> Result<Look, Status> {
+        let d = self.api::<Deployment>().get(self.namespace, self.name).await?;
+        let selector = d.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
+        let sets: Vec<ReplicaSet> = self.owned(&uid(&d.metadata), &selector).await?;
+        let newest = sets.iter().max_by_key(|set| revision(&set.metadata));
+        let (progress, late) = progress::deployment(&d);
+        let mut owners = vec![uid(&d.metadata)];
+        let (mut pods, mut lacks_pods) = (Vec::new(), true);
+        if let Some(newest) = newest {
+            owners.push(uid(&newest.metadata));
+            pods = self.owned(&uid(&newest.metadata), &selector).await?;
+            let wanted = newest.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+            lacks_pods = living(&pods) < wanted;
+        }
+        let changed = progress::changed_at(&d.metadata);
+        Ok(Look { progress, late, pods, before: Vec::new(), owners, lacks_pods, changed })
+    }
+
+    async fn look_at_stateful_set(&self) -> Result<Look, Status> {
+        let set = self.api::<StatefulSet>().get(self.namespace, self.name).await?;
+        let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
+        let all: Vec<Pod> = self.owned(&uid(&set.metadata), &selector).await?;
+        let newest = set.status.as_ref().and_then(|status| status.update_revision.clone());
+        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let lacks_pods = living(&all) < wanted;
+        // An ordered one goes no further while any of its pods is not ready.
+        let (pods, before) = all.into_iter().partition(|pod| revision_of(&pod.metadata) == newest);
+        let (progress, owners) = (progress::stateful_set(&set), vec![uid(&set.metadata)]);
+        let changed = progress::changed_at(&set.metadata);
+        Ok(Look { progress, late: false, pods, before, owners, lacks_pods, changed })
+    }
+
+    async fn look_at_daemon_set(&self) -> Result<Look, Status> {
+        let set = self.api::<DaemonSet>().get(self.namespace, self.name).await?;
+        let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
+        let mut pods: Vec<Pod> = self.owned(&uid(&set.metadata), &selector).await?;
+        let wanted = set.status.as_ref().map_or(0, |status| status.desired_number_scheduled);
+        let lacks_pods = living(&pods) < wanted;
+        let revisions: Vec<ControllerRevision> = self.owned(&uid(&set.metadata), &selector).await?;
+        let newest = revisions.iter().max_by_key(|revision| revision.revision);
+        let newest = newest.and_then(|revision| revision_of(&revision.metadata));
+        pods.retain(|pod| revision_of(&pod.metadata) == newest);
+        let (progress, owners) = (progress::daemon_set(&set), vec![uid(&set.metadata)]);
+        let changed = progress::changed_at(&set.metadata);
+        Ok(Look { progress, late: false, pods, before: Vec::new(), owners, lacks_pods, changed })
     }
 
     /// Looks until the rollout is done, has failed, or the time is over.
     async fn follow(&self, timeout: Duration) -> Result<Value, Status> {
-        let (start, what) =
-            (tokio::time::Instant::now(), format!("{:?}/{}", self.kind, self.name).to_lowercase());
+        let start = tokio::time::Instant::now();
+        let what = format!("{:?}/{}", self.kind, self.name).to_lowercase();
         loop {
             let look = self.look().await?;
-            let going = match &look.progress {
+            let mut going = match &look.progress {
                 Progress::Done(text) => {
                     return Ok(json!({ "outcome": "done", "said": format!("{what}: {text}") }));
                 }
                 Progress::Going(text) => text.clone(),
             };
             // Before the change is taken up, what there is to see is of the version before.
-            let is_seen = going != diagnose::UNSEEN;
-            if let Some(cause) = self.cause(&look).await?.filter(|_| is_seen) {
-                let log = self.tail(&look.pods, &cause);
-                let mut said = format!("{what} fails: {}", cause.what);
-                if !log.is_empty() {
-                    said += &format!("; it said last:\n  | {}", log.join("\n  | "));
-                }
-                return Ok(json!({ "outcome": "failed", "said": said, "cause": cause.what, "log": log }));
+            let is_seen = going != progress::UNSEEN;
+            match self.find(&look).await?.filter(|_| is_seen) {
+                Some(Finding::Fails(cause)) => return Ok(self.failed(&what, &look, &cause)),
+                Some(Finding::Hints(hint)) => going = format!("{going}; {hint}"),
+                None => {}
             }
             if look.late {
                 let said = format!("{what} fails: no progress within its deadline; {going}");
@@ -261,23 +286,48 @@ impl Release<'_> {
         }
     }
 
-    async fn cause(&self, look: &Look) -> Result<Option<Cause>, Status> {
+    fn failed(&self, what: &str, look: &Look, cause: &Cause) -> Value {
+        let pods: Vec<&Pod> = look.pods.iter().chain(&look.before).collect();
+        let mut log = self.tail(&pods, cause);
+        if log.is_empty() {
+            log = last_lines(cause.last_words.lines());
+        }
+        let mut said = format!("{what} fails: {}", cause.what);
+        if !log.is_empty() {
+            said += &format!("; it said last:\n  | {}", log.join("\n  | "));
+        }
+        json!({ "outcome": "failed", "said": said, "cause": cause.what, "log": log })
+    }
+
+    async fn find(&self, look: &Look) -> Result<Option<Finding>, Status> {
         let events = self.api::<Event>().list(self.namespace, ListOptions::default()).await?;
         let mut events: Vec<Event> = events.iter().map(|event| (**event).clone()).collect();
-        events.sort_by_key(|event| event.last_timestamp.as_ref().map(|t| t.0));
-        // What was refused before the newest pods came is over.
+        events.sort_by_key(last_seen);
+        // What was refused before the change, or before the newest pods came, is over.
         let newest =
             look.pods.iter().filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|t| t.0).max();
         let is_news = |event: &&Event| {
-            let at = event.last_timestamp.as_ref().map(|t| t.0);
-            event.involved_object.uid.as_ref().is_some_and(|uid| look.owners.contains(uid)) && at > newest
+            let at = last_seen(event);
+            let is_ours = event.involved_object.uid.as_ref().is_some_and(|uid| look.owners.contains(uid));
+            is_ours && at > look.changed && at >= newest
         };
         let owners: Vec<&Event> = events.iter().filter(is_news).collect();
-        Ok(diagnose::cause(&look.pods, &events, &owners))
+        let unplaced =
+            |pod: &Pod| podutil::condition(pod, "PodScheduled").is_some_and(|c| c.status == "False");
+        let mut claims = Vec::new();
+        if look.pods.iter().any(unplaced) {
+            let all =
+                self.api::<PersistentVolumeClaim>().list(self.namespace, ListOptions::default()).await?;
+            claims = all.iter().map(|claim| (**claim).clone()).collect();
+        }
+        let (pods, before, lacks_pods) = (&look.pods, &look.before, look.lacks_pods);
+        let evidence =
+            Evidence { pods, before, claims: &claims, events: &events, owners: &owners, lacks_pods };
+        Ok(cause::find(&evidence))
     }
 
     /// The last log lines of the container that crashed.
-    fn tail(&self, pods: &[Pod], cause: &Cause) -> Vec<String> {
+    fn tail(&self, pods: &[&Pod], cause: &Cause) -> Vec<String> {
         let Some((pod, container)) = &cause.logs else { return Vec::new() };
         let found = pods.iter().find(|p| p.metadata.name.as_ref() == Some(pod));
         let Some(uid) = found.map(|pod| uid(&pod.metadata)) else { return Vec::new() };
@@ -292,89 +342,6 @@ impl Release<'_> {
             texts.find(|text| !text.trim().is_empty())
         };
         let Some(text) = newest(dir) else { return Vec::new() };
-        let said: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-        said[said.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
-    }
-
-    async fn pause(&self, paused: bool) -> Result<String, Status> {
-        if self.kind != Workload::Deployment {
-            return Err(Status::bad_request(
-                "only deployments can be paused; set updateStrategy or partition instead",
-            ));
-        }
-        let patch = json!({ "spec": { "paused": paused } });
-        self.api::<Deployment>().patch(self.namespace, self.name, PatchKind::Merge, patch).await?;
-        Ok(format!("deployment/{} {}", self.name, if paused { "paused" } else { "goes on" }))
-    }
-
-    /// Brings an earlier version back: the one before, revision `to`, or (`at_once`) the last that was ready.
-    async fn back(&self, to: Option<i64>, at_once: bool) -> Result<String, Status> {
-        match self.kind {
-            Workload::Deployment => self.back_deployment(to, at_once).await,
-            Workload::StatefulSet => {
-                let set = self.api::<StatefulSet>().get(self.namespace, self.name).await?;
-                let said = self.back_revision::<StatefulSet>(&uid(&set.metadata), to).await?;
-                if at_once {
-                    let selector = set.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-                    self.drop_unready(&uid(&set.metadata), &selector).await?;
-                }
-                Ok(said)
-            }
-            Workload::DaemonSet => {
-                let set = self.api::<DaemonSet>().get(self.namespace, self.name).await?;
-                self.back_revision::<DaemonSet>(&uid(&set.metadata), to).await
-            }
-        }
-    }
-
-    async fn back_deployment(&self, to: Option<i64>, ready: bool) -> Result<String, Status> {
-        let api = self.api::<Deployment>();
-        let d = api.get(self.namespace, self.name).await?;
-        let selector = d.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
-        let sets: Vec<ReplicaSet> = self.owned(&uid(&d.metadata), &selector).await?;
-        let Some(old) = diagnose::previous(&sets, to, ready) else {
-            return Err(Status::bad_request(format!("deployment/{} has no earlier version", self.name)));
-        };
-        let mut changed = (*d).clone();
-        let spec = changed.spec.get_or_insert_default();
-        let mut template = old.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
-        if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
-            labels.remove("pod-template-hash");
-        }
-        spec.template = template;
-        spec.paused = None;
-        api.update(self.namespace, changed).await?;
-        Ok(format!("deployment/{} goes back to revision {}", self.name, revision(&old.metadata)))
-    }
-
-    async fn back_revision<K: Kind>(&self, owner: &str, to: Option<i64>) -> Result<String, Status> {
-        let all = self.api::<ControllerRevision>().list(self.namespace, ListOptions::default()).await?;
-        let mut owned: Vec<_> =
-            all.into_iter().filter(|r| controller_of(&r.metadata).is_some_and(|o| o.uid == owner)).collect();
-        owned.sort_by_key(|r| std::cmp::Reverse(r.revision));
-        let found = match to {
-            Some(to) => owned.iter().find(|r| r.revision == to),
-            None => owned.get(1),
-        };
-        let what = format!("{}/{}", K::KIND.to_lowercase(), self.name);
-        let Some((old, data)) = found.and_then(|r| Some((r, r.data.as_ref()?))) else {
-            return Err(Status::bad_request(format!("{what} has no such earlier version")));
-        };
-        self.api::<K>().patch(self.namespace, self.name, PatchKind::Strategic, data.0.clone()).await?;
-        Ok(format!("{what} goes back to revision {}", old.revision))
-    }
-
-    /// Pods that are not ready would hold an ordered StatefulSet up for ever.
-    async fn drop_unready(&self, owner: &str, selector: &ApiSelector) -> Result<(), Status> {
-        let pods: Vec<Pod> = self.owned(owner, selector).await?;
-        for pod in pods.iter().filter(|pod| !podutil::is_ready(pod)) {
-            let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-            let name = pod.metadata.name.as_deref().unwrap_or("");
-            match self.api::<Pod>().delete(self.namespace, name, options).await {
-                Err(e) if e.code() != 404 => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(())
+        last_lines(text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)))
     }
 }

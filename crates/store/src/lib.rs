@@ -309,6 +309,13 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Engine failures.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+    /// Told every few seconds: once writes have become few, memory that a burst of them took can be given back.
+    ///
+    /// # Errors
+    /// Engine failures; nothing is lost then.
+    async fn rest(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// The exclusive end of the range of all keys that begin with `prefix`.

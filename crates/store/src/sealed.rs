@@ -155,6 +155,10 @@ impl Store for SealedStore {
         }))
     }
 
+    async fn rest(&self) -> Result<(), StoreError> {
+        self.inner.rest().await
+    }
+
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.inner.compact(revision).await
     }

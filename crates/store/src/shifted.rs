@@ -141,6 +141,10 @@ impl Store for ShiftedStore {
         Ok(watch.map(move |batch| batch.iter().map(on).collect()))
     }
 
+    async fn rest(&self) -> Result<(), StoreError> {
+        self.inner.rest().await
+    }
+
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         match revision.checked_sub(self.shift) {
             None | Some(0) => Ok(()),

@@ -63,6 +63,54 @@ async fn restart_keeps_values_history_and_revision() {
     assert_eq!(store.commit(put("/n", "1")).await.expect("commit"), last + 1);
 }
 
+/// Bytes in the tables of the engine.
+fn in_tables(dir: &Path) -> u64 {
+    let mut sum = 0;
+    let mut folders = vec![dir.join("data/keyspaces")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(found) if found.is_dir() => folders.push(entry.path()),
+                Ok(found) => sum += found.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    sum
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_writes_have_become_few_what_they_left_in_memory_goes_to_the_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).expect("open");
+    // Not to be compressed to nothing (xorshift).
+    let mut random = 1u32;
+    let mut byte = || {
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        random.to_le_bytes()[0]
+    };
+    for i in 0..300 {
+        let value: Vec<u8> = std::iter::repeat_with(&mut byte).take(8000).collect();
+        store.commit(put(&format!("/k/{i:03}"), value)).await.expect("commit");
+    }
+    let before = all(&*store).await;
+    store.rest().await.expect("nothing done: these writes are new");
+    let in_memory = in_tables(dir.path());
+    assert!(in_memory < 1 << 20, "{in_memory}");
+    store.rest().await.expect("rest");
+    let wait = async {
+        while in_tables(dir.path()) < in_memory + (1 << 20) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("tables are written");
+    assert_eq!(all(&*store).await, before);
+    drop(store);
+    assert_eq!(all(&*open(dir.path()).expect("open")).await, before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn second_opener_is_refused_with_the_pid_of_the_first() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -11,10 +11,16 @@ use parking_lot::RwLock;
 use super::entry::CacheEntry;
 use super::watcher::{Event, Filter, Subscription, Watcher};
 
-/// Most recent changes kept for watches from an older revision.
-const WINDOW: usize = 4096;
-/// And for how long at the most.
-const WINDOW_AGE: Duration = Duration::from_secs(300);
+/// So many of the last changes are kept for watches from an older revision, whatever their age.
+const LEAST: usize = 100;
+/// More of them are kept for this long: upstream's `eventFreshDuration`.
+const FRESH: Duration = Duration::from_secs(75);
+/// But no more than these,
+const MOST: usize = 65_536;
+/// nor more bytes of objects that have been replaced since.
+const MOST_BYTES: usize = 32 << 20;
+/// After this time the watchers there are have a change, in whatever encoding they asked for.
+const HOT: Duration = Duration::from_secs(10);
 
 /// The objects of one resource.
 pub(crate) struct ResourceCache {
@@ -27,6 +33,10 @@ pub(crate) struct ResourceCache {
 struct State {
     entries: BTreeMap<Arc<str>, Arc<CacheEntry>>,
     window: VecDeque<Arc<Event>>,
+    /// Bytes of the replaced objects in the window.
+    replaced: usize,
+    /// So many at the window's front have been cooled.
+    cool: usize,
     /// All changes after this revision are in `window`.
     floor: u64,
     /// Revision of the last change.
@@ -55,6 +65,8 @@ impl ResourceCache {
         let state = State {
             entries: BTreeMap::new(),
             window: VecDeque::new(),
+            replaced: 0,
+            cool: 0,
             floor: 0,
             last: 0,
             bytes: 0,
@@ -154,6 +166,7 @@ impl ResourceCache {
         let event = Arc::new(Event::new(revision, new, old));
         state.watchers.retain(|w| w.offer(&event));
         state.trim(event.seen);
+        state.replaced += event.replaced();
         state.window.push_back(event);
     }
 
@@ -224,11 +237,23 @@ impl State {
 
     fn trim(&mut self, now: tokio::time::Instant) {
         while let Some(first) = self.window.front() {
-            if self.window.len() < WINDOW && now.duration_since(first.seen) < WINDOW_AGE {
-                return;
+            let fresh = now.duration_since(first.seen) < FRESH;
+            let fits = self.window.len() < MOST && self.replaced <= MOST_BYTES;
+            if self.window.len() <= LEAST || fresh && fits {
+                break;
             }
             self.floor = self.floor.max(first.revision);
+            self.replaced -= first.replaced();
             self.window.pop_front();
+            self.cool = self.cool.saturating_sub(1);
+        }
+        while let Some(event) = self.window.get_mut(self.cool)
+            && now.duration_since(event.seen) >= HOT
+        {
+            if let Some(event) = Arc::get_mut(event) {
+                event.cool();
+            }
+            self.cool += 1;
         }
     }
 }
@@ -252,6 +277,51 @@ mod tests {
         }
         assert_eq!(watch.live.try_recv().expect("the later change").1.revision, 6);
         assert!(watch.live.try_recv().is_err());
+    }
+
+    fn change(cache: &ResourceCache, revision: u64, bytes: usize) {
+        let def = coracle_resources::find("", "configmaps").expect("a kind");
+        let key: Arc<str> = "/ns/a".into();
+        let text =
+            format!("{{\"metadata\":{{\"name\":\"a\"}},\"data\":{{\"a\":\"{}\"}}}}", "x".repeat(bytes));
+        let entry = CacheEntry::new(key.clone(), 1, revision, Bytes::from(text), def);
+        cache.apply(&key, Some(Arc::new(entry)), revision);
+    }
+
+    fn backlog(cache: &ResourceCache, from: u64) -> Option<usize> {
+        cache.subscribe(Filter::default(), Some(from), 0).ok().map(|watch| watch.backlog.len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_has_what_is_fresh_and_the_last_hundred_changes() {
+        let cache = ResourceCache::new(1);
+        (1..=1000).for_each(|revision| change(&cache, revision, 1));
+        tokio::time::advance(FRESH - Duration::from_secs(1)).await;
+        cache.trim(tokio::time::Instant::now());
+        assert_eq!(backlog(&cache, 1), Some(999));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        cache.trim(tokio::time::Instant::now());
+        assert_eq!((backlog(&cache, 899), backlog(&cache, 900)), (None, Some(100)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_of_large_objects_is_bounded_by_their_bytes() {
+        let cache = ResourceCache::new(1);
+        (1..=300).for_each(|revision| change(&cache, revision, 256 << 10));
+        assert_eq!((backlog(&cache, 150), backlog(&cache, 200)), (None, Some(100)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_encoded_for_watchers_is_kept_for_a_short_time_only() {
+        let cache = ResourceCache::new(1);
+        change(&cache, 1, 10);
+        let frame = cache.state.read().window[0].frame(super::super::watcher::EventKind::Added);
+        assert!(cache.state.read().window[0].is_encoded());
+        tokio::time::advance(HOT).await;
+        cache.trim(tokio::time::Instant::now());
+        assert!(!cache.state.read().window[0].is_encoded());
+        let again = cache.state.read().window[0].frame(super::super::watcher::EventKind::Added);
+        assert_eq!(frame, again);
     }
 
     #[test]

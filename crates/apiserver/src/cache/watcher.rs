@@ -75,6 +75,24 @@ impl Event {
         }
     }
 
+    /// Bytes of the object that the change replaced.
+    pub(super) fn replaced(&self) -> usize {
+        self.old.as_ref().map_or(0, |old| old.encoded.len())
+    }
+
+    /// Forgets what it has encoded: who still asks has it encoded again.
+    pub(super) fn cool(&mut self) {
+        self.gone = OnceLock::new();
+        self.frames = Default::default();
+        self.binary = OnceLock::new();
+    }
+
+    /// Whether a frame of it is kept.
+    #[cfg(test)]
+    pub(super) fn is_encoded(&self) -> bool {
+        self.frames.iter().any(|frame| frame.get().is_some())
+    }
+
     /// The object that an event of this kind carries.
     pub(crate) fn entry(&self, kind: EventKind) -> Option<&Arc<CacheEntry>> {
         match kind {

@@ -25,7 +25,8 @@ impl Parser {
             };
         }
         let ids: Vec<_> = args.iter().map(|arg| arg.id).collect();
-        let counted = function.starts_with('_') && !matches!(function, op::AND | op::OR);
+        let counted =
+            function == op::IN || function.starts_with('_') && !matches!(function, op::AND | op::OR);
         let kind = Kind::Call { target: None, function: function.into(), args };
         self.b.node(at, kind, &ids, counted)
     }

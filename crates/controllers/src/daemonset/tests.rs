@@ -115,8 +115,7 @@ impl World {
     /// Nodes that want a pod and have an available one that is not being deleted.
     fn served(&self) -> usize {
         let wants = |n: &&Arc<Node>| wish(&self.set, n) == Wish::Run;
-        let has =
-            |n: &&Arc<Node>| self.live_on(name_of(&***n)).iter().any(|p| is_available(p, 0, at(self.now)));
+        let has = |n: &&Arc<Node>| self.live_on(name_of(&***n)).iter().any(|p| self.is_available(p));
         self.nodes.iter().filter(wants).filter(has).count()
     }
 
@@ -124,14 +123,39 @@ impl World {
         self.nodes.iter().filter(|n| wish(&self.set, n) == Wish::Run).count()
     }
 
-    /// Plays one pass of the controller; whether it did nothing.
-    fn pass(&mut self) -> bool {
+    /// The new and the old pods that live on a node.
+    fn both(&self, node: &str) -> (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) {
+        self.live_on(node).into_iter().partition(|pod| placing::is_updated(&self.set, pod, &self.hash))
+    }
+
+    fn is_available(&self, pod: &Pod) -> bool {
+        is_available(pod, self.min_ready(), at(self.now))
+    }
+
+    fn min_ready(&self) -> i32 {
+        self.set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0)
+    }
+
+    /// Nodes where a new pod is not available yet beside an old one.
+    fn surging(&self) -> usize {
+        let is = |n: &&Arc<Node>| {
+            let (new, old) = self.both(name_of(&***n));
+            !old.is_empty() && new.iter().any(|pod| !self.is_available(pod))
+        };
+        self.nodes.iter().filter(is).count()
+    }
+
+    /// Plays one pass of the controller; the nodes that got a pod although they have an old one that is available,
+    /// and whether it did nothing.
+    fn pass(&mut self) -> (usize, bool) {
         let plan = {
             let view = self.view();
             let plan = decide::manage(&view, &mut |_| None);
             if plan.is_empty() { decide::rolling_update(&view) } else { plan }
         };
         let idle = plan.is_empty();
+        let serves = |node: &&String| self.both(node).1.iter().any(|pod| self.is_available(pod));
+        let surged = plan.create.iter().filter(serves).count();
         for node in &plan.create {
             self.made += 1;
             let mut pod = new_pod(&self.set, node, &self.hash);
@@ -147,7 +171,23 @@ impl World {
                 Arc::make_mut(pod).metadata.deletion_timestamp = Some(time);
             }
         }
-        idle
+        (surged, idle)
+    }
+
+    /// Nodes come, go, and are closed; what was on one that is gone goes too.
+    fn weather(&mut self, rng: &mut impl Rng) {
+        if rng.random_range(0..30) > 0 {
+            return;
+        }
+        let name = format!("n{}", rng.random_range(0..9));
+        let taint = |effect: &str| json!({ "spec": { "taints": [{ "key": "k", "effect": effect }] } });
+        self.nodes.retain(|node| name_of(&**node) != name);
+        match rng.random_range(0..6) {
+            0 => self.pods.retain(|pod| placing::target(pod).as_deref() != Some(&name)),
+            1 => self.nodes.push(node(&name, &taint("NoSchedule"))),
+            2 => self.nodes.push(node(&name, &taint("NoExecute"))),
+            _ => self.nodes.push(node(&name, &json!({}))),
+        }
     }
 
     /// The kubelets work on one pod.
@@ -165,55 +205,78 @@ impl World {
         let pod = Arc::make_mut(&mut self.pods[which]);
         pod.spec.get_or_insert_default().node_name = node;
         match rng.random_range(0..20) {
+            // What has finished does not run again.
+            0..3 | 4.. if podutil::is_terminal(pod) => {}
             0 if !kindly => {
                 set_ready(pod, false, now);
                 pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
             }
             1 | 2 if !kindly => set_ready(pod, false, now),
-            _ if podutil::is_terminal(pod) => {}
+            // Somebody deletes it.
+            3 if !kindly => {
+                let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
+                pod.metadata.deletion_timestamp = Some(time);
+            }
+            _ if podutil::is_ready(pod) => {}
             _ => set_ready(pod, true, now),
         }
     }
 }
 
-/// Updates with random weather. `check` sees the world before and after every pass of the controller.
-fn history(seed: u64, strategy: &Value, check: impl Fn(&World, usize)) {
+/// What a pass came to.
+struct Passed {
+    /// Nodes served before it.
+    served: usize,
+    /// Nodes that were surging before it, and that it let surge of its own will.
+    surging: usize,
+    surged: usize,
+}
+
+/// Updates with random weather. `check` sees the world after every pass of the controller.
+fn history(seed: u64, strategy: &Value, check: impl Fn(&World, &Passed)) {
     let mut rng = seeded(seed);
     let nodes = (0..rng.random_range(1..9)).map(|n| node(&format!("n{n}"), &json!({}))).collect();
-    let extra = json!({ "updateStrategy": strategy });
+    let extra = json!({ "updateStrategy": strategy, "minReadySeconds": ([0, 0, 4][rng.random_range(0..3)]) });
     let set = set("v0", &extra);
     let mut world = World { set, hash: "v0".into(), nodes, pods: Vec::new(), made: 0, now: 0 };
-    for step in 0..400 {
+    for step in 0..600 {
         world.now += 1;
         if step % 100 == 60 {
-            world.hash = format!("v{step}");
+            world.hash = format!("v{}", rng.random_range(0..4));
         }
+        world.weather(&mut rng);
         world.kubelet(&mut rng, false);
-        let served = world.served();
-        world.pass();
-        check(&world, served);
+        let (served, surging) = (world.served(), world.surging());
+        let (surged, _) = world.pass();
+        check(&world, &Passed { served, surging, surged });
     }
-    for _ in 0..1000 {
+    for _ in 0..1200 {
         world.now += 1;
         world.kubelet(&mut rng, true);
         world.pass();
     }
-    assert!(world.pass(), "comes to rest");
-    assert_eq!(world.served(), world.desired());
+    assert!(world.pass().1, "seed {seed}: comes to rest");
+    assert_eq!(world.served(), world.desired(), "seed {seed}");
     for n in &world.nodes {
         let live = world.live_on(name_of(&**n));
-        assert_eq!(live.len(), 1);
-        assert!(placing::is_updated(&world.set, live[0], &world.hash), "seed {seed}");
+        match wish(&world.set, n) {
+            Wish::Run => {
+                assert_eq!(live.len(), 1, "seed {seed}");
+                assert!(placing::is_updated(&world.set, live[0], &world.hash), "seed {seed}");
+            }
+            Wish::Keep => assert!(live.len() <= 1, "seed {seed}"),
+            Wish::Leave => assert!(live.is_empty(), "seed {seed}"),
+        }
     }
 }
 
 #[test]
 fn without_surge_the_controller_never_takes_more_nodes_down_than_allowed() {
-    for seed in 0..25 {
+    for seed in 0..40 {
         let limit = 1 + usize::try_from(seed % 3).expect("small");
         let strategy = json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": limit } });
         history(seed, &strategy, |world, before| {
-            let least = world.desired().saturating_sub(limit).min(before);
+            let least = world.desired().saturating_sub(limit).min(before.served);
             assert!(world.served() >= least, "seed {seed}: {} of {}", world.served(), world.desired());
             for n in &world.nodes {
                 assert!(world.live_on(name_of(&**n)).len() <= 1, "seed {seed}: one pod per node");
@@ -223,15 +286,18 @@ fn without_surge_the_controller_never_takes_more_nodes_down_than_allowed() {
 }
 
 #[test]
-fn with_surge_no_node_loses_its_available_pod() {
-    for seed in 0..25 {
+fn with_surge_no_node_loses_its_available_pod_and_no_more_surge_than_allowed() {
+    for seed in 0..40 {
+        let surge = 1 + usize::try_from(seed % 3).expect("small");
         let strategy = json!({ "type": "RollingUpdate",
-            "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 + seed % 3 } });
+            "rollingUpdate": { "maxUnavailable": 0, "maxSurge": surge } });
         history(seed, &strategy, |world, before| {
-            assert!(world.served() >= before, "seed {seed}");
+            assert!(world.served() >= before.served, "seed {seed}");
             for n in &world.nodes {
                 assert!(world.live_on(name_of(&**n)).len() <= 2, "seed {seed}: two pods per node at most");
             }
+            let allowed = before.surged == 0 || before.surging + before.surged <= surge;
+            assert!(allowed, "seed {seed}: {} and {} surge", before.surging, before.surged);
         });
     }
 }

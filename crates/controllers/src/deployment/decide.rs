@@ -11,11 +11,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::status::{self, Progress as Judgement};
 use super::util::{
-    HASH_LABEL, Numbers, REVISION, actual, annotate, annotate_revision, annotate_size, annotation, available,
-    condition, new_condition, number, remove_condition, same_template, set_condition, size, template_hash,
-    with_label,
+    DESIRED, HASH_LABEL, Numbers, REVISION, actual, annotate, annotate_revision, annotate_size, annotation,
+    available, condition, new_condition, number, remove_condition, same_template, set_condition, size,
+    template_hash, with_label,
 };
 use super::{rollout, scale};
+use crate::revisions::LAST_READY;
 use crate::rollouts::Progress;
 
 /// An event about the Deployment.
@@ -44,6 +45,8 @@ pub(super) struct Decision {
 #[derive(Clone, Debug)]
 pub(super) struct Played {
     pub set: ReplicaSet,
+    /// Whether pods of it have not finished.
+    pub runs: bool,
     fresh: bool,
     changed: bool,
     deleted: bool,
@@ -66,8 +69,6 @@ pub(super) struct Pass<'a> {
     pub status: DeploymentStatus,
     revision: Option<String>,
     turns: usize,
-    /// Whether pods of other ReplicaSets than the newest still run.
-    pub old_pods_running: bool,
 }
 
 /// How far the Deployment's change of template has come, by its ReplicaSets.
@@ -111,9 +112,7 @@ pub(super) fn decide(
     may_roll: bool,
     now: Timestamp,
 ) -> Decision {
-    let mut pass = Pass::new(deployment, sets, now);
-    let running = pass.old().any(|p| actual(&p.set) > 0 || running_pods(&p.set));
-    pass.old_pods_running = running;
+    let mut pass = Pass::new(deployment, sets, running_pods, now);
     let spec = deployment.spec.clone().unwrap_or_default();
     if deployment.metadata.deletion_timestamp.is_some() {
         status::sync(&mut pass, Judgement::Ignore);
@@ -139,7 +138,12 @@ pub(super) fn decide(
 }
 
 impl<'a> Pass<'a> {
-    fn new(deployment: &'a Deployment, mut sets: Vec<ReplicaSet>, now: Timestamp) -> Self {
+    fn new(
+        deployment: &'a Deployment,
+        mut sets: Vec<ReplicaSet>,
+        running_pods: &dyn Fn(&ReplicaSet) -> bool,
+        now: Timestamp,
+    ) -> Self {
         let age = |set: &ReplicaSet| (set.metadata.creation_timestamp.clone(), set.metadata.name.clone());
         sets.sort_by_key(age);
         let template = deployment.spec.as_ref().map(|spec| &spec.template);
@@ -149,6 +153,7 @@ impl<'a> Pass<'a> {
         };
         let newest = sets.iter().position(current);
         let played = |set| Played {
+            runs: actual(&set) > 0 || running_pods(&set),
             set,
             fresh: false,
             changed: false,
@@ -165,13 +170,17 @@ impl<'a> Pass<'a> {
             status: deployment.status.clone().unwrap_or_default(),
             revision: None,
             turns: 0,
-            old_pods_running: false,
         }
     }
 
     /// All ReplicaSets but the newest, oldest first.
     pub(super) fn old(&self) -> impl Iterator<Item = &Played> {
         self.sets.iter().enumerate().filter(|(i, _)| Some(*i) != self.newest).map(|(_, played)| played)
+    }
+
+    /// Whether pods of other ReplicaSets than this one have not finished.
+    pub(super) fn others_run(&self, position: Option<usize>) -> bool {
+        self.sets.iter().enumerate().any(|(i, played)| Some(i) != position && played.runs)
     }
 
     /// Their positions.
@@ -190,7 +199,7 @@ impl<'a> Pass<'a> {
 
     /// A scaling is under way when an active ReplicaSet remembers another size of the Deployment.
     fn is_scaling(&self) -> bool {
-        let desired = |p: &&Played| number(&p.set.metadata, super::util::DESIRED);
+        let desired = |p: &&Played| number(&p.set.metadata, DESIRED);
         let active = self.sets.iter().filter(|p| size(&p.set) > 0);
         active.filter_map(|p| desired(&p)).any(|d| d != i64::from(self.numbers.replicas))
     }
@@ -227,6 +236,9 @@ impl<'a> Pass<'a> {
         let numbers = self.numbers;
         let from = size(&self.sets[position].set);
         let name = self.sets[position].set.metadata.name.clone().unwrap_or_default();
+        if Some(position) != self.newest && to < from && is_complete_set(&self.sets[position].set) {
+            annotate(&mut self.sets[position].set.metadata, LAST_READY, &name);
+        }
         if annotate_size(&mut self.sets[position].set, numbers) || from != to {
             let played = self.touch(position);
             played.set.spec.get_or_insert_default().replicas = Some(to);
@@ -255,11 +267,28 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The last version before the newest that all pods had and were available with. It is written down with the
+    /// newest ReplicaSet, as nothing else tells once the old ones have no pods.
+    fn last_ready(&self) -> Option<String> {
+        let before = self.old().max_by_key(|p| number(&p.set.metadata, REVISION))?;
+        match is_complete_set(&before.set) {
+            true => before.set.metadata.name.clone(),
+            false => annotation(&before.set.metadata, LAST_READY).map(str::to_owned),
+        }
+    }
+
     fn adopt_newest(&mut self, position: usize, revision: i64) {
         let deployment = self.deployment;
+        let last_ready = self.last_ready();
         let min_ready = deployment.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
         let set = &mut self.sets[position].set;
+        let known = number(&set.metadata, REVISION);
         let annotated = annotate_revision(deployment, set, revision);
+        if known != number(&set.metadata, REVISION)
+            && let Some(name) = &last_ready
+        {
+            annotate(&mut set.metadata, LAST_READY, name);
+        }
         let spec = set.spec.get_or_insert_default();
         let other_min_ready = spec.min_ready_seconds.unwrap_or(0) != min_ready;
         spec.min_ready_seconds = Some(min_ready).filter(|s| *s != 0);
@@ -282,6 +311,9 @@ impl<'a> Pass<'a> {
         let numbers = self.numbers;
         annotate_revision(self.deployment, &mut set, revision);
         annotate_size(&mut set, numbers);
+        if let Some(name) = self.last_ready() {
+            annotate(&mut set.metadata, LAST_READY, &name);
+        }
         let name = set.metadata.name.clone().unwrap_or_default();
         let allowed = numbers.max() - self.total(size);
         let count = if numbers.rolling { allowed.clamp(0, numbers.replicas) } else { numbers.replicas };
@@ -291,7 +323,15 @@ impl<'a> Pass<'a> {
             let message = format!("Scaled up replica set {name} from 0 to {count}");
             happenings.push((EventType::Normal, "ScalingReplicaSet", message));
         }
-        self.sets.push(Played { set, fresh: true, changed: false, deleted: false, happenings, turn: 0 });
+        self.sets.push(Played {
+            set,
+            runs: false,
+            fresh: true,
+            changed: false,
+            deleted: false,
+            happenings,
+            turn: 0,
+        });
         let position = self.sets.len() - 1;
         self.touch(position);
         self.newest = Some(position);
@@ -371,6 +411,12 @@ impl<'a> Pass<'a> {
     pub(super) fn available(&self) -> i32 {
         self.total(available)
     }
+}
+
+/// Whether a ReplicaSet has all pods of the Deployment, and they are available.
+fn is_complete_set(set: &ReplicaSet) -> bool {
+    let wanted = number(&set.metadata, DESIRED).filter(|wanted| *wanted > 0);
+    wanted.is_some_and(|wanted| i64::from(available(set)) >= wanted)
 }
 
 /// Sets the revision annotation on a Deployment.

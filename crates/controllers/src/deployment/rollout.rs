@@ -77,7 +77,7 @@ pub(super) fn recreate(pass: &mut Pass<'_>) {
     for position in active {
         pass.scale(position, 0);
     }
-    if scaled_down || pass.old_pods_running {
+    if scaled_down || pass.others_run(pass.newest) {
         return;
     }
     if pass.newest.is_none() {

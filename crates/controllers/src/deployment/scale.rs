@@ -9,7 +9,10 @@ use super::util::{DESIRED, MAX, available, number, size};
 pub(super) fn proportionally(pass: &mut Pass<'_>) {
     let wanted = pass.numbers.replicas;
     if let Some(only) = active_or_latest(pass) {
-        if size(&pass.sets[only].set) != wanted {
+        let current = size(&pass.sets[only].set);
+        // Two versions never run at once where everything stops first.
+        let waits = !pass.numbers.rolling && wanted > current && pass.others_run(Some(only));
+        if current != wanted && !waits {
             pass.scale(only, wanted);
         }
         return;

@@ -1,6 +1,7 @@
 //! Tests of the Deployment's decisions, and of a rollout together with the ReplicaSet controller.
 
 mod histories;
+mod whole;
 
 use coracle_client::testing::FakeTransport;
 use coracle_client::{ListOptions, PatchKind};
@@ -132,6 +133,27 @@ fn going_back_gives_the_old_replica_set_a_new_revision() {
     assert_eq!(sets.len(), 2);
     let revisions: Vec<_> = sets.iter().map(|s| (size(s), annotation(&s.metadata, REVISION))).collect();
     assert!(revisions.contains(&(2, Some("3"))) && revisions.contains(&(0, Some("2"))), "{revisions:?}");
+}
+
+#[test]
+fn a_version_remembers_the_last_one_that_was_ready_before_it() {
+    let recreate = json!({ "strategy": { "type": "Recreate" } });
+    let (mut d, mut sets) = (deployment(2, "good", &recreate), Vec::new());
+    settle(&mut d, &mut sets);
+    let good = sets[0].metadata.name.clone();
+    // Two versions whose pods never become available.
+    for image in ["bad", "worse"] {
+        d.spec = deployment(2, image, &recreate).spec;
+        for _ in 0..5 {
+            play(&mut d, &mut sets);
+            for set in sets.iter_mut().filter(|set| set.metadata.name != good) {
+                set.status.get_or_insert_default().available_replicas = None;
+            }
+        }
+    }
+    let newest = sets.iter().max_by_key(|set| util::number(&set.metadata, REVISION)).expect("some");
+    assert_eq!(annotation(&newest.metadata, REVISION), Some("3"));
+    assert_eq!(annotation(&newest.metadata, crate::revisions::LAST_READY), good.as_deref());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Tests of the Job's counting over random histories with crashes, and of the controller over the in-memory API.
 
+mod histories;
+
 use std::collections::BTreeMap;
 
 use coracle_client::testing::FakeTransport;
@@ -142,6 +144,9 @@ impl World {
                         return;
                     }
                     self.release(uid_of(&*pod));
+                    if rng.random_bool(crash) {
+                        return;
+                    }
                     self.delete(uid_of(&*pod));
                     outcome.active -= 1;
                     outcome.terminating += 1;
@@ -185,7 +190,10 @@ impl World {
             let leaving = pod.metadata.deletion_timestamp.is_some();
             let succeeds = !leaving && !rng.random_bool(failing);
             let (index, tracked) = (index_of(pod), is_tracked(pod));
+            let disrupted = podutil::condition(pod, "DisruptionTarget").cloned();
             set_ready(pod, false, now);
+            let conditions = &mut pod.status.get_or_insert_default().conditions;
+            conditions.get_or_insert_default().extend(disrupted);
             let phase = if succeeds { "Succeeded" } else { "Failed" };
             pod.status.get_or_insert_default().phase = Some(phase.to_owned());
             if tracked {

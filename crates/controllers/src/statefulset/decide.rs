@@ -255,20 +255,25 @@ impl Pass<'_> {
         let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
         let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
         let partition = usize::try_from(partition).unwrap_or(0);
-        let targets = seats.iter().skip(partition).rev().filter_map(|seat| seat.pod.as_ref());
-        let behind = |pod: &Pod| revision(pod) != view.update.name && !is_leaving(pod);
+        let mut targets = seats.iter().skip(partition).rev();
+        // Finished pods are on their way already.
+        let behind =
+            |pod: &Pod| revision(pod) != view.update.name && !is_leaving(pod) && !podutil::is_terminal(pod);
         let victims: Vec<Arc<Pod>> = match rolling.and_then(|rolling| rolling.max_unavailable.as_ref()) {
             // The first one that is behind, unless one above it is not there yet.
             None => {
-                let mut waits = targets.skip_while(|pod| !behind(pod) && self.is_healthy(pod));
-                waits.next().filter(|pod| behind(pod)).cloned().into_iter().collect()
+                let is_done =
+                    |seat: &Seat| seat.pod.as_ref().is_some_and(|pod| !behind(pod) && self.is_healthy(pod));
+                let next = targets.find(|seat| !is_done(seat)).and_then(|seat| seat.pod.as_ref());
+                next.filter(|pod| behind(pod)).cloned().into_iter().collect()
             }
             Some(allowed) => {
                 let allowed = int_or_percent(allowed, i64::from(replicas(view.set)), false).unwrap_or(1);
                 let is_missing = |s: &&Seat| s.pod.as_ref().is_none_or(|pod| !self.is_healthy(pod));
                 let missing = seats.iter().filter(is_missing).count();
                 let left = usize::try_from(allowed.max(1)).unwrap_or(1).saturating_sub(missing);
-                targets.filter(|pod| behind(pod)).take(left).cloned().collect()
+                let pods = targets.filter_map(|seat| seat.pod.as_ref());
+                pods.filter(|pod| behind(pod)).take(left).cloned().collect()
             }
         };
         let current = victims.iter().filter(|pod| revision(pod) == view.current.name).count();

@@ -4,6 +4,7 @@ use coracle_client::testing::FakeTransport;
 use coracle_client::{DeleteOptions, ListOptions, PatchKind};
 use coracle_meta::pod as podutil;
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::RollingUpdateStatefulSetStrategy;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rand::Rng;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::identity::{ordinal, owners, revision};
 use super::*;
+use crate::pods::is_available;
 use crate::testing::{context, eventually, play_kubelet, seeded, set_ready};
 
 fn template(image: &str) -> PodTemplateSpec {
@@ -70,7 +72,8 @@ impl World {
     }
 
     fn healthy(&self) -> BTreeSet<i32> {
-        let healthy = |p: &&Arc<Pod>| podutil::is_ready(p) && podutil::is_active(p);
+        let wait = self.set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0);
+        let healthy = |p: &&Arc<Pod>| is_available(p, wait, at(self.now)) && podutil::is_active(p);
         self.pods.iter().filter(healthy).filter_map(|p| ordinal(&self.set, p)).collect()
     }
 
@@ -117,12 +120,16 @@ impl World {
         let now = at(self.now);
         let pod = Arc::make_mut(&mut self.pods[which]);
         match rng.random_range(0..20) {
+            // What has finished does not run again.
+            0..3 | 4.. if podutil::is_terminal(pod) => {}
             0 if !kindly => {
                 set_ready(pod, false, now);
                 pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
             }
             1 | 2 if !kindly => set_ready(pod, false, now),
-            _ if podutil::is_terminal(pod) => {}
+            // Somebody deletes it.
+            3 if !kindly => pod.metadata.deletion_timestamp = Some(Time(now)),
+            _ if podutil::is_ready(pod) => {}
             _ => set_ready(pod, true, now),
         }
     }
@@ -131,6 +138,23 @@ impl World {
         let mut set = (*self.set).clone();
         change(set.spec.get_or_insert_default());
         self.set = Arc::new(set);
+    }
+
+    fn rolling(&self) -> RollingUpdateStatefulSetStrategy {
+        let strategy = self.set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
+        strategy.and_then(|strategy| strategy.rolling_update.clone()).unwrap_or_default()
+    }
+
+    /// Numbers below this one keep the current revision.
+    fn first_to_roll(&self) -> i32 {
+        identity::start(&self.set) + self.rolling().partition.unwrap_or(0)
+    }
+
+    fn move_partition(&mut self, to: i32) {
+        self.change(|spec| {
+            let strategy = spec.update_strategy.get_or_insert_default();
+            strategy.rolling_update.get_or_insert_default().partition = Some(to);
+        });
     }
 }
 
@@ -147,6 +171,9 @@ fn history(seed: u64, extra: &Value, check: impl Fn(&World, &[Act])) {
         if step % 150 == 80 {
             world.update = format!("v{}", rng.random_range(0..4));
         }
+        if step % 70 == 30 {
+            world.move_partition(rng.random_range(0..5));
+        }
         world.kubelet(&mut rng, false);
         let before = World {
             set: world.set.clone(),
@@ -159,7 +186,8 @@ fn history(seed: u64, extra: &Value, check: impl Fn(&World, &[Act])) {
         let acts = world.pass();
         check(&before, &acts);
     }
-    for _ in 0..600 {
+    world.move_partition(0);
+    for _ in 0..800 {
         world.now += 1;
         world.kubelet(&mut rng, true);
         world.pass();
@@ -177,58 +205,107 @@ fn unhealthy(world: &World) -> usize {
         - world.healthy().iter().filter(|n| identity::in_range(&world.set, **n)).count()
 }
 
-#[test]
-fn in_order_a_pod_is_made_after_those_before_it_and_removed_before_them() {
-    for seed in 0..40 {
-        let extra = json!({ "ordinals": { "start": seed % 3 } });
-        history(seed, &extra, |world, acts| {
-            let healthy = world.healthy();
-            for act in acts {
-                match act {
-                    Act::Create(pod) => {
-                        let number = ordinal(&world.set, pod).expect("numbered");
-                        let before = identity::start(&world.set)..number;
-                        assert!(before.into_iter().all(|n| healthy.contains(&n)), "seed {seed}");
-                    }
-                    Act::Delete(pod) if podutil::is_terminal(pod) => {}
-                    Act::Delete(pod) => {
-                        let number = ordinal(&world.set, pod).expect("numbered");
-                        if identity::in_range(&world.set, number) {
-                            assert_ne!(revision(pod), world.update, "seed {seed}: for the update only");
-                            assert_eq!(unhealthy(world), 0, "seed {seed}: one pod at a time");
-                        } else {
-                            let highest = world
-                                .numbers()
-                                .into_iter()
-                                .filter(|n| !identity::in_range(&world.set, *n))
-                                .max();
-                            assert_eq!(Some(number), highest, "seed {seed}: from the top");
-                        }
-                    }
-                    other => panic!("{other:?}"),
+/// What holds in every mode: a pod is of the revision that its number is to have, and those that go for an update
+/// are the highest that are behind it and may be.
+fn check_revisions(seed: u64, world: &World, acts: &[Act]) -> usize {
+    let first = world.first_to_roll();
+    let mut taken = BTreeSet::new();
+    for act in acts {
+        match act {
+            Act::Create(pod) => {
+                let number = ordinal(&world.set, pod).expect("numbered");
+                let wanted = if number < first { &world.current } else { &world.update };
+                assert_eq!(revision(pod), wanted, "seed {seed}: {number} of {first}");
+            }
+            Act::Delete(pod) if podutil::is_terminal(pod) => {}
+            Act::Delete(pod) => {
+                let number = ordinal(&world.set, pod).expect("numbered");
+                if identity::in_range(&world.set, number) {
+                    assert_ne!(revision(pod), world.update, "seed {seed}: for the update only");
+                    assert!(number >= first, "seed {seed}: {number} is below the partition {first}");
+                    taken.insert(number);
                 }
             }
+            other => panic!("{other:?}"),
+        }
+    }
+    let lowest = taken.first().copied().unwrap_or(i32::MAX);
+    for pod in world.pods.iter().filter(|pod| podutil::is_active(pod)) {
+        let number = ordinal(&world.set, pod).expect("numbered");
+        let passed_over =
+            number > lowest && identity::in_range(&world.set, number) && !taken.contains(&number);
+        assert!(!passed_over || revision(pod) == world.update, "seed {seed}: {number} goes before {lowest}");
+    }
+    taken.len()
+}
+
+/// What holds in order: those before are healthy when a pod is made, and the highest goes first.
+fn check_order(seed: u64, world: &World, acts: &[Act]) {
+    let healthy = world.healthy();
+    for act in acts {
+        match act {
+            Act::Create(pod) => {
+                let number = ordinal(&world.set, pod).expect("numbered");
+                let before = identity::start(&world.set)..number;
+                assert!(before.into_iter().all(|n| healthy.contains(&n)), "seed {seed}");
+            }
+            Act::Delete(pod) if !podutil::is_terminal(pod) => {
+                let number = ordinal(&world.set, pod).expect("numbered");
+                let surplus = |n: &i32| !identity::in_range(&world.set, *n);
+                let highest = world.numbers().into_iter().filter(surplus).max();
+                assert!(!surplus(&number) || Some(number) == highest, "seed {seed}: from the top");
+                assert!(surplus(&number) || highest.is_none(), "seed {seed}: sizes before updates");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn in_order_a_pod_is_made_after_those_before_it_and_removed_before_them() {
+    for seed in 0..60 {
+        let extra = json!({ "ordinals": { "start": seed % 3 }, "minReadySeconds": if seed % 3 == 2 { 3 } else { 0 } });
+        history(seed, &extra, |world, acts| {
+            check_order(seed, world, acts);
+            let taken = check_revisions(seed, world, acts);
+            assert!(taken == 0 || unhealthy(world) == 0, "seed {seed}: one pod at a time");
             assert!(acts.len() <= 1, "seed {seed}: one thing at a time");
         });
     }
 }
 
 #[test]
-fn in_parallel_an_update_takes_down_no_more_than_max_unavailable() {
-    for seed in 0..40 {
+fn an_update_takes_down_no_more_than_max_unavailable_in_order_and_in_parallel() {
+    for seed in 0..60 {
         let limit = 1 + usize::try_from(seed % 3).expect("small");
-        let extra = json!({ "podManagementPolicy": "Parallel", "updateStrategy": { "type": "RollingUpdate",
+        let policy = if seed % 2 == 0 { "Parallel" } else { "OrderedReady" };
+        let extra = json!({ "podManagementPolicy": policy, "updateStrategy": { "type": "RollingUpdate",
             "rollingUpdate": { "partition": 0, "maxUnavailable": limit } } });
         history(seed, &extra, |world, acts| {
-            let for_update = |act: &&Act| match act {
-                Act::Delete(pod) => {
-                    !podutil::is_terminal(pod)
-                        && ordinal(&world.set, pod).is_some_and(|n| identity::in_range(&world.set, n))
-                }
-                _ => false,
-            };
-            let taken = acts.iter().filter(for_update).count();
+            let taken = check_revisions(seed, world, acts);
             assert!(taken == 0 || unhealthy(world) + taken <= limit, "seed {seed}");
+            if policy == "OrderedReady" {
+                check_order(seed, world, acts);
+            }
+        });
+    }
+}
+
+#[test]
+fn in_parallel_without_a_limit_pods_still_roll_one_after_the_other() {
+    for seed in 0..40 {
+        history(seed, &json!({ "podManagementPolicy": "Parallel" }), |world, acts| {
+            let taken = check_revisions(seed, world, acts);
+            let above = |act: &Act| match act {
+                Act::Delete(pod) if !podutil::is_terminal(pod) => ordinal(&world.set, pod),
+                _ => None,
+            };
+            let healthy = world.healthy();
+            let end = identity::start(&world.set) + identity::replicas(&world.set);
+            for number in acts.iter().filter_map(above).filter(|n| identity::in_range(&world.set, *n)) {
+                assert!((number + 1..end).all(|n| healthy.contains(&n)), "seed {seed}: {number}");
+            }
+            assert!(taken <= 1, "seed {seed}: {taken} at once");
         });
     }
 }

@@ -39,14 +39,16 @@ pub(super) fn translate(dir: &Path, error: fjall::Error) -> StoreError {
     }
 }
 
-/// What a panic of the engine while it opens its files means.
+/// What a panic of the engine while it opens its files means. It does not tell which file it read.
 pub(super) fn panicked(dir: &Path, why: &(dyn Any + Send)) -> StoreError {
     let text = why
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| why.downcast_ref::<&str>().copied())
         .unwrap_or("no reason given");
-    corrupted(dir, &format!("wrong structure ({text})"), "a file in data/keyspaces")
+    let reason = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let otherwise = format!("{} or a file in data/keyspaces", journals(dir));
+    corrupted(dir, &format!("wrong structure ({reason})"), &otherwise)
 }
 
 fn corrupted(dir: &Path, what: &str, otherwise: &str) -> StoreError {

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use fjall::{
@@ -22,6 +23,8 @@ const BLOCK_CACHE: u64 = 2 << 20;
 const VERSIONS_MEMTABLE: u64 = 8 << 20;
 const LOG_MEMTABLE: u64 = 2 << 20;
 const META_MEMTABLE: u64 = 64 << 10;
+/// From so many bytes on, the memtables are emptied when there is time.
+const WORTH_RESTING: u64 = 1 << 20;
 /// Free bytes that are never written into, so that the engine can still compact and delete on a full disk.
 pub(super) const RESERVE: u64 = 32 << 20;
 
@@ -35,6 +38,24 @@ pub(super) struct Disk {
     /// The newest acknowledged revision, written after each flush: a lower bound that what is found at the
     /// next start must reach.
     acknowledged: File,
+    unrested: Unrested,
+}
+
+/// Bytes written since the engine's memtables were last emptied.
+#[derive(Default)]
+struct Unrested {
+    now: AtomicU64,
+    /// At the last look.
+    then: AtomicU64,
+}
+
+impl Unrested {
+    /// Whether there is much, and little of it is new.
+    fn is_settled(&self) -> bool {
+        let now = self.now.load(Ordering::Relaxed);
+        let then = self.then.swap(now, Ordering::Relaxed);
+        now >= WORTH_RESTING && now.saturating_sub(then) < WORTH_RESTING / 8
+    }
 }
 
 /// What a start finds.
@@ -45,7 +66,10 @@ pub(super) struct Recovered {
 }
 
 /// Changes of one flush.
-pub(super) struct Batch(fjall::OwnedWriteBatch);
+pub(super) struct Batch {
+    changes: fjall::OwnedWriteBatch,
+    bytes: usize,
+}
 
 impl Disk {
     /// Opens or creates the engine and rebuilds the index.
@@ -73,7 +97,15 @@ impl Disk {
             .truncate(false)
             .open(dir.join("acknowledged"))
             .map_err(|e| damage::translate(dir, e.into()))?;
-        let disk = Self { path: dir.to_owned(), database, versions, log, meta, acknowledged };
+        let disk = Self {
+            path: dir.to_owned(),
+            database,
+            versions,
+            log,
+            meta,
+            acknowledged,
+            unrested: Unrested::default(),
+        };
         disk.check_format()?;
         let recovered = disk.recover()?;
         Ok((disk, recovered))
@@ -244,25 +276,42 @@ impl Disk {
     }
 
     pub(super) fn batch(&self) -> Batch {
-        Batch(self.database.batch())
+        Batch { changes: self.database.batch(), bytes: 0 }
     }
 
     /// Adds one change to a batch.
     pub(super) fn add(&self, batch: &mut Batch, record: &Record, value: Option<&[u8]>) {
         let key = version_key(&record.key, record.slot(), record.kind);
-        batch.0.insert(&self.versions, key, value.unwrap_or_default());
-        batch.0.insert(&self.log, record.encode_key(), record.encode_value());
+        let value = value.unwrap_or_default();
+        batch.bytes += key.len() + value.len();
+        batch.changes.insert(&self.versions, key, value);
+        batch.changes.insert(&self.log, record.encode_key(), record.encode_value());
     }
 
     /// Adds an entry to a batch that has no history.
     pub(super) fn set(&self, batch: &mut Batch, entry: &Entry) {
         let slot = Slot { create: entry.create_revision, modified: entry.mod_revision };
-        batch.0.insert(&self.versions, version_key(&entry.key, slot, Kind::Put), &*entry.value);
+        batch.changes.insert(&self.versions, version_key(&entry.key, slot, Kind::Put), &*entry.value);
     }
 
     /// Writes a batch and flushes it.
     pub(super) fn commit(&self, batch: Batch) -> Result<(), StoreError> {
-        batch.0.durability(Some(PersistMode::SyncData)).commit().map_err(|e| self.failed(e))
+        self.unrested.now.fetch_add(batch.bytes as u64, Ordering::Relaxed);
+        batch.changes.durability(Some(PersistMode::SyncData)).commit().map_err(|e| self.failed(e))
+    }
+
+    /// Whether there is something to do for [`Disk::rest`], and time for it.
+    pub(super) fn should_rest(&self) -> bool {
+        self.unrested.is_settled()
+    }
+
+    /// Moves what the memtables hold to the disk. It is in the journal already: this is for the memory alone.
+    pub(super) fn rest(&self) -> Result<(), StoreError> {
+        self.unrested.now.store(0, Ordering::Relaxed);
+        for keyspace in [&self.versions, &self.log] {
+            keyspace.rotate_memtable().map_err(|e| self.failed(e))?;
+        }
+        Ok(())
     }
 
     /// Forgets what the given records superseded, and the records.

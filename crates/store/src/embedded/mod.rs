@@ -423,4 +423,11 @@ impl Store for EmbeddedStore {
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         blocking(&self.shared, move |shared| shared.compact(revision)).await
     }
+
+    async fn rest(&self) -> Result<(), StoreError> {
+        if !self.shared.disk.should_rest() {
+            return Ok(());
+        }
+        blocking(&self.shared, |shared| shared.disk.rest()).await
+    }
 }
