@@ -96,6 +96,7 @@ fn config(store: Arc<dyn Store>, clock: Clock, advertise: SocketAddr, dir: &Path
         kubelet_client: None,
         proxy_client: None,
         front_proxy: None,
+        components: Vec::new(),
         bootstrap: coracle_auth::bootstrap::objects(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),

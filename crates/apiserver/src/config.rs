@@ -135,6 +135,9 @@ pub struct Config {
     pub limits: RequestLimits,
     /// The audit log, if there is one.
     pub audit: Option<crate::AuditConfig>,
+    /// Components of the control plane that run in this process: their ComponentStatus needs no question. Others are
+    /// asked at the ports that upstream's have by default.
+    pub components: Vec<&'static str>,
 }
 
 impl std::fmt::Debug for Config {

@@ -57,6 +57,8 @@ pub(crate) struct Server {
     pub(crate) audit: Option<AuditLog>,
     pub(crate) protection: Protection,
     pub(crate) limits: RequestLimits,
+    /// Components that run in this process.
+    pub(crate) components: Vec<&'static str>,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) aggregation: Aggregation,
     pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
@@ -173,6 +175,7 @@ impl ApiServer {
             audit: config.audit.map(AuditLog::new),
             protection,
             limits: config.limits,
+            components: config.components,
             kubelets,
             front_proxy: config.front_proxy,
             last_modes: LastModes::default(),

@@ -71,6 +71,8 @@ pub(crate) struct Allocation {
     /// Given back once the write has succeeded.
     freed_addresses: Vec<u32>,
     freed_ports: Vec<u16>,
+    /// Upstream does not look at the range of ports then.
+    dry_run: bool,
 }
 
 impl Allocation {
@@ -82,6 +84,7 @@ impl Allocation {
             ports: Vec::new(),
             freed_addresses: Vec::new(),
             freed_ports: Vec::new(),
+            dry_run: false,
         }
     }
 
@@ -196,6 +199,7 @@ impl Services {
         let mut held = Allocation::none();
         held.owner = Some(self.clone());
         self.allocate_address(spec, old, dry_run, &mut held, &mut errs)?;
+        held.dry_run = dry_run;
         self.allocate_ports(spec, old, &mut held, &mut errs)?;
         if !errs.is_empty() {
             return Err(Status::invalid("", "Service", &name, &errs));
@@ -317,7 +321,7 @@ impl Services {
                 held.ports.push(number);
                 spec.health_check_node_port = Some(i32::from(number));
             } else if !before.contains(&asked) {
-                if let Some(why) = self.take_port(asked) {
+                if let Some(why) = self.take_port(asked, held.dry_run) {
                     let what = format!("failed to allocate requested HealthCheck NodePort {asked}: {why}");
                     return Err(Status::internal(what));
                 }
@@ -354,7 +358,8 @@ impl Services {
             let number = match asked.map(u16::try_from) {
                 Some(Ok(number)) if before.contains(&number) || mine.contains(&number) => number,
                 Some(asked) => {
-                    let taken = asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n));
+                    let taken =
+                        asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n, held.dry_run));
                     if let Some(why) = taken {
                         let at = Path::new("spec.ports").index(i).child("nodePort");
                         errs.invalid(at, requested, why);
@@ -385,10 +390,10 @@ impl Services {
         format!("provided port is not in the valid range. The range of valid ports is {low}-{high}")
     }
 
-    fn take_port(&self, number: u16) -> Option<String> {
+    fn take_port(&self, number: u16, dry_run: bool) -> Option<String> {
         let (low, high) = self.ports;
         if !(low..=high).contains(&number) {
-            return Some(self.out_of_range());
+            return (!dry_run).then(|| self.out_of_range());
         }
         let fresh = self.taken.lock().number(number);
         (!fresh).then(|| "provided port is already allocated".to_owned())

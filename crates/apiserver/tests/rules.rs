@@ -169,3 +169,94 @@ async fn a_json_patch_may_neither_name_what_nobody_knows_nor_say_a_thing_twice_w
     let doubled = r#"[{"op":"add","path":"/data","value":{},"op":"add","foo":1}]"#;
     refused(doubled, "json patch duplicate field \"[0].op\", json patch unknown field \"[0].foo\"").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_have_the_order_of_gos_types_and_custom_resources_that_of_names() {
+    let cluster = cluster().await;
+    let map = json!({ "metadata": { "name": "a" }, "kind": "ConfigMap", "apiVersion": "v1", "data": { "k": "<v>" } });
+    let maps = format!("{NAMESPACE}/configmaps");
+    let text = |answer: &Answer| String::from_utf8_lossy(&answer.bytes).into_owned();
+    let made = text(&cluster.post(&maps, &map).await);
+    let head = r#"{"kind":"ConfigMap","apiVersion":"v1","#;
+    assert!(made.starts_with(head) && made.ends_with("}\n"), "{made}");
+    let list = text(&cluster.get(&format!("{maps}?limit=1")).await);
+    assert!(list.starts_with(r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"#), "{list}");
+    let pretty = text(&cluster.get(&format!("{maps}/a?pretty=1")).await);
+    let head = "{\n  \"kind\": \"ConfigMap\",\n  \"apiVersion\": \"v1\",\n  \"metadata\": {\n    \"name\": \"a\",\n    \
+                \"namespace\": \"default\",\n    \"uid\": ";
+    assert!(pretty.starts_with(head) && pretty.ends_with('}'), "{pretty}");
+    assert!(pretty.contains(r#""k": "\u003cv\u003e""#), "{pretty}");
+    let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+        "spec": { "ports": [{ "port": 80 }] } });
+    let made = text(&cluster.post(&format!("{NAMESPACE}/services"), &service).await);
+    assert!(made.starts_with(r#"{"kind":"Service","apiVersion":"v1","metadata":{"#), "{made}");
+    assert!(made.contains(r#""ports":[{"protocol":"TCP","port":80,"targetPort":80}]"#), "{made}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn components_are_the_store_and_what_runs_here_or_elsewhere() {
+    let cluster = cluster().await;
+    let list = cluster.get("/api/v1/componentstatuses").await.json();
+    let names: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|c| c["metadata"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["controller-manager", "scheduler", "etcd-0"]);
+    // The test's servers say that the scheduler runs within them.
+    let here = cluster.get("/api/v1/componentstatuses/scheduler").await.json();
+    assert_eq!(here["conditions"], json!([{ "type": "Healthy", "status": "True", "message": "ok" }]));
+    assert_eq!(cluster.get("/api/v1/componentstatuses/etcd-1").await.code, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applied_value_that_does_not_fit_its_type_is_a_fault() {
+    let cluster = cluster().await;
+    let config = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "b" }, "binaryData": { "a": "!" } });
+    let path = format!("{NAMESPACE}/configmaps/b?fieldManager=m");
+    let answer = cluster.patch(&path, "apply-patch+yaml", &config).await;
+    assert_eq!(answer.code, StatusCode::INTERNAL_SERVER_ERROR);
+    let why = "failed to convert new object (/b; /v1, Kind=ConfigMap) to proper version: unable to convert unstructured \
+               object to /v1, Kind=ConfigMap: error decoding from json: illegal base64 data at input byte 0";
+    assert_eq!(answer.json()["message"], why);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_an_account_without_a_name_leaves_its_fields_without_owners() {
+    let cluster = cluster().await;
+    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "a" },
+        "secrets": [{ "kind": "Secret" }] });
+    let made = cluster.post(&format!("{NAMESPACE}/serviceaccounts"), &account).await.json();
+    assert_eq!(made["metadata"].get("managedFields"), None, "{made}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ephemeral_containers_of_templates_are_checked_whole() {
+    let cluster = cluster().await;
+    let ephemeral = json!([{ "name": "a", "image": "x ", "ports": [{ "containerPort": 80 }], "targetContainerName": "z",
+        "lifecycle": {} }]);
+    let template = json!({ "metadata": { "labels": { "a": "b" } },
+        "spec": { "containers": [{ "name": "a", "image": "x" }], "ephemeralContainers": ephemeral } });
+    let made = json!({ "apiVersion": "v1", "kind": "PodTemplate", "metadata": { "name": "t" }, "template": template });
+    let answer = cluster.post(&format!("{NAMESPACE}/podtemplates"), &made).await;
+    let at = "template.spec.ephemeralContainers";
+    let why = "Forbidden: cannot be set for an Ephemeral Container";
+    let (image, name, target, ports, lifecycle) = (
+        format!("{at}[0].image"),
+        format!("{at}[0].name"),
+        format!("{at}[0].targetContainerName"),
+        format!("{at}[0].ports"),
+        format!("{at}[0].lifecycle"),
+    );
+    let mut got = causes(&answer);
+    let mut want: Vec<(String, String)> = [
+        (&*image, "Invalid value: \"x \": must not have leading or trailing whitespace"),
+        (&name, "Duplicate value: \"a\""),
+        (&target, "Not found: \"z\""),
+        (&ports, why),
+        (&lifecycle, why),
+        (at, "Forbidden: ephemeral containers not allowed in pod template"),
+    ]
+    .map(|(field, why)| (field.to_owned(), why.to_owned()))
+    .into();
+    got.sort();
+    want.sort();
+    assert_eq!(got, want);
+}

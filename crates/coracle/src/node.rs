@@ -149,6 +149,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         event_ttl: Duration::from_secs(3600),
         limits: parts.limits,
         audit: parts.audit,
+        components: Vec::new(),
     }
 }
 
@@ -301,7 +302,7 @@ async fn start_server(
     let issuer = token_issuer(cluster, pki)?;
     let mut bootstrap = coracle_auth::bootstrap::objects();
     bootstrap.extend(coracle_auth::bootstrap::cluster_objects());
-    let config = server_config(ServerParts {
+    let mut config = server_config(ServerParts {
         store,
         encryption,
         flags: BTreeMap::new(),
@@ -329,6 +330,7 @@ async fn start_server(
         limits: RequestLimits::UPSTREAM,
         audit: None,
     });
+    config.components = vec!["controller-manager", "scheduler"];
     ApiServer::start(config).await.map_err(|e| broken("API server", e))
 }
 

@@ -145,7 +145,7 @@ pub fn show(value: impl Into<Value>) -> String {
 }
 
 /// JSON as Go writes it, which is safe within HTML.
-fn escaped(json: &str) -> String {
+pub(crate) fn escaped(json: &str) -> String {
     json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 

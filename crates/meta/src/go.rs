@@ -55,6 +55,8 @@ enum Shape {
     Time,
     MicroTime,
     IntOrString,
+    /// A schema, or what else may stand in its place: the `JSONSchemaPropsOr…`.
+    Schema(Id),
     /// Anything: `interface{}` and types that decode themselves.
     Any,
 }
@@ -214,6 +216,9 @@ impl Table {
             "intstr.IntOrString" => Shape::IntOrString,
             "meta/v1.Time" => Shape::Time,
             "meta/v1.MicroTime" => Shape::MicroTime,
+            _ if name.starts_with("apiextensions/v1.JSONSchemaPropsOr") => {
+                Shape::Schema(self.resolve("apiextensions/v1.JSONSchemaProps", "", lines))
+            }
             _ => match lines.get(name) {
                 None | Some(&"!") => Shape::Any,
                 Some(definition) => {

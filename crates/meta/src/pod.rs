@@ -134,10 +134,8 @@ fn effective(pod: &Pod, side: Side) -> Resources {
 pub fn qos(pod: &Pod) -> &'static str {
     let Some(spec) = &pod.spec else { return "BestEffort" };
     let resources: Vec<Option<&ResourceRequirements>> = match &spec.resources {
-        Some(pod_level) if pod_level.requests.is_some() || pod_level.limits.is_some() => {
-            vec![Some(pod_level)]
-        }
-        _ => containers(spec).map(|c| c.resources.as_ref()).collect(),
+        Some(pod_level) => vec![Some(pod_level)],
+        None => containers(spec).map(|c| c.resources.as_ref()).collect(),
     };
     let (mut requests, mut limits) = (Resources::new(), Resources::new());
     let mut all_limited = true;

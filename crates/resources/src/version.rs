@@ -32,6 +32,10 @@ pub trait Conversion: Send + Sync + 'static {
     fn validate(&self, obj: &Self::Stored, errs: &mut ErrorList) {
         self.stored().strategy.validate(obj, errs);
     }
+    /// Checks a name or the beginning of one, where this version does it in its own way.
+    fn validate_name(&self, _name: &str, _prefix: bool) -> Option<Vec<String>> {
+        None
+    }
     /// Checks a change; by default as the stored version does.
     fn validate_update(&self, new: &Self::Stored, old: &Self::Stored, errs: &mut ErrorList) {
         self.stored().strategy.validate_update(new, old, errs);
@@ -163,7 +167,7 @@ impl<C: Conversion> ErasedStrategy for ServedVersion<C> {
         self.hub().warnings(new, old)
     }
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        self.hub().validate_name(name, prefix)
+        self.0.validate_name(name, prefix).unwrap_or_else(|| self.hub().validate_name(name, prefix))
     }
     fn row(&self, obj: &dyn Object, now: jiff::Timestamp) -> Vec<Value> {
         self.hub().row(obj, now)

@@ -144,6 +144,7 @@ impl Server {
             }
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }
+        check_convertible(resource, body, &applied).map_err(Refused::Failed)?;
         let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
         resource.def.strategy.default(&mut *obj);
@@ -172,6 +173,7 @@ impl Server {
         }
         let applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
         let warnings = doubled(patch, opts)?;
+        check_convertible(resource, body, &applied)?;
         let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied)?;
         obj.meta_mut().name = Some(name.to_owned());
@@ -239,6 +241,24 @@ fn doubled(patch: Patch<'_>, opts: &WriteOptions) -> Result<Vec<String>, Status>
         }
         _ => Ok(said),
     }
+}
+
+/// What came of an apply must fit the kind's type. Upstream takes it for a fault of its own.
+fn check_convertible(resource: &Resource, body: &Value, applied: &Value) -> Result<(), Status> {
+    let def = resource.def;
+    if def.strategy.custom().is_some() {
+        return Ok(());
+    }
+    let name = go::type_name(def.group, def.version, def.kind);
+    let Some(why) = go::conversion_error(&name, applied) else { return Ok(()) };
+    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).unwrap_or("");
+    let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+    let kind = format!("{}/{}, Kind={}", def.group, def.version, def.kind);
+    let why = format!(
+        "failed to convert new object ({namespace}/{name}; {kind}) to proper version: \
+         unable to convert unstructured object to {kind}: {why}"
+    );
+    Err(Status::new(500, coracle_meta::Reason::Unknown, why, None))
 }
 
 fn check_applied_type(resource: &Resource, body: &Value) -> Result<(), Status> {

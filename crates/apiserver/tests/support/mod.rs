@@ -158,6 +158,7 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, Certific
         kubelet_client: None,
         proxy_client: None,
         front_proxy: None,
+        components: vec!["scheduler"],
         bootstrap: Vec::new(),
         compaction_interval: Duration::from_secs(300),
         event_ttl: Duration::from_secs(3600),

@@ -7,6 +7,7 @@ use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, leaf, member};
+use crate::field::escaped;
 use crate::schema::normalize::is_dropped;
 use crate::schema::{Field, ListKind, Node, NodeId, Schemas, Zero};
 
@@ -115,13 +116,18 @@ pub(super) fn item_key(kind: &ListKind, item: &Value) -> Option<String> {
 /// Appends compact JSON; the plain string, the common case, without the encoder.
 fn push_json(out: &mut String, value: &Value) {
     match value {
-        Value::String(text) if text.bytes().all(|c| (0x20..0x7f).contains(&c) && c != b'"' && c != b'\\') => {
+        Value::String(text) if text.bytes().all(is_plain) => {
             out.push('"');
             out.push_str(text);
             out.push('"');
         }
-        other => out.push_str(&other.to_string()),
+        other => out.push_str(&escaped(&other.to_string())),
     }
+}
+
+/// Whether a character stands for itself in JSON that Go writes.
+fn is_plain(c: u8) -> bool {
+    (0x20..0x7f).contains(&c) && !matches!(c, b'"' | b'\\' | b'<' | b'>' | b'&')
 }
 
 /// The key of a field that is not declared.
@@ -309,6 +315,8 @@ impl Walker<'_> {
                 ([old], [new]) => Comparison::put(self.both(element, old, new), key, &mut out),
                 ([], [new]) => drop(out.taken.insert(key, self.whole(element, new))),
                 (old, new) if old == new => {}
+                // What was there twice is there once: it comes anew.
+                ([_, _, ..], [new]) => drop(out.taken.insert(key, self.whole(element, new))),
                 // Duplicates are compared as one.
                 _ => drop(out.taken.insert(key, leaf())),
             }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::compare::item_key;
 use super::fields::{self, Fields};
 use crate::patch::go_fmt::{go, go_syntax, go_type};
-use crate::schema::{ListKind, Node, NodeId, Schemas};
+use crate::schema::{ListKind, Node, NodeId, Schemas, Struct};
 
 /// Merges `config` into `live` by the type's merge rules; what the configuration states wins.
 pub(super) fn merge(schemas: &Schemas, id: NodeId, live: &mut Value, config: &Value) {
@@ -185,6 +185,7 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
                 check(schemas, *element, value, &format!("{path}.{name}"), errs);
             }
         }
+        (Node::Struct(structure), _) if stands_for_schema(structure, path) => {}
         (Node::Struct(_) | Node::Map { .. }, other) => {
             errs.push(at(format!("expected map, got &{{{}}}", go(other))));
         }
@@ -224,6 +225,13 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
         }
         _ => {}
     }
+}
+
+/// Whether something else than a schema may stand in the place of one.
+fn stands_for_schema(structure: &Struct, path: &str) -> bool {
+    const PLACES: [&str; 3] = [".additionalProperties", ".additionalItems", ".items"];
+    structure.name.ends_with(".JSONSchemaProps")
+        && (PLACES.iter().any(|place| path.ends_with(place)) || path.contains(".dependencies."))
 }
 
 /// Why an item of a list that tells its items apart cannot be told apart.

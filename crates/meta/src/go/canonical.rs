@@ -17,7 +17,7 @@ pub fn canonicalize(type_name: &str, value: &mut Value) -> bool {
 fn tidy(table: &Table, id: Id, value: &mut Value) -> bool {
     let shape = &table.get(id).shape;
     match (shape, &mut *value) {
-        (Shape::Any, _) | (_, Value::Null) => true,
+        (Shape::Any | Shape::Schema(_), _) | (_, Value::Null) => true,
         (Shape::Struct(_), Value::Object(map)) => fields(table, id, map),
         (Shape::List(element), Value::Array(items)) => {
             items.iter_mut().all(|item| element_of(table, *element, item))
@@ -60,7 +60,7 @@ fn element_of(table: &Table, id: Id, item: &mut Value) -> bool {
             Shape::Quantity => "0".into(),
             Shape::Struct(_) | Shape::Map(_) => Value::Object(Map::new()),
             Shape::List(_) => Value::Array(Vec::new()),
-            Shape::Any | Shape::Time | Shape::MicroTime => return true,
+            Shape::Any | Shape::Schema(_) | Shape::Time | Shape::MicroTime => return true,
         };
     }
     tidy(table, id, item)
@@ -114,9 +114,10 @@ fn mark_empty(table: &Table, field: &Field, value: &mut Value) {
     }
 }
 
-/// Whether Go leaves the value out of an encoding.
+/// Whether Go leaves the value out of an encoding. What decodes itself is a structure to it, which never is.
 fn is_zero(shape: &Shape, value: &Value) -> bool {
     match value {
+        _ if matches!(shape, Shape::Any | Shape::Schema(_)) => false,
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
         Value::Object(map) => map.is_empty() && matches!(shape, Shape::Map(_)),

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Id, Shape, TABLE, Table};
+use super::{Id, Shape, TABLE, Table, base64, decode};
 
 /// The message for a value that does not fit the type: that of the first field in the order of declaration.
 /// `None` when it fits or the type is not known.
@@ -32,17 +32,35 @@ fn restore(table: &Table, id: Id, value: &Value) -> Result<(), String> {
         (Shape::List(element), Value::Array(items)) => {
             items.iter().try_for_each(|value| restore(table, *element, value))
         }
-        (Shape::Bytes, Value::String(_)) => Ok(()),
+        (Shape::Bytes, Value::String(text)) => match base64::corrupt_at(text.as_bytes()) {
+            Some(at) => Err(format!("error decoding from json: illegal base64 data at input byte {at}")),
+            None => Ok(()),
+        },
         (Shape::List(_) | Shape::Bytes, _) => Err(format!("cannot restore slice from {from}")),
         (Shape::String, Value::String(_))
         | (Shape::Bool, Value::Bool(_))
-        | (Shape::Int(_) | Shape::Float, Value::Number(_)) => Ok(()),
+        | (Shape::Float, Value::Number(_)) => Ok(()),
+        (Shape::Int(bits), Value::Number(number)) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() != 0.0 => {
+                Err(format!("cannot convert float64 to int{bits}"))
+            }
+            _ => Ok(()),
+        },
+        // Go could make a text of a whole number, but not here.
+        (Shape::String, Value::Number(number)) if !number.is_f64() => {
+            Err(format!("cannot convert int64 to {}", table.get(id).display))
+        }
         (Shape::String, _) => Err("unrecognized type: string".to_owned()),
         (Shape::Bool, _) => Err("unrecognized type: bool".to_owned()),
         (Shape::Int(bits), _) => Err(format!("unrecognized type: int{bits}")),
         (Shape::Float, _) => Err("unrecognized type: float64".to_owned()),
-        // These decode themselves, with the errors of the decoder.
-        (Shape::Quantity | Shape::Time | Shape::MicroTime | Shape::IntOrString, _) => Ok(()),
+        (own @ (Shape::Quantity | Shape::Time | Shape::MicroTime | Shape::IntOrString), value) => {
+            decode::own_error(own, &value.to_string()).map_or(Ok(()), Err)
+        }
+        (Shape::Schema(_), _) => match decode::alone(table, id, &value.to_string()) {
+            Some(message) => Err(message),
+            None => Ok(()),
+        },
     }
 }
 
@@ -73,6 +91,16 @@ mod tests {
             told(json!({ "paused": {}, "replicas": "x" })).as_deref(),
             Some("unrecognized type: int32")
         );
+        let said = "cannot convert int64 to v1.DeploymentStrategyType";
+        assert_eq!(told(json!({ "strategy": { "type": 5 } })).as_deref(), Some(said));
+        let said = "cannot convert float64 to int32";
+        assert_eq!(told(json!({ "replicas": 1.5 })).as_deref(), Some(said));
+        let time = json!({ "metadata": { "creationTimestamp": 5 } });
+        let said = "json: cannot unmarshal number into Go value of type string";
+        assert_eq!(conversion_error("core/v1.Pod", &time).as_deref(), Some(said));
+        let secret = json!({ "data": { "a": "!" } });
+        let said = "error decoding from json: illegal base64 data at input byte 0";
+        assert_eq!(conversion_error("core/v1.Secret", &secret).as_deref(), Some(said));
         let wrong = json!({ "template": "x" });
         assert_eq!(told(wrong).as_deref(), Some("cannot restore struct from: string"));
         let wrong = json!({ "template": { "spec": { "containers": {} } } });

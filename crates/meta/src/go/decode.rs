@@ -74,12 +74,36 @@ impl<'a> Walk<'a> {
     fn value(&mut self, id: Option<Id>) -> Result<(), Stop> {
         let start = self.peek()?;
         let shape = id.map(|id| &self.table.get(id).shape);
+        if let Some((id, Shape::Schema(schema))) = id.zip(shape) {
+            return self.schema(start, &self.table.get(id).display, *schema);
+        }
         if let Some(own) = shape.filter(|s| decodes_itself(s)) {
             let begin = self.at;
             self.walk(start, None)?;
             return self.refuse(own, &self.json[begin..self.at]);
         }
         self.walk(start, id)
+    }
+
+    /// A schema or something else in its place. It is decoded apart, and what that refuses is the last word.
+    fn schema(&mut self, start: u8, display: &str, schema: Id) -> Result<(), Stop> {
+        let begin = self.at;
+        self.walk(start, None)?;
+        let json = &self.json[begin..self.at];
+        let (object, list) = (start == b'{', start == b'[' && display.ends_with("OrArray"));
+        if object || list {
+            let mut inner = Walk { json, at: 0, holder: None, path: Vec::new(), first: None, ..*self };
+            if object {
+                inner.value(Some(schema))?;
+            } else {
+                inner.items(Some(schema))?;
+            }
+            return inner.first.map_or(Ok(()), |message| Err(Stop::Refused(message)));
+        }
+        if display.ends_with("OrBool") && !matches!(json, b"true" | b"false" | b"null") {
+            return Err(Stop::Refused("boolean or JSON schema expected".to_owned()));
+        }
+        Ok(())
     }
 
     fn walk(&mut self, start: u8, id: Option<Id>) -> Result<(), Stop> {
@@ -140,6 +164,10 @@ impl<'a> Walk<'a> {
                 None
             }
         };
+        self.items(element)
+    }
+
+    fn items(&mut self, element: Option<Id>) -> Result<(), Stop> {
         self.expect(b'[')?;
         if self.peek()? == b']' {
             return self.expect(b']');
@@ -242,6 +270,26 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What a type that decodes itself says to a value that is decoded alone.
+pub(super) fn own_error(shape: &Shape, json: &str) -> Option<String> {
+    let walk =
+        Walk { table: &TABLE, json: json.as_bytes(), at: 0, holder: None, path: Vec::new(), first: None };
+    match walk.refuse(shape, json.as_bytes()) {
+        Err(Stop::Refused(message)) => Some(message),
+        _ => None,
+    }
+}
+
+/// The error of a value that is decoded alone.
+pub(super) fn alone(table: &Table, id: Id, json: &str) -> Option<String> {
+    let mut walk = Walk { table, json: json.as_bytes(), at: 0, holder: None, path: Vec::new(), first: None };
+    match walk.value(Some(id)) {
+        Err(Stop::Refused(message)) => Some(message),
+        Ok(()) => walk.first,
+        Err(Stop::Malformed) => None,
+    }
+}
+
 fn fits(text: &str, bits: u32) -> bool {
     if bits == 32 { text.parse::<i32>().is_ok() } else { text.parse::<i64>().is_ok() }
 }
@@ -277,6 +325,21 @@ mod tests {
                    PodSpec.spec.activeDeadlineSeconds of type int64";
         check(pod, &json, Some(why));
         check(pod, &spec(r#"{"containers":null,"dnsPolicy":null,"overhead":{"cpu":1}}"#), None);
+    }
+
+    #[test]
+    fn schemas_and_what_stands_in_their_place_are_decoded_apart() {
+        let crd = "apiextensions/v1.CustomResourceDefinition";
+        let of = |schema: &str| {
+            format!(r#"{{"spec":{{"versions":[{{"schema":{{"openAPIV3Schema":{schema}}}}}]}}}}"#)
+        };
+        let expected = Some("boolean or JSON schema expected");
+        check(crd, &of(r#"{"additionalProperties":5}"#), expected);
+        check(crd, &of(r#"{"not":{"additionalItems":[]}}"#), expected);
+        check(crd, &of(r#"{"additionalProperties":false,"items":5,"dependencies":{"a":["b"]}}"#), None);
+        let why = "json: cannot unmarshal number into Go struct field JSONSchemaProps.type of type string";
+        check(crd, &of(r#"{"items":{"type":5}}"#), Some(why));
+        check(crd, &of(r#"{"items":[{},{"type":5}]}"#), Some(why));
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Writer {
             Value::Object(map) => self.object(of, map, touched),
             Value::Array(items) => {
                 let element = match of.map(|of| &of.shape) {
-                    Some(Shape::List(element)) => Some(*element),
+                    Some(Shape::List(element) | Shape::Schema(element)) => Some(*element),
                     _ => None,
                 };
                 self.open(b'[');
@@ -105,6 +105,7 @@ impl Writer {
         match of.map(|of| (&of.shape, of)) {
             Some((Shape::Struct(_), of)) => fields = Some(of),
             Some((Shape::Map(of), _)) => element = Some(*of),
+            Some((Shape::Schema(of), _)) => fields = Some(TABLE.get(*of)),
             // The objects within the rows of a table.
             Some((Shape::Any, of))
                 if of.display == "runtime.RawExtension" && map.contains_key("metadata") =>

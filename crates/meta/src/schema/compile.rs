@@ -92,6 +92,10 @@ impl Compiler<'_> {
             _ => "",
         };
         match kind {
+            // A format makes it a scalar of any kind to structured merging.
+            "string" if !matches!(schema.get("format").and_then(Value::as_str), None | Some("" | "byte")) => {
+                Node::Scalar(Value::Null)
+            }
             "string" => Node::Scalar("".into()),
             "integer" | "number" => Node::Scalar(0.into()),
             "boolean" => Node::Scalar(false.into()),
@@ -207,6 +211,15 @@ impl Compiler<'_> {
             None => ("", items),
         };
         let known = facts::of(name, key).and_then(|f| f.default.clone());
-        known.or_else(|| schema.get("properties")?.get(key)?.get("default").cloned())
+        let property = || schema.get("properties")?.get(key);
+        known.or_else(|| property()?.get("default").cloned()).or_else(|| {
+            // What Go always writes has its zero value for a default.
+            (go::unset(name, key) == Some(Unset::Zero)).then_some(())?;
+            match property()?.get("type")?.as_str()? {
+                "string" => Some("".into()),
+                "integer" => Some(0.into()),
+                _ => None,
+            }
+        })
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, Endpoints};
 use serde_json::Value;
 
+use crate::address::legacy_ip;
 use crate::check::{PROTOCOLS, named, one_of, port};
 use crate::common::{column, join_host_port, join_three, text};
 use crate::def::{AGE, Column, NAME, ResourceDef, Strategy, Typed, age};
@@ -93,7 +94,7 @@ fn addresses(obj: &Endpoints) -> String {
 }
 
 fn address(address: &EndpointAddress, path: &Path, errs: &mut ErrorList) {
-    named(errs, &path.child("ip"), &address.ip, names::ip);
+    named(errs, &path.child("ip"), &address.ip, legacy_ip);
     if let Some(name) = address.hostname.as_deref().filter(|h| !h.is_empty()) {
         named(errs, &path.child("hostname"), name, names::dns1123_label);
     }

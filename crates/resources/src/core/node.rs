@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use serde_json::Value;
 
+use crate::address::legacy_cidr;
 use crate::check::{about_struct, named, one_of};
 use crate::common::{column, or_else, text, wide_column};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
@@ -229,7 +230,7 @@ fn taints(taints: &[Taint], errs: &mut ErrorList) {
 fn pod_cidrs(cidrs: &[String], errs: &mut ErrorList) {
     let path = Path::new("spec").child("podCIDRs");
     for (i, cidr) in cidrs.iter().enumerate() {
-        named(errs, &path.index(i), cidr, names::cidr);
+        named(errs, &path.index(i), cidr, legacy_cidr);
     }
     if cidrs.len() < 2 {
         return;
@@ -264,7 +265,13 @@ fn update(new: Option<&NodeSpec>, old: Option<&NodeSpec>, errs: &mut ErrorList) 
     let (Some(new), Some(old)) = (new, old) else { return };
     let path = Path::new("spec");
     let before = old.pod_cidrs.as_deref().unwrap_or_default();
-    if !before.is_empty() && new.pod_cidrs.as_deref().unwrap_or_default() != before {
+    let now = new.pod_cidrs.as_deref().unwrap_or_default();
+    let changed = match before.len() {
+        0 => 0,
+        same if same == now.len() => before.iter().zip(now).filter(|(before, now)| before != now).count(),
+        _ => 1,
+    };
+    for _ in 0..changed {
         let why = "node updates may not change podCIDR except from \"\" to valid";
         errs.forbidden(path.child("podCIDRs"), why);
     }
@@ -274,8 +281,6 @@ fn update(new: Option<&NodeSpec>, old: Option<&NodeSpec>, errs: &mut ErrorList) 
         errs.forbidden(path.child("providerID"), why);
     }
     if text(new.external_id.as_ref()) != text(old.external_id.as_ref()) {
-        let why = "node updates may only change labels, taints, or capacity (or configSource, if the \
-                   DynamicKubeletConfig feature gate is enabled)";
-        errs.forbidden("", why);
+        errs.forbidden(path.child("externalID"), "may not be updated");
     }
 }

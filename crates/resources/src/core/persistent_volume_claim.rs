@@ -77,7 +77,7 @@ const RESIZE_STATUS: &[&str] = &[
 /// Upstream's defaults.
 pub(crate) fn defaults(obj: &mut PersistentVolumeClaim) {
     let spec = obj.spec.get_or_insert_default();
-    string(&mut spec.volume_mode, "Filesystem");
+    spec.volume_mode.get_or_insert_with(|| "Filesystem".to_owned());
     let resources = spec.resources.get_or_insert_default();
     canonical_list(&mut resources.limits);
     canonical_list(&mut resources.requests);

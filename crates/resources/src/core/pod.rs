@@ -91,6 +91,9 @@ impl Strategy<Pod> for Pods {
 
     fn validate_update(&self, new: &Pod, old: &Pod, errs: &mut ErrorList) {
         check(new, Place::Pod, errs);
+        // Upstream looks at annotations twice on the way, and clients see both causes.
+        let at = Path::new("metadata").child("annotations");
+        annotations::check(&new.metadata, new.spec.as_ref(), &at, errs);
         update::validate(new, old, errs);
     }
 

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use serde_json::Value;
 
+use crate::address::legacy_ip;
 use crate::check::{PROTOCOLS, Rule, each, named, one_of};
 use crate::common::{column, join_three, or_else, text};
 use crate::core::endpoints::special_ip;
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Typed, age};
-use crate::podspec::defaults::string;
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -73,7 +73,7 @@ impl Strategy<EndpointSlice> for EndpointSlices {
         }
         for port in obj.ports.iter_mut().flatten() {
             port.name.get_or_insert_default();
-            string(&mut port.protocol, "TCP");
+            port.protocol.get_or_insert_with(|| "TCP".to_owned());
         }
     }
 
@@ -195,7 +195,7 @@ fn endpoint(one: &Endpoint, kind: &str, path: &Path, errs: &mut ErrorList) {
 }
 
 fn ip_address(address: &str, kind: &str, path: &Path, errs: &mut ErrorList) {
-    let messages = names::ip(address);
+    let messages = legacy_ip(address);
     if !messages.is_empty() {
         return each(errs, path, address, messages);
     }

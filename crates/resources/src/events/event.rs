@@ -1,6 +1,6 @@
 //! Event as events.k8s.io shows it. Stored as core/v1; what is written here must be complete and cannot change.
 
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::ErrorList;
 use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
@@ -82,12 +82,12 @@ impl Conversion for Events {
         }
     }
 
+    fn validate_name(&self, name: &str, prefix: bool) -> Option<Vec<String>> {
+        Some(names::maybe_prefix(names::dns1123_subdomain, name, prefix))
+    }
+
     fn validate(&self, obj: &core::Event, errs: &mut ErrorList) {
         stored::validate(obj, "reportingController", errs);
-        let name = text(obj.metadata.name.as_ref());
-        if !name.is_empty() {
-            crate::check::named(errs, &Path::new("metadata").child("name"), name, names::dns1123_subdomain);
-        }
         series(obj, errs);
         if obj.event_time.is_none() {
             errs.required("eventTime", "");

@@ -295,7 +295,7 @@ fn volume(volume: &mut Volume) {
     }
     if let Some(template) = volume.ephemeral.as_mut().and_then(|e| e.volume_claim_template.as_mut()) {
         template.metadata.get_or_insert_default();
-        string(&mut template.spec.volume_mode, "Filesystem");
+        template.spec.volume_mode.get_or_insert_with(|| "Filesystem".to_owned());
         let resources = template.spec.resources.get_or_insert_default();
         canonical_list(&mut resources.limits);
         canonical_list(&mut resources.requests);

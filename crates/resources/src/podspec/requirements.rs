@@ -146,11 +146,13 @@ fn requirements(
         let at = path.child("limits").key(name);
         check_name(name, &at, errs);
         quantity(name, value, &at, errs);
+        whole_pages(name, value, &at, errs);
     }
     for (name, value) in requests {
         let at = path.child("requests").key(name);
         check_name(name, &at, errs);
         quantity(name, value, &at, errs);
+        whole_pages(name, value, &at, errs);
         let Some(limit) = limits.get(name) else {
             if !is_overcommit_allowed(name) {
                 errs.required(path.child("limits"), "Limit must be set for non overcommitable resources");
@@ -169,6 +171,16 @@ fn requirements(
     let named = |test: fn(&str) -> bool| limits.keys().chain(requests.keys()).any(|name| test(name));
     if named(is_huge_page) && !named(|name| matches!(name, "cpu" | "memory")) {
         errs.forbidden(path, "HugePages require cpu or memory");
+    }
+}
+
+/// Checks that an amount of huge pages is one of whole pages.
+fn whole_pages(name: &str, value: &Quantity, path: &Path, errs: &mut ErrorList) {
+    let Some(size) = name.strip_prefix("hugepages-") else { return };
+    let size = Number::parse(size).ok().filter(|size| size.sign() > 0 && size.is_whole());
+    if size.is_none_or(|size| Number::from_api(value).value() % size.value() != 0) {
+        let why = format!("{} is not positive integer multiple of {name}", value.0);
+        errs.invalid(path, value.0.as_str(), why);
     }
 }
 
@@ -201,6 +213,12 @@ fn claim_names(claims: &[ResourceClaim], known: &BTreeSet<&str>, path: &Path, er
 /// Checks requirements of a pod as a whole.
 pub(crate) fn pod_level(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path, errs: &mut ErrorList) {
     let Some(resources) = &spec.resources else { return };
+    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        return errs.forbidden(path, "may not be set for a windows pod");
+    }
+    if resources.claims.is_some() {
+        errs.forbidden(path.child("claims"), "claims may not be set for Resources at pod-level");
+    }
     requirements(resources, path, pod_level_name, errs);
     claim_names(resources.claims.as_deref().unwrap_or_default(), claims, &path.child("claims"), errs);
     let whole = k8s_openapi::api::core::v1::Pod {
@@ -214,27 +232,29 @@ pub(crate) fn pod_level(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path, er
             errs.invalid(path.child("requests").key(name), value.0.as_str(), why);
         }
     }
-    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten()).enumerate();
-    for (i, container) in all {
+    let used = coracle_meta::pod::limits(&whole);
+    for (name, most) in resources.limits.iter().flatten().filter(|(name, _)| is_huge_page(name)) {
+        if let Some(sum) = used.get(name).filter(|sum| **sum > Number::from_api(most)) {
+            let why = format!("must be greater than or equal to aggregate container limits of {sum}");
+            errs.invalid(path.child("limits").key(name), most.0.as_str(), why);
+        }
+    }
+    for (i, container) in spec.containers.iter().enumerate() {
         for (name, value) in container.resources.iter().flat_map(|r| r.limits.iter().flatten()) {
             let most = resources.limits.as_ref().and_then(|limits| limits.get(name));
-            let Some(most) =
-                most.filter(|m| is_pod_level(name) && Number::from_api(m) < Number::from_api(value))
-            else {
-                continue;
-            };
-            let list = if i < spec.containers.len() { "containers" } else { "initContainers" };
-            let index = if i < spec.containers.len() { i } else { i - spec.containers.len() };
-            let at = Path::new(&path.to_string().replace(".resources", "")).child(list).index(index);
-            let why = format!("must be less than or equal to pod limits of {}", most.0);
-            errs.invalid(at.child("resources").child("limits").key(name), value.0.as_str(), why);
+            if let Some(most) = most.filter(|most| Number::from_api(most) < Number::from_api(value)) {
+                let at = path.child("containers").index(i).key(name).child("limits");
+                let why = format!("must be less than or equal to pod limits of {}", most.0);
+                errs.invalid(at, value.0.as_str(), why);
+            }
         }
     }
 }
 
 fn pod_level_name(name: &str, path: &Path, errs: &mut ErrorList) {
+    let before = errs.len();
     resource_name(name, path, errs);
-    if !is_pod_level(name) {
+    if errs.len() == before && !is_pod_level(name) {
         errs.not_supported(path, name, &["cpu", "hugepages-", "memory"]);
     }
 }

@@ -6,6 +6,7 @@ use coracle_meta::object_meta::{validate_annotations, validate_labels};
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, PodTemplateSpec};
 
 use super::{container, requirements, scheduling, security, volumes, windows};
+use crate::address::legacy_ip;
 use crate::check::{Rule, named, one_of};
 use crate::common::text;
 
@@ -121,8 +122,12 @@ fn plain_fields(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
         let why = names::in_range(1, i64::from(i32::MAX));
         errs.invalid(path.child("activeDeadlineSeconds"), seconds, why);
     }
-    if let Some(policy) = spec.preemption_policy.as_deref().filter(|p| !p.is_empty()) {
-        one_of(errs, &path.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
+    match spec.preemption_policy.as_deref() {
+        None => {}
+        Some("") => errs.required(path.child("preemptionPolicy"), ""),
+        Some(policy) => {
+            one_of(errs, &path.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
+        }
     }
     if let Some(name) = &spec.hostname_override {
         let at = path.child("hostnameOverride");
@@ -165,7 +170,7 @@ fn dns_lists(config: &PodDNSConfig, path: &Path, errs: &mut ErrorList) {
             errs.invalid(&at, servers.clone(), why);
         }
         for (i, server) in servers.iter().enumerate() {
-            named(errs, &at.index(i), server, names::ip);
+            named(errs, &at.index(i), server, legacy_ip);
         }
     }
     if let Some(searches) = &config.searches {
@@ -198,7 +203,7 @@ fn dns_lists(config: &PodDNSConfig, path: &Path, errs: &mut ErrorList) {
 fn host_aliases(spec: &PodSpec, path: &Path, errs: &mut ErrorList) {
     for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
         let path = path.index(i);
-        named(errs, &path.child("ip"), &alias.ip, names::ip);
+        named(errs, &path.child("ip"), &alias.ip, legacy_ip);
         for (j, name) in alias.hostnames.iter().flatten().enumerate() {
             named(errs, &path.child("hostnames").index(j), name, names::dns1123_subdomain);
         }

@@ -135,19 +135,32 @@ pub(crate) fn clusters(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut Error
 }
 
 fn quobyte(source: &QuobyteVolumeSource, path: &Path, errs: &mut ErrorList) {
+    const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
     let at = path.child("registry");
     if source.registry.is_empty() {
-        errs.required(at, "must be a host:port pair or multiple pairs separated by commas");
-    } else if source.registry.len() >= 65535 {
-        errs.invalid(at, source.registry.as_str(), "must not be longer than 65535 characters");
-    } else if source.registry.split(',').any(|pair| pair.rsplit_once(':').is_none()) {
-        let why = "must be a host:port pair or multiple pairs separated by commas";
-        errs.invalid(at, source.registry.as_str(), why);
-    }
-    if text(source.tenant.as_ref()).len() >= 65 {
+        errs.required(at, PAIRS);
+    } else if text(source.tenant.as_ref()).len() >= 65 {
         errs.required(path.child("tenant"), "must be a UUID and may not exceed a length of 64 characters");
+    } else {
+        for _ in source.registry.split(',').filter(|pair| !is_host_port(pair)) {
+            errs.invalid(&at, source.registry.as_str(), PAIRS);
+        }
     }
     required(&source.volume, path, "volume", errs);
+}
+
+/// Whether Go's `net.SplitHostPort` takes a text apart: one colon, but for those in brackets.
+fn is_host_port(pair: &str) -> bool {
+    let Some((host, port)) = pair.rsplit_once(':') else { return false };
+    let inner = match host.strip_prefix('[') {
+        Some(host) => match host.split_once(']') {
+            Some((inner, "")) => inner,
+            _ => return false,
+        },
+        None if host.contains(':') => return false,
+        None => host,
+    };
+    ![inner, port].iter().any(|part| part.contains(['[', ']']))
 }
 
 fn is_iqn(text: &str) -> bool {
@@ -304,6 +317,9 @@ pub(crate) fn others(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorLi
         csi_driver(&csi.driver, &at.child("driver"), errs);
         if let Some(secret) = &csi.node_publish_secret_ref {
             required(&secret.name, &at.child("nodePublishSecretRef"), "name", errs);
+            if !secret.name.is_empty() {
+                named(errs, &at.child("name"), &secret.name, names::dns1123_subdomain);
+            }
         }
     }
 }

@@ -294,7 +294,7 @@ fn projection<'a>(
             errs.invalid(at.child("expirationSeconds"), seconds, why);
         }
         if token.path.is_empty() {
-            errs.required(at.child("path"), "");
+            errs.required(volume.child("path"), "");
         } else {
             local_file(errs, &volume.child("path"), &token.path);
         }

@@ -1,5 +1,7 @@
 //! Warnings about pod specs: legal, but likely not meant.
 
+mod placement;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::field::Path;
@@ -46,19 +48,14 @@ pub(crate) fn of(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path) -> Vec<
             out.push(format!("{}: {why}", path.child("nodeSelector").key(key)));
         }
     }
-    for (i, constraint) in spec.topology_spread_constraints.iter().flatten().enumerate() {
-        if constraint.label_selector.is_none() {
-            let at = path.child("topologySpreadConstraints").index(i).child("labelSelector");
-            out.push(format!("{at}: a null labelSelector results in matching no pod"));
-        }
-    }
     host_aliases(spec, path, &mut out);
     for (i, volume) in spec.volumes.iter().flatten().enumerate() {
         volumes(volume, &path.child("volumes").index(i), &mut out);
     }
     pull_secrets(spec, path, &mut out);
-    annotations(meta, path, &mut out);
+    annotations(spec, meta, path, &mut out);
     containers(spec, path, &mut out);
+    placement::of(spec, path, &mut out);
     out
 }
 
@@ -75,13 +72,11 @@ pub(crate) fn node_selector_terms(terms: &[NodeSelectorTerm], path: &Path, out: 
 }
 
 fn host_aliases(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
-    let mut seen: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
-        for (j, name) in alias.hostnames.iter().flatten().enumerate() {
-            if !seen.entry(&alias.ip).or_default().insert(name) {
-                let at = path.child("hostAliases").index(i).child("hostnames").index(j);
-                out.push(format!("{at}: duplicate hostname {name:?} for ip {:?}", alias.ip));
-            }
+        if !seen.insert(alias.ip.as_str()) {
+            let at = path.child("hostAliases").index(i).child("ip");
+            out.push(format!("{at}: duplicate ip {:?}", alias.ip));
         }
     }
 }
@@ -98,9 +93,24 @@ fn pull_secrets(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
     }
 }
 
-fn annotations(meta: Option<&ObjectMeta>, path: &Path, out: &mut Vec<String>) {
+/// Annotations that fields have replaced.
+fn annotations(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path, out: &mut Vec<String>) {
+    const SECCOMP: &str = "seccomp.security.alpha.kubernetes.io/pod";
+    const OF_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
+    const GONE: &str = "non-functional in v1.27+; use the \"seccompProfile\" field instead";
     let root = path.to_string();
     let root = root.strip_suffix("spec").unwrap_or("");
+    let given = |key: &str| meta.is_some_and(|m| m.annotations.as_ref().is_some_and(|a| a.contains_key(key)));
+    if given(SECCOMP) && spec.security_context.as_ref().is_none_or(|c| c.seccomp_profile.is_none()) {
+        out.push(format!("{root}metadata.annotations[{SECCOMP}]: {GONE}"));
+    }
+    for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+        let key = format!("{OF_CONTAINER}{}", container.name);
+        let set = container.security_context.as_ref().is_some_and(|c| c.seccomp_profile.is_some());
+        if !set && given(&key) {
+            out.push(format!("{root}metadata.annotations[{key}]: {GONE}"));
+        }
+    }
     for key in meta.and_then(|m| m.annotations.as_ref()).into_iter().flatten().map(|(key, _)| key) {
         if key == "scheduler.alpha.kubernetes.io/critical-pod" {
             let why = "non-functional in v1.16+; use the \"priorityClassName\" field instead";
@@ -162,8 +172,8 @@ fn env(container: &Container, path: &Path, out: &mut Vec<String>) {
     for (i, var) in vars.iter().enumerate() {
         let value = text(var.value.as_ref());
         if seen.contains(var.name.as_str()) {
-            let referenced = value.contains(&format!("$({})", var.name));
-            if !referenced {
+            let reference = format!("$({})", var.name);
+            if var.value_from.is_some() || value == reference || !value.contains(&reference) {
                 let at = path.child("env").index(i);
                 out.push(format!(
                     "{at}: hides previous definition of {:?}, which may be dropped when using apply",
@@ -184,9 +194,20 @@ fn colliding_ports(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
     let all =
         all.chain(spec.containers.iter().enumerate().map(|(i, c)| (path.child("containers").index(i), c)));
     let mut seen: BTreeMap<(i32, &str), Vec<Place<'_>>> = BTreeMap::new();
+    let mut names: BTreeMap<&str, Path> = BTreeMap::new();
     for (at, container) in all {
         for (i, port) in container.ports.iter().flatten().enumerate() {
             let at = at.child("ports").index(i);
+            match text(port.name.as_ref()) {
+                "" => {}
+                name => match names.get(name) {
+                    Some(other) => out.push(format!(
+                        "{at}: duplicate port name {name:?} with {other}, services and probes that select ports by \
+                         name will use {other}"
+                    )),
+                    None => drop(names.insert(name, at.clone())),
+                },
+            }
             let (host_port, host_ip) = (port.host_port.unwrap_or(0), text(port.host_ip.as_ref()));
             let others = seen.entry((port.container_port, text(port.protocol.as_ref()))).or_default();
             for (other, other_port, other_ip) in &*others {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::resource::v1::{
@@ -14,7 +14,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use super::{TAINT_EFFECTS, binding_conditions, items, qualified_name, set};
-use crate::check::{named, one_of};
+use crate::check::{about_struct, named, one_of};
 use crate::common::text;
 use crate::podspec::{defaults, scheduling};
 
@@ -169,15 +169,20 @@ fn attribute(a: &DeviceAttribute, path: &Path, errs: &mut ErrorList) {
     match set.iter().filter(|set| **set).count() {
         0 => errs.invalid(path, "", "exactly one value must be specified"),
         1 => {}
-        _ => errs.invalid(path, shown(a), "exactly one value must be specified"),
+        _ => {
+            let shown = [
+                ("IntValue", json!(a.int)),
+                ("BoolValue", json!(a.bool)),
+                ("StringValue", json!(a.string)),
+                ("VersionValue", json!(a.version)),
+                ("IntValues", json!(a.ints)),
+                ("BoolValues", json!(a.bools)),
+                ("StringValues", json!(a.strings)),
+                ("VersionValues", json!(a.versions)),
+            ];
+            about_struct(errs, ErrorKind::Invalid, path, &shown, "exactly one value must be specified");
+        }
     }
-}
-
-fn shown(a: &DeviceAttribute) -> Value {
-    json!({
-        "IntValue": a.int, "BoolValue": a.bool, "StringValue": a.string, "VersionValue": a.version,
-        "IntValues": a.ints, "BoolValues": a.bools, "StringValues": a.strings, "VersionValues": a.versions,
-    })
 }
 
 fn capacities(device: &Device, path: &Path, errs: &mut ErrorList) {

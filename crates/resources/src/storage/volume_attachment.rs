@@ -1,18 +1,19 @@
 //! VolumeAttachment: the wish that a volume be attached to a node, and how that goes.
 
-use coracle_meta::field::{ErrorKind, ErrorList, Path};
+use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, PersistentVolumeSpec};
 use k8s_openapi::api::storage::v1::{
     VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentStatus, VolumeError,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{driver_name, node_name};
-use crate::check::{about_struct, named, one_of};
+use crate::check::{named, one_of};
 use crate::common::{column, keep_metadata, text};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
+use crate::go_dump;
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -89,19 +90,8 @@ impl Strategy<VolumeAttachment> for VolumeAttachments {
 
     fn validate_update(&self, new: &VolumeAttachment, old: &VolumeAttachment, errs: &mut ErrorList) {
         self.validate(new, errs);
-        if new.spec != old.spec {
-            let source = &new.spec.source;
-            let shown: &[(&str, Value)] = &[
-                ("Attacher", json!(new.spec.attacher)),
-                (
-                    "Source",
-                    json!({ "PersistentVolumeName": source.persistent_volume_name,
-                            "InlineVolumeSpec": source.inline_volume_spec }),
-                ),
-                ("NodeName", json!(new.spec.node_name)),
-            ];
-            about_struct(errs, ErrorKind::Invalid, &Path::new("spec"), shown, "field is immutable");
-        }
+        let (is, was) = (Some(&new.spec), Some(&old.spec));
+        go_dump::immutable(errs, "spec", "storage.VolumeAttachmentSpec", is, was);
     }
 
     fn validate_status_update(&self, new: &VolumeAttachment, old: &VolumeAttachment, errs: &mut ErrorList) {

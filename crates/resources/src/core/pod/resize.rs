@@ -203,3 +203,64 @@ fn same_but_for_cpu_and_memory(now: &ResourceRequirements, then: &ResourceRequir
     };
     others(&now.limits) == others(&then.limits) && others(&now.requests) == others(&then.requests)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(containers: Value, spec: Value) -> Pod {
+        let mut pod = json!({ "metadata": { "name": "p" }, "spec": spec });
+        pod["spec"]["containers"] = containers;
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    #[track_caller]
+    fn check(old: &Pod, asked: &Pod, expected: &str) {
+        let mut new = asked.clone();
+        prepare(&mut new, old);
+        let mut errs = ErrorList::new();
+        validate(&new, old, &mut errs);
+        assert_eq!(if errs.is_empty() { String::new() } else { errs.aggregate() }, expected);
+    }
+
+    fn sized(cpu: &str, more: &Value) -> Value {
+        let mut container = json!({ "name": "a", "resources": { "requests": { "cpu": cpu } } });
+        if let (Value::Object(container), Value::Object(more)) = (&mut container, more) {
+            container.extend(more.clone());
+        }
+        json!([container])
+    }
+
+    #[test]
+    fn cpu_and_memory_change_and_nothing_else() {
+        let none = json!({});
+        let old = pod(sized("1", &none), none.clone());
+        check(&old, &pod(sized("2", &json!({ "image": "ignored" })), none.clone()), "");
+        let mut new = pod(sized("2", &json!({ "image": "ignored" })), none.clone());
+        prepare(&mut new, &old);
+        assert_eq!(new.spec.as_ref().and_then(|s| s.containers[0].image.clone()), None);
+        let more = json!({ "resources": { "requests": { "cpu": "1", "example.com/a": "1" } } });
+        let why = "spec: Forbidden: only cpu and memory resources are mutable";
+        check(&old, &pod(sized("1", &more), none.clone()), why);
+        let policy = json!({ "resizePolicy": [{ "resourceName": "cpu", "restartPolicy": "NotRequired" }] });
+        check(&old, &pod(sized("1", &policy), none.clone()), why);
+        let other = json!({ "name": "b" });
+        let why = "spec.containers[0].name: Forbidden: containers may not be renamed or reordered on resize";
+        check(&old, &pod(sized("1", &other), none), why);
+    }
+
+    #[test]
+    fn resources_of_the_pod_are_not_taken_away() {
+        let spec = |resources: Value| json!({ "resources": resources });
+        let old = pod(sized("1", &json!({})), spec(json!({ "requests": { "cpu": "1", "memory": "1" } })));
+        check(
+            &old,
+            &pod(sized("1", &json!({})), spec(json!({ "requests": { "cpu": "2", "memory": "1" } }))),
+            "",
+        );
+        let why = "spec.resources.requests: Forbidden: pod-level resource requests cannot be removed";
+        check(&old, &pod(sized("1", &json!({})), spec(json!({ "requests": { "cpu": "2" } }))), why);
+    }
+}

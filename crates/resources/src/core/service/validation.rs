@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use serde_json::{Value, json};
 
 use super::{externally_accessible, needs_health_check_port};
+use crate::address::{self, legacy_cidr, legacy_ip};
 use crate::check::{PROTOCOLS, about_struct, named, one_of, port, port_or_name};
 use crate::common::text;
 use crate::core::endpoints::special_ip;
@@ -37,7 +38,7 @@ pub(super) fn service(obj: &Service, errs: &mut ErrorList) {
     cluster_ips(spec, &path, errs);
     for (i, ip) in spec.external_ips.iter().flatten().enumerate() {
         let at = path.child("externalIPs").index(i);
-        let messages = names::ip(ip);
+        let messages = legacy_ip(ip);
         if messages.is_empty() {
             special_ip(errs, &at, ip);
         }
@@ -187,7 +188,7 @@ pub(in crate::core) fn cluster_ips(spec: &ServiceSpec, path: &Path, errs: &mut E
             }
             continue;
         }
-        let messages = names::ip(ip);
+        let messages = legacy_ip(ip);
         malformed |= !messages.is_empty();
         crate::check::each(errs, &at.index(i), ip.as_str(), messages);
     }
@@ -216,7 +217,7 @@ fn load_balancer(spec: &ServiceSpec, kind: &str, path: &Path, errs: &mut ErrorLi
         errs.forbidden(&at, ONLY_BALANCED);
     }
     for (i, range) in ranges.iter().enumerate() {
-        named(errs, &at.index(i), range.trim(), names::cidr);
+        named(errs, &at.index(i), range.trim(), legacy_cidr);
     }
     match (kind, spec.allocate_load_balancer_node_ports) {
         ("LoadBalancer", None) => errs.required(path.child("allocateLoadBalancerNodePorts"), ""),
@@ -305,13 +306,13 @@ pub(super) fn status(obj: &Service, errs: &mut ErrorList) {
     let ingress = balancer.and_then(|b| b.ingress.as_deref()).unwrap_or_default();
     let kind = text(obj.spec.as_ref().and_then(|s| s.type_.as_ref()));
     if kind != "LoadBalancer" && !ingress.is_empty() {
-        errs.forbidden(&path, "may only be used when `spec.type` is 'LoadBalancer'");
+        return errs.forbidden(&path, "may only be used when `spec.type` is 'LoadBalancer'");
     }
     for (i, one) in ingress.iter().enumerate() {
         let path = path.index(i);
         let (ip, host) = (text(one.ip.as_ref()), text(one.hostname.as_ref()));
         if !ip.is_empty() {
-            named(errs, &path.child("ip"), ip, names::ip);
+            named(errs, &path.child("ip"), ip, legacy_ip);
             match one.ip_mode.as_deref() {
                 None => errs.required(path.child("ipMode"), "must be specified when `ip` is set"),
                 Some(mode) => one_of(errs, &path.child("ipMode"), mode, &["Proxy", "VIP"]),
@@ -333,10 +334,37 @@ pub(super) fn warnings(obj: &Service) -> Vec<String> {
     let mut out = Vec::new();
     let Some(spec) = &obj.spec else { return out };
     let external = text(spec.type_.as_ref()) == "ExternalName";
+    let path = Path::new("spec");
+    if is_headless(spec) {
+        for (field, set) in [
+            ("loadBalancerIP", !text(spec.load_balancer_ip.as_ref()).is_empty()),
+            ("externalIPs", spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty())),
+            ("SessionAffinity", text(spec.session_affinity.as_ref()) != "None"),
+        ] {
+            if set {
+                out.push(format!("spec.{field} is ignored for headless services"));
+            }
+        }
+    } else {
+        for (i, ip) in spec.cluster_ips.iter().flatten().enumerate() {
+            out.extend(address::ip_warnings(&path.child("clusterIPs").index(i), ip));
+        }
+    }
+    for (i, ip) in spec.external_ips.iter().flatten().enumerate() {
+        out.extend(address::ip_warnings(&path.child("externalIPs").index(i), ip));
+    }
+    let balanced = text(spec.load_balancer_ip.as_ref());
+    if !balanced.is_empty() {
+        out.extend(address::ip_warnings(&path.child("loadBalancerIP"), balanced));
+    }
+    for (i, range) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        out.extend(address::cidr_warnings(&path.child("loadBalancerSourceRanges").index(i), range));
+    }
     if external && spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
         out.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
     }
-    if !external && spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
+    let is_headless = is_headless(spec);
+    if !external && !is_headless && spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
         let why = "spec.externalIPs is deprecated and may no longer be implemented in some clusters";
         out.push(why.to_owned());
     }
