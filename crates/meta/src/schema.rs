@@ -226,7 +226,7 @@ pub(crate) mod tests {
             panic!("ports is no map list")
         };
         let keys: Vec<_> = keys.iter().map(|k| (k.name.as_str(), k.default.clone())).collect();
-        assert_eq!(keys, [("containerPort", None), ("protocol", Some("TCP".into()))]);
+        assert_eq!(keys, [("containerPort", Some(0.into())), ("protocol", Some("TCP".into()))]);
     }
 
     #[test]
