@@ -301,7 +301,10 @@ mod tests {
         assert_eq!(
             told,
             [
-                ("InvalidIPAddress", "Skipped 1 invalid IP addresses when mirroring to EndpointSlices".to_owned()),
+                (
+                    "InvalidIPAddress",
+                    "Skipped 1 invalid IP addresses when mirroring to EndpointSlices".to_owned()
+                ),
                 ("TooManyAddressesToMirror", too_many.to_owned()),
             ]
         );
