@@ -69,7 +69,7 @@ fn faults() -> Vec<Fault> {
     let none = || json!({});
     let shell = |script: &str| json!({ "command": ["sh", "-c", script] });
     let probe = |kind: &str, failures: u32| {
-        json!({ kind: { "exec": { "command": ["sh", "-c", "echo not well; exit 1"] }, "periodSeconds": 1,
+        json!({ kind: { "exec": { "command": ["sh", "-c", "echo not well; exit 1"] }, "periodSeconds": 1, "timeoutSeconds": 30,
             "failureThreshold": failures } })
     };
     let mounted = || json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v" }] });
