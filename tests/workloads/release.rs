@@ -163,6 +163,11 @@ fn faulty(kind: &str, fault: &Fault) -> Value {
         spec[key] = value.clone();
     }
     let name = fault.name;
+    // What crashes or is killed is never ready in between, not even for a moment.
+    if matches!(name, "crash" | "ended" | "alive") {
+        let never = json!({ "exec": { "command": ["false"] }, "failureThreshold": 999 });
+        spec["containers"][0]["readinessProbe"] = never;
+    }
     let labels = json!({ "app": name, "kind": kind });
     let mut workload = json!({ "apiVersion": "apps/v1", "kind": kind,
         "metadata": { "name": name, "namespace": namespace(name) },
