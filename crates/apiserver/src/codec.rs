@@ -1,7 +1,7 @@
 //! The stored form of an object: its JSON without `metadata.resourceVersion`, led by the place where that goes.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use coracle_meta::{Object, Status};
+use coracle_meta::{Object, Status, go};
 use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
@@ -10,9 +10,9 @@ const HEADER: usize = 4;
 /// In the offset: see [`unsettled`].
 const UNSETTLED: u32 = 1 << 31;
 
-/// `{"apiVersion":"apps/v1","kind":"Deployment",`: what every encoding of a kind begins with.
+/// `{"kind":"Deployment","apiVersion":"apps/v1",`: what every encoding of a built-in kind begins with.
 pub(crate) fn type_head(def: &ResourceDef) -> String {
-    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", api_version(def), def.kind)
+    format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",", def.kind, api_version(def))
 }
 
 /// `v1` or `apps/v1`.
@@ -32,27 +32,50 @@ pub(crate) fn encode(obj: &mut dyn Object, capacity: usize) -> Result<Bytes, Sta
     with_place(out)
 }
 
-/// Encodes the JSON form of an object for the store, type and metadata in front. It has no resourceVersion.
+/// Encodes the JSON form of an object for the store. It has no resourceVersion. Built-in kinds have the order of Go's
+/// types, custom resources that of their fields' names.
 ///
 /// # Errors
-/// 500 when it is not an object with metadata.
+/// 500 when it is not an object of the kind with metadata.
 pub(crate) fn encode_value(def: &ResourceDef, value: &Value, capacity: usize) -> Result<Bytes, Status> {
     let mut out = Vec::with_capacity(capacity + HEADER);
     out.extend_from_slice(&[0; HEADER]);
-    out.extend_from_slice(type_head(def).as_bytes());
-    let fields = value.as_object().into_iter().flatten();
-    let meta = value.get("metadata").map(|meta| ("metadata", meta));
-    let rest = fields.filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"));
-    for (i, (key, field)) in meta.into_iter().chain(rest.map(|(k, v)| (k.as_str(), v))).enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        serde_json::to_writer(&mut out, key).map_err(Status::internal)?;
+    if def.strategy.custom().is_some() {
+        write_custom(def, value, &mut out)?;
+        return with_place(out);
+    }
+    go::append(&go::type_name(def.group, def.version, def.kind), value, &mut out);
+    // Lists leave it out.
+    if !out[HEADER..].starts_with(type_head(def).as_bytes()) {
+        return Err(Status::internal("object does not encode with its type in front"));
+    }
+    with_place(out)
+}
+
+/// Writes a custom resource, whatever version the value says it has.
+fn write_custom(def: &ResourceDef, value: &Value, out: &mut Vec<u8>) -> Result<(), Status> {
+    let (version, kind) = (Value::from(api_version(def)), Value::from(def.kind));
+    let fields = value.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value));
+    let others = fields.filter(|(name, _)| !matches!(*name, "apiVersion" | "kind"));
+    let mut fields: Vec<(&str, &Value)> =
+        [("apiVersion", &version), ("kind", &kind)].into_iter().chain(others).collect();
+    fields.sort_by_key(|(name, _)| *name);
+    for (i, (name, field)) in fields.into_iter().enumerate() {
+        out.push(if i == 0 { b'{' } else { b',' });
+        serde_json::to_writer(&mut *out, name).map_err(Status::internal)?;
         out.push(b':');
-        serde_json::to_writer(&mut out, field).map_err(Status::internal)?;
+        serde_json::to_writer(&mut *out, field).map_err(Status::internal)?;
     }
     out.push(b'}');
-    with_place(out)
+    Ok(())
+}
+
+/// The `apiVersion` that an encoded object has, without decoding it.
+pub(crate) fn version_in(json: &[u8]) -> Option<&str> {
+    const MARK: &[u8] = b"\"apiVersion\":\"";
+    let start = field_start(json, MARK)?;
+    let length = json[start..].iter().position(|b| *b == b'"')?;
+    std::str::from_utf8(&json[start..start + length]).ok()
 }
 
 /// Fills in the place of the resourceVersion.
@@ -66,14 +89,18 @@ fn with_place(mut out: Vec<u8>) -> Result<Bytes, Status> {
 
 /// The offset just behind the top-level `"metadata":{`, wherever a kind's encoding has it.
 fn metadata_start(json: &[u8]) -> Option<usize> {
-    const MARK: &[u8] = b"\"metadata\":{";
+    field_start(json, b"\"metadata\":{")
+}
+
+/// The offset just behind a mark that begins with the name of a top-level field.
+fn field_start(json: &[u8], mark: &[u8]) -> Option<usize> {
     let (mut depth, mut at) = (0_usize, 0);
     while let Some(&b) = json.get(at) {
         match b {
             b'"' => {
                 let key = depth == 1 && json.get(at.wrapping_sub(1)) != Some(&b':');
-                if key && json[at..].starts_with(MARK) {
-                    return Some(at + MARK.len());
+                if key && json[at..].starts_with(mark) {
+                    return Some(at + mark.len());
                 }
                 at = string_end(json, at)?;
             }
@@ -192,5 +219,18 @@ mod tests {
             br#"{"kind":"X","data":{"metadata":{"a":1},"s":"\"metadata\":{"},"metadata":{"name":"n"}}"#;
         let at = metadata_start(json).unwrap();
         assert_eq!(&json[at..], br#""name":"n"}}"#);
+    }
+
+    #[test]
+    fn every_built_in_kind_is_encoded_with_its_kind_first() {
+        for def in coracle_resources::all() {
+            let value = serde_json::json!({ "apiVersion": api_version(def), "kind": def.kind,
+                "status": {}, "spec": {}, "metadata": { "name": "a" } });
+            let encoded = encode_value(def, &value, 64).unwrap_or_else(|e| panic!("{}: {e}", def.kind));
+            let text = splice(&encoded, 7);
+            assert_eq!(version_in(&text), Some(api_version(def).as_str()));
+            assert!(text.starts_with(type_head(def).as_bytes()), "{}", def.kind);
+            assert_eq!(serde_json::from_slice::<Value>(&text).unwrap()["metadata"]["resourceVersion"], "7");
+        }
     }
 }

@@ -18,7 +18,6 @@ pub(crate) mod query;
 pub(crate) mod respond;
 pub(crate) mod serve;
 mod stall;
-mod status_text;
 mod table;
 pub(crate) mod tls;
 mod watch;

@@ -74,7 +74,8 @@ impl Resource {
         if self.versions.len() == 1 {
             return self.versions[0];
         }
-        let of = |def: &&&'static ResourceDef| encoded.starts_with(codec::type_head(def).as_bytes());
+        let said = codec::version_in(encoded);
+        let of = |def: &&&'static ResourceDef| said == Some(codec::api_version(def).as_str());
         self.versions.iter().find(of).copied().unwrap_or(self.storage)
     }
 

@@ -8,6 +8,7 @@ mod decode;
 mod deep;
 mod empties;
 mod legible;
+mod order;
 mod time;
 
 pub use canonical::canonicalize;
@@ -16,11 +17,10 @@ pub use decode::type_error;
 pub use deep::without_unknown;
 pub use empties::Empties;
 pub use legible::legible;
+pub use order::{Style, append, encode, encode_as, patched_json, to_json};
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
-
-use serde_json::Value;
 
 static TEXT: &str = include_str!("go/types.txt");
 
@@ -143,58 +143,6 @@ pub(crate) fn unset(definition: &str, field: &str) -> Option<Unset> {
         Shape::Any => return None,
         _ => Unset::Zero,
     })
-}
-
-/// A value as Go encodes it: the fields of structs in the order of their declaration, keys of maps sorted.
-pub fn to_json(type_name: &str, value: &Value) -> String {
-    patched_json(type_name, value, &Value::Null)
-}
-
-/// A patched value as upstream shows it: the objects and lists on the way to a change have lost their order,
-/// and `touched` (objects all the way) says which these are.
-pub fn patched_json(type_name: &str, value: &Value, touched: &Value) -> String {
-    let mut out = String::new();
-    write_json(TABLE.names.get(type_name).copied(), value, touched, &mut out);
-    out
-}
-
-fn write_json(id: Option<Id>, value: &Value, touched: &Value, out: &mut String) {
-    let of = id.map(|id| TABLE.get(id));
-    match value {
-        Value::Object(map) => {
-            let field = |name: &str| of.and_then(|of| of.field(name));
-            let place =
-                |name: &str| field(name).filter(|_| !touched.is_object()).map_or(usize::MAX, |f| f.place);
-            let mut entries: Vec<(&String, &Value)> = map.iter().collect();
-            entries.sort_by_key(|(name, _)| (place(name), *name));
-            for (i, (name, value)) in entries.into_iter().enumerate() {
-                out.push(if i == 0 { '{' } else { ',' });
-                out.push_str(&Value::from(name.as_str()).to_string());
-                out.push(':');
-                let element = match of.map(|of| &of.shape) {
-                    Some(Shape::Map(element)) => Some(*element),
-                    _ => field(name).map(|f| f.of),
-                };
-                write_json(element, value, touched.get(name).unwrap_or(&Value::Null), out);
-            }
-            out.push_str(if map.is_empty() { "{}" } else { "}" });
-        }
-        Value::Array(items) => {
-            let element = match of.map(|of| &of.shape) {
-                Some(Shape::List(element)) => Some(*element),
-                _ => None,
-            };
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                write_json(element, item, touched.get(i.to_string()).unwrap_or(&Value::Null), out);
-            }
-            out.push(']');
-        }
-        plain => out.push_str(&plain.to_string()),
-    }
 }
 
 impl Table {
@@ -334,21 +282,6 @@ impl Type {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn structs_are_written_in_the_order_of_their_fields() {
-        let meta = serde_json::json!({ "annotations": { "b": "1", "a": "2" }, "namespace": "n", "name": "x",
-            "ownerReferences": [{ "uid": "u", "name": "o", "kind": "K", "apiVersion": "v1" }] });
-        let expected = r#"{"name":"x","namespace":"n","annotations":{"a":"2","b":"1"},"ownerReferences":"#;
-        let owners = r#"[{"apiVersion":"v1","kind":"K","name":"o","uid":"u"}]}"#;
-        assert_eq!(to_json("meta/v1.ObjectMeta", &meta), format!("{expected}{owners}"));
-        let touched = serde_json::json!({ "annotations": {} });
-        let text = patched_json("meta/v1.ObjectMeta", &meta, &touched);
-        assert!(
-            text.starts_with(r#"{"annotations":{"a":"2","b":"1"},"name":"x","namespace":"n","#),
-            "{text}"
-        );
-    }
 
     #[test]
     fn types_are_printed_as_go_prints_them() {

@@ -12,6 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::go;
+
 /// Group, version and kind, e.g. `apps`/`v1`/`Deployment`; the core group is the empty string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupVersionKind {
@@ -126,8 +128,9 @@ impl<K: Kind> Object for K {
     fn write_json(&self, out: &mut Vec<u8>) {
         let start = out.len();
         if serde_json::to_writer(&mut *out, self).is_err() {
-            out.truncate(start);
+            return out.truncate(start);
         }
+        put_kind_first(&mut out[start..], K::API_VERSION, K::KIND);
     }
     fn clone_object(&self) -> Box<dyn Object> {
         Box::new(self.clone())
@@ -141,6 +144,22 @@ impl<K: Kind> Object for K {
     fn into_any_arc(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
     }
+}
+
+/// Swaps the first two fields of an encoding that begins with `apiVersion` and `kind`, as it leaves our types: Go's
+/// begin with `kind`. Texts that begin otherwise stay as they are.
+fn put_kind_first(json: &mut [u8], api_version: &str, kind: &str) {
+    let rest =
+        json.strip_prefix(b"{\"apiVersion\":\"").and_then(|rest| rest.strip_prefix(api_version.as_bytes()));
+    let rest = rest.and_then(|rest| rest.strip_prefix(b"\",\"kind\":\"")?.strip_prefix(kind.as_bytes()));
+    let Some(rest) = rest.and_then(|rest| rest.strip_prefix(b"\"")) else { return };
+    let end = json.len() - rest.len();
+    let head = &mut json[1..end];
+    let of_version = "\"apiVersion\":\"\"".len() + api_version.len();
+    // `A,K` becomes `KA,` and then `K,A`.
+    head.rotate_left(of_version + 1);
+    let of_kind = head.len() - of_version - 1;
+    head[of_kind..].rotate_right(1);
 }
 
 /// An object without a Rust type: a custom resource, or a virtual kind.
@@ -194,6 +213,9 @@ impl Object for DynamicObject {
         }
         value
     }
+    fn write_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&go::encode(&self.to_value(), go::Style::Compact));
+    }
     fn clone_object(&self) -> Box<dyn Object> {
         Box::new(self.clone())
     }
@@ -224,5 +246,30 @@ pub trait ObjectReader: Send + Sync {
     /// where there are no custom resources.
     fn custom_kind(&self, _group: &str, _version: &str, _kind: &str) -> Option<(String, bool)> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
+    use super::*;
+
+    #[test]
+    fn kind_comes_first() {
+        let mut out = b"x".to_vec();
+        let mut deployment = Deployment::default();
+        deployment.metadata.name = Some("a".into());
+        deployment.write_json(&mut out);
+        let text = r#"x{"kind":"Deployment","apiVersion":"apps/v1","metadata":{"name":"a"}}"#;
+        assert_eq!(String::from_utf8_lossy(&out), text);
+        let gvk = GroupVersionKind::new("autoscaling", "v1", "Scale");
+        let scale = DynamicObject::from_value(gvk, serde_json::json!({})).expect("object");
+        out.clear();
+        scale.write_json(&mut out);
+        assert_eq!(
+            String::from_utf8_lossy(&out),
+            r#"{"kind":"Scale","apiVersion":"autoscaling/v1","metadata":{}}"#
+        );
     }
 }

@@ -120,7 +120,7 @@ impl Event {
 
     /// The JSON frame with its newline; encoded once for all watchers.
     pub(crate) fn frame(&self, kind: EventKind) -> Bytes {
-        let encode = || self.entry(kind).map(|e| frame(kind, &e.encoded)).unwrap_or_default();
+        let encode = || self.entry(kind).map(|e| frame(kind.as_str(), &e.encoded)).unwrap_or_default();
         self.frames[kind as usize].get_or_init(encode).clone()
     }
 
@@ -146,10 +146,10 @@ impl Event {
 }
 
 /// A watch frame around an encoded object.
-pub(crate) fn frame(kind: EventKind, object: &[u8]) -> Bytes {
+pub(crate) fn frame(kind: &str, object: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(object.len() + 40);
     out.put_slice(b"{\"type\":\"");
-    out.put_slice(kind.as_str().as_bytes());
+    out.put_slice(kind.as_bytes());
     out.put_slice(b"\",\"object\":");
     out.put_slice(object);
     out.put_slice(b"}\n");

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use coracle_meta::Status;
+use coracle_meta::{Status, go};
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Method, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::body::Body;
 use super::discovery::{groups, versions_of};
 use super::pipeline::Incomer;
 use super::query::Query;
-use super::respond::{json_value, method_not_allowed, not_found_page, status, text};
+use super::respond::{json_bytes, method_not_allowed, not_found_page, status, text};
 use super::{about, docs, health, metrics};
 use crate::flow::Protection;
 use crate::server::Server;
@@ -39,7 +39,7 @@ pub(crate) async fn handle(
         "/version" | "/version/" if get => version(server),
         "/version" | "/version/" => status(&method_not_allowed()),
         _ if path.starts_with("/version/") => status(&Status::no_such_path()),
-        "/" | "/index.html" => json_value(StatusCode::OK, &json!({ "paths": index(server) })),
+        "/" | "/index.html" => indented("", &json!({ "paths": index(server) })),
         "/.well-known/openid-configuration" | "/openid/v1/jwks" if !get => status(&method_not_allowed()),
         "/.well-known/openid-configuration" => openid(server),
         "/openid/v1/jwks" => jwks(server, incomer),
@@ -82,7 +82,12 @@ fn version(server: &Server) -> Response<Body> {
         "compiler": "rustc",
         "platform": "linux/amd64",
     });
-    json_value(StatusCode::OK, &value)
+    indented("version.Info", &value)
+}
+
+/// A document over several lines, which is no object of the API.
+fn indented(type_name: &str, document: &Value) -> Response<Body> {
+    json_bytes(StatusCode::OK, go::encode_as(type_name, document, go::Style::Pretty).into())
 }
 
 /// All paths served, as `/` lists them.
@@ -123,7 +128,7 @@ fn index(server: &Server) -> Vec<String> {
 fn openid(server: &Server) -> Response<Body> {
     let Some(issuer) = &server.token_issuer else { return not_found_page() };
     let uri = format!("https://{}/openid/v1/jwks", server.advertise);
-    json_value(StatusCode::OK, &issuer.openid_configuration(&uri))
+    json_bytes(StatusCode::OK, issuer.openid_configuration(&uri).to_string().into())
 }
 
 fn jwks(server: &Server, incomer: &Incomer) -> Response<Body> {
@@ -134,7 +139,7 @@ fn jwks(server: &Server, incomer: &Incomer) -> Response<Body> {
         let reason = coracle_meta::Reason::NotAcceptable;
         return status(&Status::new(406, reason, why, Some(json!({}))));
     }
-    let mut response = json_value(StatusCode::OK, issuer.jwks());
+    let mut response = json_bytes(StatusCode::OK, issuer.jwks().to_string().into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
     response
 }

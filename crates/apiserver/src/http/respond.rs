@@ -1,7 +1,7 @@
 //! Responses: objects, lists, Statuses, in the encoding that was negotiated.
 
-use bytes::Bytes;
-use coracle_meta::Status;
+use bytes::{BufMut, Bytes, BytesMut};
+use coracle_meta::{Status, go};
 use http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
     VARY,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::{Body, GzipBody, ListBody, gzip};
 use super::negotiate::{Format, Shape, Wanted};
-use super::{status_text, table};
+use super::table;
 use crate::audit::Trail;
 use crate::codec;
 use crate::protobuf;
@@ -61,9 +61,16 @@ struct Document;
 
 /// A document: JSON until [`negotiated`] finds that the client wants another format.
 pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
-    let mut response = json_bytes(code, Bytes::from(value.to_string()));
+    let mut response = json_bytes(code, line_of(value));
     response.extensions_mut().insert(Document);
     response
+}
+
+/// A document on one line, with its end.
+fn line_of(document: &Value) -> Bytes {
+    let mut text = go::encode(document, go::Style::Compact);
+    text.push(b'\n');
+    text.into()
 }
 
 /// The response in the format that the client asked for, where it is a document with a kind.
@@ -118,7 +125,7 @@ pub(crate) fn status(status: &Status) -> Response<Body> {
         }
     }
     let retry = value.pointer("/details/retryAfterSeconds").and_then(Value::as_u64);
-    let mut response = json_bytes(code, Bytes::from(status_text::write(&value)));
+    let mut response = json_bytes(code, line_of(&value));
     response.extensions_mut().insert(Document);
     if let Some(seconds) = retry {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -192,7 +199,10 @@ impl Answer<'_> {
         let entry = self.server.fields.show(resource, &outcome.entry)?;
         let plain = self.wanted.shape == Shape::Object && self.wanted.format == Format::Json;
         let mut response = if plain && !self.wanted.pretty {
-            json_bytes(code, entry.encoded.clone())
+            let mut line = BytesMut::with_capacity(entry.encoded.len() + 1);
+            line.put_slice(&entry.encoded);
+            line.put_u8(b'\n');
+            json_bytes(code, line.freeze())
         } else {
             let value = match self.wanted.shape {
                 Shape::Object => serde_json::from_slice(&entry.encoded).map_err(Status::internal)?,
@@ -252,9 +262,15 @@ impl Answer<'_> {
             Some(custom) => (custom.current().list_kind.clone(), 1),
             None => (format!("{kind}List"), resource.head.len()),
         };
-        let head =
-            format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":[");
-        let body = ListBody::new(head.into(), page.entries, skip, Bytes::from_static(b"]}\n"));
+        // Lists of custom resources are maps, whose keys are sorted.
+        let (head, tail) = if resource.custom().is_some() {
+            let tail = format!("],\"kind\":\"{kind}\",\"metadata\":{meta}}}\n");
+            (format!("{{\"apiVersion\":\"{version}\",\"items\":["), tail)
+        } else {
+            let head = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\"");
+            (format!("{head},\"metadata\":{meta},\"items\":["), "]}\n".to_owned())
+        };
+        let body = ListBody::new(head.into(), page.entries, skip, tail.into());
         let compressed = self.gzip && body.len() >= GZIP_FROM;
         let mut response = json_bytes(StatusCode::OK, Bytes::new());
         *response.body_mut() = if compressed {
@@ -273,22 +289,18 @@ impl Answer<'_> {
             trail.response(value.clone());
         }
         let (bytes, mime) = match self.wanted.format {
-            Format::Json if self.wanted.pretty => {
-                let mut text = serde_json::to_string_pretty(value).map_err(Status::internal)?;
-                text.push('\n');
-                (text.into_bytes(), JSON)
-            }
-            Format::Json => (value.to_string().into_bytes(), JSON),
+            Format::Json if self.wanted.pretty => (go::encode(value, go::Style::Pretty).into(), JSON),
+            Format::Json => (line_of(value), JSON),
             Format::Protobuf => {
                 let bytes = protobuf::encode(value).ok_or_else(|| not_acceptable(value))?;
-                (bytes, HeaderValue::from_static(PROTOBUF))
+                (Bytes::from(bytes), HeaderValue::from_static(PROTOBUF))
             }
             Format::Yaml => {
                 let text = serde_yaml_ng::to_string(value).map_err(Status::internal)?;
-                (text.into_bytes(), HeaderValue::from_static("application/yaml"))
+                (text.into(), HeaderValue::from_static("application/yaml"))
             }
         };
-        let mut response = json_bytes(code, Bytes::from(bytes));
+        let mut response = json_bytes(code, bytes);
         response.headers_mut().insert(CONTENT_TYPE, mime);
         Ok(response)
     }
@@ -372,6 +384,20 @@ pub(crate) fn go_package(resource: &Resource) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_has_the_order_and_escapes_of_go() {
+        let status = json!({
+            "apiVersion": "v1", "code": 409, "kind": "Status", "metadata": {}, "status": "Failure",
+            "message": "a \"b\" <c> & d", "reason": "AlreadyExists",
+            "details": { "causes": [{ "field": "f", "message": "m", "reason": "r" }], "kind": "k", "name": "n" },
+        });
+        let expected = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#.to_owned()
+            + r#""message":"a \"b\" \u003cc\u003e \u0026 d","reason":"AlreadyExists","#
+            + r#""details":{"name":"n","kind":"k","causes":[{"reason":"r","message":"m","field":"f"}]},"code":409}"#
+            + "\n";
+        assert_eq!(String::from_utf8_lossy(&line_of(&status)), expected);
+    }
 
     #[test]
     fn warnings_end_where_they_are_too_long_together() {

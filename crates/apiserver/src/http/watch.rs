@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use coracle_meta::Status;
+use coracle_meta::{Status, go};
 use futures::StreamExt;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
@@ -104,7 +104,7 @@ fn framed(format: Format, kind: &str, object: &Value) -> Bytes {
         let object = protobuf::encode(object).unwrap_or_default();
         return protobuf::watch_frame(kind, &object).into();
     }
-    Bytes::from(format!("{}\n", json!({ "type": kind, "object": object })))
+    crate::cache::frame(kind, &go::encode(object, go::Style::Compact))
 }
 
 /// The protobuf frame of an object given encoded.
@@ -184,7 +184,7 @@ impl Frames {
                 return Some(event.binary_frame(kind, binary));
             }
             Next::Initial(entry) if plain => {
-                return Some(crate::cache::frame(EventKind::Added, &entry.encoded));
+                return Some(crate::cache::frame(EventKind::Added.as_str(), &entry.encoded));
             }
             Next::Event(kind, event) if plain => return Some(event.frame(kind)),
             Next::Bookmark(revision, end) => return Some(self.bookmark(revision, end)),
@@ -216,7 +216,7 @@ impl Frames {
             Shape::Object if self.wanted.format == Format::Protobuf => {
                 return binary(kind, entry).ok_or_else(|| Status::internal("object does not encode"));
             }
-            Shape::Object => return Ok(crate::cache::frame(kind, &entry.encoded)),
+            Shape::Object => return Ok(crate::cache::frame(kind.as_str(), &entry.encoded)),
             Shape::Table => {
                 let answer = Answer {
                     server: &self.server,

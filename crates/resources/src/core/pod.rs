@@ -96,7 +96,10 @@ impl Strategy<Pod> for Pods {
 
     fn validate_part_update(&self, part: Subresource, new: &Pod, old: &Pod, errs: &mut ErrorList) {
         match part {
-            Subresource::EphemeralContainers => ephemeral::validate(new, old, errs),
+            Subresource::EphemeralContainers => {
+                check(new, Place::Pod, errs);
+                ephemeral::validate(new, old, errs);
+            }
             Subresource::Resize => {
                 check(new, Place::Pod, errs);
                 resize::validate(new, old, errs);

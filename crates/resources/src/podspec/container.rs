@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerRestartRule, PodSpec, Volume, VolumeDevice, VolumeMount,
+    Container, ContainerPort, ContainerRestartRule, EphemeralContainer, PodSpec, ResourceRequirements,
+    Volume, VolumeDevice, VolumeMount,
 };
 
 use super::{env, probes, requirements, security};
@@ -77,6 +78,93 @@ pub(crate) fn all(pod: &Pod<'_>, path: &Path, errs: &mut ErrorList) {
         unique_name(&mut seen, container, &path, errs);
         host_port_conflicts(std::slice::from_ref(container), &list, errs);
         init(pod, container, &path, errs);
+    }
+}
+
+/// Checks the ephemeral containers below the path of their list. They are what containers are, less what a service that
+/// runs on would need.
+pub(crate) fn ephemeral(pod: &Pod<'_>, path: &Path, errs: &mut ErrorList) {
+    const WHY: &str = "cannot be set for an Ephemeral Container";
+    let usual = pod.spec.containers.iter().chain(pod.spec.init_containers.iter().flatten());
+    let targets: BTreeSet<&str> = usual.map(|c| c.name.as_str()).collect();
+    let mut taken = targets.clone();
+    for (i, own) in pod.spec.ephemeral_containers.iter().flatten().enumerate() {
+        let path = path.index(i);
+        let container = as_container(own);
+        common(pod, &container, &path, errs);
+        if pod.template {
+            image_without_space(&container, &path, errs);
+        }
+        if !taken.insert(&own.name) {
+            errs.duplicate(path.child("name"), own.name.as_str());
+        }
+        let target = text(own.target_container_name.as_ref());
+        if !target.is_empty() && !targets.contains(target) {
+            errs.not_found(path.child("targetContainerName"), target);
+        }
+        let some = |set: Option<bool>| set == Some(true);
+        for (field, set) in [
+            ("ports", some(own.ports.as_ref().map(|list| !list.is_empty()))),
+            ("resources", own.resources.as_ref().is_some_and(|r| *r != ResourceRequirements::default())),
+            ("resizePolicy", some(own.resize_policy.as_ref().map(|list| !list.is_empty()))),
+            ("restartPolicy", own.restart_policy.is_some()),
+            ("restartPolicyRules", some(own.restart_policy_rules.as_ref().map(|list| !list.is_empty()))),
+            ("livenessProbe", own.liveness_probe.is_some()),
+            ("readinessProbe", own.readiness_probe.is_some()),
+            ("startupProbe", own.startup_probe.is_some()),
+            ("lifecycle", own.lifecycle.is_some()),
+        ] {
+            if set {
+                errs.forbidden(path.child(field), WHY);
+            }
+        }
+        for (j, mount) in own.volume_mounts.iter().flatten().enumerate() {
+            let path = path.child("volumeMounts").index(j);
+            for (field, sub_path) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
+                if !text(sub_path.as_ref()).is_empty() {
+                    errs.forbidden(path.child(field), WHY);
+                }
+            }
+        }
+    }
+}
+
+/// The fields in which ephemeral containers are containers.
+fn as_container(own: &EphemeralContainer) -> Container {
+    let own = own.clone();
+    Container {
+        args: own.args,
+        command: own.command,
+        env: own.env,
+        env_from: own.env_from,
+        image: own.image,
+        image_pull_policy: own.image_pull_policy,
+        lifecycle: own.lifecycle,
+        liveness_probe: own.liveness_probe,
+        name: own.name,
+        ports: own.ports,
+        readiness_probe: own.readiness_probe,
+        resize_policy: own.resize_policy,
+        resources: own.resources,
+        restart_policy: own.restart_policy,
+        restart_policy_rules: own.restart_policy_rules,
+        security_context: own.security_context,
+        startup_probe: own.startup_probe,
+        stdin: own.stdin,
+        stdin_once: own.stdin_once,
+        termination_message_path: own.termination_message_path,
+        termination_message_policy: own.termination_message_policy,
+        tty: own.tty,
+        volume_devices: own.volume_devices,
+        volume_mounts: own.volume_mounts,
+        working_dir: own.working_dir,
+    }
+}
+
+fn image_without_space(container: &Container, path: &Path, errs: &mut ErrorList) {
+    let image = text(container.image.as_ref());
+    if image.trim() != image {
+        errs.invalid(path.child("image"), image, "must not have leading or trailing whitespace");
     }
 }
 
@@ -160,11 +248,10 @@ fn common(pod: &Pod<'_>, container: &Container, path: &Path, errs: &mut ErrorLis
     } else {
         named(errs, &path.child("name"), &container.name, names::dns1123_label);
     }
-    let image = text(container.image.as_ref());
-    if image.is_empty() {
+    if text(container.image.as_ref()).is_empty() {
         errs.required(path.child("image"), "");
-    } else if !pod.template && image.trim() != image {
-        errs.invalid(path.child("image"), image, "must not have leading or trailing whitespace");
+    } else if !pod.template {
+        image_without_space(container, path, errs);
     }
     let policy = text(container.termination_message_policy.as_ref());
     one_of(errs, &path.child("terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]);

@@ -52,6 +52,7 @@ pub(crate) fn spec(spec: &PodSpec, place: Place, path: &Path, errs: &mut ErrorLi
     }
     let pod = container::Pod::new(spec, good, place == Place::Template);
     container::all(&pod, path, errs);
+    container::ephemeral(&pod, &path.child("ephemeralContainers"), errs);
     requirements::pod_level(spec, pod.claims(), &path.child("resources"), errs);
     let restart = text(spec.restart_policy.as_ref());
     one_of(errs, &path.child("restartPolicy"), restart, &["Always", "OnFailure", "Never"]);
