@@ -102,6 +102,9 @@ pub struct ClusterArgs {
     /// Seconds for which the idle cluster is watched.
     #[arg(long, default_value_t = 30.0)]
     pub idle: f64,
+    /// Seconds after which memory that a hundred pods took is measured once more.
+    #[arg(long, default_value_t = 200.0)]
+    pub quiet: f64,
 }
 
 impl ClusterArgs {
@@ -115,6 +118,7 @@ impl ClusterArgs {
             ("idle-deployments", self.idle_deployments.to_string()),
             ("namespace-objects", self.namespace_objects.to_string()),
             ("idle", self.idle.to_string()),
+            ("quiet", self.quiet.to_string()),
         ])
     }
 }

@@ -132,6 +132,12 @@ pub fn proportional_mb(pid: u32) -> f64 {
     kib_field(&text, "Pss:").unwrap_or(0.0)
 }
 
+/// Memory of a process that no file stands behind, in MB: what it has for itself, not pages of its program.
+pub fn own_mb(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    kib_field(&text, "Anonymous:").unwrap_or(0.0)
+}
+
 /// Processes whose command line has `argument` as its second word (the shims of a cluster, say).
 pub fn with_argument(argument: &str) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

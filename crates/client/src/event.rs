@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,17 +182,11 @@ impl Sink {
     }
 }
 
-/// What makes events the same but for their time.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct EventKey {
-    object: [String; 7],
-    kind: EventType,
-    reason: String,
-    message: String,
-}
+/// What makes events the same, as a digest: thousands are remembered.
+type Digest = (u64, u64);
 
 struct Correlated {
-    key: EventKey,
+    key: Digest,
     event: Event,
 }
 
@@ -203,7 +198,7 @@ struct Written {
 }
 
 struct Similar {
-    messages: HashSet<String>,
+    messages: HashSet<Digest>,
     last: Timestamp,
 }
 
@@ -238,22 +233,16 @@ impl<K: Clone + Eq + std::hash::Hash, V> Memory<K, V> {
 /// Decides what becomes of an occurrence: dropped, counted with an earlier one, combined, or written.
 struct Correlator {
     source: EventSource,
-    written: Memory<EventKey, Written>,
-    similar: Memory<EventKey, Similar>,
-    buckets: Memory<[String; 7], Bucket>,
+    written: Memory<Digest, Written>,
+    similar: Memory<Digest, Similar>,
+    buckets: Memory<Digest, Bucket>,
+    hashers: [RandomState; 2],
 }
 
-fn identity(object: &ObjectReference) -> [String; 7] {
-    let part = |field: &Option<String>| field.clone().unwrap_or_default();
-    [
-        part(&object.kind),
-        part(&object.namespace),
-        part(&object.name),
-        part(&object.field_path),
-        part(&object.uid),
-        part(&object.api_version),
-        String::new(),
-    ]
+/// What tells objects apart.
+fn identity(object: &ObjectReference) -> [&str; 6] {
+    [&object.kind, &object.namespace, &object.name, &object.field_path, &object.uid, &object.api_version]
+        .map(|field| field.as_deref().unwrap_or(""))
 }
 
 impl Correlator {
@@ -264,10 +253,16 @@ impl Correlator {
             written: Memory::new(),
             similar: Memory::new(),
             buckets: Memory::new(),
+            hashers: [RandomState::new(), RandomState::new()],
         }
     }
 
-    fn has_budget(&mut self, object: [String; 7], now: Timestamp) -> bool {
+    fn digest(&self, of: impl Hash) -> Digest {
+        let [one, other] = &self.hashers;
+        (one.hash_one(&of), other.hash_one(&of))
+    }
+
+    fn has_budget(&mut self, object: Digest, now: Timestamp) -> bool {
         let bucket = self.buckets.entry(object, || Bucket { tokens: BURST, filled: now });
         let passed = now.duration_since(bucket.filled).as_secs_f64().max(0.0);
         bucket.tokens = (bucket.tokens + passed / REFILL_SECONDS).min(BURST);
@@ -282,34 +277,34 @@ impl Correlator {
     fn correlate(&mut self, occurrence: Occurrence) -> Option<Correlated> {
         let Occurrence { object, kind, reason, mut message, at } = occurrence;
         let id = identity(&object);
-        let alike = EventKey { object: id.clone(), kind, reason: reason.clone(), message: String::new() };
-        let similar = self.similar.entry(alike.clone(), || Similar { messages: HashSet::new(), last: at });
+        let alike = self.digest((id, kind, &reason));
+        let same = self.digest((alike, &message));
+        let id = self.digest(id);
+        let similar = self.similar.entry(alike, || Similar { messages: HashSet::new(), last: at });
         if at.duration_since(similar.last).as_secs() > COMBINE_WITHIN {
             similar.messages.clear();
         }
         similar.last = at;
         if similar.messages.len() < COMBINE_AFTER {
-            similar.messages.insert(message.clone());
+            similar.messages.insert(same);
         }
         let combined = similar.messages.len() >= COMBINE_AFTER;
-        let mut key = alike;
+        let key = if combined { alike } else { same };
         if combined {
             message = format!("(combined from similar events): {message}");
-        } else {
-            key.message.clone_from(&message);
         }
         if !self.has_budget(id, at) {
             return None;
         }
-        let event = self.build(&key, object, message, at);
+        let event = self.build(key, Occurrence { object, kind, reason, message, at });
         Some(Correlated { key, event })
     }
 
-    fn build(&mut self, key: &EventKey, object: ObjectReference, message: String, at: Timestamp) -> Event {
+    fn build(&mut self, key: Digest, occurrence: Occurrence) -> Event {
+        let Occurrence { object, kind, reason, message, at } = occurrence;
         let name = object.name.clone().unwrap_or_default();
         let namespace = object.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let written =
-            self.written.entry(key.clone(), || Written { name: String::new(), first: None, count: 0 });
+        let written = self.written.entry(key, || Written { name: String::new(), first: None, count: 0 });
         let fresh = format!("{name}.{:x}", at.as_nanosecond());
         let known = written.count > 0;
         Event {
@@ -319,9 +314,9 @@ impl Correlator {
                 ..ObjectMeta::default()
             },
             involved_object: object,
-            reason: Some(key.reason.clone()),
+            reason: Some(reason),
             message: Some(message),
-            type_: Some(key.kind.as_str().to_owned()),
+            type_: Some(kind.as_str().to_owned()),
             first_timestamp: written.first.clone().or(Some(Time(at))),
             last_timestamp: Some(Time(at)),
             count: Some(written.count + 1),
@@ -332,7 +327,7 @@ impl Correlator {
         }
     }
 
-    fn written(&mut self, key: EventKey, stored: &Event) {
+    fn written(&mut self, key: Digest, stored: &Event) {
         let written = self.written.entry(key, || Written { name: String::new(), first: None, count: 0 });
         written.name = stored.metadata.name.clone().unwrap_or_default();
         written.first.clone_from(&stored.first_timestamp);

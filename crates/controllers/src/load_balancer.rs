@@ -151,16 +151,13 @@ fn share(services: &[Arc<Service>], machines: &Machines<'_>) -> Vec<(ObjectKey, 
     let mut shares = Vec::with_capacity(ours.len());
     for service in ours {
         let key = ObjectKey::of(&service.metadata);
-        let (ports, spec) = (ports(service), service.spec.as_ref());
+        let ports = ports(service);
         let refusal = ports.iter().find_map(|port| {
             let name = format!("{}/{}", port.0, port.1);
             let own = machines.reserved.iter().any(|r| i32::from(*r) == port.0) && port.1 == "TCP";
             let other = owners.get(port).map(|owner| format!("port {name} is in use by Service {owner}"));
             other.or_else(|| own.then(|| format!("port {name} is in use by the cluster itself")))
         });
-        // What cannot be kept out must not be let in.
-        let ranges = spec.and_then(|s| s.load_balancer_source_ranges.as_ref()).is_some_and(|r| !r.is_empty());
-        let refusal = refusal.or_else(|| ranges.then(|| "source ranges are not supported".to_owned()));
         if let Some(why) = refusal {
             shares.push((key, Share::Refused(why)));
             continue;
@@ -323,7 +320,8 @@ mod tests {
         assert_eq!(one(json!({ "externalTrafficPolicy": "Local" }), "idle"), "");
         assert_eq!(
             one(json!({ "loadBalancerSourceRanges": ["10.0.0.0/8"] }), "web"),
-            "source ranges are not supported"
+            "12",
+            "the proxy's matter"
         );
         assert_eq!(one(json!({ "loadBalancerClass": CLASS }), "web"), "12");
         let other = service("web", 1, &json!({ "loadBalancerClass": "example.com/metal" }));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coracle_client::{Api, DeleteOptions, Informer};
+use coracle_client::{Api, DeleteOptions, EventRecorder, EventType, Informer};
 use coracle_meta::owner::controller_ref;
 use coracle_meta::{Reason, Status};
 use futures::FutureExt;
@@ -44,6 +44,7 @@ pub(crate) fn run(cx: &Context) -> BoxFuture<'static, ()> {
         services: services.clone(),
         slices: slices.clone(),
         api: cx.client(DESCRIPTOR.name).api(),
+        events: cx.recorder_as(DESCRIPTOR.name, "endpoint-slice-mirroring-controller"),
         own: OwnWrites::default(),
     });
     Controller::new(DESCRIPTOR)
@@ -84,9 +85,46 @@ fn endpoint(address: &EndpointAddress, ready: bool) -> Endpoint {
     }
 }
 
+/// Addresses that are not mirrored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Skipped {
+    /// No IP addresses.
+    invalid: usize,
+    /// Those, and what is too many.
+    all: usize,
+}
+
+impl Skipped {
+    /// What is told of them.
+    fn happenings(self) -> Vec<(&'static str, String)> {
+        let mut told = Vec::new();
+        if self.invalid > 0 {
+            let number = self.invalid;
+            let message = format!("Skipped {number} invalid IP addresses when mirroring to EndpointSlices");
+            told.push(("InvalidIPAddress", message));
+        }
+        if self.all > self.invalid {
+            let message = format!(
+                "A max of {MOST} addresses can be mirrored to EndpointSlices per Endpoints subset. {} addresses were \
+                 skipped",
+                self.all
+            );
+            told.push(("TooManyAddressesToMirror", message));
+        }
+        told
+    }
+}
+
+fn family(address: &EndpointAddress) -> Option<&'static str> {
+    match address.ip.parse::<IpAddr>().ok()? {
+        IpAddr::V4(_) => Some("IPv4"),
+        IpAddr::V6(_) => Some("IPv6"),
+    }
+}
+
 /// The slices that mirror the Endpoints: one for each subset and family of addresses.
-fn wanted(endpoints: &Endpoints) -> Vec<EndpointSlice> {
-    let mut slices = Vec::new();
+fn wanted(endpoints: &Endpoints) -> (Vec<EndpointSlice>, Skipped) {
+    let (mut slices, mut skipped) = (Vec::new(), Skipped::default());
     let name = name_of(endpoints);
     let mut labels = endpoints.metadata.labels.clone().unwrap_or_default();
     labels.insert(SERVICE_NAME.to_owned(), name.to_owned());
@@ -108,13 +146,20 @@ fn wanted(endpoints: &Endpoints) -> Vec<EndpointSlice> {
         let ready = subset.addresses.iter().flatten().map(|address| (address, true));
         let unready = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
         let mut families: BTreeMap<&str, Vec<Endpoint>> = BTreeMap::new();
-        for (address, is_ready) in ready.chain(unready).take(MOST) {
-            let family = match address.ip.parse::<IpAddr>() {
-                Ok(IpAddr::V4(_)) => "IPv4",
-                Ok(IpAddr::V6(_)) => "IPv6",
-                Err(_) => continue,
-            };
-            families.entry(family).or_default().push(endpoint(address, is_ready));
+        let mut room = MOST;
+        for (address, is_ready) in ready.chain(unready) {
+            skipped.all += 1;
+            if room == 0 {
+                continue;
+            }
+            match family(address) {
+                Some(family) => {
+                    families.entry(family).or_default().push(endpoint(address, is_ready));
+                    room -= 1;
+                    skipped.all -= 1;
+                }
+                None => skipped.invalid += 1,
+            }
         }
         for (family, endpoints_of_family) in families {
             slices.push(EndpointSlice {
@@ -132,7 +177,7 @@ fn wanted(endpoints: &Endpoints) -> Vec<EndpointSlice> {
             });
         }
     }
-    slices
+    (slices, skipped)
 }
 
 /// What must be written.
@@ -177,6 +222,7 @@ struct Mirror {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     api: Api<EndpointSlice>,
+    events: EventRecorder,
     own: OwnWrites,
 }
 
@@ -195,7 +241,13 @@ impl Reconciler for Mirror {
             is(MANAGED_BY, MANAGER) && is(SERVICE_NAME, &key.name)
         });
         let mirrored = endpoints.filter(|endpoints| is_mirrored(endpoints, service.as_deref()));
-        let plan = plan(mirrored.map(|endpoints| wanted(&endpoints)).unwrap_or_default(), known);
+        let (slices, skipped) = mirrored.as_ref().map(|endpoints| wanted(endpoints)).unwrap_or_default();
+        for (reason, message) in skipped.happenings() {
+            if let Some(endpoints) = &mirrored {
+                self.events.event(&**endpoints, EventType::Warning, reason, message);
+            }
+        }
+        let plan = plan(slices, known);
         for slice in plan.delete {
             let options = DeleteOptions { uid: slice.metadata.uid.clone(), ..DeleteOptions::default() };
             ignore_not_found(self.api.delete(&key.namespace, name_of(&*slice), options).await)?;
@@ -227,6 +279,36 @@ mod tests {
 
     use super::*;
     use crate::testing::{context, eventually};
+
+    #[test]
+    fn addresses_that_are_none_and_those_beyond_a_thousand_are_left_out_and_told() {
+        let ips = |from: usize, number: usize| -> Vec<serde_json::Value> {
+            (from..from + number).map(|n| json!({ "ip": format!("10.0.{}.{}", n / 250, n % 250) })).collect()
+        };
+        let check = |ready: Vec<serde_json::Value>, unready: Vec<serde_json::Value>| {
+            let endpoints = json!({ "metadata": { "name": "db" }, "subsets": [{ "addresses": ready,
+                "notReadyAddresses": unready, "ports": [{ "port": 80 }] }] });
+            let (slices, skipped) = wanted(&serde_json::from_value(endpoints).expect("valid"));
+            let kept: usize = slices.iter().map(|slice| slice.endpoints.as_ref().map_or(0, Vec::len)).sum();
+            (kept, skipped.happenings())
+        };
+        assert_eq!(check(ips(0, 1000), Vec::new()), (1000, Vec::new()));
+        let odd = [vec![json!({ "ip": "here" })], ips(0, 1000)].concat();
+        let (kept, told) = check(odd, ips(2000, 3));
+        assert_eq!(kept, 1000, "what is no address takes no room");
+        let too_many = "A max of 1000 addresses can be mirrored to EndpointSlices per Endpoints subset. 4 addresses \
+                        were skipped";
+        assert_eq!(
+            told,
+            [
+                (
+                    "InvalidIPAddress",
+                    "Skipped 1 invalid IP addresses when mirroring to EndpointSlices".to_owned()
+                ),
+                ("TooManyAddressesToMirror", too_many.to_owned()),
+            ]
+        );
+    }
 
     #[tokio::test(start_paused = true)]
     async fn endpoints_of_a_service_without_selector_are_mirrored_changed_and_removed() {

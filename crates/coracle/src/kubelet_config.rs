@@ -1,16 +1,21 @@
 //! The kubelet's configuration file (`KubeletConfiguration`, v1beta1), as upstream's `--config` takes it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_kubelet::{CpuPolicy, CpuSet, IdRange, KubeletConfig, ShutdownPeriod, shutdown_periods};
+use coracle_kubelet::{
+    CpuPolicy, CpuSet, IdRange, KubeletConfig, ManifestUrl, ShutdownPeriod, shutdown_periods,
+};
 use coracle_meta::quantity::Quantity;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::Failure;
 use crate::node_args::NodeArgs;
+
+/// Default of `httpCheckFrequency`.
+const CHECK_FREQUENCY: Duration = Duration::from_secs(20);
 
 /// What of the file is heeded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -35,6 +40,12 @@ struct File {
     image_gc_low_threshold_percent: Option<u64>,
     #[serde(rename = "imageMinimumGCAge")]
     image_minimum_gc_age: Option<String>,
+    static_pod_path: Option<PathBuf>,
+    #[serde(rename = "staticPodURL")]
+    static_pod_url: String,
+    #[serde(rename = "staticPodURLHeader")]
+    static_pod_url_header: BTreeMap<String, Vec<String>>,
+    http_check_frequency: Option<String>,
     /// What there is besides.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -99,6 +110,7 @@ fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
     cpus(&file, config)?;
     shutdown(&file, config)?;
     image_gc(&file, config)?;
+    static_pods(&file, config)?;
     if let Some(ids) = file.user_namespaces.ids_per_pod {
         config.ids_per_pod = ids;
         config.user_ids = IdRange::all(ids);
@@ -179,6 +191,34 @@ fn shutdown(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     Ok(())
 }
 
+fn static_pods(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    if let Some(path) = &file.static_pod_path {
+        config.static_pods.clone_from(path);
+    }
+    if file.static_pod_url.is_empty() {
+        return Ok(());
+    }
+    let url: http::Uri = file.static_pod_url.parse().map_err(|e| format!("staticPodURL: {e}"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err(format!("staticPodURL: {url} is no http or https URL"));
+    }
+    let mut headers = Vec::new();
+    for (name, values) in &file.static_pod_url_header {
+        for value in values {
+            let valid =
+                http::HeaderName::try_from(name).is_ok() && http::HeaderValue::try_from(value).is_ok();
+            if !valid {
+                return Err(format!("staticPodURLHeader: {name:?} is no header, or its value none"));
+            }
+            headers.push((name.clone(), value.clone()));
+        }
+    }
+    let every = file.http_check_frequency.as_deref().map(|text| length("httpCheckFrequency", text));
+    let every = every.transpose()?.filter(|every| !every.is_zero()).unwrap_or(CHECK_FREQUENCY);
+    config.static_pod_url = Some(ManifestUrl { url: file.static_pod_url.clone(), headers, every });
+    Ok(())
+}
+
 fn image_gc(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     let gc = &mut config.image_gc;
     let given = file.image_gc_high_threshold_percent.is_some();
@@ -229,6 +269,9 @@ userNamespaces: {idsPerPod: 131072}
 imageGCHighThresholdPercent: 60
 imageGCLowThresholdPercent: 50
 imageMinimumGCAge: 2m30s
+staticPodPath: /etc/kubernetes/manifests
+staticPodURL: https://manifests.example/pods
+staticPodURLHeader: {X-Token: [one, two]}
 syncFrequency: 1m0s
 ",
         )
@@ -239,6 +282,10 @@ syncFrequency: 1m0s
         assert_eq!(config.reserved["memory"].value(), 2 << 30);
         assert_eq!(config.shutdown_periods.iter().map(|p| p.seconds).collect::<Vec<_>>(), [20, 10]);
         assert_eq!((config.ids_per_pod, config.user_ids), (131_072, IdRange::all(131_072)));
+        assert_eq!(config.static_pods, Path::new("/etc/kubernetes/manifests"));
+        let url = config.static_pod_url.expect("a URL");
+        assert_eq!((url.url.as_str(), url.every), ("https://manifests.example/pods", CHECK_FREQUENCY));
+        assert_eq!(url.headers.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(), ["one", "two"]);
         let gc = config.image_gc;
         assert_eq!((gc.high, gc.low, gc.min_age, gc.enough), (60, 50, 150, u64::MAX));
     }
@@ -250,6 +297,8 @@ syncFrequency: 1m0s
         assert!(refused("imageGCLowThresholdPercent: 90").contains("must be less than"));
         assert!(refused("shutdownGracePeriodCriticalPods: 10s").contains("must be <="));
         assert!(refused("shutdownGracePeriod: 10x").contains("unknown unit"));
+        assert!(refused("staticPodURL: /etc/x").contains("is no http or https URL"));
+        assert!(refused("staticPodURL: http://x/\nstaticPodURLHeader: {\"a b\": [c]}").contains("no header"));
         let mut config = crate::node::testing_config();
         assert!(apply("kind: Pod\napiVersion: v1\n", &mut config).is_err());
     }

@@ -427,6 +427,7 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         own_log: Some(paths.file("coracle.log")),
         device_plugins: paths.file("kubelet/device-plugins"),
         static_pods: paths.file("manifests"),
+        static_pod_url: None,
         log_root: paths.file("logs/pods"),
         cgroup_root: format!("/coracle/{}/pods", cluster.id),
         cluster_dns: vec![cluster.service_ip(10).into()],

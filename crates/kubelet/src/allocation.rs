@@ -124,6 +124,13 @@ impl Allocations {
         Ok(())
     }
 
+    /// A newer state of a pod that was taken in, with what it was granted.
+    pub fn refresh(&self, pod: &Arc<Pod>) {
+        if let Some(known) = self.pods.lock().get_mut(names::uid(pod)) {
+            known.clone_from(pod);
+        }
+    }
+
     /// Grants a pod the resources of its new specification if they fit.
     ///
     /// # Errors

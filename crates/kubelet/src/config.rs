@@ -36,6 +36,8 @@ pub struct KubeletConfig {
     pub device_plugins: PathBuf,
     /// Directory of manifests of static pods; need not exist.
     pub static_pods: PathBuf,
+    /// A server that has such manifests, too.
+    pub static_pod_url: Option<crate::manifests::ManifestUrl>,
     /// Container logs: `<log_root>/<ns>_<name>_<uid>/<container>/<n>.log`.
     pub log_root: PathBuf,
     /// Parent of the pods' cgroups, as the runtime understands it, e.g. `/coracle/0a1b2c3d/pods`.

@@ -27,6 +27,7 @@ mod kubelet;
 mod logs;
 mod machine;
 mod manager;
+mod manifests;
 mod names;
 mod node;
 mod objects;
@@ -58,5 +59,6 @@ pub use credential_plugins::{Provider as CredentialProvider, parse as credential
 pub use evict::Thresholds;
 pub use image_gc::ImageGc;
 pub use kubelet::{Kubelet, purge};
+pub use manifests::ManifestUrl;
 pub use shutdown::{ShutdownPeriod, periods as shutdown_periods};
 pub use user_namespaces::IdRange;

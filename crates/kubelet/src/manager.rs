@@ -10,8 +10,9 @@ use parking_lot::RwLock;
 use tracing::{info, warn};
 
 use crate::context::Context;
+use crate::manifests::Source;
 use crate::names;
-use crate::statics::{self, Source};
+use crate::statics;
 use crate::volumes;
 use crate::worker::{Handle, Message, Worker};
 
@@ -125,11 +126,22 @@ impl Pods {
         let mut source = Source::new(&cx);
         let statics = source.read(&cx);
         informer.wait_synced().await;
-        let orphans = cx.clone();
         let known = informer.list().into_iter().chain(statics.iter().cloned());
-        let known: HashSet<String> = known.map(|p| names::uid(&p).to_owned()).collect();
-        cx.cpus.retain(&known);
-        tokio::spawn(async move { remove_orphans(&orphans, &known).await });
+        let mut known: HashSet<String> = known.map(|p| names::uid(&p).to_owned()).collect();
+        if source.fetched().is_none() {
+            cx.cpus.retain(&known);
+        }
+        let (orphans, fetched) = (cx.clone(), source.fetched());
+        tokio::spawn(async move {
+            // Pods of the URL are no orphans while it has not answered.
+            if let Some(mut fetched) = fetched {
+                let Ok(pods) = fetched.wait_for(Option::is_some).await else { return };
+                known.extend(pods.iter().flatten().map(|p| names::uid(p).to_owned()));
+                drop(pods);
+                orphans.cpus.retain(&known);
+            }
+            remove_orphans(&orphans, &known).await;
+        });
         self.statics(&cx, &statics, &informer);
         let mut changes = informer.subscribe();
         loop {

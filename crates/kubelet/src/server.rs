@@ -151,7 +151,8 @@ impl Server {
     fn configuration(&self) -> serde_json::Value {
         let c = &self.cx.config;
         serde_json::json!({"kubeletconfig": {
-            "staticPodPath": c.static_pods, "address": "0.0.0.0", "port": c.port, "maxPods": c.max_pods,
+            "staticPodPath": c.static_pods,
+            "staticPodURL": c.static_pod_url.as_ref().map_or("", |from| from.url.as_str()), "address": "0.0.0.0", "port": c.port, "maxPods": c.max_pods,
             "clusterDomain": c.cluster_domain, "clusterDNS": c.cluster_dns, "resolvConf": c.resolv_conf,
             "reservedSystemCPUs": c.reserved_cpus.as_ref().map(ToString::to_string),
             "imageGCHighThresholdPercent": c.image_gc.high, "imageGCLowThresholdPercent": c.image_gc.low,

@@ -1,7 +1,6 @@
-//! Static pods: pods of this node that files describe, not the API. Each is shown in the API by a mirror.
+//! Static pods: pods of this node that manifests describe, not the API. Each is shown in the API by a mirror.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_client::DeleteOptions;
@@ -14,19 +13,44 @@ use tracing::warn;
 
 use crate::context::Context;
 use crate::names;
-use coracle_stdx::files::Watch;
 
-/// How often the directory is looked at even if nothing tells of a change (it may be mounted over).
-const LOOK: std::time::Duration = std::time::Duration::from_secs(20);
-/// Files in one burst of changes are read together.
-const SETTLE: std::time::Duration = std::time::Duration::from_millis(100);
+/// Where a manifest is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin<'a> {
+    /// `kubernetes.io/config.source`: `file` or `http`.
+    pub source: &'a str,
+    /// Path or URL.
+    pub place: &'a str,
+    /// The node that it is for.
+    pub node: &'a str,
+}
+
+/// The pods of a document: a Pod, or a PodList.
+///
+/// # Errors
+/// The text is neither, or one of the pods cannot be; upstream refuses the whole, too.
+pub fn parse_all(text: &str, origin: Origin<'_>, now: Timestamp) -> Result<Vec<Pod>, String> {
+    let value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
+    if value["kind"] != "PodList" || value["apiVersion"] != "v1" {
+        return parse(text, origin, now).map(|pod| vec![pod]);
+    }
+    let items = value["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let pod = |(index, item): (usize, &serde_json::Value)| {
+        let mut item = item.clone();
+        item["kind"] = "Pod".into();
+        item["apiVersion"] = "v1".into();
+        parse(&item.to_string(), origin, now).map_err(|e| format!("items[{index}]: {e}"))
+    };
+    items.iter().enumerate().map(pod).collect()
+}
 
 /// The pod that a manifest describes, as this node runs it. The uid follows from node, place and content: a changed
 /// manifest is another pod.
 ///
 /// # Errors
 /// The text is no pod.
-pub fn parse(text: &str, place: &Path, node: &str, now: Timestamp) -> Result<Pod, String> {
+pub fn parse(text: &str, origin: Origin<'_>, now: Timestamp) -> Result<Pod, String> {
+    let Origin { source, place, node } = origin;
     let value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
     let kind = value["kind"].as_str().unwrap_or("");
     if kind != "Pod" || value["apiVersion"] != "v1" {
@@ -35,7 +59,7 @@ pub fn parse(text: &str, place: &Path, node: &str, now: Timestamp) -> Result<Pod
     let mut pod: Pod = serde_json::from_value(value).map_err(|e| e.to_string())?;
     let name = pod.metadata.name.clone().filter(|n| !n.is_empty()).ok_or("the pod has no name")?;
     let mut hash = Sha256::new();
-    for part in [node.as_bytes(), place.as_os_str().as_encoded_bytes(), text.as_bytes()] {
+    for part in [node.as_bytes(), place.as_bytes(), text.as_bytes()] {
         hash.update(part);
         hash.update([0]);
     }
@@ -48,7 +72,7 @@ pub fn parse(text: &str, place: &Path, node: &str, now: Timestamp) -> Result<Pod
     meta.uid = Some(uid.clone());
     let annotations = meta.annotations.get_or_insert_with(BTreeMap::new);
     annotations.insert(names::CONFIG_HASH.to_owned(), uid);
-    annotations.insert(names::CONFIG_SOURCE.to_owned(), "file".to_owned());
+    annotations.insert(names::CONFIG_SOURCE.to_owned(), source.to_owned());
     annotations.insert(names::CONFIG_SEEN.to_owned(), now.to_string());
     let spec = pod.spec.as_mut().ok_or("the pod has no specification")?;
     spec.node_name = Some(node.to_owned());
@@ -117,67 +141,6 @@ pub async fn create_mirror(cx: &Context, pod: &Pod) -> Result<Arc<Pod>, Status> 
     cx.client.api::<Pod>().create(names::namespace(pod), mirror).await
 }
 
-/// The directory of manifests.
-pub struct Source {
-    directory: PathBuf,
-    node: String,
-    watch: Option<Watch>,
-    /// By file; the text, to see whether it changed.
-    known: BTreeMap<PathBuf, (String, Option<Arc<Pod>>)>,
-}
-
-impl Source {
-    /// The node's manifests; the directory need not exist.
-    pub fn new(cx: &Context) -> Self {
-        Self {
-            directory: cx.config.static_pods.clone(),
-            node: cx.config.node_name.clone(),
-            watch: None,
-            known: BTreeMap::new(),
-        }
-    }
-
-    /// The pods that the directory describes now.
-    pub fn read(&mut self, cx: &Context) -> Vec<Arc<Pod>> {
-        if self.watch.is_none() {
-            self.watch = cx.files.folder(&self.directory).ok();
-        }
-        let mut found = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            if hidden || !path.is_file() {
-                continue;
-            }
-            let Ok(text) = std::fs::read_to_string(&path) else { continue };
-            let known = self.known.remove(&path).filter(|(old, _)| *old == text);
-            let pod = known.map(|(_, pod)| pod).unwrap_or_else(|| {
-                match parse(&text, &path, &self.node, cx.clock.now()) {
-                    Ok(pod) => Some(Arc::new(pod)),
-                    Err(e) => {
-                        warn!(file = %path.display(), error = e, "manifest left out");
-                        None
-                    }
-                }
-            });
-            found.insert(path, (text, pod));
-        }
-        self.known = found;
-        self.known.values().filter_map(|(_, pod)| pod.clone()).collect()
-    }
-
-    /// Completes when the directory may have changed.
-    pub async fn changed(&self) {
-        match &self.watch {
-            Some(watch) => {
-                let _ = tokio::time::timeout(LOOK, watch.changed()).await;
-                tokio::time::sleep(SETTLE).await;
-            }
-            None => tokio::time::sleep(LOOK).await,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,8 +148,26 @@ mod tests {
     const MANIFEST: &str =
         "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - {name: a, image: i}\n";
 
+    const ORIGIN: Origin<'_> = Origin { source: "file", place: "/m/web.yaml", node: "Node1" };
+
     fn make(text: &str) -> Result<Pod, String> {
-        parse(text, Path::new("/m/web.yaml"), "Node1", Timestamp::UNIX_EPOCH)
+        parse(text, ORIGIN, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_list_has_several_pods_and_one_that_is_wrong_spoils_it() {
+        let item = |name: &str| serde_json::json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "a", "image": "i"}]}});
+        let list = |items: &[serde_json::Value]| {
+            serde_json::json!({"kind": "PodList", "apiVersion": "v1", "items": items}).to_string()
+        };
+        let parse = |text: &str| parse_all(text, ORIGIN, Timestamp::UNIX_EPOCH);
+        let pods = parse(&list(&[item("a"), item("b")])).expect("two pods");
+        assert_eq!(pods.iter().map(names::name).collect::<Vec<_>>(), ["a-node1", "b-node1"]);
+        let fewer = parse(&list(&[item("b")])).expect("a pod");
+        assert_eq!(names::uid(&fewer[0]), names::uid(&pods[1]), "what it is does not hang on its neighbours");
+        assert_eq!(parse(&list(&[item("a"), item("")])), Err("items[1]: the pod has no name".into()));
+        assert_eq!(parse(&list(&[])), Ok(Vec::new()));
+        assert_eq!(parse(MANIFEST).expect("a pod").len(), 1);
     }
 
     #[test]

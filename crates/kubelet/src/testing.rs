@@ -316,6 +316,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         own_log: None,
         device_plugins: directory.join("kubelet/device-plugins"),
         static_pods: directory.join("manifests"),
+        static_pod_url: None,
         log_root: directory.join("logs"),
         cgroup_root: "/x".into(),
         cluster_dns: vec![[10, 96, 0, 10].into()],

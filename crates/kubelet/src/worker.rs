@@ -147,9 +147,12 @@ pub struct Handle {
     pub pod: Arc<Pod>,
 }
 
+fn version(pod: &Pod) -> Option<u64> {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok())
+}
+
 /// Whether `new` is at least as new as `old` (resource versions are ordered).
 fn at_least_as_new(new: &Pod, old: &Pod) -> bool {
-    let version = |p: &Pod| p.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
     match (version(new), version(old)) {
         (Some(new), Some(old)) => new >= old,
         _ => true,

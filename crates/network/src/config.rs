@@ -27,7 +27,7 @@ pub struct NetworkConfig {
 }
 
 /// An IPv4 range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     base: u32,
     length: u8,

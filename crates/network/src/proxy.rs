@@ -5,10 +5,12 @@
 //! transaction. Nothing else wakes it.
 
 mod changes;
+mod guard;
 mod program;
 mod ruleset;
 mod run;
 
 pub use changes::{Changes, Maps, diff};
+pub use guard::Guard;
 pub use ruleset::{Action, Backend, Frontend, RuleSet, desired, service_rules};
 pub use run::ServiceProxy;

@@ -157,6 +157,38 @@ fn services_work_from_pods_the_node_and_outside() {
         assert_eq!(inside(&one, || names(&[ask(VIP, 81)])).await, refused, "another port of a cluster IP");
         assert_eq!(inside(&outside, || names(&[ask([192, 0, 2, 77], 30083)])).await, refused);
 
+        // A load balancer's address lets in whom its ranges name; the node port beside it is open as ever.
+        let from = |ranges: Value| json!({"spec": {"loadBalancerSourceRanges": ranges}});
+        let balanced = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.24",
+            "loadBalancerSourceRanges": ["203.0.113.0/24"],
+            "ports": [{"name": "p", "port": 80, "protocol": "TCP", "nodePort": 30084}]});
+        add_service(&client, "guarded", balanced).await;
+        slices.create("shop", slice("guarded", "TCP", &both)).await.expect("create");
+        let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.77"}]}}});
+        let services = client.api::<Service>();
+        let merge = coracle_client::PatchKind::Merge;
+        services.patch_status("shop", "guarded", merge, ingress).await.expect("patch");
+        settle().await;
+        let outside_asks = |port: u16| {
+            let ask_once = move || names(&[ask([192, 0, 2, 77], port)]).remove(0);
+            inside(&outside, ask_once)
+        };
+        assert_eq!(outside_asks(80).await, "TimedOut", "dropped");
+        assert!(each.contains(&outside_asks(30084).await.as_str()));
+        assert_eq!(many(|| ask([10, 96, 0, 24], 80)).await, each, "inside the cluster nobody is kept out");
+        services
+            .patch("shop", "guarded", merge, from(json!(["203.0.113.0/24", "192.0.2.0/24"])))
+            .await
+            .expect("patch");
+        settle().await;
+        assert!(each.contains(&outside_asks(80).await.as_str()), "let in");
+        services.patch("shop", "guarded", merge, from(json!(["203.0.113.0/24"]))).await.expect("patch");
+        settle().await;
+        assert_eq!(outside_asks(80).await, "TimedOut", "dropped again");
+        services.patch("shop", "guarded", merge, from(json!([]))).await.expect("patch");
+        settle().await;
+        assert!(each.contains(&outside_asks(80).await.as_str()), "open to all");
+
         // One endpoint leaves: nothing goes there any more, also what was sticky and a UDP flow that goes on.
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bind");
         socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");

@@ -9,6 +9,8 @@ use tokio::task::spawn_blocking;
 const LOOK: Duration = Duration::from_secs(10);
 /// Less growth than this is not worth a look at the heap.
 const WORTH: u64 = 4 << 20;
+/// So many looks later what a burst left in caches for a while is free, too.
+const LATER: u32 = 10;
 /// A tick of the times in /proc: the kernel's USER_HZ, 100 on x86 and ARM.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -35,6 +37,16 @@ impl Usage {
     }
 }
 
+/// What is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// What was freed.
+    Heap,
+    /// That and pages of the program.
+    All,
+}
+
 /// Decides when memory is given back.
 #[derive(Debug, Default)]
 struct Tender {
@@ -42,19 +54,30 @@ struct Tender {
     /// What was in use at the look after memory had been given back; `None` until then.
     floor: Option<u64>,
     given: bool,
+    /// Looks until what was freed since is given back as well.
+    again: u32,
 }
 
 impl Tender {
     /// Whether now is the time: there is more than there was, and the last interval was quiet.
-    fn is_due(&mut self, now: Usage) -> bool {
+    fn due(&mut self, now: Usage) -> Due {
         let worked = now.processor.saturating_sub(self.last.processor);
         self.last = now;
         if std::mem::take(&mut self.given) {
             self.floor = Some(now.resident);
         }
         let has_grown = self.floor.is_none_or(|floor| now.resident > floor + WORTH);
-        self.given = has_grown && worked < LOOK / 50;
-        self.given
+        let is_quiet = worked < LOOK / 50;
+        if has_grown && is_quiet {
+            (self.given, self.again) = (true, LATER);
+            return Due::All;
+        }
+        let waited = self.again == 1;
+        if self.again > 1 || waited && is_quiet {
+            self.again -= 1;
+        }
+        self.given = waited && is_quiet;
+        if self.given { Due::Heap } else { Due::Nothing }
     }
 }
 
@@ -64,15 +87,19 @@ pub async fn give_back_when_quiet() {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(now) = Usage::now() else { return };
-        if tender.is_due(now) && spawn_blocking(give_back).await.is_err() {
+        let due = tender.due(now);
+        if due != Due::Nothing && spawn_blocking(move || give_back(due)).await.is_err() {
             return;
         }
     }
 }
 
-fn give_back() {
+fn give_back(due: Due) {
     // SAFETY: takes no pointer, and locks what it touches.
     unsafe { libc::malloc_trim(0) };
+    if due != Due::All {
+        return;
+    }
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
     for (start, length) in maps.lines().filter_map(program_text) {
         // SAFETY: pages of a file that nobody writes to through this mapping: the next access reads them again.
@@ -104,14 +131,23 @@ mod tests {
     #[test]
     fn memory_is_given_back_after_the_start_and_after_a_burst_when_it_is_quiet() {
         let mut tender = Tender::default();
-        assert!(!tender.is_due(usage(60, 900)), "it starts");
-        assert!(tender.is_due(usage(60, 910)));
-        assert!(!tender.is_due(usage(30, 920)), "30 MB are needed");
-        assert!(!tender.is_due(usage(33, 930)), "little more");
-        assert!(!tender.is_due(usage(200, 5930)), "at work");
-        assert!(tender.is_due(usage(200, 5940)));
-        assert!(!tender.is_due(usage(150, 5950)), "that is what is needed now");
-        assert!(!tender.is_due(usage(150, 5960)));
+        assert_eq!(tender.due(usage(60, 900)), Due::Nothing, "it starts");
+        assert_eq!(tender.due(usage(60, 910)), Due::All);
+        assert_eq!(tender.due(usage(30, 920)), Due::Nothing, "30 MB are needed");
+        assert_eq!(tender.due(usage(33, 930)), Due::Nothing, "little more");
+        assert_eq!(tender.due(usage(200, 5930)), Due::Nothing, "at work");
+        assert_eq!(tender.due(usage(200, 5940)), Due::All);
+        assert_eq!(tender.due(usage(150, 5950)), Due::Nothing, "that is what is needed now");
+        assert_eq!(tender.due(usage(150, 5960)), Due::Nothing);
+    }
+
+    #[test]
+    fn what_is_freed_some_time_after_a_burst_is_given_back_once() {
+        let mut tender = Tender::default();
+        assert_eq!(tender.due(usage(60, 10)), Due::All);
+        let mut looks = (1..).map(|n| tender.due(usage(50, 10 + n)));
+        assert_eq!(looks.position(|due| due == Due::Heap), Some(LATER as usize - 1));
+        assert!(looks.take(100).all(|due| due == Due::Nothing));
     }
 
     #[test]
@@ -130,7 +166,7 @@ mod tests {
     #[test]
     fn a_program_goes_on_after_its_text_was_dropped() {
         let before: Vec<String> = (0..1000).map(|n| format!("{n:04}")).collect();
-        give_back();
+        give_back(Due::All);
         assert_eq!(before.concat().len(), 4000);
         assert!(Usage::now().is_some_and(|usage| usage.resident > 0));
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use coracle_meta::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 
 use crate::devices::Devices;
 use crate::pod_info::{Amounts, HostPort, PodInfo};
@@ -309,6 +309,7 @@ impl Cache {
                 && placed.info.leaving == pod.leaving;
             if same {
                 placed.assumed = false;
+                placed.info.refresh(pod.pod());
                 return false;
             }
             let before = placed.info.requests.clone();
@@ -319,6 +320,12 @@ impl Cache {
         }
         self.place(pod, node, false);
         false
+    }
+
+    /// Takes in a change of a pod that does not count for scheduling. Whether the pod is known.
+    pub fn refresh(&self, uid: &str, pod: &Arc<Pod>) -> bool {
+        let placed = self.pods.get(uid);
+        placed.inspect(|placed| placed.info.refresh(pod.clone())).is_some()
     }
 
     /// Forgets a pod. Whether it was counted.

@@ -7,6 +7,7 @@ use coracle_meta::placement::NodeTerm as Term;
 use coracle_meta::pod;
 use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, NodeSelector, Pod, PodSpec, Toleration};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::pod_terms::{Labels, PodWishes};
@@ -113,11 +114,20 @@ impl NodeWishes {
     }
 }
 
+/// The newest state of a pod: an older one would be kept in memory for this scheduler alone.
+#[derive(Debug)]
+struct Latest(Mutex<Arc<Pod>>);
+
+impl Clone for Latest {
+    fn clone(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
+}
+
 /// Everything plugins ask of a pod.
 #[derive(Clone, Debug)]
 pub struct PodInfo {
-    /// The object.
-    pub pod: Arc<Pod>,
+    latest: Latest,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -186,6 +196,16 @@ fn score_requests(spec: &PodSpec) -> (i64, i64) {
 }
 
 impl PodInfo {
+    /// The object: what does not count for scheduling may be newer than the rest of this.
+    pub fn pod(&self) -> Arc<Pod> {
+        self.latest.0.lock().clone()
+    }
+
+    /// Takes a newer state in that is the same for scheduling.
+    pub fn refresh(&self, pod: Arc<Pod>) {
+        *self.latest.0.lock() = pod;
+    }
+
     /// Whether it has wishes about other pods that matter to those that come after it.
     pub fn is_affine(&self) -> bool {
         !self.peers.near.is_empty() || !self.peers.apart.is_empty() || !self.peers.preferred.is_empty()
@@ -228,7 +248,7 @@ impl PodInfo {
             shape: shape.to_string().into(),
             requests,
             ports,
-            pod,
+            latest: Latest(Mutex::new(pod)),
         }
     }
 }

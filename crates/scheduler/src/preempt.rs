@@ -63,14 +63,16 @@ impl Budget {
 
 /// Why the pod may not make others give way.
 pub fn ineligible(pod: &PodInfo, cache: &Cache) -> Option<&'static str> {
-    let policy = pod.pod.spec.as_ref().and_then(|spec| spec.preemption_policy.as_deref());
+    let object = pod.pod();
+    let policy = object.spec.as_ref().and_then(|spec| spec.preemption_policy.as_deref());
     if policy == Some("Never") {
         return Some("not eligible due to preemptionPolicy=Never");
     }
     let node =
         cache.nomination(&pod.uid).and_then(|node| cache.find(node)).and_then(|slot| cache.node(slot))?;
     let gives_way = |other: &Arc<PodInfo>| {
-        let said = coracle_meta::pod::condition(&other.pod, "DisruptionTarget");
+        let object = other.pod();
+        let said = coracle_meta::pod::condition(&object, "DisruptionTarget");
         other.leaving
             && other.priority < pod.priority
             && said.is_some_and(|c| c.reason.as_deref() == Some(REASON))
@@ -113,8 +115,8 @@ pub fn find(
 }
 
 fn started(pod: &PodInfo) -> Timestamp {
-    let status = pod.pod.status.as_ref();
-    status.and_then(|status| status.start_time.as_ref()).map_or(Timestamp::MAX, |t| t.0)
+    let object = pod.pod();
+    object.status.as_ref().and_then(|status| status.start_time.as_ref()).map_or(Timestamp::MAX, |t| t.0)
 }
 
 /// Takes all pods of lower priority away, and gives back those that fit beside the new one.

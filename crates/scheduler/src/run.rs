@@ -351,7 +351,7 @@ impl Running {
                 continue;
             }
             let message = format!("Preempted by pod {} on node {node}", pod.uid);
-            self.recorder.event(victim.pod.as_ref(), EventType::Normal, "Preempted", message);
+            self.recorder.event(victim.pod().as_ref(), EventType::Normal, "Preempted", message);
             while self.reports.len() >= REPORTS {
                 self.reports.join_next().await;
             }
@@ -376,8 +376,9 @@ impl Running {
         message: String,
         nominated: Option<String>,
     ) {
-        self.recorder.event(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message.clone());
-        let known = meta_pod::condition(&pod.pod, "PodScheduled");
+        let object = pod.pod();
+        self.recorder.event(object.as_ref(), EventType::Warning, "FailedScheduling", message.clone());
+        let known = meta_pod::condition(&object, "PodScheduled");
         let is = |text: Option<&String>, wanted: &str| text.is_some_and(|t| t == wanted);
         let same_status = known.is_some_and(|c| c.status == "False");
         if nominated.is_none()
@@ -392,7 +393,7 @@ impl Running {
         let since = jiff::Timestamp::from_second(since.as_second()).unwrap_or(since).to_string();
         let mut condition = json!({"type": "PodScheduled", "status": "False", "lastProbeTime": null,
             "lastTransitionTime": since, "reason": reason, "message": message});
-        if let Some(generation) = pod.pod.metadata.generation {
+        if let Some(generation) = object.metadata.generation {
             condition["observedGeneration"] = generation.into();
         }
         let mut patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
@@ -424,7 +425,7 @@ impl Running {
         let Err(e) = result else {
             self.world.queue.remove(&pod.uid);
             let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
-            self.recorder.event(pod.pod.as_ref(), EventType::Normal, "Scheduled", message);
+            self.recorder.event(pod.pod().as_ref(), EventType::Normal, "Scheduled", message);
             return;
         };
         for reservation in reservations.iter().filter(|reservation| reservation.devices.is_some()) {
@@ -442,7 +443,7 @@ impl Running {
         warn!(pod = pod.name, namespace = pod.namespace, node, error = %e, "binding failed");
         self.world.queue.failed(&pod.uid, now);
         let message = format!("binding rejected: running Bind plugin \"DefaultBinder\": {e}");
-        self.recorder.event(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message);
+        self.recorder.event(pod.pod().as_ref(), EventType::Warning, "FailedScheduling", message);
     }
 }
 
@@ -452,7 +453,7 @@ async fn let_go(client: &Client, victim: &PodInfo, now: jiff::Timestamp) {
     let at = jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
     let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": preempt::REASON,
         "message": "default-scheduler: preempting to accommodate a higher priority pod",
-        "observedGeneration": victim.pod.metadata.generation, "lastTransitionTime": at});
+        "observedGeneration": victim.pod().metadata.generation, "lastTransitionTime": at});
     let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
     let (namespace, name) = (victim.namespace.as_str(), victim.name.as_str());
     let gone = |e: &Status| matches!(e.code(), 404 | 409);

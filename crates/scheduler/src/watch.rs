@@ -159,7 +159,7 @@ impl World {
         if let Some(node) = meta_pod::node_name(pod).filter(|n| !n.is_empty()) {
             self.queue.remove(uid);
             // The status of a running pod changes often; its requests hardly ever.
-            if relevant || !self.cache.has_pod(uid) {
+            if relevant || !self.cache.refresh(uid, pod) {
                 let less = self.cache.set_pod(Arc::new(PodInfo::new(pod.clone())), node);
                 self.queue.happened(ClusterEvent::AssignedPodAdd, now);
                 if less {

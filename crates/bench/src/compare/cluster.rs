@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::contestant::{Asker, LOOK, PATIENCE, make_dir, text};
 use super::record::{Contestant, Record};
 use super::{CONTROLLER_SCENARIOS, ClusterArgs, controllers, idle};
-use crate::process::{Process, free_port, proportional_mb, usage, with_argument};
+use crate::process::{Process, free_port, own_mb, proportional_mb, usage, with_argument};
 use crate::scenario::pod_links::{LinksArgs, pod_links};
 use crate::scenario::pod_start::{PodStartArgs, pod_start};
 use crate::scenario::schedule::{ScheduleArgs, schedule};
@@ -80,9 +80,10 @@ async fn figures(cluster: &mut Cluster, args: &ClusterArgs) -> Result<(), Failur
     say_figures("up", &[("api_ready_ms", millis(api)), ("node_ready_ms", millis(node))])?;
     let pid = cluster.process.pid();
     let seen = idle(&[pid], Duration::from_secs(5), Duration::from_secs_f64(args.idle)).await;
-    let pss = proportional_mb(pid);
-    say_figures("up_idle", &[("rss_mb", seen.0), ("cpu_percent", seen.1), ("pss_mb", pss)])?;
-    pods(cluster, &target, args).await?;
+    let (pss, own) = (proportional_mb(pid), own_mb(pid));
+    let figures = [("rss_mb", seen.0), ("cpu_percent", seen.1), ("pss_mb", pss), ("own_mb", own)];
+    say_figures("up_idle", &figures)?;
+    pods(cluster, &target, args, own).await?;
     let mut plain = ScheduleArgs {
         nodes: args.nodes,
         pods: args.pods,
@@ -99,8 +100,14 @@ async fn figures(cluster: &mut Cluster, args: &ClusterArgs) -> Result<(), Failur
     cluster.process.check()
 }
 
-/// Pods one after another, the rest of a hundred at once, and what they cost while they run.
-async fn pods(cluster: &Cluster, target: &Arc<Target>, args: &ClusterArgs) -> Result<(), Failure> {
+/// Pods one after another, the rest of a hundred at once, and what they cost while they run: at once, and when it has
+/// been quiet for a while. `idle_own` is what the daemon had for itself before them, in MB.
+async fn pods(
+    cluster: &Cluster,
+    target: &Arc<Target>,
+    args: &ClusterArgs,
+    idle_own: f64,
+) -> Result<(), Failure> {
     let starts = args.starts.min(PODS - WARMUP);
     let mut start = PodStartArgs {
         count: starts,
@@ -132,6 +139,11 @@ async fn pods(cluster: &Cluster, target: &Arc<Target>, args: &ClusterArgs) -> Re
             ("all_pss_mb", daemon + of_shims),
         ],
     )?;
+    let quiet = idle(&[pid], Duration::from_secs_f64(args.quiet), Duration::from_secs_f64(args.idle)).await;
+    let own = own_mb(pid);
+    let each = (own - idle_own) * 1024.0 / PODS as f64;
+    let figures = [("rss_mb", quiet.0), ("cpu_percent", quiet.1), ("own_mb", own), ("own_kb_per_pod", each)];
+    say_figures("up_100_pods_quiet", &figures)?;
     for left in left.into_iter().flatten() {
         left.clean().await;
     }

@@ -64,6 +64,7 @@ const ROWS: &[Row] = &[
     ("up_100_pods", "rss_mb", "with 100 pods: memory of the daemon", "MB", Better::Less),
     ("up_100_pods", "shims_pss_mb", "with 100 pods: memory of all shims", "MB", Better::Less),
     ("up_100_pods", "cpu_percent", "with 100 pods: CPU of the daemon", "% of a core", Better::Less),
+    ("up_100_pods_quiet", "own_kb_per_pod", "the daemon's own memory per pod, later", "KB", Better::Less),
 ];
 
 /// Scenarios whose split of processor time is shown.

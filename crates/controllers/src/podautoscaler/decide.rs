@@ -99,6 +99,7 @@ impl Look {
     /// The target's pods cannot be told: no metric is asked.
     pub(super) fn bad_selector(&mut self, event: &'static str, said: &str, message: &str) -> String {
         self.warn(event, said);
+        self.without_metrics();
         let reason = if event == "AmbiguousSelector" { event } else { "InvalidSelector" };
         self.set(ACTIVE, false, reason, message);
         said.to_owned()

@@ -233,8 +233,9 @@ fn of_object(
     const REASON: &str = "FailedGetObjectMetric";
     let (name, object, target) = (&source.metric.name, &source.described_object, &source.target);
     let whole = |why: &str| format!("failed to get object metric value: {why}");
+    // In upstream's order, which puts the cause last.
     let usage = values(reading).map_err(|why| {
-        format!("unable to get metric {name}: {why} on {} {namespace}/{}", object.kind, object.name)
+        format!("unable to get metric {name}: {} on {namespace} {}/{why}", object.kind, object.name)
     });
     let done = |replicas, name, current| {
         let object = Some(ObjectMetricStatus {

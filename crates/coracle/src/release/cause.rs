@@ -54,6 +54,8 @@ pub fn find(evidence: &Evidence<'_>) -> Option<Finding> {
     let told = |reason: &str| evidence.owners.iter().rfind(|event| event.reason.as_deref() == Some(reason));
     if let Some(event) = told("FailedCreate").filter(|_| evidence.lacks_pods) {
         let why = first_line(event.message.as_deref().unwrap_or(""));
+        // Recorders put this before a message that stands for several.
+        let why = why.strip_prefix("(combined from similar events): ").unwrap_or(why);
         let why = why.strip_prefix("Error creating: ").unwrap_or(why);
         // A StatefulSet says first which pod it is about.
         let why = why.split_once(" failed error: ").map_or(why, |(_, why)| why);

@@ -143,7 +143,14 @@ impl Worker {
         self.writing = false;
         match result {
             Ok(pod) => {
-                if super::at_least_as_new(&pod, &self.pod) {
+                if self.written == pod.status {
+                    // The pod says it: no second copy.
+                    self.written = None;
+                }
+                // What the watch has shown already is shared with others, this copy is not.
+                let shown =
+                    super::version(&pod).is_some() && super::version(&pod) == super::version(&self.desired);
+                if !shown && super::at_least_as_new(&pod, &self.pod) {
                     self.set_pod(pod);
                     self.consider_resize();
                 }

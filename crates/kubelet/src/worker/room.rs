@@ -20,6 +20,7 @@ impl Worker {
     pub(super) fn set_pod(&mut self, pod: Arc<Pod>) {
         self.pod = self.allocated.apply(&pod);
         self.desired = pod;
+        self.cx.allocations.refresh(&self.pod);
     }
 
     /// Asks for room on the node, unless the pod ran here before or has ended.

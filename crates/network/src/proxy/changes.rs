@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
-use super::program::{self, Balancer};
+use super::guard::Guard;
+use super::program::{self, Balancer, SharedChain};
 use super::ruleset::{Action, Backend, Frontend, RuleSet};
 use crate::conntrack::Stale;
 use crate::nft::{Batch, Data, Element, Verdict};
@@ -14,7 +15,7 @@ const UDP: u8 = 17;
 /// Elements to remove and to add, and the chains that they go to.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    chains: BTreeSet<Balancer>,
+    chains: BTreeSet<SharedChain>,
     removed: BTreeMap<&'static str, Vec<Element>>,
     added: BTreeMap<&'static str, Vec<Element>>,
     pub(crate) stale: Vec<Stale>,
@@ -41,10 +42,10 @@ impl Changes {
     }
 
     /// Writes the changes as commands. Chains in `known` stand already; new ones are entered there.
-    pub(crate) fn encode(&self, batch: &mut Batch, known: &mut HashSet<Balancer>) {
-        for balancer in &self.chains {
-            if known.insert(*balancer) {
-                program::add_balancer(batch, *balancer);
+    pub(crate) fn encode(&self, batch: &mut Batch, known: &mut HashSet<SharedChain>) {
+        for chain in &self.chains {
+            if known.insert(chain.clone()) {
+                program::add_shared(batch, chain);
             }
         }
         self.removed.iter().for_each(|(set, elements)| batch.delete_elements(set, elements));
@@ -118,7 +119,7 @@ fn change(frontend: Frontend, old: Option<&Action>, new: Option<&Action>, out: &
             out.remove(sets.services, key(frontend));
         }
         if let Some(balancer) = after {
-            out.chains.insert(balancer);
+            out.chains.insert(SharedChain::Balancer(balancer));
             out.add(sets.services, key(frontend), Data::Verdict(Verdict::Goto(balancer.chain())));
         }
     }
@@ -145,6 +146,20 @@ fn change(frontend: Frontend, old: Option<&Action>, new: Option<&Action>, out: &
     if frontend.protocol == UDP {
         let gone = was.iter().filter(|b| !is.contains(b)).copied().collect();
         out.stale.push(Stale { address: frontend.address, port: frontend.port, backends: gone });
+    }
+}
+
+/// The changes of who reaches a frontend.
+fn change_guard(frontend: Frontend, old: Option<&Guard>, new: Option<&Guard>, out: &mut Changes) {
+    if old == new {
+        return;
+    }
+    if old.is_some() {
+        out.remove(program::GUARDED.name, key(frontend));
+    }
+    if let Some(guard) = new {
+        out.chains.insert(SharedChain::Guard(guard.clone()));
+        out.add(program::GUARDED.name, key(frontend), Data::Verdict(Verdict::Jump(guard.chain())));
     }
 }
 
@@ -191,8 +206,11 @@ impl Maps {
             lost |= !mine;
             mine
         });
+        let kept = &new.frontends;
+        new.guards.retain(|frontend, _| kept.contains_key(frontend));
         for frontend in old.frontends.keys().chain(new.frontends.keys()).collect::<BTreeSet<_>>() {
             change(*frontend, old.frontends.get(frontend), new.frontends.get(frontend), out);
+            change_guard(*frontend, old.guards.get(frontend), new.guards.get(frontend), out);
         }
         let mut freed = false;
         for frontend in old.frontends.keys().filter(|f| !new.frontends.contains_key(f)) {

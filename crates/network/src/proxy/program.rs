@@ -5,6 +5,7 @@
 //! up in `endpoints`.
 
 use super::changes::Changes;
+use super::guard::Guard;
 use crate::config::NetworkConfig;
 use crate::nft::{Batch, Chain, ChainKind, Expr, Hook, Reg, Rule, SetKind, SetSpec, Type, Verdict};
 use coracle_cri::NetworkError;
@@ -66,7 +67,11 @@ pub(super) fn sets(node_port: bool) -> Sets {
     }
 }
 
-const SETS: [SetSpec; 12] = [
+/// Frontends with an address that not everybody reaches: where it is looked who comes.
+pub(super) const GUARDED: SetSpec = set("guarded", &[ADDRESS, PROTOCOL, PORT], SetKind::Verdicts);
+
+const SETS: [SetSpec; 13] = [
+    GUARDED,
     set("services", &[ADDRESS, PROTOCOL, PORT], SetKind::Verdicts),
     set("endpoints", &[ADDRESS, PROTOCOL, PORT, Type::Mark], SetKind::Map(BACKEND)),
     set("rejected", &[ADDRESS, PROTOCOL, PORT], SetKind::Set),
@@ -119,8 +124,35 @@ fn load_key(node_port: bool, first: usize) -> (Vec<Expr>, usize) {
     (exprs, at + 2)
 }
 
+/// A chain that stands once for all that need it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum SharedChain {
+    Balancer(Balancer),
+    Guard(Guard),
+}
+
+/// Makes a shared chain.
+pub(super) fn add_shared(batch: &mut Batch, chain: &SharedChain) {
+    match chain {
+        SharedChain::Balancer(balancer) => add_balancer(batch, *balancer),
+        SharedChain::Guard(guard) => add_guard(batch, guard),
+    }
+}
+
+/// Who comes from one of the ranges goes on; others are dropped.
+fn add_guard(batch: &mut Batch, guard: &Guard) {
+    let name = guard.chain();
+    batch.add_chain(&Chain::regular(&name));
+    for range in guard.ranges() {
+        let (network, mask) = (range.network().octets(), range.mask().octets());
+        let from = is_in(network, mask, Expr::SourceAddress(R[0]), true);
+        batch.add_rule(&name, &Rule::new([from, vec![Expr::Verdict(Verdict::Return)]].concat()));
+    }
+    batch.add_rule(&name, &Rule::new(vec![Expr::Verdict(Verdict::Drop)]));
+}
+
 /// Makes a balancer's chain.
-pub(super) fn add_balancer(batch: &mut Batch, balancer: Balancer) {
+fn add_balancer(batch: &mut Batch, balancer: Balancer) {
     let name = balancer.chain();
     let sets = sets(balancer.node_port);
     batch.add_chain(&Chain::regular(&name));
@@ -220,8 +252,11 @@ fn add_translation(batch: &mut Batch, config: &NetworkConfig) -> Result<(), Netw
     for chain in ["incoming", "own"] {
         batch.add_rule(chain, &Rule::new(vec![Expr::Verdict(Verdict::Jump("dispatch".into()))]));
     }
-    let (key, _) = load_key(false, 0);
-    batch.add_rule("dispatch", &Rule::new([key, vec![Expr::VerdictMap(R[0], "services".into())]].concat()));
+    // The first packet of a connection is looked at here, as translations are made for it alone.
+    for map in [GUARDED.name, "services"] {
+        let (key, _) = load_key(false, 0);
+        batch.add_rule("dispatch", &Rule::new([key, vec![Expr::VerdictMap(R[0], map.into())]].concat()));
+    }
     let (key, _) = load_key(true, 0);
     let node_port = vec![Expr::VerdictMap(R[0], "node-ports".into())];
     batch.add_rule("dispatch", &Rule::new([is_local(), key, node_port].concat()));
@@ -265,7 +300,7 @@ fn add_refusal(batch: &mut Batch, config: &NetworkConfig) -> Result<(), NetworkE
 pub(super) fn table(
     config: &NetworkConfig,
     changes: &Changes,
-    known: &mut std::collections::HashSet<Balancer>,
+    known: &mut std::collections::HashSet<SharedChain>,
 ) -> Result<Batch, NetworkError> {
     let mut batch = Batch::new(&config.service_table());
     batch.replace_table();

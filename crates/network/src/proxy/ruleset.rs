@@ -7,6 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
+use super::guard::Guard;
+
 /// Where clients send: an address, protocol number and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
@@ -44,6 +46,8 @@ pub struct RuleSet {
     pub frontends: BTreeMap<Frontend, Action>,
     /// Cluster IPs: at their other ports connections are refused.
     pub cluster_ips: BTreeSet<Ipv4Addr>,
+    /// Frontends that not everybody reaches.
+    pub guards: BTreeMap<Frontend, Guard>,
 }
 
 fn protocol(name: Option<&str>) -> Option<u8> {
@@ -116,13 +120,12 @@ fn action(backends: Vec<Backend>, masquerade: bool, affinity: Option<u32>) -> Ac
     if backends.is_empty() { Action::Reject } else { Action::Balance { backends, masquerade, affinity } }
 }
 
-/// The addresses beside the cluster IP under which a Service is reached from outside.
-fn external_addresses(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
-    let declared = spec.external_ips.iter().flatten().filter_map(|a| address(a));
+/// The addresses of a Service's load balancer that the nodes answer for.
+fn balanced_addresses(service: &Service) -> Vec<Ipv4Addr> {
     let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
     let ingress = status.and_then(|b| b.ingress.as_ref()).into_iter().flatten();
     let balanced = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
-    declared.chain(balanced.filter_map(|i| address(i.ip.as_deref()?))).collect()
+    balanced.filter_map(|i| address(i.ip.as_deref()?)).collect()
 }
 
 /// What one Service needs on the node called `node`. Headless and ExternalName Services need nothing.
@@ -135,7 +138,10 @@ pub fn service_rules(node: &str, service: &Service, slices: &[Arc<EndpointSlice>
     }
     let declared = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     rules.cluster_ips = declared.filter_map(|a| address(a)).collect();
-    let external = external_addresses(service, spec);
+    let balanced = balanced_addresses(service);
+    let declared = spec.external_ips.iter().flatten().filter_map(|a| address(a));
+    let external: Vec<Ipv4Addr> = declared.chain(balanced.iter().copied()).collect();
+    let guard = Guard::of(spec).filter(|_| spec.type_.as_deref() == Some("LoadBalancer"));
     let local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     let affinity = affinity(spec);
     let reach = |is_local| if is_local { Reach::Local(node) } else { Reach::Anywhere };
@@ -157,6 +163,10 @@ pub fn service_rules(node: &str, service: &Service, slices: &[Arc<EndpointSlice>
         for frontend in on_node.into_iter().chain(elsewhere) {
             rules.frontends.insert(frontend, action(outside.clone(), !is_local, affinity));
         }
+        for (ip, guard) in balanced.iter().zip(std::iter::repeat(&guard)) {
+            let frontend = Frontend { address: Some(*ip), protocol, port: number };
+            rules.guards.extend(guard.clone().map(|guard| (frontend, guard)));
+        }
     }
     rules
 }
@@ -173,6 +183,9 @@ pub fn desired<'a>(
             all.frontends.entry(frontend).or_insert(action);
         }
         all.cluster_ips.extend(one.cluster_ips);
+        for (frontend, guard) in one.guards {
+            all.guards.entry(frontend).or_insert(guard);
+        }
     }
     all
 }

@@ -92,6 +92,32 @@ fn external_addresses_are_frontends_and_headless_services_have_none() {
 }
 
 #[test]
+fn source_ranges_guard_the_load_balancers_address_and_nothing_else() {
+    let ranges = |ranges: Value| {
+        let mut balanced = service(spec(json!({"type": "LoadBalancer", "externalIPs": ["192.0.2.9"],
+            "loadBalancerSourceRanges": ranges})));
+        balanced.status =
+            serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.8"}]}})).ok();
+        service_rules("n1", &balanced, &slices(ready(&["10.244.0.2"])))
+    };
+    let open = ranges(json!([]));
+    assert!(open.guards.is_empty());
+    let some = ranges(json!(["10.0.0.0/8", " 192.0.2.0/24", "10.0.0.0/8"]));
+    let guarded: Vec<String> = some.guards.keys().filter_map(|f| Some(f.address?.to_string())).collect();
+    assert_eq!(guarded, ["192.0.2.8"]);
+    let texts = |rules: &RuleSet| -> Vec<String> {
+        rules.guards.values().flat_map(|guard| guard.ranges().iter().map(ToString::to_string)).collect()
+    };
+    assert_eq!(texts(&some), ["10.0.0.0/8", "192.0.2.0/24"]);
+    let nobody = ranges(json!(["2001:db8::/32"]));
+    assert_eq!((nobody.guards.len(), texts(&nobody).len()), (1, 0), "no IPv4 client may come");
+    // One element more, one exchanged, one less.
+    assert_eq!(diff(&open, &some).size(), (0, 1));
+    assert_eq!(diff(&some, &nobody).size(), (1, 1));
+    assert_eq!(diff(&some, &open).size(), (1, 0));
+}
+
+#[test]
 fn one_endpoint_replaced_changes_one_element_of_each_map() {
     let rules = |ips: &[&str]| {
         let service = service(spec(json!({})));

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::changes::{Changes, Key, Maps};
-use super::program::{self, Balancer};
+use super::program::{self, SharedChain};
 use super::ruleset::{RuleSet, service_rules};
 use crate::config::NetworkConfig;
 use crate::links::Links;
@@ -39,7 +39,7 @@ struct Running {
     services: Informer<Service>,
     slices: Slices,
     maps: Maps,
-    known: HashSet<Balancer>,
+    known: HashSet<SharedChain>,
 }
 
 impl ServiceProxy {

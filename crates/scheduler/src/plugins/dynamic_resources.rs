@@ -33,7 +33,10 @@ const MOST_ALTERNATIVES: i64 = 8;
 struct DynamicResources;
 
 fn has_claims(pod: &PodInfo) -> bool {
-    pod.pod.spec.as_ref().is_some_and(|spec| spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty()))
+    pod.pod()
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty()))
 }
 
 /// What is to be written before a pod is bound to a node, in the order of its claims.
@@ -44,7 +47,7 @@ pub fn reservations(pod: &PodInfo, cache: &Cache, node: &NodeInfo) -> Result<Vec
     if !has_claims(pod) {
         return Ok(Vec::new());
     }
-    let claims = cache.devices.ready_claims(&pod.pod)?;
+    let claims = cache.devices.ready_claims(&pod.pod())?;
     let open: Vec<Arc<ResourceClaim>> =
         claims.iter().filter(|claim| devices::allocation(claim).is_none()).cloned().collect();
     let chosen = match open.is_empty() {
@@ -62,7 +65,7 @@ pub fn reservations(pod: &PodInfo, cache: &Cache, node: &NodeInfo) -> Result<Vec
 
 /// A claim that has devices where a pod cannot run, and that nobody else uses: it may look for others.
 pub fn claim_to_free(pod: &PodInfo, cache: &Cache) -> Option<Arc<ResourceClaim>> {
-    let claims = if has_claims(pod) { cache.devices.ready_claims(&pod.pod).ok()? } else { Vec::new() };
+    let claims = if has_claims(pod) { cache.devices.ready_claims(&pod.pod()).ok()? } else { Vec::new() };
     let is_elsewhere = |claim: &Arc<ResourceClaim>| {
         let selector = devices::allocation(claim).and_then(|a| a.node_selector.as_ref());
         selector.is_some_and(|selector| {
@@ -79,7 +82,7 @@ pub fn claim_to_free(pod: &PodInfo, cache: &Cache) -> Option<Arc<ResourceClaim>>
 
 impl PreEnqueue for DynamicResources {
     fn pre_enqueue(&self, pod: &PodInfo) -> Verdict {
-        match devices::claims_of(&pod.pod) {
+        match devices::claims_of(&pod.pod()) {
             Ok(_) => Verdict::Success,
             Err(why) => Verdict::unresolvable(why),
         }
@@ -88,7 +91,7 @@ impl PreEnqueue for DynamicResources {
 
 impl PreFilter for DynamicResources {
     fn pre_filter(&self, pod: &PodInfo, cache: &Cache) -> Option<String> {
-        if has_claims(pod) { cache.devices.ready_claims(&pod.pod).err() } else { None }
+        if has_claims(pod) { cache.devices.ready_claims(&pod.pod()).err() } else { None }
     }
 }
 
@@ -111,7 +114,7 @@ impl ClusterWide for DynamicResources {
         if !has_claims(pod) {
             return None;
         }
-        let claims = cache.devices.ready_claims(&pod.pod).ok()?;
+        let claims = cache.devices.ready_claims(&pod.pod()).ok()?;
         let open = claims.iter().filter(|claim| devices::allocation(claim).is_none()).cloned().collect();
         let (allocated, devices) = (Arc::new(cache.devices.allocated()), cache.devices.clone());
         Some(Box::new(Wanted { claims, open, allocated, devices }))

@@ -27,7 +27,8 @@ impl Score for ImageLocality {
         if node.images.is_empty() {
             return 0;
         }
-        let containers = pod.pod.spec.iter().flat_map(|s| &s.containers);
+        let object = pod.pod();
+        let containers = object.spec.iter().flat_map(|s| &s.containers);
         let (mut sum, mut count) = (0, 0);
         for container in containers {
             count += 1;

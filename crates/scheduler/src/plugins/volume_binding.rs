@@ -29,7 +29,8 @@ const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
 /// Names of the claims that a pod uses, and whether each was made for the pod.
 fn claims_of(pod: &PodInfo) -> Vec<(String, bool)> {
-    let volumes = pod.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let object = pod.pod();
+    let volumes = object.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let name = |volume: &k8s_openapi::api::core::v1::Volume| match (
         &volume.persistent_volume_claim,
         &volume.ephemeral,

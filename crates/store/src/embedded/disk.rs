@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use fjall::{
@@ -47,6 +47,8 @@ struct Unrested {
     now: AtomicU64,
     /// At the last look.
     then: AtomicU64,
+    /// The memtables were emptied, and the engine still holds them.
+    emptied: AtomicBool,
 }
 
 impl Unrested {
@@ -302,11 +304,18 @@ impl Disk {
 
     /// Whether there is something to do for [`Disk::rest`], and time for it.
     pub(super) fn should_rest(&self) -> bool {
-        self.unrested.is_settled()
+        self.unrested.is_settled() || self.unrested.emptied.load(Ordering::Relaxed)
     }
 
-    /// Moves what the memtables hold to the disk. It is in the journal already: this is for the memory alone.
+    /// Moves what the memtables hold to the disk. It is in the journal already: this is for the memory alone. The
+    /// engine lets go of memtables with the next one that it moves, of whichever keyspace: a second call moves the
+    /// smallest.
     pub(super) fn rest(&self) -> Result<(), StoreError> {
+        let again = self.unrested.emptied.fetch_not(Ordering::Relaxed);
+        if again {
+            self.meta.insert("rested", []).map_err(|e| self.failed(e))?;
+            return self.meta.rotate_memtable().map(drop).map_err(|e| self.failed(e));
+        }
         self.unrested.now.store(0, Ordering::Relaxed);
         for keyspace in [&self.versions, &self.log] {
             keyspace.rotate_memtable().map_err(|e| self.failed(e))?;

@@ -224,6 +224,8 @@ async fn pods_that_two_autoscalers_claim_are_scaled_by_neither() {
         said.as_deref(),
         Some("pods by selector app=w are controlled by multiple HPAs: [{h ns} {i ns}]")
     );
+    // What was read before says nothing of now.
+    eventually(|| async { story.autoscaler().await["status"]["currentMetrics"].is_null() }).await;
     assert_eq!(story.replicas().await, 2);
 }
 
@@ -236,4 +238,17 @@ async fn an_unknown_target_is_told_and_looked_for_again() {
     let said = story.said("FailedGetScale").await;
     assert_eq!(said.as_deref(), Some("no matches for kind \"Gadget\" in group \"example.com\""));
     eventually(|| async { story.conditions().await == ["AbleToScale=False/FailedGetScale"] }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_metric_cannot_be_read_is_named() {
+    let object = json!({ "apiVersion": "example.com/v1", "kind": "Widget", "name": "w" });
+    let rate = json!({ "type": "Object", "object": { "metric": { "name": "rate" }, "describedObject": object,
+        "target": { "type": "Value", "value": "10" } } });
+    let story = story(spec(rate), 1).await;
+    eventually(|| async { story.said("FailedGetObjectMetric").await.is_some() }).await;
+    let said = story.said("FailedGetObjectMetric").await.expect("said");
+    let wanted =
+        "unable to get metric rate: Widget on ns w/unable to fetch metrics from custom metrics API: ";
+    assert!(said.starts_with(wanted), "{said}");
 }

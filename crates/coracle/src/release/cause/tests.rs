@@ -143,6 +143,10 @@ fn what_keeps_pods_from_being_made_is_named_while_they_are_missing() {
     let fails = Some(Finding::Fails(Cause::of(wanted.into())));
     let quota = "pods \"p\" is forbidden: exceeded quota: q";
     assert_eq!(check(true, "FailedCreate", &format!("Error creating: {quota}")), fails);
+    assert_eq!(
+        check(true, "FailedCreate", &format!("(combined from similar events): Error creating: {quota}")),
+        fails
+    );
     let set = format!("create Pod p in StatefulSet s failed error: {quota}");
     assert_eq!(check(true, "FailedCreate", &set), fails);
     assert_eq!(check(false, "FailedCreate", &set), None);
