@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use coracle_meta::{Object, Status};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef};
 
-use super::policy::aggregated;
 use super::rules::{items, url_matches};
 use super::{GROUP, RbacAuthorizer};
 use crate::SYSTEM_MASTERS;
@@ -214,7 +213,7 @@ impl RbacAuthorizer {
             .map_err(|why| Status::forbidden(GROUP, resource, binding.name(), &why))
     }
 
-    /// The rules of a role, aggregated ones resolved.
+    /// The rules that a role holds.
     ///
     /// # Errors
     /// 404 when it does not exist.
@@ -224,11 +223,9 @@ impl RbacAuthorizer {
             let found = found.ok_or_else(|| Status::not_found(GROUP, "roles", &role.name))?;
             return Ok(found.downcast::<Role>().and_then(|r| r.rules.clone()).unwrap_or_default());
         }
-        let all = self.objects.list(GROUP, "clusterroles", "");
-        let all: Vec<&ClusterRole> = all.iter().filter_map(|o| o.downcast::<ClusterRole>()).collect();
-        let found = all.iter().find(|r| r.metadata.name.as_ref() == Some(&role.name));
+        let found = self.objects.get(GROUP, "clusterroles", "", &role.name);
         let found = found.ok_or_else(|| Status::not_found(GROUP, "clusterroles", &role.name))?;
-        Ok(aggregated(found, &all))
+        Ok(found.downcast::<ClusterRole>().and_then(|r| r.rules.clone()).unwrap_or_default())
     }
 }
 

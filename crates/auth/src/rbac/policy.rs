@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use coracle_meta::selector::LabelSelector;
 use coracle_meta::{Object, ObjectReader};
 use k8s_openapi::api::rbac::v1::{
     ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
@@ -75,7 +74,7 @@ impl Grants {
 
 type Rules = Result<Arc<[PolicyRule]>, String>;
 
-/// The rules of all roles, aggregated ones resolved.
+/// The rules that all roles hold: one that aggregates has them from its controller, as upstream.
 struct Roles {
     cluster: HashMap<String, Arc<[PolicyRule]>>,
     namespaced: HashMap<(String, String), Arc<[PolicyRule]>>,
@@ -153,12 +152,12 @@ fn describe(kind: &str, name: &str, role: &RoleRef) -> String {
 
 impl Roles {
     fn new(cluster_roles: &[Arc<dyn Object>], roles: &[Arc<dyn Object>]) -> Self {
-        let cluster_roles: Vec<&ClusterRole> =
-            cluster_roles.iter().filter_map(|o| o.downcast::<ClusterRole>()).collect();
         let cluster = cluster_roles
             .iter()
+            .filter_map(|o| o.downcast::<ClusterRole>())
             .map(|role| {
-                (role.metadata.name.clone().unwrap_or_default(), aggregated(role, &cluster_roles).into())
+                let rules = role.rules.clone().unwrap_or_default();
+                (role.metadata.name.clone().unwrap_or_default(), rules.into())
             })
             .collect();
         let namespaced = roles
@@ -190,31 +189,4 @@ impl Roles {
             other => Err(format!("unsupported role reference kind: {other:?}")),
         }
     }
-}
-
-/// A role's rules; with an aggregation rule also those of the roles it selects, and of those they select.
-/// Done here and not by writing them into the role, so that a role is complete the moment it is bound.
-pub(super) fn aggregated(role: &ClusterRole, all: &[&ClusterRole]) -> Vec<PolicyRule> {
-    let mut members: Vec<&ClusterRole> = vec![role];
-    let mut next = 0;
-    while let Some(member) = members.get(next).copied() {
-        next += 1;
-        let selectors =
-            member.aggregation_rule.iter().flat_map(|a| a.cluster_role_selectors.iter().flatten());
-        for selector in selectors.filter_map(|s| LabelSelector::from_api(s).ok()) {
-            for &found in all {
-                let selected = selector.matches_option(found.metadata.labels.as_ref());
-                if selected && !members.iter().any(|m| m.metadata.name == found.metadata.name) {
-                    members.push(found);
-                }
-            }
-        }
-    }
-    let mut rules: Vec<PolicyRule> = Vec::new();
-    for rule in members.iter().flat_map(|m| m.rules.iter().flatten()) {
-        if !rules.contains(rule) {
-            rules.push(rule.clone());
-        }
-    }
-    rules
 }
