@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coracle_client::testing::FakeTransport;
 use coracle_client::{Client, Informers};
+use coracle_meta::pod as podutil;
 use coracle_stdx::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
@@ -78,6 +79,23 @@ pub(crate) fn set_ready(pod: &mut Pod, is_ready: bool, at: Timestamp) {
         last_transition_time: Some(Time(at)),
         ..PodCondition::default()
     }]);
+}
+
+/// What a throw of the dice brings a pod: it fails, becomes unready or is deleted (not `kindly`), or gets ready.
+pub(crate) fn befall(pod: &mut Pod, throw: u32, kindly: bool, at: Timestamp) {
+    match throw {
+        // What has finished does not run again.
+        0..3 | 4.. if podutil::is_terminal(pod) => {}
+        0 if !kindly => {
+            set_ready(pod, false, at);
+            pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
+        }
+        1 | 2 if !kindly => set_ready(pod, false, at),
+        // Somebody deletes it.
+        3 if !kindly => pod.metadata.deletion_timestamp = Some(Time(at)),
+        _ if podutil::is_ready(pod) => {}
+        _ => set_ready(pod, true, at),
+    }
 }
 
 /// Plays the kubelet over the API: every pod that is not finished runs and is ready, and what is being

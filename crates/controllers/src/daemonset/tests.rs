@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::pods::is_available;
-use crate::testing::{context, eventually, play_kubelet, seeded, set_ready};
+use crate::testing::{befall, context, eventually, play_kubelet, seeded};
 
 fn set(image: &str, extra: &Value) -> Arc<DaemonSet> {
     let mut value = json!({
@@ -204,22 +204,7 @@ impl World {
         let node = placing::target(&self.pods[which]);
         let pod = Arc::make_mut(&mut self.pods[which]);
         pod.spec.get_or_insert_default().node_name = node;
-        match rng.random_range(0..20) {
-            // What has finished does not run again.
-            0..3 | 4.. if podutil::is_terminal(pod) => {}
-            0 if !kindly => {
-                set_ready(pod, false, now);
-                pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
-            }
-            1 | 2 if !kindly => set_ready(pod, false, now),
-            // Somebody deletes it.
-            3 if !kindly => {
-                let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
-                pod.metadata.deletion_timestamp = Some(time);
-            }
-            _ if podutil::is_ready(pod) => {}
-            _ => set_ready(pod, true, now),
-        }
+        befall(pod, rng.random_range(0..20), kindly, now);
     }
 }
 

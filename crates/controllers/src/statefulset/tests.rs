@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::identity::{ordinal, owners, revision};
 use super::*;
 use crate::pods::is_available;
-use crate::testing::{context, eventually, play_kubelet, seeded, set_ready};
+use crate::testing::{befall, context, eventually, play_kubelet, seeded};
 
 fn template(image: &str) -> PodTemplateSpec {
     let template = json!({ "metadata": { "labels": { "app": "s" } },
@@ -119,19 +119,7 @@ impl World {
         }
         let now = at(self.now);
         let pod = Arc::make_mut(&mut self.pods[which]);
-        match rng.random_range(0..20) {
-            // What has finished does not run again.
-            0..3 | 4.. if podutil::is_terminal(pod) => {}
-            0 if !kindly => {
-                set_ready(pod, false, now);
-                pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
-            }
-            1 | 2 if !kindly => set_ready(pod, false, now),
-            // Somebody deletes it.
-            3 if !kindly => pod.metadata.deletion_timestamp = Some(Time(now)),
-            _ if podutil::is_ready(pod) => {}
-            _ => set_ready(pod, true, now),
-        }
+        befall(pod, rng.random_range(0..20), kindly, now);
     }
 
     fn change(&mut self, change: impl Fn(&mut k8s_openapi::api::apps::v1::StatefulSetSpec)) {

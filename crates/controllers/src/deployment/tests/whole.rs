@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use super::super::util::Numbers;
 use super::*;
 use crate::pods::{is_available, of_template};
-use crate::testing::{seeded, set_ready};
+use crate::testing::{befall, seeded};
 
 struct World {
     deployment: Deployment,
@@ -124,18 +124,7 @@ impl World {
             return;
         }
         let (now, pod) = (self.now, Arc::make_mut(&mut self.pods[which]));
-        match rng.random_range(0..24) {
-            // What has finished does not run again.
-            0..3 | 4.. if podutil::is_terminal(pod) => {}
-            0 if !kindly => {
-                set_ready(pod, false, now);
-                pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
-            }
-            1 | 2 if !kindly => set_ready(pod, false, now),
-            3 if !kindly => pod.metadata.deletion_timestamp = Some(Time(now)),
-            _ if podutil::is_ready(pod) => {}
-            _ => set_ready(pod, true, now),
-        }
+        befall(pod, rng.random_range(0..24), kindly, now);
     }
 
     /// What users do; whether they gave it another size.
