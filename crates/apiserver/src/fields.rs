@@ -62,6 +62,11 @@ impl Fields {
         out
     }
 
+    /// Messages for fields that a type does not have, and for fields given twice.
+    pub(crate) fn strict_errors_of(&self, definition: &str, text: &[u8]) -> Vec<String> {
+        self.schemas.strict_errors(definition, text)
+    }
+
     /// Messages for fields that the kind does not have.
     pub(crate) fn unknown(&self, def: &ResourceDef, value: &Value) -> Vec<String> {
         match def.strategy.custom() {

@@ -51,6 +51,12 @@ pub fn validate(
     validate_finalizers(meta.finalizers.as_deref().unwrap_or_default(), &at.child("finalizers"), errs);
 }
 
+/// Names that fit a path: what upstream checks of every kind before the kind's own rules.
+fn segment(name: &str, prefix: bool) -> Vec<String> {
+    // What stands in front of more is not all of a segment.
+    if prefix && matches!(name, "." | "..") { Vec::new() } else { names::path_segment(name) }
+}
+
 /// How often upstream's strategy of a kind checks metadata once more when an object changes. Clients see a
 /// cause for every check that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,28 +67,29 @@ pub enum Recheck {
     Change,
     /// As metadata of a new object only.
     New,
+    /// Not at all.
+    Never,
 }
 
-/// Checks changed metadata as upstream does for every kind, and, if something is wrong, again as the
-/// strategy of the kind does.
+/// Checks changed metadata as upstream does for every kind, and again as the strategy of the kind does, which
+/// knows what its names look like (`name_check`, as for [`validate`]).
 pub fn validate_change(
     new: &ObjectMeta,
     old: &ObjectMeta,
     namespaced: bool,
-    recheck: Recheck,
+    (recheck, name_check): (Recheck, &dyn Fn(&str, bool) -> Vec<String>),
     errs: &mut ErrorList,
 ) {
     let before = errs.len();
-    let anything = |_: &str, _: bool| Vec::new();
-    validate(new, namespaced, &anything, errs);
+    validate(new, namespaced, &segment, errs);
     validate_update(new, old, errs);
-    if errs.len() == before {
-        return;
+    let fine = errs.len() == before;
+    if matches!(recheck, Recheck::Both | Recheck::New)
+        && (!fine || new.generate_name.as_deref().is_some_and(|prefix| !prefix.is_empty()))
+    {
+        validate(new, namespaced, name_check, errs);
     }
-    if recheck != Recheck::Change {
-        validate(new, namespaced, &anything, errs);
-    }
-    if recheck != Recheck::New {
+    if matches!(recheck, Recheck::Both | Recheck::Change) && !fine {
         validate_update(new, old, errs);
     }
 }
@@ -334,10 +341,29 @@ mod tests {
         let new = meta(json!({ "name": "a", "namespace": "n", "labels": { "-a": "x" } }));
         let count = |recheck| {
             let mut errs = ErrorList::new();
-            validate_change(&new, &old, true, recheck, &mut errs);
+            validate_change(&new, &old, true, (recheck, &|_, _| Vec::new()), &mut errs);
             errs.len()
         };
-        assert_eq!([count(Recheck::Both), count(Recheck::Change), count(Recheck::New)], [4, 3, 3]);
+        let counts = [Recheck::Both, Recheck::Change, Recheck::New, Recheck::Never].map(count);
+        assert_eq!(counts, [4, 3, 3, 2]);
+    }
+
+    #[test]
+    fn a_changed_prefix_of_names_is_checked_as_a_segment_and_by_the_rule_of_the_kind() {
+        let meta = |prefix: &str| {
+            let value = json!({ "name": "a", "namespace": "n", "generateName": prefix });
+            serde_json::from_value::<ObjectMeta>(value).expect("metadata")
+        };
+        let told = |prefix: &str, recheck| {
+            let mut errs = ErrorList::new();
+            let check = |name: &str, _: bool| names::dns1123_label(name);
+            validate_change(&meta(prefix), &meta(""), true, (recheck, &check), &mut errs);
+            errs.iter().map(|e| e.detail.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        };
+        assert_eq!(told("a/b", Recheck::Change), ["may not contain"]);
+        assert_eq!(told("Bad_", Recheck::Change), Vec::<String>::new());
+        assert_eq!(told("Bad_", Recheck::New), ["a lowercase RFC"]);
+        assert_eq!(told(".", Recheck::Never), Vec::<String>::new());
     }
 
     #[test]

@@ -11,12 +11,14 @@ use crate::verbs::decode;
 
 /// Parses a YAML body.
 pub(super) fn yaml_body(text: &[u8], kind: &str) -> Result<Value, Status> {
-    first_document(text).map_err(|e| {
-        let (shown, why) = (decode::excerpt(text), explain(&e));
+    let value = first_document(text).map_err(|e| {
+        let (shown, why) = (decode::excerpt(text), explain(text, &e));
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): yaml: {why} ({shown})"
         ))
-    })
+    })?;
+    decode::check_shape(&value, text, kind)?;
+    Ok(value)
 }
 
 /// Which patch the content type says.
@@ -38,7 +40,7 @@ pub(super) fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
 pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
     if kind == PatchKind::Apply {
         let value: Value = first_document(text).map_err(|e| {
-            let why = explain(&e);
+            let why = explain(text, &e);
             Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
         })?;
         return match go_kind(&value) {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::commit::Refused;
 use super::create::place;
+use super::decode::strict_warnings;
 use super::update::{CONFLICT_TRIES, Change};
 use super::{Caller, Outcome, Part, check_options};
 use crate::cache::CacheEntry;
@@ -87,10 +88,7 @@ impl Server {
             self.fields.patched(resource.def, current, patch.kind, patch.body).map_err(Refused::Failed)?;
         check_identity(&patched, name).map_err(Refused::Failed)?;
         let kind = go::type_name(resource.def.group, resource.def.version, resource.def.kind);
-        let shown = match patch.kind {
-            PatchKind::Strategic => go_value(patch.body),
-            _ => go::patched_json(&kind, &patched, &touched(patch)),
-        };
+        let shown = shown(patch, &kind, &patched);
         if patch.kind == PatchKind::Strategic
             && let Some(why) = go::conversion_error(&kind, &patched)
         {
@@ -239,7 +237,7 @@ fn doubled(patch: Patch<'_>, opts: &WriteOptions) -> Result<Vec<String>, Status>
         Some(why) if opts.field_validation == "Strict" => {
             Err(Status::bad_request(format!("error strict decoding YAML: {why}")))
         }
-        _ => Ok(said),
+        _ => Ok(strict_warnings(said)),
     }
 }
 
@@ -290,8 +288,16 @@ fn check_applied_revision(
     }
 }
 
+/// How a message shows a patch that cannot be had: what came of it, or a strategic patch itself.
+pub(super) fn shown(patch: Patch<'_>, go_type: &str, patched: &Value) -> String {
+    match patch.kind {
+        PatchKind::Strategic => go_value(patch.body),
+        _ => go::patched_json(go_type, patched, &touched(patch)),
+    }
+}
+
 /// 422 for a patch whose result is no object of the kind.
-fn unusable(shown: &str, why: &str) -> Status {
+pub(super) fn unusable(shown: &str, why: &str) -> Status {
     let why = why
         .split_once("cannot be handled as a ")
         .map_or(why, |(_, rest)| rest.split_once(": ").map_or(rest, |(_, why)| why));

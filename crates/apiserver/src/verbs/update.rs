@@ -278,11 +278,14 @@ impl Server {
             Part::Status | Part::Finalize | Part::Scale | Part::Approval => Recheck::Change,
             Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
         };
-        object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
+        let strategy = resource.def.strategy;
+        let name_check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
+        let again = (recheck, &name_check as &dyn Fn(&str, bool) -> Vec<String>);
+        object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), again, &mut errs);
         if resource.def.of_core() {
             // Each of upstream's two checks of metadata looks at the names of finalizers, too.
             let times = match recheck {
-                Recheck::Change => 0,
+                Recheck::Change | Recheck::Never => 0,
                 Recheck::New => 1,
                 Recheck::Both => 2,
             };
