@@ -137,6 +137,11 @@ impl Fields {
         Ok(current)
     }
 
+    /// What messages show of a strategic merge patch to `current`.
+    pub(crate) fn left_of(&self, def: &ResourceDef, current: &Value, body: &Value) -> Value {
+        patch::left_of_strategic(current, body, &self.schemas, self.name(def))
+    }
+
     /// Notes in `metadata.managedFields` which fields a write sets.
     pub(crate) fn track(
         &self,
@@ -276,6 +281,7 @@ fn is_plain(obj: &dyn Object) -> bool {
                 s.conditions.is_none()
                     && s.container_statuses.is_none()
                     && s.init_container_statuses.is_none()
+                    && s.ephemeral_container_statuses.is_none()
             });
     }
     if let Some(account) = any.downcast_ref::<ServiceAccount>() {

@@ -196,7 +196,8 @@ impl Services {
             return Err(Status::invalid("", "Service", &name, &errs));
         }
         let spec = service.spec.get_or_insert_default();
-        let mut held = Allocation { dry_run, ..Allocation::none() };
+        let mut held = Allocation::none();
+        held.dry_run = dry_run;
         held.owner = (!dry_run).then(|| self.clone());
         self.allocate_address(spec, old, &mut held, &mut errs)?;
         self.allocate_ports(spec, old, &mut held, &mut errs)?;
@@ -354,8 +355,7 @@ impl Services {
             let number = match asked.map(u16::try_from) {
                 Some(Ok(number)) if before.contains(&number) || mine.contains(&number) => number,
                 Some(asked) => {
-                    let taken =
-                        asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n, held));
+                    let taken = asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n, held));
                     if let Some(why) = taken {
                         let at = Path::new("spec.ports").index(i).child("nodePort");
                         errs.invalid(at, requested, why);

@@ -51,6 +51,9 @@ pub fn validate(
     validate_finalizers(meta.finalizers.as_deref().unwrap_or_default(), &at.child("finalizers"), errs);
 }
 
+/// What a kind says to a name, or to what stands in front of one (`true`): messages.
+pub type NameCheck<'a> = &'a dyn Fn(&str, bool) -> Vec<String>;
+
 /// Names that fit a path: what upstream checks of every kind before the kind's own rules.
 fn segment(name: &str, prefix: bool) -> Vec<String> {
     // What stands in front of more is not all of a segment.
@@ -67,8 +70,26 @@ pub enum Recheck {
     Change,
     /// As metadata of a new object only.
     New,
+    /// As metadata of a new object, twice.
+    NewTwice,
     /// Not at all.
     Never,
+}
+
+impl Recheck {
+    /// How often the object is checked like a new one.
+    pub fn as_new(self) -> usize {
+        match self {
+            Self::Both | Self::New => 1,
+            Self::NewTwice => 2,
+            Self::Change | Self::Never => 0,
+        }
+    }
+
+    /// Whether the change is checked.
+    pub fn as_change(self) -> bool {
+        matches!(self, Self::Both | Self::Change)
+    }
 }
 
 /// Checks changed metadata as upstream does for every kind, and again as the strategy of the kind does, which
@@ -77,19 +98,17 @@ pub fn validate_change(
     new: &ObjectMeta,
     old: &ObjectMeta,
     namespaced: bool,
-    (recheck, name_check): (Recheck, &dyn Fn(&str, bool) -> Vec<String>),
+    (recheck, name_check): (Recheck, NameCheck<'_>),
     errs: &mut ErrorList,
 ) {
     let before = errs.len();
     validate(new, namespaced, &segment, errs);
     validate_update(new, old, errs);
     let fine = errs.len() == before;
-    if matches!(recheck, Recheck::Both | Recheck::New)
-        && (!fine || new.generate_name.as_deref().is_some_and(|prefix| !prefix.is_empty()))
-    {
-        validate(new, namespaced, name_check, errs);
+    if !fine || new.generate_name.as_deref().is_some_and(|prefix| !prefix.is_empty()) {
+        (0..recheck.as_new()).for_each(|_| validate(new, namespaced, name_check, errs));
     }
-    if matches!(recheck, Recheck::Both | Recheck::Change) && !fine {
+    if recheck.as_change() && !fine {
         validate_update(new, old, errs);
     }
 }
@@ -344,8 +363,8 @@ mod tests {
             validate_change(&new, &old, true, (recheck, &|_, _| Vec::new()), &mut errs);
             errs.len()
         };
-        let counts = [Recheck::Both, Recheck::Change, Recheck::New, Recheck::Never].map(count);
-        assert_eq!(counts, [4, 3, 3, 2]);
+        let all = [Recheck::Both, Recheck::Change, Recheck::New, Recheck::NewTwice, Recheck::Never];
+        assert_eq!(all.map(count), [4, 3, 3, 4, 2]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ use crate::verbs::patch::Patch;
 use crate::verbs::scale::ScaleWrite;
 use crate::verbs::sent::SCALE;
 use crate::verbs::watch::WatchOptions;
-use crate::verbs::{Caller, Input, decode};
+use crate::verbs::{Caller, Input, check_options, decode};
 
 /// One resource request on its way to its verb.
 struct Call<'a> {
@@ -368,6 +368,7 @@ impl Call<'_> {
     async fn create(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let opts = self.query.write_options("CreateOptions")?;
+        check_options("CreateOptions", &opts)?;
         let input = self.input(incoming, self.resource.def.kind).await?;
         let namespace = self.namespace();
         let outcome = self.server.create(&self.caller, &self.resource, namespace, input, &opts).await?;
@@ -377,6 +378,7 @@ impl Call<'_> {
     async fn update(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let opts = self.query.write_options("UpdateOptions")?;
+        check_options("UpdateOptions", &opts)?;
         let input = self.input(incoming, self.resource.def.kind).await?;
         let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
         let (namespace, name) = (self.namespace(), self.info.name);
@@ -495,6 +497,7 @@ impl Call<'_> {
         let (namespace, name) = (self.namespace(), self.info.name);
         let outcome = if self.method == Method::PUT {
             let opts = self.query.write_options("UpdateOptions")?;
+            check_options("UpdateOptions", &opts)?;
             let input = self.input(incoming, "Scale").await?;
             let scale = self.server.sent(&self.caller, &SCALE, input, &opts.field_validation)?;
             let write = ScaleWrite::Replace(scale);
@@ -513,6 +516,7 @@ impl Call<'_> {
     async fn action(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let opts = self.query.write_options("CreateOptions")?;
+        check_options("CreateOptions", &opts)?;
         let kind = match self.info.subresource {
             "binding" => "Binding",
             "eviction" => "Eviction",

@@ -187,8 +187,10 @@ pub(super) fn explain(text: &[u8], e: &Error) -> String {
     if why == "unknown anchor" {
         return format!("unknown anchor '{}' referenced", alias_at(text, place(problem).unwrap_or_default()));
     }
-    let scanned = context.map_or(why.ends_with("not allowed in this context"), |c| c.starts_with("scanning "));
-    let parsed = context.is_some_and(|c| c.starts_with("parsing ")) || why.starts_with("did not find expected <");
+    let scanned =
+        context.map_or(why.ends_with("not allowed in this context"), |c| c.starts_with("scanning "));
+    let parsed =
+        context.is_some_and(|c| c.starts_with("parsing ")) || why.starts_with("did not find expected <");
     if !scanned && !parsed {
         return match e.location().map(|place| place.line()) {
             Some(line) if line > 1 => format!("line {line}: {why}"),

@@ -121,38 +121,46 @@ impl Writer {
     }
 
     fn string(&mut self, text: &str, within: Option<usize>, key: bool) -> Result<(), &'static str> {
-        if text.chars().any(|c| matches!(c, '\u{7f}'..='\u{84}' | '\u{86}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}')) {
+        if text
+            .chars()
+            .any(|c| matches!(c, '\u{7f}'..='\u{84}' | '\u{86}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}'))
+        {
             return Err("control characters are not allowed");
         }
         let indent = within.map_or(INDENT, |indent| indent + INDENT);
         let traits = Traits::of(text);
-        let literal = text.contains('\n');
-        if literal && traits.block && !key {
-            self.literal(text, indent);
-        } else if !literal && !reads_otherwise(text) && traits.plain && !(key && text.is_empty()) {
-            self.folded(text, indent, !key, |c| c == ' ');
-        } else if !literal && !reads_otherwise(text) && traits.single {
-            self.put('\'');
-            self.single(text, indent, !key);
-            self.put('\'');
+        if text.contains('\n') {
+            if traits.block && !key {
+                self.literal(text, indent);
+            } else {
+                self.quoted('"', |writer| writer.double(text, indent, !key));
+            }
+        } else if reads_otherwise(text) || !traits.single {
+            self.quoted('"', |writer| writer.double(text, indent, !key));
+        } else if traits.plain {
+            self.plain(text, indent, !key);
         } else {
-            self.put('"');
-            self.double(text, indent, !key);
-            self.put('"');
+            self.quoted('\'', |writer| writer.single(text, indent, !key));
         }
         Ok(())
     }
 
+    fn quoted(&mut self, mark: char, inside: impl FnOnce(&mut Self)) {
+        self.put(mark);
+        inside(self);
+        self.put(mark);
+    }
+
     /// A text as it stands, on several lines if it is long.
-    fn folded(&mut self, text: &str, indent: usize, fold: bool, space: impl Fn(char) -> bool) {
+    fn plain(&mut self, text: &str, indent: usize, fold: bool) {
         let (mut spaces, mut rest) = (false, text.chars().peekable());
         while let Some(c) = rest.next() {
-            if space(c) && fold && !spaces && self.column > WIDTH && !rest.peek().is_some_and(|c| space(*c)) {
+            if c == ' ' && fold && !spaces && self.column > WIDTH && rest.peek() != Some(&' ') {
                 self.line(indent);
             } else {
                 self.put(c);
             }
-            spaces = space(c);
+            spaces = c == ' ';
         }
     }
 
@@ -269,7 +277,9 @@ impl Traits {
                 '#' => i == 0 || blank(before),
                 ':' => followed,
                 '?' | '-' => i == 0 && followed,
-                ',' | '[' | ']' | '{' | '}' | '&' | '*' | '!' | '|' | '>' | '\'' | '"' | '%' | '@' | '`' => i == 0,
+                ',' | '[' | ']' | '{' | '}' | '&' | '*' | '!' | '|' | '>' | '\'' | '"' | '%' | '@' | '`' => {
+                    i == 0
+                }
                 _ => false,
             };
             special |= !is_printable(*c);
@@ -345,9 +355,9 @@ fn is_timestamp(text: &str) -> bool {
         Some("Z") => mark != " ",
         Some(offset) => {
             mark != " "
-                && offset[1..].split_once(':').is_some_and(|(h, m)| {
-                    h.len() == 2 && m.len() == 2 && below(h, 25) && below(m, 60)
-                })
+                && offset[1..]
+                    .split_once(':')
+                    .is_some_and(|(h, m)| h.len() == 2 && m.len() == 2 && below(h, 25) && below(m, 60))
         }
     };
     zoned
@@ -425,16 +435,36 @@ mod tests {
 
     #[test]
     fn texts_are_quoted_where_go_would_read_something_else() {
-        for plain in ["x", "a#b", ":a", "-a", ".", "1.2.3.4", "=", "<<", "a\\b", "é", "a\u{a0}b", "20-1-2", "a:b"] {
+        for plain in
+            ["x", "a#b", ":a", "-a", ".", "1.2.3.4", "=", "<<", "a\\b", "é", "a\u{a0}b", "20-1-2", "a:b"]
+        {
             check(plain, plain);
         }
         for double in [
-            "true", "010", "1.5", "", "null", "~", "2020-01-01", "2020-01-01T00:00:00Z", "1:20", "0x1f", ".inf", "y",
-            "1e3", "1_000", "+1", "0o7", "0b1", "2020-1-2 03:04:05.6",
+            "true",
+            "010",
+            "1.5",
+            "",
+            "null",
+            "~",
+            "2020-01-01",
+            "2020-01-01T00:00:00Z",
+            "1:20",
+            "0x1f",
+            ".inf",
+            "y",
+            "1e3",
+            "1_000",
+            "+1",
+            "0o7",
+            "0b1",
+            "2020-1-2 03:04:05.6",
         ] {
             check(double, &format!("\"{double}\""));
         }
-        for single in [" x", "x ", "a #b", "a: b", "a:", "- a", "@a", "*", "{a}", "---", "...", "?", "? a", ":", "%a"] {
+        for single in
+            [" x", "x ", "a #b", "a: b", "a:", "- a", "@a", "*", "{a}", "---", "...", "?", "? a", ":", "%a"]
+        {
             check(single, &format!("'{single}'"));
         }
         check("'a'", "'''a'''");
@@ -452,7 +482,10 @@ mod tests {
         assert_eq!(to_string(&json!({ "a": "x\n\n", "b": "\n" })).as_deref(), Ok("a: |+\n  x\n\nb: |2+\n\n"));
         let long = ["word"; 26].join(" ");
         check(&long, &format!("{}\n  {}", ["word"; 16].join(" "), ["word"; 10].join(" ")));
-        check(&format!("yes: {long}"), &format!("'yes: {}\n  {}'", ["word"; 15].join(" "), ["word"; 11].join(" ")));
+        check(
+            &format!("yes: {long}"),
+            &format!("'yes: {}\n  {}'", ["word"; 15].join(" "), ["word"; 11].join(" ")),
+        );
     }
 
     #[test]

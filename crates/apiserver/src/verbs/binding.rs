@@ -63,7 +63,7 @@ impl Server {
             let Some(pod) = obj.downcast_mut::<Pod>() else { return Err(Status::internal("not a pod")) };
             let own = pod.metadata.uid.as_deref().unwrap_or("");
             if !uid.is_empty() && uid != own {
-                return Err(uid_conflict(resource, &entry, &uid, own));
+                return Err(uid_conflict(resource, &entry, (&uid, own), opts.dry_run));
             }
             self.assign(pod, &node, &binding, &conflict)?;
             if opts.dry_run {

@@ -338,7 +338,12 @@ fn decode_token(text: &str) -> Result<Token, Status> {
     let bad = |why: String| {
         Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
     };
-    let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
+    let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|_| {
+        // As Go tells it: the first character that is none of the alphabet, or the one that lacks others.
+        let known = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let at = text.as_bytes().iter().position(|b| !known(b)).unwrap_or(text.len().saturating_sub(1));
+        bad(format!("illegal base64 data at input byte {at}"))
+    })?;
     let value: Value =
         serde_json::from_slice(&bytes).map_err(|e| bad(super::decode::syntax_error(&bytes, &e)))?;
     let version = value["v"].as_str().unwrap_or("");

@@ -73,7 +73,7 @@ impl Server {
                 ScaleWrite::Replace(value) => value.clone(),
                 ScaleWrite::Patch(kind, body) => self.patched_scale(current.clone(), *kind, body)?,
             };
-            check_scale(resource, name, &wanted, &current, &entry)?;
+            check_scale(resource, name, (&wanted, &current), &entry, opts.dry_run)?;
             let locked = !unset(wanted.pointer("/metadata/resourceVersion").and_then(Value::as_str))
                 && matches!(write, ScaleWrite::Replace(_));
             let replicas = wanted.pointer("/spec/replicas").cloned().unwrap_or(json!(0));
@@ -205,9 +205,9 @@ fn selector_text(selector: &Value) -> Option<String> {
 fn check_scale(
     resource: &Resource,
     name: &str,
-    wanted: &Value,
-    current: &Value,
+    (wanted, current): (&Value, &Value),
     entry: &CacheEntry,
+    dry_run: bool,
 ) -> Result<(), Status> {
     let revision = entry.revision;
     let meta = |key: &str| wanted["metadata"].get(key).and_then(Value::as_str).unwrap_or("");
@@ -224,7 +224,7 @@ fn check_scale(
     }
     let present = current["metadata"]["uid"].as_str().unwrap_or("");
     if !meta("uid").is_empty() && meta("uid") != present {
-        return Err(uid_conflict(resource, entry, meta("uid"), present));
+        return Err(uid_conflict(resource, entry, (meta("uid"), present), dry_run));
     }
     let version = meta("resourceVersion");
     if !unset(Some(version)) && version != revision.to_string() {

@@ -83,6 +83,7 @@ impl Strategy<FlowSchema> for FlowSchemas {
     fn prepare_status_update(&self, _: Context<'_>, new: &mut FlowSchema, old: &FlowSchema) {
         new.spec.clone_from(&old.spec);
         keep_metadata(&mut new.metadata, &old.metadata);
+        new.metadata.generate_name.clone_from(&old.metadata.generate_name);
     }
 
     fn validate(&self, obj: &FlowSchema, errs: &mut ErrorList) {

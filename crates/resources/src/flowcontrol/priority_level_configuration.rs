@@ -143,6 +143,7 @@ impl Strategy<PriorityLevelConfiguration> for PriorityLevels {
     ) {
         new.spec.clone_from(&old.spec);
         keep_metadata(&mut new.metadata, &old.metadata);
+        new.metadata.generate_name.clone_from(&old.metadata.generate_name);
     }
 
     fn validate(&self, obj: &PriorityLevelConfiguration, errs: &mut ErrorList) {
