@@ -327,6 +327,8 @@ pub(crate) struct Wanted {
     pub(crate) kind: &'static str,
     /// Its group and version.
     pub(crate) api_version: String,
+    /// Versions of it that upstream knows although no resource has them.
+    pub(crate) others: &'static [&'static str],
     /// Where upstream makes the registry of types that decodes it.
     pub(crate) scheme: &'static str,
     /// The package of upstream's type that it becomes.
@@ -342,6 +344,7 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
     let wanted = Wanted {
         kind: def.kind,
         api_version: codec::api_version(def),
+        others: &[],
         scheme: scheme(def),
         package: crate::http::respond::go_package(resource),
     };
@@ -360,7 +363,7 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
 pub(crate) fn check_head(server: &Server, value: &Value, wanted: &Wanted) -> Result<(), Status> {
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("");
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let Wanted { kind: want, api_version: expected, scheme: place, package } = wanted;
+    let Wanted { kind: want, api_version: expected, others, scheme: place, package } = wanted;
     let unregistered = |kind: &str, of: &str| {
         let version = api_version.rsplit('/').next().unwrap_or("");
         format!(
@@ -387,7 +390,8 @@ pub(crate) fn check_head(server: &Server, value: &Value, wanted: &Wanted) -> Res
     if !api_version.is_empty() && api_version != expected {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let is = |d: &ResourceDef| (d.group, d.version, d.kind) == (group, version, *want);
-        return Err(Status::bad_request(if coracle_resources::all().iter().any(|d| is(d)) {
+        let known = others.contains(&api_version) || coracle_resources::all().iter().any(|d| is(d));
+        return Err(Status::bad_request(if known {
             format!(
                 "the API version in the data ({api_version}) does not match the expected API version ({expected})"
             )

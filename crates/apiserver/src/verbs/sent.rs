@@ -17,6 +17,8 @@ pub(crate) struct SentKind {
     pub(crate) api_version: &'static str,
     /// Another version that is taken as well.
     also: Option<&'static str>,
+    /// Versions that are refused, but known.
+    others: &'static [&'static str],
     /// Its type in Go's table.
     pub(crate) go_type: &'static str,
     /// The package of upstream's internal type.
@@ -29,6 +31,7 @@ pub(crate) static BINDING: SentKind = SentKind {
     kind: "Binding",
     api_version: "v1",
     also: None,
+    others: &[],
     go_type: "core/v1.Binding",
     package: "core",
     schema: "io.k8s.api.core.v1.Binding",
@@ -38,6 +41,7 @@ pub(crate) static EVICTION: SentKind = SentKind {
     kind: "Eviction",
     api_version: "policy/v1",
     also: Some("policy/v1beta1"),
+    others: &[],
     go_type: "policy/v1.Eviction",
     package: "policy",
     schema: "io.k8s.api.policy.v1.Eviction",
@@ -47,6 +51,7 @@ pub(crate) static TOKEN_REQUEST: SentKind = SentKind {
     kind: "TokenRequest",
     api_version: "authentication.k8s.io/v1",
     also: None,
+    others: &[],
     go_type: "authentication/v1.TokenRequest",
     package: "authentication",
     schema: "io.k8s.api.authentication.v1.TokenRequest",
@@ -56,6 +61,7 @@ pub(crate) static SCALE: SentKind = SentKind {
     kind: "Scale",
     api_version: "autoscaling/v1",
     also: None,
+    others: &["apps/v1beta1", "apps/v1beta2", "extensions/v1beta1"],
     go_type: "autoscaling/v1.Scale",
     package: "autoscaling",
     schema: "io.k8s.api.autoscaling.v1.Scale",
@@ -97,6 +103,7 @@ impl Server {
             let wanted = Wanted {
                 kind: kind.kind,
                 api_version: kind.api_version.to_owned(),
+                others: kind.others,
                 scheme: decode::SCHEME,
                 package: kind.package,
             };

@@ -287,7 +287,8 @@ pub(crate) fn check_spec(
         }
         Some(mode) => one_of(errs, &path.child("volumeMode"), mode, VOLUME_MODES),
     }
-    if let Some(class) = &spec.volume_attributes_class_name {
+    // Upstream does not look at the class of one that stands within an attachment.
+    if let Some(class) = spec.volume_attributes_class_name.as_ref().filter(|_| !inline) {
         let at = path.child("volumeAttributesClassName");
         match class.as_str() {
             "" => errs.required(at, "an empty string is disallowed"),
