@@ -122,7 +122,7 @@ impl Server {
     /// 422 for a patch whose result is no object of the kind.
     fn no_object(&self, resource: &Resource, entry: &CacheEntry, patch: Patch<'_>, why: &str) -> Status {
         let def = resource.def;
-        let current = self.fields.text_in(resource, &entry.encoded).unwrap_or_default();
+        let current = self.fields.text_in(resource, &entry.encoded()).unwrap_or_default();
         let shown = match patch.kind {
             PatchKind::Strategic => go_value(&self.fields.left_of(def, &current, patch.body)),
             kind => {
