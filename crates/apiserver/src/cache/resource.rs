@@ -111,8 +111,10 @@ impl ResourceCache {
             return Vec::new();
         }
         let state = self.state.read();
-        let awake = state.entries.values().filter(|entry| !entry.is_at_rest());
-        let (resting, awake): (Vec<_>, Vec<_>) = awake.partition(|entry| entry.is_unread());
+        // Also what the window has of objects that were replaced.
+        let entries = state.entries.values().chain(state.window.iter().filter_map(|event| event.before()));
+        let (resting, awake): (Vec<_>, Vec<_>) =
+            entries.filter(|entry| !entry.is_at_rest()).partition(|entry| entry.is_unread());
         if !awake.is_empty() {
             self.wake();
         }
@@ -388,6 +390,16 @@ mod tests {
             (0, 1, false),
             "texts were read once"
         );
+    }
+
+    #[test]
+    fn what_the_window_has_of_replaced_objects_is_packed_too() {
+        let cache = filled(100);
+        for revision in 2..102 {
+            change(&cache, revision, 500);
+        }
+        assert_eq!((pack(&cache), pack(&cache)), (0, 200));
+        assert!(cache.state.read().window.iter().all(|e| e.before().is_none_or(|old| old.is_at_rest())));
     }
 
     #[test]
