@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use coracle_grpc::{Answer, Bytes, Code, Service, Status};
 use futures::future::BoxFuture;
 use tracing::{info, warn};
@@ -14,6 +16,7 @@ use super::book::DeviceState;
 use super::plugin::Plugin;
 use super::wire::*;
 use crate::context::Context;
+use crate::plugins::{PluginHandler, PluginInfo};
 
 /// Where plug-ins register, in the directory of their own sockets.
 const SOCKET: &str = "kubelet.sock";
@@ -67,11 +70,50 @@ fn register(devices: &Arc<Devices>, request: RegisterRequest) -> Result<Empty, S
     if endpoint.is_empty() || endpoint.contains('/') {
         return Err(Status::new(Code::InvalidArgument, format!("endpoint {endpoint:?} is no file's name")));
     }
-    info!(resource = resource_name, endpoint, "device plugin registered");
-    let plugin = Arc::new(Plugin::new(&devices.dir.join(endpoint), options.unwrap_or_default()));
-    devices.plugins.lock().insert(resource_name.clone(), plugin.clone());
-    tokio::spawn(follow(devices.clone(), resource_name, plugin));
+    let plugin = Plugin::new(&devices.dir.join(endpoint), options.unwrap_or_default());
+    take(devices, resource_name, plugin);
     Ok(Empty {})
+}
+
+/// Uses a plug-in from now on.
+fn take(devices: &Arc<Devices>, resource: String, plugin: Plugin) {
+    info!(resource, socket = %plugin.socket().display(), "device plugin registered");
+    let plugin = Arc::new(plugin);
+    devices.plugins.lock().insert(resource.clone(), plugin.clone());
+    tokio::spawn(follow(devices.clone(), resource, plugin));
+}
+
+/// Registration by the plug-in watcher.
+pub struct Watched(pub Arc<Devices>);
+
+#[async_trait]
+impl PluginHandler for Watched {
+    fn validate(&self, plugin: &PluginInfo) -> Result<(), String> {
+        let versions = &plugin.supported_versions;
+        if !versions.iter().any(|v| v == VERSION) {
+            return Err(format!(
+                "manager version, {VERSION}, is not among plugin supported versions [{}]",
+                versions.join(" ")
+            ));
+        }
+        if !crate::admit::is_extended(&plugin.name) {
+            let name = &plugin.name;
+            return Err(format!("invalid name of device plugin socket: the ResourceName {name:?} is invalid"));
+        }
+        Ok(())
+    }
+
+    async fn register(&self, plugin: &PluginInfo) -> Result<(), String> {
+        take(&self.0, plugin.name.clone(), Plugin::connect(Path::new(&plugin.endpoint)).await?);
+        Ok(())
+    }
+
+    fn deregister(&self, plugin: &PluginInfo) {
+        let known = self.0.plugins.lock().get(&plugin.name).cloned();
+        if let Some(known) = known.filter(|p| p.socket() == Path::new(&plugin.endpoint)) {
+            known.leave();
+        }
+    }
 }
 
 fn is_current(devices: &Devices, resource: &str, plugin: &Arc<Plugin>) -> bool {
@@ -80,8 +122,11 @@ fn is_current(devices: &Devices, resource: &str, plugin: &Arc<Plugin>) -> bool {
 
 /// Follows a plug-in's devices until it is gone or replaced; after a while without it the resource goes too.
 async fn follow(devices: Arc<Devices>, resource: String, plugin: Arc<Plugin>) {
-    if let Err(error) = listen(&devices, &resource, &plugin).await {
-        warn!(resource, %error, "device plugin's list has ended");
+    tokio::select! {
+        told = listen(&devices, &resource, &plugin) => if let Err(error) = told {
+            warn!(resource, %error, "device plugin's list has ended");
+        },
+        () = plugin.left() => info!(resource, "device plugin has left"),
     }
     if !is_current(&devices, &resource, &plugin) {
         return;
