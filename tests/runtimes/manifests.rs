@@ -37,7 +37,10 @@ fn serve(machine: &Machine, text: &Arc<Mutex<String>>) {
                 false => ("403 Forbidden", String::new()),
             };
             let length = body.len();
-            let _ = write!(stream, "HTTP/1.1 {code}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {code}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
         }
     });
 }
@@ -81,7 +84,10 @@ fn pods_that_a_url_describes_run_change_and_go_with_it() {
         if said == "second\n" { Ok(()) } else { Err(said) }
     });
     let changed = lab.running("one-n1");
-    assert_ne!(changed["metadata"]["annotations"]["kubernetes.io/config.hash"], annotations["kubernetes.io/config.hash"]);
+    assert_ne!(
+        changed["metadata"]["annotations"]["kubernetes.io/config.hash"],
+        annotations["kubernetes.io/config.hash"]
+    );
 
     // Who deletes the mirror deletes a picture.
     let uid = |name: &str| lab.kubectl(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"]);

@@ -101,7 +101,7 @@ impl Known {
         gone.map(|(_, (_, plugin))| plugin).collect()
     }
     /// Those that are to be registered now.
-    fn new(&self, seen: &BTreeMap<PathBuf, Stamp>, now: Instant) -> Vec<(PathBuf, Stamp)> {
+    fn due(&self, seen: &BTreeMap<PathBuf, Stamp>, now: Instant) -> Vec<(PathBuf, Stamp)> {
         let waits = |path: &PathBuf| self.refused.get(path).is_some_and(|(_, until)| *until > now);
         let new = seen.iter().filter(|(path, _)| !self.registered.contains_key(*path) && !waits(path));
         new.map(|(path, stamp)| (path.clone(), *stamp)).collect()
@@ -123,7 +123,7 @@ async fn watch(registry: &Path, files: &Watcher, handlers: &Handlers) {
                 handler.deregister(&plugin);
             }
         }
-        let tries = known.new(&seen, Instant::now()).into_iter().map(|(path, stamp)| async move {
+        let tries = known.due(&seen, Instant::now()).into_iter().map(|(path, stamp)| async move {
             let result = register(&path, handlers).await;
             (path, stamp, result)
         });
@@ -192,24 +192,31 @@ async fn register(socket: &Path, handlers: &Handlers) -> Result<PluginInfo, Stri
     let at = socket.display();
     let info = channel.call("pluginregistration.Registration/GetInfo", &InfoRequest {}, Some(ASK)).await;
     let mut plugin: PluginInfo = info.map_err(|e| {
-        format!("RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {at}, err: {e}")
+        format!(
+            "RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {at}, err: {e}"
+        )
     })?;
     if plugin.endpoint.is_empty() {
         plugin.endpoint = at.to_string();
     }
     let handler = handlers.get(plugin.kind.as_str()).ok_or_else(|| {
-        format!("RegisterPlugin error -- no handler registered for plugin type: {} at socket {at}", plugin.kind)
+        format!(
+            "RegisterPlugin error -- no handler registered for plugin type: {} at socket {at}",
+            plugin.kind
+        )
     });
     let valid = handler.and_then(|handler| {
         let valid = handler.validate(&plugin);
-        valid.map(|()| handler).map_err(|e| format!("RegisterPlugin error -- plugin validation failed with err: {e}"))
+        valid
+            .map(|()| handler)
+            .map_err(|e| format!("RegisterPlugin error -- plugin validation failed with err: {e}"))
     });
     let taken = match valid {
         Ok(handler) => {
             let taken = handler.register(&plugin).await;
-            taken.map(|()| handler).map_err(|e| {
-                format!("RegisterPlugin error -- plugin registration failed with err: {e}")
-            })
+            taken
+                .map(|()| handler)
+                .map_err(|e| format!("RegisterPlugin error -- plugin registration failed with err: {e}"))
         }
         Err(why) => Err(why),
     };
@@ -221,7 +228,9 @@ async fn register(socket: &Path, handlers: &Handlers) -> Result<PluginInfo, Stri
         (Ok(_), Ok(_)) => Ok(plugin),
         (Ok(handler), Err(e)) => {
             handler.deregister(&plugin);
-            Err(format!("RegisterPlugin error -- failed to send registration status at socket {at}, err: {e}"))
+            Err(format!(
+                "RegisterPlugin error -- failed to send registration status at socket {at}, err: {e}"
+            ))
         }
         (Err(why), _) => Err(why),
     }

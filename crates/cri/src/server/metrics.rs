@@ -15,15 +15,22 @@ const GAUGE: i32 = 1;
 /// Labels of every metric, in the order of their values.
 const LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
 
-type OfContainer = fn(&ContainerStats) -> Option<u64>;
+/// Name, help, kind, a further label with its value, and the figure.
+type OfContainer = (
+    &'static str,
+    &'static str,
+    i32,
+    Option<(&'static str, &'static str)>,
+    fn(&ContainerStats) -> Option<u64>,
+);
 type OfInterface = fn(&NetworkInterfaceUsage) -> &Option<UInt64Value>;
 
 fn value(figure: &Option<UInt64Value>) -> Option<u64> {
     figure.as_ref().map(|v| v.value)
 }
 
-/// What is told of containers; a further label, if there is one.
-const OF_CONTAINERS: [(&str, &str, i32, Option<(&str, &str)>, OfContainer); 9] = [
+/// What is told of containers.
+const OF_CONTAINERS: [OfContainer; 9] = [
     ("container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", COUNTER, None, |s| {
         value(&s.cpu.as_ref()?.usage_core_nano_seconds).map(|nanos| nanos / 1_000_000_000)
     }),
@@ -56,13 +63,17 @@ const FAULTS: &str = "Cumulative count of memory allocation failures.";
 /// What is told of a pod's network, with the interface as a further label.
 const OF_NETWORKS: [(&str, &str, OfInterface); 4] = [
     ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| &i.rx_bytes),
-    ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", |i| {
-        &i.rx_errors
-    }),
+    (
+        "container_network_receive_errors_total",
+        "Cumulative count of errors encountered while receiving",
+        |i| &i.rx_errors,
+    ),
     ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |i| &i.tx_bytes),
-    ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting", |i| {
-        &i.tx_errors
-    }),
+    (
+        "container_network_transmit_errors_total",
+        "Cumulative count of errors encountered while transmitting",
+        |i| &i.tx_errors,
+    ),
 ];
 
 /// Name of the metric of the processes of a pod.
@@ -77,7 +88,8 @@ pub(super) fn descriptors() -> Vec<MetricDescriptor> {
     };
     let containers = OF_CONTAINERS.map(|(name, help, _, more, _)| one(name, help, more.map(|(key, _)| key)));
     let networks = OF_NETWORKS.map(|(name, help, _)| one(name, help, Some("interface")));
-    let mut all = [containers.to_vec(), networks.to_vec(), vec![one(PROCESSES.0, PROCESSES.1, None)]].concat();
+    let mut all =
+        [containers.to_vec(), networks.to_vec(), vec![one(PROCESSES.0, PROCESSES.1, None)]].concat();
     all.dedup_by(|a, b| a.name == b.name);
     all
 }
@@ -143,12 +155,14 @@ mod tests {
 
     #[test]
     fn every_metric_has_a_descriptor_with_as_many_labels() {
-        let usage = v1::Usage { cpu_core_nano_seconds: 7_500_000_000, memory_rss_bytes: 3, ..Default::default() };
+        let usage =
+            v1::Usage { cpu_core_nano_seconds: 7_500_000_000, memory_rss_bytes: 3, ..Default::default() };
         let stats = v1::ContainerStats { id: "c1".into(), usage: usage.clone(), ..Default::default() };
         let of = v1::Container { id: "c1".into(), ..Default::default() };
         let containers = vec![container_stats(&stats, of, "/i", 9_000_000_000)];
         let pod = v1::PodSandboxStats { id: "s1".into(), usage, rx_bytes: 5, ..Default::default() };
-        let metadata = v1::PodSandboxMetadata { name: "p".into(), namespace: "n".into(), ..Default::default() };
+        let metadata =
+            v1::PodSandboxMetadata { name: "p".into(), namespace: "n".into(), ..Default::default() };
         let of = v1::PodSandbox { id: "s1".into(), metadata, ..Default::default() };
         let images = HashMap::from([("c1".to_owned(), "image:1".to_owned())]);
         let got = of_pod(&sandbox_stats(&pod, of, containers, 9_000_000_000), &images);
@@ -167,7 +181,10 @@ mod tests {
         assert_eq!(cpu.label_values, ["", "c1", "image:1", "c1", "n", "p"]);
         let received = figure(&got.metrics, "container_network_receive_bytes_total");
         assert_eq!(received.label_values.last().map(String::as_str), Some("eth0"));
-        assert_eq!(container.metrics.iter().filter(|m| m.name == "container_memory_failures_total").count(), 2);
+        assert_eq!(
+            container.metrics.iter().filter(|m| m.name == "container_memory_failures_total").count(),
+            2
+        );
         assert_eq!(descriptors.iter().filter(|d| d.name == "container_memory_failures_total").count(), 1);
     }
 }

@@ -85,8 +85,9 @@ fn a_policy_that_cannot_be_followed_is_refused() {
 #[test]
 fn a_file_that_does_not_fit_the_machine_or_the_policy_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let open = |policy, topology| Cpus::open(policy, topology, None, 1, dir.path()).map(|_| ());
-    let cpus = Cpus::open(STATIC, four(), None, 1, dir.path()).expect("opened");
+    let kept = || CpuSet::parse("0").ok();
+    let open = |policy, topology| Cpus::open(policy, topology, kept(), 1, dir.path()).map(|_| ());
+    let cpus = Cpus::open(STATIC, four(), kept(), 1, dir.path()).expect("opened");
     give(&cpus, &pod("a", &["2"])).expect("given");
     let smaller = open(STATIC, Topology(four().0[..3].to_vec())).unwrap_err();
     assert_eq!(smaller, "current set of available CPUs \"0-2\" doesn't match with CPUs in state \"0-3\"");

@@ -98,7 +98,9 @@ impl PluginHandler for Watched {
         }
         if !crate::admit::is_extended(&plugin.name) {
             let name = &plugin.name;
-            return Err(format!("invalid name of device plugin socket: the ResourceName {name:?} is invalid"));
+            return Err(format!(
+                "invalid name of device plugin socket: the ResourceName {name:?} is invalid"
+            ));
         }
         Ok(())
     }

@@ -81,7 +81,11 @@ impl Behaviour {
         let whole = |status: &str, body: Vec<u8>| (status.to_owned(), body.clone(), body.len());
         if path.starts_with("/token") {
             let token = br#"{"token":"good"}"#.to_vec();
-            return if Some(who.as_str()) == self.wants { whole("200 OK", token) } else { whole("401 No", Vec::new()) };
+            return if Some(who.as_str()) == self.wants {
+                whole("200 OK", token)
+            } else {
+                whole("401 No", Vec::new())
+            };
         }
         let wanted = if self.tokens { Some("Bearer good") } else { self.wants };
         if wanted.is_some_and(|wanted| wanted != who) {
@@ -222,7 +226,8 @@ async fn a_layer_that_is_cut_off_is_resumed_where_it_ended() {
     let id = lab.pull(&registry.host(), None).await.expect("pulled");
     lab.has_it(&id);
     let asked = registry.behaviour.asked(&image().layer);
-    let from = |range: &str| range.strip_prefix("bytes=").map_or(0, |r| r.trim_end_matches('-').parse().unwrap());
+    let from =
+        |range: &str| range.strip_prefix("bytes=").map_or(0, |r| r.trim_end_matches('-').parse().unwrap());
     let starts: Vec<usize> = asked.iter().map(|(range, _)| from(range)).collect();
     assert_eq!(starts.len(), 3, "{starts:?}");
     assert!(starts[0] == 0 && starts[1] > 0 && starts[2] > starts[1], "{starts:?}");
@@ -276,7 +281,8 @@ async fn a_private_certificate_authority_is_trusted_only_if_the_configuration_sa
     lab.has_it(&lab.pull(&host, None).await.expect("trusted"));
 
     let careless = Lab::new();
-    careless.registries(&format!("{mirror}configs: {{\"{host}\": {{tls: {{insecure_skip_verify: true}}}}}}\n"));
+    careless
+        .registries(&format!("{mirror}configs: {{\"{host}\": {{tls: {{insecure_skip_verify: true}}}}}}\n"));
     careless.has_it(&careless.pull(&host, None).await.expect("anybody is trusted"));
 }
 
