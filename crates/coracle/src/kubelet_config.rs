@@ -23,6 +23,7 @@ const CHECK_FREQUENCY: Duration = Duration::from_secs(20);
 #[serde(default, rename_all = "camelCase")]
 struct File {
     max_pods: Option<u32>,
+    pod_pids_limit: Option<i64>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<u32>,
     cpu_manager_policy: Option<String>,
@@ -117,6 +118,7 @@ fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
         tracing::warn!(?ignored, "fields of the kubelet's configuration that have no effect here");
     }
     config.max_pods = file.max_pods.unwrap_or(config.max_pods);
+    config.pod_pids_limit = file.pod_pids_limit.unwrap_or(config.pod_pids_limit);
     config.log_max_files = file.container_log_max_files.unwrap_or(config.log_max_files);
     if let Some(size) = &file.container_log_max_size {
         config.log_max_size = quantity("containerLogMaxSize", size)?.value().max(0).unsigned_abs();
@@ -344,6 +346,7 @@ mod tests {
         let config = with(
             "
 maxPods: 20
+podPidsLimit: 100
 containerLogMaxSize: 1Mi
 cpuManagerPolicy: static
 cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}
@@ -364,7 +367,7 @@ syncFrequency: 1m0s
 ",
         )
         .expect("a configuration");
-        assert_eq!((config.max_pods, config.log_max_size), (20, 1 << 20));
+        assert_eq!((config.max_pods, config.pod_pids_limit, config.log_max_size), (20, 100, 1 << 20));
         assert_eq!(config.cpu_policy, CpuPolicy::Static { whole_cores: true, strict_reservation: false });
         assert_eq!(config.reserved["cpu"].value(), 2);
         assert_eq!(config.reserved["memory"].value(), 2 << 30);

@@ -435,6 +435,7 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         cluster_domain: cluster.cluster_domain.clone(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        pod_pids_limit: -1,
         user_ids: IdRange::all(65536),
         ids_per_pod: 65536,
         credential_providers: Vec::new(),

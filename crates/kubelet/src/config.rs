@@ -52,6 +52,8 @@ pub struct KubeletConfig {
     pub resolv_conf: PathBuf,
     /// `status.capacity.pods`.
     pub max_pods: u32,
+    /// How many processes a pod may have; 0 or less for as many as the node.
+    pub pod_pids_limit: i64,
     /// Ids of the host that pods with users of their own are given.
     pub user_ids: crate::user_namespaces::IdRange,
     /// How many of them a pod gets.

@@ -326,6 +326,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         cluster_domain: "cluster.local".into(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        pod_pids_limit: -1,
         user_ids: IdRange::all(65536),
         ids_per_pod: 65536,
         credential_providers: Vec::new(),
