@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::cache::Filter;
 use crate::config::StartError;
 use crate::registry::Resource;
-use crate::server::{CLEAN_EVERY, REST_EVERY, Server};
+use crate::server::{CLEAN_EVERY, PACK_EVERY, REST_EVERY, Server};
 use crate::verbs::patch::Patch;
 use crate::verbs::{Input, Part};
 
@@ -72,7 +72,7 @@ async fn tracking(server: &Arc<Server>) -> Result<(), Status> {
     let Some(entry) = maps.cache.get(&maps.key("kube-system", TRACKING)) else {
         return ensure(server, "", "configmaps", "kube-system", TRACKING, want).await;
     };
-    let have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let have: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     if have["data"]["since"].as_str().is_some_and(|day| day.parse::<jiff::civil::Date>().is_ok()) {
         return Ok(());
     }
@@ -111,7 +111,7 @@ async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
     let Some(entry) = resource.cache.get(&resource.key("", &name)) else {
         return ensure(server, group, resource.def.plural, "", &name, want).await;
     };
-    let mut have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut have: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     let kept = have.pointer(AUTO_UPDATE).and_then(Value::as_str) == Some("true");
     if !kept || covers(have.get("spec"), want.get("spec")) {
         return Ok(());
@@ -137,7 +137,7 @@ async fn reconcile(server: &Arc<Server>, resource: &Arc<Resource>, obj: &dyn Obj
         let plural = resource.def.plural;
         return ensure(server, resource.def.group, plural, namespace, name, obj.to_value()).await;
     };
-    let mut value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut value: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     let auto = value.pointer("/metadata/annotations/rbac.authorization.kubernetes.io~1autoupdate");
     if auto.and_then(Value::as_str) == Some("false") || !complete(&mut value, &obj.to_value()) {
         return Ok(());
@@ -256,7 +256,7 @@ async fn keep(server: &Arc<Server>, group: &str, plural: &str, want: Value, at: 
     };
     ensure(server, group, plural, "default", SERVICE, want.clone()).await?;
     let entry = server.get(&resource, "default", SERVICE).await?;
-    let have: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let have: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     let mut want = want;
     if server.store.shared() {
         want = joined(&have, want, at);
@@ -308,6 +308,14 @@ pub(crate) async fn rest(server: Arc<Server>) {
         if let Err(e) = server.store.rest().await {
             warn!(error = %e, "the store cannot move its newest entries from memory to the disk");
         }
+    }
+}
+
+/// Packs what nobody reads: an object is packed between one and two of these intervals after its last reader.
+pub(crate) async fn pack(server: Arc<Server>) {
+    loop {
+        tokio::time::sleep(PACK_EVERY).await;
+        server.cache.pack().await;
     }
 }
 

@@ -4,9 +4,11 @@
 
 pub(crate) mod definitions;
 pub(crate) mod entry;
+mod facts;
 pub(crate) mod feed;
 mod reader;
 mod resource;
+mod text;
 mod watcher;
 
 pub(crate) use entry::CacheEntry;

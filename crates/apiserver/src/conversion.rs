@@ -56,7 +56,7 @@ impl Server {
         if foreign.is_empty() {
             return Ok(entries);
         }
-        let parse = |i: &usize| serde_json::from_slice(&entries[*i].encoded).map_err(Status::internal);
+        let parse = |i: &usize| serde_json::from_slice(&entries[*i].encoded()).map_err(Status::internal);
         let values = foreign.iter().map(parse).collect::<Result<Vec<Value>, _>>()?;
         let converted = self.convert(&custom.current(), values, resource.def).await?;
         for (i, mut value) in foreign.into_iter().zip(converted) {
@@ -64,7 +64,7 @@ impl Server {
             if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
                 meta.remove("resourceVersion");
             }
-            let encoded = codec::encode_value(resource.def, &value, entry.encoded.len())?;
+            let encoded = codec::encode_value(resource.def, &value, entry.size())?;
             entries[i] = Arc::new(entry.read_as(resource.def, codec::splice(&encoded, entry.revision)));
         }
         Ok(entries)

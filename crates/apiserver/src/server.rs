@@ -194,6 +194,8 @@ impl ApiServer {
             crate::bootstrap::housekeeping(housekeeper.clone(), keep, ttl)
         });
         let resting = server.clone();
+        let packing = server.clone();
+        tasks.supervise("pack", move || crate::bootstrap::pack(packing.clone()));
         tasks.supervise("rest", move || crate::bootstrap::rest(resting.clone()));
         let publisher = server.clone();
         tasks.supervise("kubernetes-service", move || crate::bootstrap::publish(publisher.clone()));
@@ -280,5 +282,7 @@ fn adopt_services(cache: &Cache, services: &Services) {
 
 /// The longest time between two cleanings of the store.
 pub(crate) const CLEAN_EVERY: Duration = Duration::from_secs(300);
+/// Between two looks at what nobody reads.
+pub(crate) const PACK_EVERY: Duration = Duration::from_secs(30);
 /// Between two looks at what can be given back.
 pub(crate) const REST_EVERY: Duration = Duration::from_secs(10);

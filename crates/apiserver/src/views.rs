@@ -34,7 +34,7 @@ impl Fields {
         let mut obj = entry.decode_full()?;
         obj.meta_mut().resource_version = None;
         let value = self.value_in(resource, &*obj)?;
-        let encoded = codec::encode_value(resource.def, &value, entry.encoded.len())?;
+        let encoded = codec::encode_value(resource.def, &value, entry.size())?;
         Ok(Arc::new(entry.shown(codec::splice(&encoded, entry.revision))))
     }
 

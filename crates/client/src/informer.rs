@@ -1,17 +1,24 @@
 //! Shared informers: an indexed, read-only copy of a resource and a stream of its changes.
 
+mod held;
+mod state;
+
 use std::any::{Any, TypeId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use coracle_meta::{Kind, Object};
+use coracle_meta::Kind;
+use coracle_stdx::pack::Lexicon;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
-use tracing::error;
 
-use crate::api::{Client, decode};
+use self::held::Held;
+use self::state::{IndexData, State};
+use crate::api::Client;
 use crate::reflector::{Reflected, reflect};
 use crate::transport::{ListOptions, ResourceId};
 
@@ -50,151 +57,65 @@ impl<K> Clone for Change<K> {
     }
 }
 
-type Key = (String, String);
-
-/// Objects of one index key, by namespace and name.
-type Bucket<K> = BTreeMap<Key, Arc<K>>;
-
-struct IndexData<K> {
-    name: &'static str,
-    keys_of: fn(&K) -> Vec<String>,
-    buckets: HashMap<String, Bucket<K>>,
-}
-
-impl<K: Kind> IndexData<K> {
-    fn insert(&mut self, key: &Key, object: &Arc<K>) {
-        for bucket in (self.keys_of)(object) {
-            self.buckets.entry(bucket).or_default().insert(key.clone(), object.clone());
-        }
-    }
-
-    fn remove(&mut self, key: &Key, object: &K) {
-        for bucket in (self.keys_of)(object) {
-            if let Some(objects) = self.buckets.get_mut(&bucket) {
-                objects.remove(key);
-                if objects.is_empty() {
-                    self.buckets.remove(&bucket);
-                }
-            }
-        }
-    }
-}
-
-struct State<K> {
-    objects: BTreeMap<String, BTreeMap<String, Arc<K>>>,
-    indices: Vec<IndexData<K>>,
-    subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
-    /// Keys applied since the list began, while one runs.
-    listed: Option<HashSet<Key>>,
-    /// All changes up to this revision are in `objects`.
-    revision: u64,
-}
-
-fn key_of(object: &dyn Object) -> Key {
-    (object.namespace().to_owned(), object.name().to_owned())
-}
-
-impl<K: Kind> State<K> {
-    fn get(&self, key: &Key) -> Option<&Arc<K>> {
-        self.objects.get(&key.0)?.get(&key.1)
-    }
-
-    fn publish(&mut self, change: &Change<K>) {
-        self.subscribers.retain(|subscriber| subscriber.send(change.clone()).is_ok());
-    }
-
-    fn insert(&mut self, key: Key, object: Arc<K>) {
-        for index in &mut self.indices {
-            index.insert(&key, &object);
-        }
-        self.objects.entry(key.0).or_default().insert(key.1, object);
-    }
-
-    fn take(&mut self, key: &Key) -> Option<Arc<K>> {
-        let objects = self.objects.get_mut(&key.0)?;
-        let old = objects.remove(&key.1)?;
-        if objects.is_empty() {
-            self.objects.remove(&key.0);
-        }
-        for index in &mut self.indices {
-            index.remove(key, &old);
-        }
-        Some(old)
-    }
-
-    /// A list is not in revision order: only what comes after it tells how far the store is.
-    fn advance(&mut self, version: Option<&str>) {
-        if let (false, Some(revision)) = (self.listed.is_some(), version.and_then(|v| v.parse().ok())) {
-            self.revision = self.revision.max(revision);
-        }
-    }
-
-    fn apply(&mut self, key: Key, new: Arc<K>) {
-        let change = match self.get(&key) {
-            Some(old) if old.metadata().resource_version == new.metadata().resource_version => return,
-            Some(old) if old.metadata().uid == new.metadata().uid => {
-                Change::Modified { old: old.clone(), new: new.clone() }
-            }
-            // Deleted and created again while nobody looked.
-            Some(_) => {
-                self.delete(&key, None);
-                Change::Added(new.clone())
-            }
-            None => Change::Added(new.clone()),
-        };
-        self.take(&key);
-        self.insert(key, new);
-        self.publish(&change);
-    }
-
-    /// `last` is the state the server reported with the deletion, if it did.
-    fn delete(&mut self, key: &Key, last: Option<Arc<K>>) {
-        if let Some(old) = self.take(key) {
-            self.publish(&Change::Deleted(last.unwrap_or(old)));
-        }
-    }
-
-    fn reflect(&mut self, change: Reflected) {
-        match change {
-            Reflected::Listing => self.listed = Some(HashSet::new()),
-            Reflected::Applied(object) => {
-                let key = key_of(&*object);
-                if let Some(listed) = &mut self.listed {
-                    listed.insert(key.clone());
-                }
-                self.advance(object.meta().resource_version.as_deref());
-                match decode(object) {
-                    Ok(object) => self.apply(key, object),
-                    Err(status) => error!(%status, "informer skips an object"),
-                }
-            }
-            Reflected::Deleted(object) => {
-                let key = key_of(&*object);
-                if let Some(listed) = &mut self.listed {
-                    listed.remove(&key);
-                }
-                self.advance(object.meta().resource_version.as_deref());
-                self.delete(&key, decode(object).ok());
-            }
-            Reflected::Progress(version) => self.advance(Some(&version)),
-            Reflected::Synced(version) => {
-                let listed = self.listed.take().unwrap_or_default();
-                self.advance(Some(&version));
-                let all = self.objects.iter();
-                let keys =
-                    all.flat_map(|(ns, named)| named.keys().map(move |name| (ns.clone(), name.clone())));
-                let gone: Vec<Key> = keys.filter(|key| !listed.contains(key)).collect();
-                for key in gone {
-                    self.delete(&key, None);
-                }
-            }
-        }
-    }
-}
+/// An object is packed between one and two of these intervals after it was last asked for.
+const PACK_EVERY: Duration = Duration::from_secs(30);
+/// So many objects are packed in a go, a few milliseconds' work,
+const PACKED_AT_ONCE: usize = 64;
+/// and so long nothing is packed after that.
+const PAUSE: Duration = Duration::from_millis(10);
 
 struct Shared<K> {
     state: RwLock<State<K>>,
     synced: watch::Sender<bool>,
+    /// Something was read or has changed since objects were packed, or was in use then.
+    awake: AtomicBool,
+    woken: Notify,
+}
+
+impl<K: Kind> Shared<K> {
+    fn wake(&self) {
+        if !self.awake.load(Ordering::Relaxed) && !self.awake.swap(true, Ordering::Relaxed) {
+            self.woken.notify_one();
+        }
+    }
+
+    /// The objects that nobody has asked for since the last call, of those that are not packed.
+    fn resting(&self) -> Vec<Arc<Held<K>>> {
+        self.awake.store(false, Ordering::Relaxed);
+        let state = self.state.read();
+        let decoded = state.all().filter(|held| !held.is_packed());
+        let (resting, awake): (Vec<_>, Vec<_>) = decoded.partition(|held| held.is_unread());
+        if !awake.is_empty() {
+            self.wake();
+        }
+        resting.into_iter().cloned().collect()
+    }
+
+    /// Packs objects when nobody asks for them for a while, a few at a time. Secrets are left alone: a dictionary
+    /// keeps some objects' texts after their end.
+    async fn keep_packed(&self) {
+        if K::KIND == "Secret" {
+            return std::future::pending().await;
+        }
+        let mut lexicon = Lexicon::default();
+        loop {
+            self.woken.notified().await;
+            tokio::time::sleep(PACK_EVERY).await;
+            let resting = self.resting();
+            let count = self.state.read().all().count();
+            let Some(dictionary) = lexicon.dictionary(count, &resting, |held| held.sample()) else {
+                continue;
+            };
+            for some in resting.chunks(PACKED_AT_ONCE) {
+                some.iter().for_each(|held| held.pack(&dictionary));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn objects<'a, K: Kind>(held: impl Iterator<Item = &'a Arc<Held<K>>>) -> Vec<Arc<K>> {
+    held.filter_map(|held| held.get()).collect()
 }
 
 /// The task that feeds a [`Shared`]; ends with the last [`Informer`].
@@ -211,7 +132,8 @@ impl<K> Drop for Feed<K> {
 
 /// A read-only copy of a resource, kept current by a watch, and the stream of its changes.
 ///
-/// Guarantees: objects are shared (in-process they are the server's own decoded objects: no copy). Changes
+/// Guarantees: objects are shared (in-process they are the server's own decoded objects: no copy); those that nobody
+/// asks for or keeps for a while are packed, and decoded for the next who asks (ADR 20). Changes
 /// reach the store and all subscribers in revision order and without gaps; when the watch had to start
 /// anew, what vanished meanwhile is reported as [`Change::Deleted`] with its last known state, and an
 /// object that was replaced by one of another uid as deleted and added. The store lags behind the API:
@@ -236,43 +158,48 @@ impl<K> fmt::Debug for Informer<K> {
 
 impl<K: Kind> Informer<K> {
     fn start(client: Client, namespace: String, options: ListOptions) -> Self {
-        let state = State {
-            objects: BTreeMap::new(),
-            indices: Vec::new(),
-            subscribers: Vec::new(),
-            listed: None,
-            revision: 0,
-        };
-        let shared = Arc::new(Shared { state: RwLock::new(state), synced: watch::Sender::new(false) });
+        let shared = Arc::new(Shared {
+            state: RwLock::default(),
+            synced: watch::Sender::new(false),
+            awake: AtomicBool::new(false),
+            woken: Notify::new(),
+        });
         let fed = shared.clone();
         let task = tokio::spawn(async move {
             let mut sink = |change: Reflected| {
                 let synced = matches!(change, Reflected::Synced(_));
                 fed.state.write().reflect(change);
+                fed.wake();
                 if synced {
                     fed.synced.send_replace(true);
                 }
             };
-            reflect(&client, ResourceId::of::<K>(), &namespace, &options, &mut sink).await;
+            tokio::select! {
+                () = reflect(&client, ResourceId::of::<K>(), &namespace, &options, &mut sink) => (),
+                () = fed.keep_packed() => (),
+            }
         });
         Self { feed: Arc::new(Feed { shared, task: task.abort_handle() }) }
     }
 
+    fn shared(&self) -> &Shared<K> {
+        self.feed.shared.wake();
+        &self.feed.shared
+    }
+
     /// One object; `namespace` is empty for cluster-scoped kinds.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.feed.shared.state.read().objects.get(namespace)?.get(name).cloned()
+        self.shared().state.read().get(namespace, name)?.get()
     }
 
     /// All objects, ordered by namespace and name.
     pub fn list(&self) -> Vec<Arc<K>> {
-        let state = self.feed.shared.state.read();
-        state.objects.values().flat_map(BTreeMap::values).cloned().collect()
+        objects(self.shared().state.read().all())
     }
 
     /// The objects of one namespace, ordered by name.
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        let state = self.feed.shared.state.read();
-        state.objects.get(namespace).map(|named| named.values().cloned().collect()).unwrap_or_default()
+        objects(self.shared().state.read().of_namespace(namespace))
     }
 
     /// All changes up to this resourceVersion are in the store. A write of one's own is visible once this
@@ -295,9 +222,9 @@ impl<K: Kind> Informer<K> {
     /// A stream of changes that begins with all present objects as [`Change::Added`].
     pub fn subscribe(&self) -> Subscription<K> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let mut state = self.feed.shared.state.write();
-        for object in state.objects.values().flat_map(BTreeMap::values) {
-            let _ = sender.send(Change::Added(object.clone()));
+        let mut state = self.shared().state.write();
+        for object in objects(state.all()) {
+            let _ = sender.send(Change::Added(object));
         }
         state.subscribers.push(sender);
         drop(state);
@@ -307,12 +234,12 @@ impl<K: Kind> Informer<K> {
     /// The index called `name`, made on first use: `keys_of` tells under which keys an object is found.
     /// Every caller must pass the same function for a name.
     pub fn index(&self, name: &'static str, keys_of: fn(&K) -> Vec<String>) -> Index<K> {
-        let mut state = self.feed.shared.state.write();
+        let mut state = self.shared().state.write();
         let position = state.indices.iter().position(|index| index.name == name).unwrap_or_else(|| {
-            let mut index = IndexData { name, keys_of, buckets: HashMap::new() };
-            for (namespace, named) in &state.objects {
-                for (name, object) in named {
-                    index.insert(&(namespace.clone(), name.clone()), object);
+            let mut index = IndexData::new(name, keys_of);
+            for held in state.all() {
+                if let Some(object) = held.get() {
+                    index.insert(held, &object);
                 }
             }
             state.indices.push(index);
@@ -345,18 +272,13 @@ impl<K: Kind> Index<K> {
     /// How many objects are found under `key`.
     pub fn count(&self, key: &str) -> usize {
         let state = self.informer.feed.shared.state.read();
-        let index = state.indices.get(self.position);
-        index.and_then(|index| index.buckets.get(key)).map_or(0, BTreeMap::len)
+        state.indices.get(self.position).map_or(0, |index| index.bucket(key).len())
     }
 
     /// The objects found under `key`, ordered by namespace and name.
     pub fn get(&self, key: &str) -> Vec<Arc<K>> {
-        let state = self.informer.feed.shared.state.read();
-        let index = state.indices.get(self.position);
-        index
-            .and_then(|index| index.buckets.get(key))
-            .map(|bucket| bucket.values().cloned().collect())
-            .unwrap_or_default()
+        let state = self.informer.shared().state.read();
+        state.indices.get(self.position).map_or_else(Vec::new, |index| objects(index.bucket(key).iter()))
     }
 }
 
@@ -441,5 +363,92 @@ impl Informers {
         let is_alive = Box::new(move || watched.strong_count() > 0);
         kept.insert(key, Kept { informer: Box::new(weak), is_alive });
         informer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::FakeTransport;
+    use crate::transport::{DeleteOptions, PatchKind};
+
+    fn object<K: Kind>(n: usize) -> K {
+        let data: Value = (0..20).map(|field| (format!("field-{field}"), json!("dmFsdWU="))).collect();
+        let labels = json!({ "half": (n % 2).to_string() });
+        let value = json!({ "metadata": { "name": format!("n-{n:02}"), "labels": labels }, "data": data });
+        serde_json::from_value(value).expect("an object")
+    }
+
+    async fn filled<K: Kind>(fake: &Arc<FakeTransport>) -> Informer<K> {
+        for n in 0..40 {
+            fake.client().api::<K>().create("ns", object(n)).await.expect("created");
+        }
+        let informer = Informers::new(fake.client()).get::<K>();
+        informer.wait_synced().await;
+        informer
+    }
+
+    fn packed<K: Kind>(informer: &Informer<K>) -> usize {
+        informer.feed.shared.state.read().all().filter(|held| held.is_packed()).count()
+    }
+
+    /// Long enough for all that is unused to be packed.
+    async fn rest() {
+        tokio::time::sleep(PACK_EVERY * 3).await;
+    }
+
+    fn half(map: &ConfigMap) -> Vec<String> {
+        map.metadata.labels.iter().flatten().map(|(_, value)| value.clone()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_asks_for_is_packed_and_is_the_same_for_who_asks_again() {
+        let informer = filled::<ConfigMap>(&FakeTransport::new(coracle_stdx::Clock::system())).await;
+        let before: Vec<ConfigMap> = informer.list().iter().map(|map| (**map).clone()).collect();
+        let index = informer.index("half", half);
+        let kept = informer.get("ns", "n-07").expect("there");
+        rest().await;
+        assert_eq!(packed(&informer), 39, "all but the one that is in use");
+        assert!(Arc::ptr_eq(&kept, &informer.get("ns", "n-07").expect("there")));
+        let odd: Vec<_> = index.get("1").iter().filter_map(|map| map.metadata.name.clone()).collect();
+        assert_eq!((odd.len(), odd[0].as_str(), odd[19].as_str()), (20, "n-01", "n-39"));
+        assert_eq!(informer.list().iter().map(|map| (**map).clone()).collect::<Vec<_>>(), before);
+        let (one, same) = (informer.get("ns", "n-08"), informer.get("ns", "n-08"));
+        assert!(one.zip(same).is_some_and(|(one, same)| Arc::ptr_eq(&one, &same)), "decoded once");
+        drop(kept);
+        rest().await;
+        assert_eq!(packed(&informer), 40);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_a_packed_object_tells_what_it_was_and_moves_it_in_the_indices() {
+        let fake = FakeTransport::new(coracle_stdx::Clock::system());
+        let informer = filled::<ConfigMap>(&fake).await;
+        let (index, api) = (informer.index("half", half), fake.client().api::<ConfigMap>());
+        rest().await;
+        let mut changes = informer.subscribe();
+        for _ in 0..40 {
+            assert!(matches!(changes.next().await, Some(Change::Added(_))));
+        }
+        rest().await;
+        assert_eq!(packed(&informer), 40);
+        let patch = json!({ "metadata": { "labels": { "half": "2" } } });
+        api.patch("ns", "n-03", PatchKind::Merge, patch).await.expect("patched");
+        let Some(Change::Modified { old, new }) = changes.next().await else { panic!("no change") };
+        assert_eq!((half(&old), half(&new)), (vec!["1".to_owned()], vec!["2".to_owned()]));
+        api.delete("ns", "n-05", DeleteOptions::default()).await.expect("deleted");
+        let Some(Change::Deleted(last)) = changes.next().await else { panic!("no deletion") };
+        assert_eq!(last.data.as_ref().map(std::collections::BTreeMap::len), Some(20));
+        assert_eq!((index.count("0"), index.count("1"), index.count("2")), (20, 18, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn secrets_are_never_packed() {
+        let informer = filled::<Secret>(&FakeTransport::new(coracle_stdx::Clock::system())).await;
+        rest().await;
+        assert_eq!(packed(&informer), 0);
     }
 }

@@ -231,16 +231,17 @@ impl LabelSelector {
 
     /// Whether the labels fulfil every requirement.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        !self.nothing && self.requirements.iter().all(|r| r.matches(labels))
+        self.matches_by(|name| labels.get(name).map(String::as_str))
+    }
+
+    /// Like [`LabelSelector::matches`], on labels of which `value` gives each by its name.
+    pub fn matches_by<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.nothing && self.requirements.iter().all(|r| r.matches_value(value(&r.key)))
     }
 
     /// Like [`LabelSelector::matches`], on labels that may be absent.
     pub fn matches_option(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
-        !self.nothing
-            && self
-                .requirements
-                .iter()
-                .all(|r| r.matches_value(labels.and_then(|l| l.get(&r.key)).map(String::as_str)))
+        self.matches_by(|name| labels?.get(name).map(String::as_str))
     }
 
     /// Whether it has no requirement and so selects everything.

@@ -26,7 +26,7 @@ pub(super) fn define<'e>(
     let versions = |entry: &CacheEntry| match entry.decoded() {
         Ok(obj) => obj
             .downcast::<CustomResourceDefinition>()
-            .map_or_else(Vec::new, |crd| custom::of_definition(crd, &entry.encoded)),
+            .map_or_else(Vec::new, |crd| custom::of_definition(crd, &entry.encoded())),
         Err(e) => {
             warn!(key = &*entry.key, error = %e, "unreadable definition");
             Vec::new()
@@ -42,9 +42,9 @@ pub(super) fn define<'e>(
 /// A stored object as it is read: pruned and defaulted by the schema of the version it is stored in.
 pub(super) fn read(resource: &Resource, entry: CacheEntry) -> CacheEntry {
     let stale = !std::ptr::eq(entry.def, resource.storage);
-    match reshaped(&entry.encoded, entry.def) {
-        Some(encoded) if encoded != entry.encoded => {
-            entry.read_as(entry.def, encoded).unlike(Some(entry.encoded.clone()), true)
+    match reshaped(&entry.encoded(), entry.def) {
+        Some(encoded) if encoded != entry.encoded() => {
+            entry.read_as(entry.def, encoded).unlike(Some(entry.encoded()), true)
         }
         _ => entry.unlike(None, stale),
     }
@@ -52,7 +52,7 @@ pub(super) fn read(resource: &Resource, entry: CacheEntry) -> CacheEntry {
 
 /// An entry as its resource's definition of now has it.
 pub(super) fn reread(resource: &Resource, entry: &CacheEntry) -> Option<CacheEntry> {
-    let stored = entry.stored.clone().unwrap_or_else(|| entry.encoded.clone());
+    let stored = entry.stored.clone().unwrap_or_else(|| entry.encoded());
     let def = resource.version_of(&stored);
     let plain = entry.read_as(def, stored).unlike(None, false);
     Some(read(resource, plain))

@@ -1,23 +1,16 @@
-//! One object as the cache holds it: encoded once, decoded at most once.
+//! One object as the cache holds it: encoded once, decoded while somebody needs it, packed while nobody does.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use coracle_meta::{Object, Status};
 use coracle_resources::def::ResourceDef;
+use coracle_stdx::pack::Dictionary;
 use parking_lot::Mutex;
 
+use super::facts::Facts;
+use super::text::Text;
 use crate::codec;
-
-/// What selectors look at.
-#[derive(Debug, Default)]
-pub(crate) struct Facts {
-    /// `metadata.labels`.
-    pub(crate) labels: BTreeMap<String, String>,
-    /// Selectable fields beside name and namespace.
-    pub(crate) fields: Vec<(&'static str, String)>,
-}
 
 /// The decoded form of an entry.
 #[derive(Default)]
@@ -40,7 +33,7 @@ pub(crate) struct CacheEntry {
     /// Revision of the write (0 for what is not stored).
     pub(crate) revision: u64,
     /// The JSON with its resourceVersion.
-    pub(crate) encoded: Bytes,
+    text: Text,
     /// The kind, in the version that the JSON has.
     pub(crate) def: &'static ResourceDef,
     /// The JSON as stored, where `encoded` is what reading makes of it.
@@ -48,7 +41,7 @@ pub(crate) struct CacheEntry {
     /// A write of this very object would store something else than what is stored.
     pub(crate) stale: bool,
     decoded: Mutex<Decoded>,
-    facts: OnceLock<Box<Facts>>,
+    facts: OnceLock<Facts>,
 }
 
 impl CacheEntry {
@@ -60,8 +53,18 @@ impl CacheEntry {
         encoded: Bytes,
         def: &'static ResourceDef,
     ) -> Self {
-        let (decoded, facts) = (Mutex::default(), OnceLock::new());
-        Self { key, prefix_len, revision, encoded, def, stored: None, stale: false, decoded, facts }
+        let (text, decoded, facts) = (Text::new(encoded), Mutex::default(), OnceLock::new());
+        Self { key, prefix_len, revision, text, def, stored: None, stale: false, decoded, facts }
+    }
+
+    /// The JSON with its resourceVersion.
+    pub(crate) fn encoded(&self) -> Bytes {
+        self.text.get()
+    }
+
+    /// Bytes of the JSON.
+    pub(crate) fn size(&self) -> usize {
+        self.text.len()
     }
 
     /// The same object in another version, or as reading it makes it.
@@ -105,7 +108,7 @@ impl CacheEntry {
 
     /// Notes what selectors look at without keeping the decoded form.
     pub(crate) fn set_facts(&self, obj: &dyn Object) {
-        let _ = self.facts.set(Box::new(facts_of(self.def, obj)));
+        let _ = self.facts.set(Facts::of(self.def, obj));
     }
 
     /// The decoded object, without managedFields. Shared: never changed.
@@ -113,6 +116,7 @@ impl CacheEntry {
     /// # Errors
     /// 500 when the stored bytes do not decode.
     pub(crate) fn decoded(&self) -> Result<Arc<dyn Object>, Status> {
+        self.text.note();
         if let Decoded::Kept(obj) = &*self.decoded.lock() {
             return Ok(obj.clone());
         }
@@ -144,22 +148,43 @@ impl CacheEntry {
         matches!(*self.decoded.lock(), Decoded::Kept(_))
     }
 
+    /// Whether there is nothing that [`CacheEntry::rest`] would give back.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.text.is_settled() && !self.is_decoded()
+    }
+
+    /// Whether nobody has read it since the last call.
+    pub(super) fn is_unread(&self) -> bool {
+        self.text.is_unread()
+    }
+
+    /// The JSON, for a dictionary.
+    pub(super) fn sample(&self) -> Bytes {
+        self.text.peek()
+    }
+
+    /// Packs the JSON and lets go of the decoded form, until somebody reads it again.
+    pub(super) fn rest(&self, dictionary: &Arc<Dictionary>) {
+        self.text.pack(dictionary);
+        let mut decoded = self.decoded.lock();
+        if matches!(*decoded, Decoded::Kept(_)) {
+            *decoded = Decoded::Never;
+        }
+    }
+
     /// A fresh decoded copy with everything in it.
     ///
     /// # Errors
     /// 500 when the stored bytes do not decode.
     pub(crate) fn decode_full(&self) -> Result<Box<dyn Object>, Status> {
-        self.def.strategy.decode_slice(&self.encoded)
+        self.def.strategy.decode_slice(&self.encoded())
     }
 
     /// Labels and selectable fields.
     pub(crate) fn facts(&self) -> &Facts {
-        self.facts.get_or_init(|| {
-            let facts = match &*self.decoded.lock() {
-                Decoded::Kept(obj) => facts_of(self.def, &**obj),
-                _ => self.decode_full().map(|obj| facts_of(self.def, &*obj)).unwrap_or_default(),
-            };
-            Box::new(facts)
+        self.facts.get_or_init(|| match &*self.decoded.lock() {
+            Decoded::Kept(obj) => Facts::of(self.def, &**obj),
+            _ => self.decode_full().map(|obj| Facts::of(self.def, &*obj)).unwrap_or_default(),
         })
     }
 
@@ -176,7 +201,7 @@ impl CacheEntry {
 
     /// The same object at another revision: what a deletion event carries.
     pub(crate) fn at_revision(&self, revision: u64) -> Self {
-        let encoded = codec::resplice(&self.encoded, revision);
+        let encoded = codec::resplice(&self.encoded(), revision);
         let entry = Self::new(self.key.clone(), self.prefix_len, revision, encoded, self.def);
         let entry = Self { stale: self.stale, ..entry };
         let obj = match &*self.decoded.lock() {
@@ -188,10 +213,6 @@ impl CacheEntry {
         }
         entry
     }
-}
-
-fn facts_of(def: &ResourceDef, obj: &dyn Object) -> Facts {
-    Facts { labels: obj.meta().labels.clone().unwrap_or_default(), fields: def.strategy.selectable(obj) }
 }
 
 impl std::fmt::Debug for CacheEntry {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use coracle_stdx::pack::{Dictionary, Lexicon};
+use parking_lot::{Mutex, RwLock};
 
 use super::entry::CacheEntry;
 use super::watcher::{Event, Filter, Subscription, Watcher};
@@ -28,6 +29,10 @@ pub(crate) struct ResourceCache {
     state: RwLock<State>,
     /// Someone in this process reads decoded objects: keep them.
     shared: AtomicBool,
+    /// Something was read or changed since [`ResourceCache::resting`] looked, or was not yet at rest then.
+    awake: AtomicBool,
+    /// What the texts have in common.
+    lexicon: Mutex<Lexicon>,
 }
 
 struct State {
@@ -72,7 +77,8 @@ impl ResourceCache {
             bytes: 0,
             watchers: Vec::new(),
         };
-        Self { prefix_len, state: RwLock::new(state), shared: AtomicBool::new(false) }
+        let (shared, awake, lexicon) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
+        Self { prefix_len, state: RwLock::new(state), shared, awake, lexicon }
     }
 
     /// Bytes of the key prefix.
@@ -92,8 +98,35 @@ impl ResourceCache {
         self.shared.load(Ordering::Relaxed)
     }
 
+    fn wake(&self) {
+        if !self.awake.load(Ordering::Relaxed) {
+            self.awake.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The objects that nobody has read since the last call, of those that are not packed; none when nothing has
+    /// been read or changed at all.
+    pub(super) fn resting(&self) -> Vec<Arc<CacheEntry>> {
+        if !self.awake.swap(false, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let state = self.state.read();
+        let awake = state.entries.values().filter(|entry| !entry.is_at_rest());
+        let (resting, awake): (Vec<_>, Vec<_>) = awake.partition(|entry| entry.is_unread());
+        if !awake.is_empty() {
+            self.wake();
+        }
+        resting.into_iter().cloned().collect()
+    }
+
+    /// The dictionary for packing these; `None` when the objects are too few.
+    pub(super) fn dictionary(&self, resting: &[Arc<CacheEntry>]) -> Option<Arc<Dictionary>> {
+        self.lexicon.lock().dictionary(self.len(), resting, |entry| entry.sample())
+    }
+
     /// One object.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<CacheEntry>> {
+        self.wake();
         self.state.read().entries.get(key).cloned()
     }
 
@@ -130,6 +163,7 @@ impl ResourceCache {
 
     /// The objects in the filter's range, selectors not yet applied.
     pub(crate) fn range(&self, filter: &Filter, applied: u64) -> Snapshot {
+        self.wake();
         let state = self.state.read();
         let entries = state.range(filter);
         Snapshot { entries, revision: applied.max(state.last), last: state.last }
@@ -140,14 +174,16 @@ impl ResourceCache {
         let mut state = self.state.write();
         for entry in entries {
             state.last = state.last.max(entry.revision);
-            state.bytes += entry.encoded.len() as u64;
+            state.bytes += entry.size() as u64;
             state.entries.insert(entry.key.clone(), Arc::new(entry));
         }
         state.floor = revision;
+        self.wake();
     }
 
     /// Applies one change and hands it to the watchers. Slow watchers are removed.
     pub(super) fn apply(&self, key: &Arc<str>, new: Option<Arc<CacheEntry>>, revision: u64) {
+        self.wake();
         let mut guard = self.state.write();
         let state = &mut *guard;
         let old = match &new {
@@ -155,7 +191,7 @@ impl ResourceCache {
             None => state.entries.remove(key),
         };
         state.last = revision;
-        let size = |entry: &Option<Arc<CacheEntry>>| entry.as_ref().map_or(0, |e| e.encoded.len() as u64);
+        let size = |entry: &Option<Arc<CacheEntry>>| entry.as_ref().map_or(0, |e| e.size() as u64);
         state.bytes = (state.bytes + size(&new)).saturating_sub(size(&old));
         if new.is_none() && old.is_none() {
             return;
@@ -173,11 +209,12 @@ impl ResourceCache {
     /// Puts other entries in the place of those that `change` has some for, without an event: what is stored
     /// stays the same, but is read in another way.
     pub(crate) fn reread(&self, change: &dyn Fn(&CacheEntry) -> Option<CacheEntry>) {
+        self.wake();
         let mut state = self.state.write();
         let mut bytes = state.bytes;
         for entry in state.entries.values_mut() {
             if let Some(other) = change(entry) {
-                let (old, new) = (entry.encoded.len() as u64, other.encoded.len() as u64);
+                let (old, new) = (entry.size() as u64, other.size() as u64);
                 bytes = (bytes + new).saturating_sub(old);
                 *entry = Arc::new(other);
             }
@@ -211,6 +248,7 @@ impl ResourceCache {
             Some(from) if from < state.floor => return Err(TooOld(state.floor)),
             Some(from) => (Vec::new(), from),
             None => {
+                self.wake();
                 let mut entries = state.range(&filter);
                 entries.retain(|e| filter.selects(e));
                 (entries, revision)
@@ -309,6 +347,62 @@ mod tests {
         let cache = ResourceCache::new(1);
         (1..=300).for_each(|revision| change(&cache, revision, 256 << 10));
         assert_eq!((backlog(&cache, 150), backlog(&cache, 200)), (None, Some(100)));
+    }
+
+    fn filled(count: usize) -> ResourceCache {
+        let def = coracle_resources::find("", "configmaps").expect("a kind");
+        let cache = ResourceCache::new(1);
+        let entry = |n: usize| {
+            let data = "a value that all of them have, ".repeat(10);
+            let text = format!("{{\"metadata\":{{\"name\":\"n-{n:03}\"}},\"data\":{{\"a\":\"{data}\"}}}}");
+            CacheEntry::new(format!("/ns/n-{n:03}").into(), 1, 1, Bytes::from(text), def)
+        };
+        cache.load((0..count).map(entry), 1);
+        cache
+    }
+
+    fn pack(cache: &ResourceCache) -> usize {
+        let resting = cache.resting();
+        let Some(dictionary) = cache.dictionary(&resting) else { return 0 };
+        resting.iter().for_each(|entry| entry.rest(&dictionary));
+        resting.len()
+    }
+
+    #[test]
+    fn what_nobody_reads_is_packed_and_reads_the_same() {
+        let cache = filled(100);
+        let before: Vec<Bytes> =
+            cache.range(&Filter::default(), 0).entries.iter().map(|e| e.encoded()).collect();
+        assert_eq!(pack(&cache), 0, "they have just been read");
+        cache.get("/ns/n-007").expect("an object").encoded();
+        assert_eq!((pack(&cache), pack(&cache)), (99, 1), "one was in use for longer");
+        assert_eq!((pack(&cache), cache.size().1), (0, before.iter().map(|text| text.len() as u64).sum()));
+        let entries = cache.range(&Filter::default(), 0).entries;
+        assert!(entries.iter().all(|entry| entry.is_at_rest()));
+        let map = entries[7].decoded().expect("a ConfigMap");
+        assert_eq!((map.name(), entries[7].is_decoded()), ("n-007", true));
+        let after: Vec<Bytes> = entries.iter().map(|entry| entry.encoded()).collect();
+        assert_eq!(before, after);
+        assert_eq!(
+            (pack(&cache), pack(&cache), entries[7].is_decoded()),
+            (0, 1, false),
+            "texts were read once"
+        );
+    }
+
+    #[test]
+    fn nothing_is_looked_at_while_nothing_happens_and_few_objects_stay_as_they_are() {
+        let cache = filled(100);
+        assert_eq!((pack(&cache), pack(&cache)), (0, 100));
+        assert!(!cache.awake.load(Ordering::Relaxed));
+        change(&cache, 2, 10);
+        assert!(cache.awake.load(Ordering::Relaxed));
+        let few = filled(3);
+        assert_eq!((pack(&few), pack(&few)), (0, 0));
+        assert_eq!(
+            few.range(&Filter::default(), 0).entries[0].size(),
+            few.range(&Filter::default(), 0).entries[0].encoded().len()
+        );
     }
 
     #[tokio::test(start_paused = true)]

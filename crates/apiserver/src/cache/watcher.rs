@@ -77,7 +77,7 @@ impl Event {
 
     /// Bytes of the object that the change replaced.
     pub(super) fn replaced(&self) -> usize {
-        self.old.as_ref().map_or(0, |old| old.encoded.len())
+        self.old.as_ref().map_or(0, |old| old.size())
     }
 
     /// Forgets what it has encoded: who still asks has it encoded again.
@@ -120,7 +120,7 @@ impl Event {
 
     /// The JSON frame with its newline; encoded once for all watchers.
     pub(crate) fn frame(&self, kind: EventKind) -> Bytes {
-        let encode = || self.entry(kind).map(|e| frame(kind.as_str(), &e.encoded)).unwrap_or_default();
+        let encode = || self.entry(kind).map(|e| frame(kind.as_str(), &e.encoded())).unwrap_or_default();
         self.frames[kind as usize].get_or_init(encode).clone()
     }
 
@@ -190,7 +190,7 @@ impl Filter {
         {
             return false;
         }
-        self.labels.as_ref().is_none_or(|labels| labels.matches(&entry.facts().labels))
+        self.labels.as_ref().is_none_or(|labels| labels.matches_by(|name| entry.facts().label(name)))
     }
 }
 
@@ -199,7 +199,7 @@ fn field(entry: &CacheEntry, path: &str) -> Option<String> {
     match path {
         "metadata.name" => Some(name.to_owned()),
         "metadata.namespace" => Some(namespace.to_owned()),
-        _ => entry.facts().fields.iter().find(|(p, _)| *p == path).map(|(_, v)| v.clone()),
+        _ => entry.facts().field(path).map(str::to_owned),
     }
 }
 

@@ -53,7 +53,7 @@ impl ListBody {
     /// A list between `head` and `tail`.
     pub(crate) fn new(head: Bytes, entries: Vec<Arc<CacheEntry>>, skip: usize, tail: Bytes) -> Self {
         let commas = entries.len().saturating_sub(1);
-        let items: usize = entries.iter().map(|e| 1 + e.encoded.len().saturating_sub(skip)).sum();
+        let items: usize = entries.iter().map(|e| 1 + e.size().saturating_sub(skip)).sum();
         let left = (head.len() + items + commas + tail.len()) as u64;
         Self { head, entries: entries.into_iter(), skip, first: true, tail, left }
     }
@@ -79,7 +79,7 @@ impl ListBody {
                 out.put_u8(b',');
             }
             out.put_u8(b'{');
-            out.put_slice(entry.encoded.get(self.skip..).unwrap_or(b"}"));
+            out.put_slice(entry.encoded().get(self.skip..).unwrap_or(b"}"));
         }
         self.left = self.left.saturating_sub(out.len() as u64);
         Some(out.freeze())

@@ -199,13 +199,13 @@ impl Answer<'_> {
         let entry = self.server.fields.show(resource, &outcome.entry)?;
         let plain = self.wanted.shape == Shape::Object && self.wanted.format == Format::Json;
         let mut response = if plain && !self.wanted.pretty {
-            let mut line = BytesMut::with_capacity(entry.encoded.len() + 1);
-            line.put_slice(&entry.encoded);
+            let mut line = BytesMut::with_capacity(entry.size() + 1);
+            line.put_slice(&entry.encoded());
             line.put_u8(b'\n');
             json_bytes(code, line.freeze())
         } else {
             let value = match self.wanted.shape {
-                Shape::Object => serde_json::from_slice(&entry.encoded).map_err(Status::internal)?,
+                Shape::Object => serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?,
                 Shape::Table => table::of_object(self, resource, &entry)?,
                 Shape::Partial => table::partial(&entry, self.wanted.version)?,
                 Shape::PartialList => {
@@ -357,7 +357,7 @@ fn list_meta_of(resource: &Resource, page: &Page) -> Value {
 fn list_value(resource: &Resource, page: &Page) -> Result<Value, Status> {
     let mut items = Vec::with_capacity(page.entries.len());
     for entry in &page.entries {
-        let mut item: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+        let mut item: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
         if let Some(map) = item.as_object_mut().filter(|_| resource.custom().is_none()) {
             map.remove("apiVersion");
             map.remove("kind");

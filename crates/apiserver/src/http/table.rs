@@ -152,7 +152,7 @@ fn row(answer: &Answer<'_>, resource: &Resource, entry: &Arc<CacheEntry>) -> Res
     }
     match answer.include_object {
         "None" => row["object"] = Value::Null,
-        "Object" => row["object"] = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?,
+        "Object" => row["object"] = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?,
         _ => row["object"] = partial(entry, answer.wanted.version)?,
     }
     Ok(row)
@@ -164,7 +164,7 @@ pub(crate) fn partial(entry: &CacheEntry, version: &str) -> Result<Value, Status
     struct Head {
         metadata: Value,
     }
-    let mut head: Head = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut head: Head = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     hide(&mut head.metadata, entry.def.hidden_annotations);
     Ok(json!({
         "kind": "PartialObjectMetadata",

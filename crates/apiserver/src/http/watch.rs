@@ -109,7 +109,7 @@ fn framed(format: Format, kind: &str, object: &Value) -> Bytes {
 
 /// The protobuf frame of an object given encoded.
 fn binary(kind: EventKind, entry: &CacheEntry) -> Option<Bytes> {
-    let value: Value = serde_json::from_slice(&entry.encoded).ok()?;
+    let value: Value = serde_json::from_slice(&entry.encoded()).ok()?;
     Some(framed(Format::Protobuf, kind.as_str(), &value))
 }
 
@@ -184,7 +184,7 @@ impl Frames {
                 return Some(event.binary_frame(kind, binary));
             }
             Next::Initial(entry) if plain => {
-                return Some(crate::cache::frame(EventKind::Added.as_str(), &entry.encoded));
+                return Some(crate::cache::frame(EventKind::Added.as_str(), &entry.encoded()));
             }
             Next::Event(kind, event) if plain => return Some(event.frame(kind)),
             Next::Bookmark(revision, end) => return Some(self.bookmark(revision, end)),
@@ -216,7 +216,7 @@ impl Frames {
             Shape::Object if self.wanted.format == Format::Protobuf => {
                 return binary(kind, entry).ok_or_else(|| Status::internal("object does not encode"));
             }
-            Shape::Object => return Ok(crate::cache::frame(kind.as_str(), &entry.encoded)),
+            Shape::Object => return Ok(crate::cache::frame(kind.as_str(), &entry.encoded())),
             Shape::Table => {
                 let answer = Answer {
                     server: &self.server,

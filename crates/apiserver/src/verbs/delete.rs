@@ -152,7 +152,7 @@ impl Server {
         mut obj: Box<dyn Object>,
     ) -> Result<Arc<CacheEntry>, Option<Status>> {
         let same = self.imagined(resource, entry.key.clone(), &mut *obj, Some(entry.revision))?;
-        if same.encoded == entry.encoded {
+        if same.encoded() == entry.encoded() {
             return Ok(entry.clone());
         }
         match self.put(resource, entry.key.clone(), obj, Put::over(entry.revision)).await {

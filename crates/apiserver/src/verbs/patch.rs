@@ -81,7 +81,7 @@ impl Server {
         if patch.kind == PatchKind::Apply {
             return self.apply_once(caller, resource, namespace, part, entry, patch, opts).await;
         }
-        let current = self.fields.text_in(resource, &entry.encoded).map_err(Refused::Failed)?;
+        let current = self.fields.text_in(resource, &entry.encoded()).map_err(Refused::Failed)?;
         let (_, name) = entry.namespace_name();
         let patched =
             self.fields.patched(resource.def, current, patch.kind, patch.body).map_err(Refused::Failed)?;
@@ -133,7 +133,7 @@ impl Server {
         let (_, name) = entry.namespace_name();
         self.check_applied(resource, namespace, name, body, true).map_err(Refused::Failed)?;
         let old = entry.decode_full().map_err(Refused::Failed)?;
-        let live = self.fields.text_in(resource, &entry.encoded).map_err(Refused::Failed)?;
+        let live = self.fields.text_in(resource, &entry.encoded()).map_err(Refused::Failed)?;
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
         let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;

@@ -129,13 +129,13 @@ fn parent_with(
     entry: &CacheEntry,
     replicas: Value,
 ) -> Result<Change, Status> {
-    let mut value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let mut value: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     set_at(&mut value, paths.spec_replicas, replicas);
     Ok(Change::of(resource.def.strategy.decode(value)?, Vec::new()))
 }
 
 fn scale_of(resource: &Resource, paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {
-    let value: Value = serde_json::from_slice(&entry.encoded).map_err(Status::internal)?;
+    let value: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
     if resource.custom().is_some() && value.pointer(paths.spec_replicas).is_none_or(Value::is_null) {
         let path = paths.spec_replicas.replace('/', ".");
         return Err(Status::internal(format!("the spec replicas field {path:?} does not exist")));

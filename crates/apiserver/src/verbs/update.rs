@@ -148,7 +148,7 @@ impl Server {
         resource.def.strategy.default(&mut *change.obj);
         self.check_preconditions(resource, &*change.obj, &*old, entry.revision).map_err(Refused::Failed)?;
         let manager = self.manager(caller, opts);
-        let live = Some(&entry.encoded[..]);
+        let live = Some(&entry.encoded()[..]);
         self.track(resource, &mut change, live, &manager, part.path());
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
@@ -199,9 +199,9 @@ impl Server {
         if times && !self.out_of_date(entry).await? {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
-        let size = entry.encoded.len();
+        let size = entry.size();
         let value = self.fields.encode(resource.def, &mut *obj, size).map_err(Refused::Failed)?;
-        let same = codec::splice(&value, entry.revision) == entry.encoded;
+        let same = codec::splice(&value, entry.revision) == entry.encoded();
         if same && !self.out_of_date(entry).await? {
             return Ok(Outcome { entry: entry.clone(), warnings, created: false });
         }
@@ -234,8 +234,8 @@ impl Server {
         }
         let mut kept = new.clone_object();
         kept.meta_mut().managed_fields = Some(before.clone());
-        let value = self.fields.encode(resource.def, &mut *kept, entry.encoded.len())?;
-        Ok(codec::splice(&value, entry.revision) == entry.encoded)
+        let value = self.fields.encode(resource.def, &mut *kept, entry.size())?;
+        Ok(codec::splice(&value, entry.revision) == entry.encoded())
     }
 
     /// uid and resourceVersion that the client sent must be those of the object.
