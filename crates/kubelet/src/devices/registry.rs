@@ -162,3 +162,79 @@ async fn listen(devices: &Devices, resource: &str, plugin: &Arc<Plugin>) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use coracle_grpc::Message;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::topology_manager::NodeSet;
+
+    const RESOURCE: &str = "test.example/widget";
+
+    /// A plug-in with one healthy device, which wants nothing.
+    struct Widgets;
+
+    impl Service for Widgets {
+        fn call(self: Arc<Self>, method: String, q: Bytes) -> BoxFuture<'static, Answer> {
+            Box::pin(async move {
+                match method.as_str() {
+                    "v1beta1.DevicePlugin/GetDevicePluginOptions" => {
+                        Answer::unary(q, |_: Empty| async { Ok::<_, Status>(DevicePluginOptions::default()) })
+                            .await
+                    }
+                    "v1beta1.DevicePlugin/ListAndWatch" => {
+                        let device =
+                            PluginDevice { id: "w0".into(), health: "Healthy".into(), ..Default::default() };
+                        let (sender, receiver) = mpsc::channel(1);
+                        let list = ListAndWatchResponse { devices: vec![device] }.encode();
+                        sender.try_send(Ok(list)).expect("room for one");
+                        tokio::spawn(async move { sender.closed().await });
+                        Answer::Stream(receiver)
+                    }
+                    _ => Answer::unimplemented(&method),
+                }
+            })
+        }
+    }
+
+    fn info(endpoint: PathBuf, name: &str, version: &str) -> PluginInfo {
+        PluginInfo {
+            kind: "DevicePlugin".into(),
+            name: name.into(),
+            endpoint: endpoint.display().to_string(),
+            supported_versions: vec![version.into()],
+        }
+    }
+
+    #[tokio::test]
+    async fn devices_of_a_plugin_that_the_watcher_found_are_there_until_it_leaves() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("widgets.sock");
+        let listener = coracle_grpc::listen(&socket).expect("a socket");
+        let server = tokio::spawn(coracle_grpc::serve(listener, Arc::new(Widgets)));
+        let devices = Arc::new(Devices::open(&dir.path().join("plugins"), NodeSet::default()));
+        let watched = Watched(devices.clone());
+        let old = watched.validate(&info(socket.clone(), RESOURCE, "v1alpha")).unwrap_err();
+        assert_eq!(old, "manager version, v1beta1, is not among plugin supported versions [v1alpha]");
+        let odd = watched.validate(&info(socket.clone(), "cpu", VERSION)).unwrap_err();
+        assert_eq!(odd, "invalid name of device plugin socket: the ResourceName \"cpu\" is invalid");
+        let missing = watched.register(&info(dir.path().join("none"), RESOURCE, VERSION)).await.unwrap_err();
+        assert!(missing.starts_with("failed to get device plugin options: rpc error"), "{missing}");
+
+        let plugin = info(socket, RESOURCE, VERSION);
+        assert_eq!(watched.validate(&plugin), Ok(()));
+        let mut changes = devices.changes();
+        let counts = || devices.amounts().get(RESOURCE).map(|(all, healthy)| (all.value(), healthy.value()));
+        watched.register(&plugin).await.expect("registered");
+        changes.changed().await.expect("told");
+        assert_eq!(counts(), Some((1, 1)));
+        watched.deregister(&plugin);
+        changes.changed().await.expect("told");
+        assert_eq!(counts(), Some((1, 0)), "it is there, but nobody knows how it does");
+        server.abort();
+    }
+}
