@@ -43,6 +43,9 @@ use std::time::Duration;
 use cli::Command;
 use error::Failure;
 
+#[global_allocator]
+static ALLOCATOR: coracle_runtime::Allocator = coracle_runtime::Allocator;
+
 /// What the API reports as its version.
 pub const GIT_VERSION: &str = "v1.36.2+coracle";
 

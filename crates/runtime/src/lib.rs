@@ -4,6 +4,7 @@
 //! The daemon side ([`Runtime`]) implements the CRI traits. What must be single-threaded or must outlive the
 //! daemon runs in re-executions of this very program, which [`reexec`] recognises by hidden subcommands.
 
+mod allocator;
 mod capabilities;
 mod cgroup;
 mod daemon;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 
 use coracle_stdx::Clock;
 
+pub use allocator::Allocator;
 pub use daemon::Runtime;
 pub use memory::give_back_when_quiet;
 pub use preflight::preflight;

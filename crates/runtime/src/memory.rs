@@ -1,9 +1,11 @@
 //! Gives memory back to the kernel once things are quiet: what a burst of work freed, and those pages of the program
-//! that only the start or the burst needed. The allocator by itself keeps the highest level it ever had.
+//! that only the start or the burst needed.
 
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+
+use crate::allocator;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(10);
@@ -83,6 +85,7 @@ impl Tender {
 
 /// Works until it is dropped.
 pub async fn give_back_when_quiet() {
+    allocator::tend();
     let mut tender = Tender::default();
     loop {
         tokio::time::sleep(LOOK).await;
@@ -95,8 +98,7 @@ pub async fn give_back_when_quiet() {
 }
 
 fn give_back(due: Due) {
-    // SAFETY: takes no pointer, and locks what it touches.
-    unsafe { libc::malloc_trim(0) };
+    allocator::give_back();
     if due != Due::All {
         return;
     }
