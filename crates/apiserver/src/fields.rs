@@ -62,6 +62,11 @@ impl Fields {
         out
     }
 
+    /// Messages for fields that a type does not have, and for fields given twice.
+    pub(crate) fn strict_errors_of(&self, definition: &str, text: &[u8]) -> Vec<String> {
+        self.schemas.strict_errors(definition, text)
+    }
+
     /// Messages for fields that the kind does not have.
     pub(crate) fn unknown(&self, def: &ResourceDef, value: &Value) -> Vec<String> {
         match def.strategy.custom() {
@@ -130,6 +135,11 @@ impl Fields {
             }
         }
         Ok(current)
+    }
+
+    /// What messages show of a strategic merge patch to `current`.
+    pub(crate) fn left_of(&self, def: &ResourceDef, current: &Value, body: &Value) -> Value {
+        patch::left_of_strategic(current, body, &self.schemas, self.name(def))
     }
 
     /// Notes in `metadata.managedFields` which fields a write sets.
@@ -271,6 +281,7 @@ fn is_plain(obj: &dyn Object) -> bool {
                 s.conditions.is_none()
                     && s.container_statuses.is_none()
                     && s.init_container_statuses.is_none()
+                    && s.ephemeral_container_statuses.is_none()
             });
     }
     if let Some(account) = any.downcast_ref::<ServiceAccount>() {

@@ -26,3 +26,4 @@ mod written;
 mod yaml;
 mod yaml_depth;
 mod yaml_scalar;
+mod yaml_write;

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use coracle_meta::field::{ErrorList, Path};
-use coracle_meta::{Object, Status};
+use coracle_meta::{Object, Reason, Status};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use parking_lot::Mutex;
 use rand::Rng;
@@ -71,7 +71,7 @@ pub(crate) struct Allocation {
     /// Given back once the write has succeeded.
     freed_addresses: Vec<u32>,
     freed_ports: Vec<u16>,
-    /// Upstream does not look at the range of ports then.
+    /// Nothing is reserved then, and ports may be out of range, as upstream has it.
     dry_run: bool,
 }
 
@@ -197,16 +197,12 @@ impl Services {
         }
         let spec = service.spec.get_or_insert_default();
         let mut held = Allocation::none();
-        held.owner = Some(self.clone());
-        self.allocate_address(spec, old, dry_run, &mut held, &mut errs)?;
         held.dry_run = dry_run;
+        held.owner = (!dry_run).then(|| self.clone());
+        self.allocate_address(spec, old, &mut held, &mut errs)?;
         self.allocate_ports(spec, old, &mut held, &mut errs)?;
         if !errs.is_empty() {
             return Err(Status::invalid("", "Service", &name, &errs));
-        }
-        if dry_run {
-            // Nothing stays reserved: dropping `held` frees it all.
-            return Ok(Allocation::none());
         }
         Ok(held)
     }
@@ -215,7 +211,6 @@ impl Services {
         &self,
         spec: &mut ServiceSpec,
         old: Option<&ServiceSpec>,
-        dry_run: bool,
         held: &mut Allocation,
         errs: &mut ErrorList,
     ) -> Result<(), Status> {
@@ -229,7 +224,7 @@ impl Services {
             Ok(address) => {
                 let number = u32::from(address);
                 // A dry run asks only whether the address is in the range.
-                if dry_run {
+                if held.dry_run {
                     if let Some(why) = self.outside(number) {
                         errs.invalid("spec.clusterIPs", serde_json::json!(spec.cluster_ips), why);
                         return Ok(());
@@ -243,6 +238,8 @@ impl Services {
                 }
                 number
             }
+            // A dry run gets the range's own address.
+            Err(_) if held.dry_run => self.first,
             Err(_) => {
                 let number = self.pick_address()?;
                 held.addresses.push(number);
@@ -317,11 +314,11 @@ impl Services {
         if families::needs_health_port(spec) {
             let asked = u16::try_from(spec.health_check_node_port.unwrap_or(0)).unwrap_or(0);
             if asked == 0 {
-                let number = self.pick_port()?;
+                let number = self.pick_port(held)?;
                 held.ports.push(number);
                 spec.health_check_node_port = Some(i32::from(number));
             } else if !before.contains(&asked) {
-                if let Some(why) = self.take_port(asked, held.dry_run) {
+                if let Some(why) = self.take_port(asked, held) {
                     let what = format!("failed to allocate requested HealthCheck NodePort {asked}: {why}");
                     return Err(Status::internal(what));
                 }
@@ -344,7 +341,7 @@ impl Services {
     ) -> Result<(), Status> {
         let wanted = spec.type_.as_deref() == Some("NodePort")
             || spec.allocate_load_balancer_node_ports != Some(false);
-        let mut mine: HashSet<u16> = HashSet::new();
+        let (mut mine, mut pairs): (HashSet<u16>, HashSet<(String, u16)>) = Default::default();
         let asked = |port: &ServicePort| port.node_port.filter(|p| *p != 0);
         let mut shared: HashMap<i32, i32> = HashMap::new();
         for port in spec.ports.iter().flatten().filter(|_| fresh) {
@@ -358,8 +355,7 @@ impl Services {
             let number = match asked.map(u16::try_from) {
                 Some(Ok(number)) if before.contains(&number) || mine.contains(&number) => number,
                 Some(asked) => {
-                    let taken =
-                        asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n, held.dry_run));
+                    let taken = asked.map_or_else(|_| Some(self.out_of_range()), |n| self.take_port(n, held));
                     if let Some(why) = taken {
                         let at = Path::new("spec.ports").index(i).child("nodePort");
                         errs.invalid(at, requested, why);
@@ -371,13 +367,18 @@ impl Services {
                 }
                 None if !wanted => continue,
                 None => {
-                    let number = self.pick_port()?;
+                    let number = self.pick_port(held)?;
                     held.ports.push(number);
                     number
                 }
             };
-            mine.insert(number);
             port.node_port = Some(i32::from(number));
+            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+            if !fresh && !pairs.insert((protocol.clone(), number)) {
+                let why = format!("duplicate nodePort: {{{protocol} {number}}}");
+                return Err(Status::new(500, Reason::Unknown, why, None));
+            }
+            mine.insert(number);
             if fresh {
                 shared.insert(port.port, i32::from(number));
             }
@@ -390,16 +391,24 @@ impl Services {
         format!("provided port is not in the valid range. The range of valid ports is {low}-{high}")
     }
 
-    fn take_port(&self, number: u16, dry_run: bool) -> Option<String> {
+    fn take_port(&self, number: u16, held: &Allocation) -> Option<String> {
         let (low, high) = self.ports;
-        if !(low..=high).contains(&number) {
-            return (!dry_run).then(|| self.out_of_range());
-        }
-        let fresh = self.taken.lock().number(number);
+        let mut taken = self.taken.lock();
+        let fresh = if held.dry_run {
+            !taken.numbers.contains(&number) && !held.ports.contains(&number)
+        } else if (low..=high).contains(&number) {
+            taken.number(number)
+        } else {
+            return Some(self.out_of_range());
+        };
         (!fresh).then(|| "provided port is already allocated".to_owned())
     }
 
-    fn pick_port(&self) -> Result<u16, Status> {
+    fn pick_port(&self, held: &Allocation) -> Result<u16, Status> {
+        if held.dry_run {
+            // A port that looks like one, behind those that the service has got already.
+            return Ok(held.ports.iter().max().unwrap_or(&32768).saturating_add(1));
+        }
         let (low, high) = self.ports;
         let span = u32::from(high - low) + 1;
         let mut taken = self.taken.lock();
@@ -465,6 +474,45 @@ mod tests {
         assert!(!free("10.96.0.11"), "another server has given it out");
         drop(flying);
         assert!(free("10.96.0.9"));
+    }
+
+    fn balanced(ports: &[(i32, Option<i32>)]) -> Service {
+        let port = |(port, node_port): &(i32, Option<i32>)| ServicePort {
+            port: *port,
+            node_port: *node_port,
+            ..ServicePort::default()
+        };
+        let spec = ServiceSpec {
+            type_: Some("LoadBalancer".into()),
+            external_traffic_policy: Some("Local".into()),
+            ports: Some(ports.iter().map(port).collect()),
+            ..ServiceSpec::default()
+        };
+        Service { spec: Some(spec), ..Service::default() }
+    }
+
+    #[test]
+    fn a_dry_run_shows_what_looks_allocated_and_reserves_nothing() {
+        let services = Services::new("10.96.0.0/16", (30000, 32767)).unwrap();
+        let mut first = balanced(&[(80, None), (81, Some(1000)), (82, None)]);
+        services.allocate(&mut first, None, true).unwrap();
+        let spec = first.spec.unwrap();
+        assert_eq!(spec.cluster_ip.as_deref(), Some("10.96.0.0"));
+        let numbers: Vec<_> = spec.ports.iter().flatten().map(|p| p.node_port).collect();
+        assert_eq!(numbers, [Some(32769), Some(1000), Some(32770)]);
+        assert_eq!(spec.health_check_node_port, Some(32771));
+        let taken = services.taken.lock();
+        assert!(taken.addresses.is_empty() && taken.numbers.is_empty());
+    }
+
+    #[test]
+    fn a_change_may_not_use_a_node_port_twice() {
+        let services = Services::new("10.96.0.0/16", (30000, 32767)).unwrap();
+        let mut old = balanced(&[(80, Some(30001))]);
+        services.allocate(&mut old, None, false).unwrap().keep();
+        let mut new = balanced(&[(80, Some(30001)), (81, Some(30001))]);
+        let refused = services.allocate(&mut new, Some(&old), false).unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (500, "duplicate nodePort: {TCP 30001}"));
     }
 
     #[test]

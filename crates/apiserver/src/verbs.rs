@@ -15,6 +15,7 @@ pub(crate) mod patch;
 pub(crate) mod read;
 pub(crate) mod review;
 pub(crate) mod scale;
+pub(crate) mod sent;
 mod signing;
 pub(crate) mod token;
 pub(crate) mod update;

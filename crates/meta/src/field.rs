@@ -145,7 +145,7 @@ pub fn show(value: impl Into<Value>) -> String {
 }
 
 /// JSON as Go writes it, which is safe within HTML.
-pub(crate) fn escaped(json: &str) -> String {
+pub fn escaped(json: &str) -> String {
     json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
@@ -199,6 +199,11 @@ impl ErrorList {
     pub fn invalid(&mut self, path: impl Into<Path>, value: impl Into<Value>, detail: impl Into<String>) {
         self.add(ErrorKind::Invalid, path, Some(show(value)), detail);
     }
+    /// The text is not acceptable. As [`ErrorList::invalid`], where upstream's text is of a type of its own: those are
+    /// shown as JSON.
+    pub fn invalid_typed(&mut self, path: impl Into<Path>, value: &str, detail: impl Into<String>) {
+        self.add(ErrorKind::Invalid, path, Some(escaped(&show(value))), detail);
+    }
     /// The value has the wrong type.
     pub fn type_invalid(
         &mut self,
@@ -226,6 +231,13 @@ impl ErrorList {
         let detail =
             if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
         self.add(ErrorKind::NotSupported, path, Some(escaped(&show(value))), detail);
+    }
+    /// As [`ErrorList::not_supported`], where upstream's value is a plain text.
+    pub fn not_supported_text(&mut self, path: impl Into<Path>, value: &str, supported: &[&str]) {
+        self.not_supported(path, value, supported);
+        if let Some(last) = self.0.last_mut() {
+            last.value = Some(show(value));
+        }
     }
     /// The value has more than `max` bytes.
     pub fn too_long(&mut self, path: impl Into<Path>, max: usize) {

@@ -12,7 +12,7 @@ mod order;
 mod time;
 
 pub use canonical::canonicalize;
-pub use convert::conversion_error;
+pub use convert::{conversion_error, narrow};
 pub use decode::type_error;
 pub use deep::without_unknown;
 pub use empties::Empties;

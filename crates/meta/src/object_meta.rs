@@ -51,6 +51,15 @@ pub fn validate(
     validate_finalizers(meta.finalizers.as_deref().unwrap_or_default(), &at.child("finalizers"), errs);
 }
 
+/// What a kind says to a name, or to what stands in front of one (`true`): messages.
+pub type NameCheck<'a> = &'a dyn Fn(&str, bool) -> Vec<String>;
+
+/// Names that fit a path: what upstream checks of every kind before the kind's own rules.
+fn segment(name: &str, prefix: bool) -> Vec<String> {
+    // What stands in front of more is not all of a segment.
+    if prefix && matches!(name, "." | "..") { Vec::new() } else { names::path_segment(name) }
+}
+
 /// How often upstream's strategy of a kind checks metadata once more when an object changes. Clients see a
 /// cause for every check that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,28 +70,45 @@ pub enum Recheck {
     Change,
     /// As metadata of a new object only.
     New,
+    /// As metadata of a new object, twice.
+    NewTwice,
+    /// Not at all.
+    Never,
 }
 
-/// Checks changed metadata as upstream does for every kind, and, if something is wrong, again as the
-/// strategy of the kind does.
+impl Recheck {
+    /// How often the object is checked like a new one.
+    pub fn as_new(self) -> usize {
+        match self {
+            Self::Both | Self::New => 1,
+            Self::NewTwice => 2,
+            Self::Change | Self::Never => 0,
+        }
+    }
+
+    /// Whether the change is checked.
+    pub fn as_change(self) -> bool {
+        matches!(self, Self::Both | Self::Change)
+    }
+}
+
+/// Checks changed metadata as upstream does for every kind, and again as the strategy of the kind does, which
+/// knows what its names look like (`name_check`, as for [`validate`]).
 pub fn validate_change(
     new: &ObjectMeta,
     old: &ObjectMeta,
     namespaced: bool,
-    recheck: Recheck,
+    (recheck, name_check): (Recheck, NameCheck<'_>),
     errs: &mut ErrorList,
 ) {
     let before = errs.len();
-    let anything = |_: &str, _: bool| Vec::new();
-    validate(new, namespaced, &anything, errs);
+    validate(new, namespaced, &segment, errs);
     validate_update(new, old, errs);
-    if errs.len() == before {
-        return;
+    let fine = errs.len() == before;
+    if !fine || new.generate_name.as_deref().is_some_and(|prefix| !prefix.is_empty()) {
+        (0..recheck.as_new()).for_each(|_| validate(new, namespaced, name_check, errs));
     }
-    if recheck != Recheck::Change {
-        validate(new, namespaced, &anything, errs);
-    }
-    if recheck != Recheck::New {
+    if recheck.as_change() && !fine {
         validate_update(new, old, errs);
     }
 }
@@ -334,10 +360,29 @@ mod tests {
         let new = meta(json!({ "name": "a", "namespace": "n", "labels": { "-a": "x" } }));
         let count = |recheck| {
             let mut errs = ErrorList::new();
-            validate_change(&new, &old, true, recheck, &mut errs);
+            validate_change(&new, &old, true, (recheck, &|_, _| Vec::new()), &mut errs);
             errs.len()
         };
-        assert_eq!([count(Recheck::Both), count(Recheck::Change), count(Recheck::New)], [4, 3, 3]);
+        let all = [Recheck::Both, Recheck::Change, Recheck::New, Recheck::NewTwice, Recheck::Never];
+        assert_eq!(all.map(count), [4, 3, 3, 4, 2]);
+    }
+
+    #[test]
+    fn a_changed_prefix_of_names_is_checked_as_a_segment_and_by_the_rule_of_the_kind() {
+        let meta = |prefix: &str| {
+            let value = json!({ "name": "a", "namespace": "n", "generateName": prefix });
+            serde_json::from_value::<ObjectMeta>(value).expect("metadata")
+        };
+        let told = |prefix: &str, recheck| {
+            let mut errs = ErrorList::new();
+            let check = |name: &str, _: bool| names::dns1123_label(name);
+            validate_change(&meta(prefix), &meta(""), true, (recheck, &check), &mut errs);
+            errs.iter().map(|e| e.detail.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        };
+        assert_eq!(told("a/b", Recheck::Change), ["may not contain"]);
+        assert_eq!(told("Bad_", Recheck::Change), Vec::<String>::new());
+        assert_eq!(told("Bad_", Recheck::New), ["a lowercase RFC"]);
+        assert_eq!(told(".", Recheck::Never), Vec::<String>::new());
     }
 
     #[test]

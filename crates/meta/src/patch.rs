@@ -46,6 +46,11 @@ pub fn strategic_merge_patch(
     strategic::apply(target, patch, schemas, type_name)
 }
 
+/// How messages show a strategic merge patch to such an object: what upstream's merge leaves of it.
+pub fn left_of_strategic(target: &Value, patch: &Value, schemas: &Schemas, type_name: &str) -> Value {
+    strategic::left(target, patch, schemas, type_name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +105,18 @@ mod tests {
             json!({ "metadata": { "finalizers": ["x/a", "x/b"] },
                 "spec": { "containers": [{ "name": "z" }], "nodeSelector": { "k": "v" } } }),
         );
+    }
+
+    #[test]
+    fn messages_show_what_the_merge_leaves_of_a_patch() {
+        let target = json!({ "spec": { "containers": [{ "name": "a", "image": "x" }], "hostPID": true } });
+        let patch = json!({ "spec": { "hostPID": { "a": null }, "hostname": null, "priority": { "b": [{ "c": null }] },
+            "$setElementOrder/containers": [{ "name": "a" }],
+            "containers": [{ "name": "a", "image": { "x": null }, "tty": null }, { "name": "b", "tty": { "y": null } }] } });
+        let left = left_of_strategic(&target, &patch, &SCHEMAS, POD);
+        let wanted = json!({ "spec": { "hostPID": {}, "hostname": null, "priority": { "b": [{}] },
+            "containers": [{ "name": "a", "image": {}, "tty": null }, { "name": "b", "tty": { "y": null } }] } });
+        assert_eq!(left, wanted);
     }
 
     #[test]

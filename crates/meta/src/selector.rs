@@ -407,6 +407,10 @@ impl FieldSelector {
                 return Err(format!("invalid selector: '{text}'; can't understand '{part}'"));
             };
             let value = unescape(value)?;
+            // As upstream: what compares nothing with nothing asks for nothing.
+            if path.is_empty() && value.is_empty() {
+                continue;
+            }
             requirements.push(FieldRequirement { path: path.to_owned(), equals: operator != "!=", value });
         }
         Ok(Self { requirements })
@@ -497,7 +501,8 @@ fn unescape(value: &str) -> Result<String, String> {
                 None => return Err("invalid field selector: invalid escape sequence: \\".to_owned()),
             },
             ',' | '=' => {
-                return Err(format!("invalid field selector: unescaped character in value: {c}"));
+                let code = u32::from(c);
+                return Err(format!("invalid field selector: unescaped character in value: {code}"));
             }
             c => out.push(c),
         }
@@ -572,5 +577,8 @@ mod tests {
         assert_eq!(selector.required_value("metadata.name"), Some("a,b"));
         let message = FieldSelector::parse("abc").expect_err("no operator");
         assert_eq!(message, "invalid selector: 'abc'; can't understand 'abc'");
+        let message = FieldSelector::parse("a=b=c").expect_err("not escaped");
+        assert_eq!(message, "invalid field selector: unescaped character in value: 61");
+        assert!(FieldSelector::parse("=,!=").expect("valid").is_empty());
     }
 }

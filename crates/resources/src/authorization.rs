@@ -95,6 +95,6 @@ fn operator(operator: &str, values: usize, path: &Path, errs: &mut ErrorList) {
             errs.forbidden(path.child("values"), why);
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-        other => errs.invalid(path.child("operator"), other, "not a valid selector operator"),
+        other => errs.invalid_typed(path.child("operator"), other, "not a valid selector operator"),
     }
 }

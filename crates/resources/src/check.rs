@@ -40,6 +40,13 @@ pub(crate) fn one_of(errs: &mut ErrorList, path: &Path, value: &str, set: &[&str
     }
 }
 
+/// As [`one_of`], of what upstream has as a plain text.
+pub(crate) fn one_of_texts(errs: &mut ErrorList, path: &Path, value: &str, set: &[&str]) {
+    if !set.contains(&value) {
+        errs.not_supported_text(path, value, set);
+    }
+}
+
 /// The number must not be negative.
 pub(crate) fn non_negative(errs: &mut ErrorList, path: &Path, value: i64) {
     if value < 0 {
@@ -90,7 +97,7 @@ pub(crate) fn label_selector(selector: Option<&LabelSelector>, path: &Path, errs
                 errs.forbidden(path.child("values"), why);
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errs.invalid(path.child("operator"), other, "not a valid selector operator"),
+            other => errs.invalid_typed(path.child("operator"), other, "not a valid selector operator"),
         }
         named(errs, &path.child("key"), &term.key, names::qualified_name);
         for (j, value) in values.iter().enumerate() {

@@ -100,6 +100,7 @@ fn new_row(version: CustomVersion) -> ResourceDef {
         create_on_update: false,
         unconditional_update: false,
         recheck: Recheck::Change,
+        recheck_status: Recheck::Change,
         returns_deleted: false,
         orphan_by_default: false,
         hidden_annotations: &[],

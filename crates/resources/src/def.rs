@@ -515,6 +515,8 @@ pub struct ResourceDef {
     pub unconditional_update: bool,
     /// How an update checks metadata beyond what is done for every kind.
     pub recheck: Recheck,
+    /// The same of an update of its status (or approval).
+    pub recheck_status: Recheck,
     /// DELETE answers with the object that is gone instead of a Status.
     pub returns_deleted: bool,
     /// Deletion orphans dependents unless asked otherwise (upstream's default policy is background).
@@ -551,6 +553,7 @@ impl ResourceDef {
             create_on_update: false,
             unconditional_update: true,
             recheck: Recheck::Both,
+            recheck_status: Recheck::Change,
             returns_deleted: false,
             orphan_by_default: false,
             hidden_annotations: &[],
@@ -565,7 +568,14 @@ impl ResourceDef {
 
     /// Whether upstream's core validates its metadata, rather than the library that all servers share.
     pub fn of_core(&self) -> bool {
-        self.group != "apiextensions.k8s.io" && self.strategy.custom().is_none()
+        const APART: &[&str] = &[
+            "admissionregistration.k8s.io",
+            "apiextensions.k8s.io",
+            "apiregistration.k8s.io",
+            "coordination.k8s.io",
+            "node.k8s.io",
+        ];
+        !APART.contains(&self.group) && self.strategy.custom().is_none()
     }
 
     /// Whether the resource has the subresource.

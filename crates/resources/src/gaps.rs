@@ -5,6 +5,25 @@ use serde_json::{Map, Value};
 /// Where the policies of an autoscaler's scaling rules are.
 const POLICIES: [&str; 2] = ["/spec/behavior/scaleUp", "/spec/behavior/scaleDown"];
 
+/// Lists (`[]`) and maps, and where they are, that upstream tells from absent ones also if they are empty: the claims
+/// of pods as a whole, the counters of slices that have none, what pods take beside their containers, rules.
+const TOLD_APART: [(&str, &str, &str, &str); 13] = [
+    ("Pod", "/spec/resources", "claims", "[]"),
+    ("PodTemplate", "/template/spec/resources", "claims", "[]"),
+    ("CronJob", "/spec/jobTemplate/spec/template/spec/resources", "claims", "[]"),
+    ("Deployment", TEMPLATE, "claims", "[]"),
+    ("ReplicaSet", TEMPLATE, "claims", "[]"),
+    ("StatefulSet", TEMPLATE, "claims", "[]"),
+    ("DaemonSet", TEMPLATE, "claims", "[]"),
+    ("Job", TEMPLATE, "claims", "[]"),
+    ("ReplicationController", TEMPLATE, "claims", "[]"),
+    ("ResourceSlice", "/spec", "sharedCounters", "[]"),
+    ("ResourceSlice", "/spec", "devices", "[]"),
+    ("Ingress", "/spec", "rules", "[]"),
+    ("Pod", "/spec", "overhead", "{}"),
+];
+const TEMPLATE: &str = "/spec/template/spec/resources";
+
 /// What is there but empty, which is not the same as absent. Asked before Go's rules are applied.
 #[derive(Clone, Copy)]
 pub(crate) struct Empty {
@@ -12,6 +31,8 @@ pub(crate) struct Empty {
     selector: bool,
     /// An autoscaler's policies, as [`POLICIES`] has them.
     policies: [bool; 2],
+    /// As [`TOLD_APART`] has them.
+    told_apart: [bool; TOLD_APART.len()],
 }
 
 impl Empty {
@@ -22,8 +43,20 @@ impl Empty {
             let policies = value.pointer(rules).and_then(|rules| rules.get("policies"));
             policies.and_then(Value::as_array).is_some_and(Vec::is_empty)
         };
+        let told_apart = TOLD_APART.map(|(of, at, name, empty)| {
+            let given = |name| value.pointer(at)?.get(name).filter(|given: &&Value| !given.is_null());
+            // Where an empty one is no fault, it is as good as absent.
+            let counts = match name {
+                "sharedCounters" => given("devices").is_some(),
+                "devices" => given("sharedCounters").is_some(),
+                "rules" => given("defaultBackend").is_none(),
+                _ => true,
+            };
+            of == kind && counts && given(name).is_some_and(|given| *given == hollow(empty))
+        });
         Self {
             selector,
+            told_apart,
             policies: POLICIES.map(|rules| kind == "HorizontalPodAutoscaler" && no_policies(rules)),
         }
     }
@@ -32,6 +65,7 @@ impl Empty {
 /// Marks, in a body that Go's rules have been applied to, what the typed object would lose.
 pub(crate) fn mark(value: &mut Value, kind: &str, empty: Empty) {
     absent_times(value, kind);
+    empty_texts(value, kind);
     if empty.selector
         && let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut)
     {
@@ -41,10 +75,30 @@ pub(crate) fn mark(value: &mut Value, kind: &str, empty: Empty) {
             selector.insert("matchLabels".to_owned(), Value::Object(Map::new()));
         }
     }
+    for ((_, at, name, of), _) in TOLD_APART.iter().zip(empty.told_apart).filter(|(_, empty)| *empty) {
+        put(value, at, name, hollow(of));
+    }
     for (rules, empty) in POLICIES.iter().zip(empty.policies) {
         if empty && let Some(Value::Object(rules)) = value.pointer_mut(rules) {
             rules.insert("policies".to_owned(), Value::Array(Vec::new()));
         }
+    }
+}
+
+/// An empty list or map.
+fn hollow(of: &str) -> Value {
+    if of == "[]" { Value::Array(Vec::new()) } else { Value::Object(Map::new()) }
+}
+
+/// Puts a value into the object at a place.
+fn put(value: &mut Value, at: &str, name: &str, new: Value) {
+    let mut place = value;
+    for step in at.split('/').skip(1) {
+        let Value::Object(map) = place else { return };
+        place = map.entry(step).or_insert_with(|| Value::Object(Map::new()));
+    }
+    if let Value::Object(map) = place {
+        map.insert(name.to_owned(), new);
     }
 }
 
@@ -71,6 +125,33 @@ pub(crate) fn absent_times(value: &mut Value, kind: &str) {
     }
 }
 
+/// An empty text where the types crate requires one, which upstream tells from an absent one, and refuses.
+pub(crate) const EMPTY_TEXT: &str = "\u{0}";
+
+/// Marks empty texts that upstream does not take for absent.
+fn empty_texts(value: &mut Value, kind: &str) {
+    fn each<'v>(value: Option<&'v mut Value>, key: &str) -> impl Iterator<Item = &'v mut Value> {
+        value.and_then(|v| v.get_mut(key)).and_then(Value::as_array_mut).into_iter().flatten()
+    }
+    let set = |text: Option<&mut Value>| {
+        if let Some(text) = text.filter(|text| *text == "") {
+            *text = EMPTY_TEXT.into();
+        }
+    };
+    match kind {
+        "Ingress" => {
+            let rules = each(value.get_mut("spec"), "rules");
+            rules
+                .flat_map(|rule| each(rule.get_mut("http"), "paths"))
+                .for_each(|p| set(p.get_mut("pathType")));
+        }
+        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
+            each(Some(value), "webhooks").for_each(|hook| set(hook.get_mut("sideEffects")));
+        }
+        _ => {}
+    }
+}
+
 /// Shows marked times as upstream does where it lets them be absent: `null`.
 pub fn show_absent_times(value: &mut Value, kind: &str) {
     if !matches!(kind, "Service" | "ServiceCIDR") {
@@ -91,6 +172,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_list_that_is_refused_although_empty_is_kept() {
+        let body = json!({ "spec": { "template": { "spec": { "resources": { "claims": [] } } } } });
+        let empty = Empty::of(&body, "Deployment");
+        let mut value = json!({ "spec": { "template": { "spec": {} } } });
+        mark(&mut value, "Deployment", empty);
+        assert_eq!(value, body);
+        let body = json!({ "spec": { "overhead": {} } });
+        let mut value = json!({ "spec": {} });
+        mark(&mut value, "Pod", Empty::of(&body, "Pod"));
+        assert_eq!(value, body);
+        let mut value = json!({ "spec": {} });
+        mark(&mut value, "Deployment", Empty::of(&json!({ "spec": {} }), "Deployment"));
+        assert_eq!(value, json!({ "spec": {} }));
+    }
+
+    #[test]
+    fn an_empty_text_is_told_from_an_absent_one() {
+        let mut value = json!({ "webhooks": [{ "sideEffects": "" }, {}, { "sideEffects": "None" }] });
+        empty_texts(&mut value, "MutatingWebhookConfiguration");
+        let wanted = json!({ "webhooks": [{ "sideEffects": EMPTY_TEXT }, {}, { "sideEffects": "None" }] });
+        assert_eq!(value, wanted);
+    }
 
     #[test]
     fn an_absent_time_is_marked_and_shown_as_null() {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
+use coracle_meta::field::{Error, ErrorKind, ErrorList, Path, escaped};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -52,7 +52,7 @@ pub(crate) fn show<T: Serialize>(name: &'static str, value: Option<&T>) -> Strin
     let Some(value) = value else { return "null".to_owned() };
     let mut out = String::new();
     put(name, &serde_json::to_value(value).unwrap_or(Value::Null), &mut out);
-    out
+    escaped(&out)
 }
 
 /// An `invalid` error that shows the whole value.

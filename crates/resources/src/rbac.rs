@@ -12,7 +12,7 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use crate::check::{named, one_of};
+use crate::check::{named, one_of, one_of_texts};
 use crate::common::text;
 use crate::def::{ResourceDef, age};
 
@@ -84,7 +84,7 @@ fn binding_defaults(role: &mut RoleRef, subjects: Option<&mut Vec<Subject>>) {
 /// Checks role reference and subjects of a binding.
 fn binding(role: &RoleRef, kinds: &[&str], subjects: &[Subject], namespaced: bool, errs: &mut ErrorList) {
     let path = Path::new("roleRef");
-    one_of(errs, &path.child("apiGroup"), text(role.api_group.as_ref()), &[GROUP]);
+    one_of_texts(errs, &path.child("apiGroup"), text(role.api_group.as_ref()), &[GROUP]);
     one_of(errs, &path.child("kind"), &role.kind, kinds);
     if role.name.is_empty() {
         errs.required(path.child("name"), "");
@@ -102,14 +102,14 @@ fn binding(role: &RoleRef, kinds: &[&str], subjects: &[Subject], namespaced: boo
                 if !subject.name.is_empty() {
                     named(errs, &path.child("name"), &subject.name, names::dns1123_subdomain);
                 }
-                one_of(errs, &path.child("apiGroup"), group, &[""]);
+                one_of_texts(errs, &path.child("apiGroup"), group, &[""]);
                 if !namespaced && text(subject.namespace.as_ref()).is_empty() {
                     errs.required(path.child("namespace"), "");
                 }
             }
-            "User" | "Group" => one_of(errs, &path.child("apiGroup"), group, &[GROUP]),
+            "User" | "Group" => one_of_texts(errs, &path.child("apiGroup"), group, &[GROUP]),
             other => {
-                errs.not_supported(path.child("kind"), other, &["ServiceAccount", "User", "Group"]);
+                errs.not_supported_text(path.child("kind"), other, &["ServiceAccount", "User", "Group"]);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_client::{DeleteOptions, PatchKind};
-use coracle_meta::{Reason, Status};
+use coracle_meta::{Reason, Status, go};
 use coracle_resources::def::{Storage, Subresource};
 use http::header::USER_AGENT;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -34,8 +34,9 @@ use crate::verbs::delete::Deleted;
 use crate::verbs::list::check_list_options;
 use crate::verbs::patch::Patch;
 use crate::verbs::scale::ScaleWrite;
+use crate::verbs::sent::SCALE;
 use crate::verbs::watch::WatchOptions;
-use crate::verbs::{Caller, Input, decode};
+use crate::verbs::{Caller, Input, check_options, decode};
 
 /// One resource request on its way to its verb.
 struct Call<'a> {
@@ -169,7 +170,10 @@ async fn bindings(
     let (headers, method) = (parts.headers, parts.method);
     let (trail, seat) = (None, None);
     let call = Call { server, resource: pods, info: &info, query, headers, method, caller, trail, seat };
-    call.action(incoming).await.unwrap_or_else(|status| respond::status(&status))
+    let warned = call.caller.warned.clone();
+    let mut response = call.action(incoming).await.unwrap_or_else(|status| respond::status(&status));
+    respond::warn(&mut response, &warned.lock());
+    response
 }
 
 fn is_streaming(subresource: &str) -> bool {
@@ -364,6 +368,7 @@ impl Call<'_> {
     async fn create(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let opts = self.query.write_options("CreateOptions")?;
+        check_options("CreateOptions", &opts)?;
         let input = self.input(incoming, self.resource.def.kind).await?;
         let namespace = self.namespace();
         let outcome = self.server.create(&self.caller, &self.resource, namespace, input, &opts).await?;
@@ -373,6 +378,7 @@ impl Call<'_> {
     async fn update(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let opts = self.query.write_options("UpdateOptions")?;
+        check_options("UpdateOptions", &opts)?;
         let input = self.input(incoming, self.resource.def.kind).await?;
         let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
         let (namespace, name) = (self.namespace(), self.info.name);
@@ -445,6 +451,9 @@ impl Call<'_> {
             Format::Yaml => yaml_body(&text, "DeleteOptions")?,
             Format::Protobuf => self.protobuf(&text, "DeleteOptions")?,
         };
+        if let Some(why) = decode::head_fault(&value) {
+            return Err(Status::bad_request(format!("couldn't get version/kind; json parse error: {why}")));
+        }
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
             let version = value.get("apiVersion").and_then(Value::as_str).unwrap_or("");
@@ -452,6 +461,9 @@ impl Call<'_> {
                 "no kind {kind:?} is registered for version {version:?} in scheme \
                  \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
             )));
+        }
+        if let Some(why) = go::type_error("meta/v1.DeleteOptions", value.to_string().as_bytes()) {
+            return Err(Status::bad_request(why));
         }
         let dry: Vec<&str> =
             value["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -485,8 +497,10 @@ impl Call<'_> {
         let (namespace, name) = (self.namespace(), self.info.name);
         let outcome = if self.method == Method::PUT {
             let opts = self.query.write_options("UpdateOptions")?;
+            check_options("UpdateOptions", &opts)?;
             let input = self.input(incoming, "Scale").await?;
-            let write = ScaleWrite::Replace(crate::verbs::binding::body_value(input, "Scale")?);
+            let scale = self.server.sent(&self.caller, &SCALE, input, &opts.field_validation)?;
+            let write = ScaleWrite::Replace(scale);
             self.server.write_scale(&self.caller, &self.resource, namespace, name, write, &opts).await?
         } else {
             let kind = self.patch_kind()?;
@@ -502,6 +516,7 @@ impl Call<'_> {
     async fn action(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let opts = self.query.write_options("CreateOptions")?;
+        check_options("CreateOptions", &opts)?;
         let kind = match self.info.subresource {
             "binding" => "Binding",
             "eviction" => "Eviction",

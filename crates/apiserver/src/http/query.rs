@@ -62,6 +62,7 @@ impl<'a> Query<'a> {
 
     /// Selectors and paging.
     pub(crate) fn list_options(&self) -> Result<ListOptions, Status> {
+        self.timeout_seconds()?;
         Ok(ListOptions {
             label_selector: self.text("labelSelector"),
             field_selector: self.text("fieldSelector"),

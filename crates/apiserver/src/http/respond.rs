@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::{Body, GzipBody, ListBody, gzip};
 use super::negotiate::{Format, Shape, Wanted};
-use super::table;
+use super::{table, yaml_write};
 use crate::audit::Trail;
 use crate::codec;
 use crate::protobuf;
@@ -81,7 +81,7 @@ pub(crate) fn negotiated(mut response: Response<Body>, format: Format) -> Respon
     let Body::Full(bytes) = response.body() else { return response };
     let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return response };
     let encoded = match format {
-        Format::Yaml if value.get("kind").is_some() => serde_yaml_ng::to_string(&value).ok().map(Bytes::from),
+        Format::Yaml if value.get("kind").is_some() => yaml_write::to_string(&value).ok().map(Bytes::from),
         Format::Protobuf => protobuf::encode(&value).map(Bytes::from),
         _ => None,
     };
@@ -296,7 +296,9 @@ impl Answer<'_> {
                 (Bytes::from(bytes), HeaderValue::from_static(PROTOBUF))
             }
             Format::Yaml => {
-                let text = serde_yaml_ng::to_string(value).map_err(Status::internal)?;
+                let text = yaml_write::to_string(value).map_err(|why| {
+                    Status::new(500, coracle_meta::Reason::Unknown, format!("yaml: {why}"), None)
+                })?;
                 (text.into(), HeaderValue::from_static("application/yaml"))
             }
         };

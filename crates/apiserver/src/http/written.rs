@@ -11,12 +11,14 @@ use crate::verbs::decode;
 
 /// Parses a YAML body.
 pub(super) fn yaml_body(text: &[u8], kind: &str) -> Result<Value, Status> {
-    first_document(text).map_err(|e| {
-        let (shown, why) = (decode::excerpt(text), explain(&e));
+    let value = first_document(text).map_err(|e| {
+        let (shown, why) = (decode::excerpt(text), explain(text, &e));
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): yaml: {why} ({shown})"
         ))
-    })
+    })?;
+    decode::check_shape(&value, text, kind)?;
+    Ok(value)
 }
 
 /// Which patch the content type says.
@@ -38,7 +40,7 @@ pub(super) fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
 pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> {
     if kind == PatchKind::Apply {
         let value: Value = first_document(text).map_err(|e| {
-            let why = explain(&e);
+            let why = explain(text, &e);
             Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
         })?;
         return match go_kind(&value) {
@@ -49,16 +51,36 @@ pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> 
             ))),
         };
     }
-    let value: Value = serde_json::from_slice(text).map_err(|e| {
-        Status::bad_request(format!("error decoding patch: {}", decode::syntax_error(text, &e)))
-    })?;
+    // What reads strategic patches does not say that it does.
+    let refused = |why: String| match kind {
+        PatchKind::Strategic => Status::bad_request(why),
+        _ => Status::bad_request(format!("error decoding patch: {why}")),
+    };
+    let value: Value = serde_json::from_slice(text).map_err(|e| refused(decode::syntax_error(text, &e)))?;
     match (kind, go_kind(&value)) {
         (PatchKind::Merge, _) if value.is_null() => Err(Status::bad_request("Invalid JSON Patch")),
-        (PatchKind::Merge | PatchKind::Strategic, Some(kind)) => Err(Status::bad_request(format!(
-            "error decoding patch: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+        (PatchKind::Merge | PatchKind::Strategic, Some(kind)) => Err(refused(format!(
+            "json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
         ))),
+        (PatchKind::Json, _) => match operation_fault(&value) {
+            Some(why) => Err(refused(why)),
+            None => Ok(value),
+        },
         _ => Ok(value),
     }
+}
+
+/// What Go says of a JSON patch whose operations are none.
+fn operation_fault(patch: &Value) -> Option<String> {
+    patch.as_array()?.iter().find_map(|operation| {
+        if let Some(kind) = go_kind(operation) {
+            return Some(format!("json: cannot unmarshal {kind} into Go value of type handlers.jsonPatchOp"));
+        }
+        let wrong = |name: &&str| operation.get(name).is_some_and(|v| !v.is_string() && !v.is_null());
+        let name = ["op", "path", "from"].into_iter().find(wrong)?;
+        let kind = go_kind(&operation[name]).unwrap_or("object");
+        Some(format!("json: cannot unmarshal {kind} into Go struct field jsonPatchOp.{name} of type string"))
+    })
 }
 
 /// What a strict reader says of a JSON patch: fields of operations that stand twice, or that there are none of.
@@ -80,5 +102,35 @@ fn go_kind(value: &Value) -> Option<&'static str> {
         Value::String(_) => Some("string"),
         Value::Bool(_) => Some("bool"),
         Value::Number(_) => Some("number"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_that_are_none_are_refused_in_the_words_of_their_readers() {
+        let into = "into Go value of type map[string]interface {}";
+        for (kind, text, wanted) in [
+            (PatchKind::Strategic, "[]", format!("json: cannot unmarshal array {into}")),
+            (PatchKind::Merge, "5", format!("error decoding patch: json: cannot unmarshal number {into}")),
+            (
+                PatchKind::Json,
+                "[5]",
+                "error decoding patch: json: cannot unmarshal number into Go value of type handlers.jsonPatchOp"
+                    .to_owned(),
+            ),
+            (
+                PatchKind::Json,
+                "[{\"op\":\"add\",\"path\":[]}]",
+                "error decoding patch: json: cannot unmarshal array into Go struct field jsonPatchOp.path of type \
+                 string"
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(patch_body(kind, text.as_bytes()).unwrap_err().message(), wanted);
+        }
+        assert!(patch_body(PatchKind::Json, b"[null]").is_ok(), "told of when it is applied");
     }
 }

@@ -171,14 +171,45 @@ fn merge<E: serde::de::Error>(value: Value, out: &mut serde_json::Map<String, Va
     Ok(())
 }
 
-/// The message of Go's scanner: the line in front, unless it is the first one, and no column.
-pub(super) fn explain(e: &Error) -> String {
-    let text = e.to_string();
-    let why = text.split(" at line ").next().unwrap_or("");
-    match e.location().map(|place| place.line()) {
-        Some(line) if line > 1 => format!("line {line}: {why}"),
-        _ => why.to_owned(),
+/// The message of Go's reader: the line in front, unless it is the first one, and no column.
+pub(super) fn explain(text: &[u8], e: &Error) -> String {
+    let said = e.to_string();
+    let (problem, context) = match said.split_once(", while ") {
+        Some((problem, context)) => (problem, Some(context)),
+        None => (said.as_str(), None),
+    };
+    // Lines and columns are told counted from 1.
+    let place = |told: &str| {
+        let (line, column) = told.rsplit_once(" at line ")?.1.split_once(" column ")?;
+        Some((line.parse::<usize>().ok()?.checked_sub(1)?, column.parse::<usize>().ok()?.checked_sub(1)?))
+    };
+    let why = problem.split(" at line ").next().unwrap_or("").split(" at position ").next().unwrap_or("");
+    if why == "unknown anchor" {
+        return format!("unknown anchor '{}' referenced", alias_at(text, place(problem).unwrap_or_default()));
     }
+    let scanned =
+        context.map_or(why.ends_with("not allowed in this context"), |c| c.starts_with("scanning "));
+    let parsed =
+        context.is_some_and(|c| c.starts_with("parsing ")) || why.starts_with("did not find expected <");
+    if !scanned && !parsed {
+        return match e.location().map(|place| place.line()) {
+            Some(line) if line > 1 => format!("line {line}: {why}"),
+            _ => why.to_owned(),
+        };
+    }
+    // Go counts the lines of what its parser finds from 0.
+    let line = match place(problem).map_or(0, |(line, _)| line) {
+        0 => context.and_then(place).map_or(0, |(line, _)| line),
+        line => line + usize::from(scanned),
+    };
+    if line > 0 { format!("line {line}: {why}") } else { why.to_owned() }
+}
+
+/// The name behind the asterisk at a line and column.
+fn alias_at(text: &[u8], (line, column): (usize, usize)) -> String {
+    let text = String::from_utf8_lossy(text);
+    let rest = text.lines().nth(line).unwrap_or("").chars().skip(column).skip_while(|c| *c == '*');
+    rest.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')).collect()
 }
 
 /// What Go's strict reader says of keys that stand twice in a mapping; `None` when none does. Reads the text once
@@ -324,6 +355,22 @@ mod tests {
         assert_eq!(read, wanted);
         assert_eq!(first_document(b"yes").unwrap(), json!(true));
         assert_eq!(first_document(b"'yes'").unwrap(), json!("yes"));
+    }
+
+    #[test]
+    fn faults_are_told_in_the_words_of_gos_reader() {
+        for (text, wanted) in [
+            ("a: [b\n", "line 1: did not find expected ',' or ']'"),
+            ("\tx: 1\n", "found character that cannot start any token"),
+            ("a: *b\n", "unknown anchor 'b' referenced"),
+            ("a: b: c\n", "mapping values are not allowed in this context"),
+            ("x: 1\na: b: c\n", "line 2: mapping values are not allowed in this context"),
+            ("a: 1\n b: 2\n", "line 2: mapping values are not allowed in this context"),
+            ("a: 'x\n", "line 2: found unexpected end of stream"),
+        ] {
+            let fault = first_document(text.as_bytes()).unwrap_err();
+            assert_eq!(explain(text.as_bytes(), &fault), wanted, "{text:?}");
+        }
     }
 
     #[test]

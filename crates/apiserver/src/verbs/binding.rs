@@ -13,22 +13,13 @@ use super::admit::{Act, Pass};
 use super::commit::{Put, Refused};
 use super::create::whole_seconds;
 use super::update::{CONFLICT_TRIES, uid_conflict};
-use super::{Caller, Input};
+use super::{Caller, Input, sent};
 use crate::registry::Resource;
 use crate::server::Server;
 
 /// The Status of a created Binding or Eviction.
 pub(super) fn created() -> Value {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 })
-}
-
-/// The JSON of a body of a subresource kind.
-pub(crate) fn body_value(input: Input, kind: &str) -> Result<Value, Status> {
-    match input {
-        Input::Json(value) | Input::Yaml(value, _) => Ok(value),
-        Input::Object(obj) => Ok(obj.to_value()),
-        Input::Text(text) => super::decode::parse(&text, kind),
-    }
 }
 
 impl Server {
@@ -42,7 +33,7 @@ impl Server {
         input: Input,
         opts: &WriteOptions,
     ) -> Result<Value, Status> {
-        let binding = body_value(input, "Binding")?;
+        let binding = self.sent(caller, &sent::BINDING, input, &opts.field_validation)?;
         let text = |at: &str| binding.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
         let own = text("/metadata/name");
         if !name.is_empty() && !own.is_empty() && own != name {
@@ -72,7 +63,7 @@ impl Server {
             let Some(pod) = obj.downcast_mut::<Pod>() else { return Err(Status::internal("not a pod")) };
             let own = pod.metadata.uid.as_deref().unwrap_or("");
             if !uid.is_empty() && uid != own {
-                return Err(uid_conflict(resource, &entry, &uid, own));
+                return Err(uid_conflict(resource, &entry, (&uid, own), opts.dry_run));
             }
             self.assign(pod, &node, &binding, &conflict)?;
             if opts.dry_run {

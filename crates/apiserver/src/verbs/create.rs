@@ -6,7 +6,8 @@ use coracle_admission::Operation;
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::go::Empties;
-use coracle_meta::{Object, Status, object_meta};
+use coracle_meta::object_meta::{self, Recheck};
+use coracle_meta::{Object, Status};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::admit::{Act, Pass};
@@ -141,7 +142,7 @@ impl Server {
         let mut errs = ErrorList::new();
         let check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
         object_meta::validate(obj.meta(), resource.namespaced(), &check, &mut errs);
-        if resource.def.of_core() {
+        if resource.def.of_core() && resource.def.recheck != Recheck::Never {
             object_meta::validate_standard_finalizers(obj.meta(), &mut errs);
         }
         self.check_admin_access(resource, Part::Main, (obj, None), &mut errs);

@@ -60,7 +60,10 @@ impl Server {
                     return Ok(Decoded { warnings, ..Decoded::of(obj) });
                 }
                 let (text, value) = parse_lenient(resource.def, text)?;
-                check_custom(resource, &value, &text)?;
+                match resource.custom() {
+                    Some(_) => check_custom(resource, &value, &text)?,
+                    None => check_shape(&value, &text, resource.def.kind)?,
+                }
                 let value = check_type(self, resource, value)?;
                 let strict = if validation == "Ignore" {
                     Vec::new()
@@ -112,7 +115,7 @@ fn typed(
         // An empty list says something else than none; see `Fields::track`.
         obj.meta_mut().managed_fields = Some(Vec::new());
     }
-    let mut warnings = strict;
+    let mut warnings = strict_warnings(strict);
     warnings.extend(object_meta::dedup_owners(obj.meta_mut()));
     Ok(Decoded { obj, warnings, empties })
 }
@@ -154,29 +157,73 @@ fn parse_lenient(def: &ResourceDef, text: Bytes) -> Result<(Bytes, Value), Statu
 /// # Errors
 /// 400: `the object provided is unrecognized …`.
 pub(crate) fn parse(text: &[u8], kind: &str) -> Result<Value, Status> {
-    let why = match serde_json::from_slice::<Value>(text) {
-        Ok(value @ (Value::Object(_) | Value::Null)) => return Ok(value),
-        Ok(other) => wrong_shape(&other),
-        Err(e) => syntax_error(text, &e),
-    };
-    let shown = excerpt(text);
-    Err(Status::bad_request(format!(
-        "the object provided is unrecognized (must be of type {kind}): \
-         couldn't get version/kind; json parse error: {why} ({shown})"
-    )))
+    match serde_json::from_slice::<Value>(text) {
+        Ok(value) => match shape_fault(&value) {
+            Some(why) => Err(unrecognized(&why, text, kind)),
+            None => Ok(value),
+        },
+        Err(e) => Err(unrecognized(&syntax_error(text, &e), text, kind)),
+    }
 }
 
-fn wrong_shape(value: &Value) -> String {
-    let what = match value {
+/// Refuses what says nothing of its version and kind, or no texts: the body that stands there as `text`.
+///
+/// # Errors
+/// 400: `the object provided is unrecognized …`.
+pub(crate) fn check_shape(value: &Value, text: &[u8], kind: &str) -> Result<(), Status> {
+    head_fault(value).map_or(Ok(()), |why| Err(unrecognized(&why, text, kind)))
+}
+
+fn unrecognized(why: &str, text: &[u8], kind: &str) -> Status {
+    let shown = excerpt(text);
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): \
+         couldn't get version/kind; json parse error: {why} ({shown})"
+    ))
+}
+
+/// Why Go cannot read version and kind of a document.
+pub(crate) fn head_fault(value: &Value) -> Option<String> {
+    let Value::Object(map) = value else { return shape_fault(value) };
+    let wrong = |name: &&str| map.get(*name).is_some_and(|v| !v.is_string() && !v.is_null());
+    let name = ["apiVersion", "kind"].into_iter().find(wrong)?;
+    let what = json_type(&map[name]);
+    Some(format!("json: cannot unmarshal {what} into Go struct field .{name} of type string"))
+}
+
+/// Why a document is none.
+fn shape_fault(value: &Value) -> Option<String> {
+    (!value.is_object() && !value.is_null()).then(|| {
+        format!(
+            "json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \
+             \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            json_type(value)
+        )
+    })
+}
+
+/// What strict readers say, as warnings: of YAML one a line.
+pub(crate) fn strict_warnings(strict: Vec<String>) -> Vec<String> {
+    let lines = |why: String| -> Vec<String> {
+        let of_yaml = why.strip_prefix("error converting YAML to JSON: ").unwrap_or(&why);
+        match of_yaml.strip_prefix("yaml: unmarshal errors:\n") {
+            Some(lines) => lines.lines().map(|line| line.trim().to_owned()).collect(),
+            None => vec![why],
+        }
+    };
+    strict.into_iter().flat_map(lines).collect()
+}
+
+/// Go's name of the type of a JSON value.
+fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Object(_) => "object",
         Value::Array(_) => "array",
         Value::String(_) => "string",
         Value::Bool(_) => "bool",
-        _ => "number",
-    };
-    format!(
-        "json: cannot unmarshal {what} into Go value of type struct {{ APIVersion string \
-         \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
-    )
+        Value::Number(_) => "number",
+    }
 }
 
 /// The error of Go's scanner for the place where ours stopped.
@@ -274,61 +321,85 @@ pub(crate) fn check_custom(resource: &Resource, value: &Value, text: &[u8]) -> R
     Ok(())
 }
 
+/// What a body is expected to say of itself.
+pub(crate) struct Wanted {
+    /// Its kind.
+    pub(crate) kind: &'static str,
+    /// Its group and version.
+    pub(crate) api_version: String,
+    /// Versions of it that upstream knows although no resource has them.
+    pub(crate) others: &'static [&'static str],
+    /// Where upstream makes the registry of types that decodes it.
+    pub(crate) scheme: &'static str,
+    /// The package of upstream's type that it becomes.
+    pub(crate) package: &'static str,
+}
+
 /// Checks (or fills in) `apiVersion` and `kind`.
 fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<Value, Status> {
     if value.is_null() {
         value = Value::Object(serde_json::Map::new());
     }
     let def = resource.def;
-    let expected = codec::api_version(def);
-    let Value::Object(map) = &mut value else { return Ok(value) };
-    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
+    let wanted = Wanted {
+        kind: def.kind,
+        api_version: codec::api_version(def),
+        others: &[],
+        scheme: scheme(def),
+        package: crate::http::respond::go_package(resource),
+    };
+    check_head(server, &value, &wanted)?;
+    if let Value::Object(map) = &mut value {
+        map.insert("apiVersion".into(), wanted.api_version.into());
+        map.insert("kind".into(), def.kind.into());
+    }
+    Ok(value)
+}
+
+/// Checks `apiVersion` and `kind` where they are given.
+///
+/// # Errors
+/// 400 with upstream's texts.
+pub(crate) fn check_head(server: &Server, value: &Value, wanted: &Wanted) -> Result<(), Status> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("");
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let version = api_version.rsplit('/').next().unwrap_or("");
-    if !kind.is_empty() && kind != def.kind {
-        let of = if api_version.is_empty() { expected.as_str() } else { &api_version };
-        let version = of.rsplit('/').next().unwrap_or("");
+    let Wanted { kind: want, api_version: expected, others, scheme: place, package } = wanted;
+    let unregistered = |kind: &str, of: &str| {
+        let version = api_version.rsplit('/').next().unwrap_or("");
+        format!(
+            "{kind} in version {version:?} cannot be handled as a {want}: no kind {kind:?} is registered for version \
+             {of:?} in scheme {place:?}"
+        )
+    };
+    if !kind.is_empty() && kind != *want {
+        let of = if api_version.is_empty() { expected.as_str() } else { api_version };
         let known = server.cache.registry.defs().iter().any(|d| {
             let same = d.kind == kind && codec::api_version(d) == of;
-            same && d.strategy.custom().is_none() && scheme(d) == scheme(def)
+            same && d.strategy.custom().is_none() && scheme(d) == *place
         });
-        let want = def.kind;
-        let message = if known {
-            format!(
-                "{kind} in version {version:?} cannot be handled as a {want}: \
-                 converting ({}.{kind}) to ({}.{want}): unknown conversion",
-                go_package(of),
-                crate::http::respond::go_package(resource),
-            )
-        } else {
-            format!(
-                "{kind} in version {version:?} cannot be handled as a {want}: no kind {kind:?} is registered \
-                 for version {of:?} in scheme {:?}",
-                scheme(def)
-            )
-        };
-        return Err(Status::bad_request(message));
+        if !known {
+            return Err(Status::bad_request(unregistered(kind, of)));
+        }
+        let version = of.rsplit('/').next().unwrap_or("");
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {want}: converting ({}.{kind}) to \
+             ({package}.{want}): unknown conversion",
+            go_package(of),
+        )));
     }
     if !api_version.is_empty() && api_version != expected {
-        let kind = def.kind;
-        let group = api_version.split_once('/').map_or("", |(g, _)| g);
-        let is = |d: &ResourceDef| (d.group, d.version, d.kind) == (group, version, kind);
-        let message = if coracle_resources::all().iter().any(|d| is(d)) {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let is = |d: &ResourceDef| (d.group, d.version, d.kind) == (group, version, *want);
+        let known = others.contains(&api_version) || coracle_resources::all().iter().any(|d| is(d));
+        return Err(Status::bad_request(if known {
             format!(
                 "the API version in the data ({api_version}) does not match the expected API version ({expected})"
             )
         } else {
-            format!(
-                "{kind} in version {version:?} cannot be handled as a {kind}: no kind {kind:?} is registered \
-                 for version {api_version:?} in scheme {:?}",
-                scheme(def)
-            )
-        };
-        return Err(Status::bad_request(message));
+            unregistered(want, api_version)
+        }));
     }
-    map.insert("apiVersion".into(), expected.into());
-    map.insert("kind".into(), def.kind.into());
-    Ok(value)
+    Ok(())
 }
 
 /// Where upstream makes the registry of types that decodes a kind; messages name it.
@@ -336,9 +407,12 @@ fn scheme(def: &ResourceDef) -> &'static str {
     match def.group {
         "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
         "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
-        _ => "pkg/api/legacyscheme/scheme.go:30",
+        _ => SCHEME,
     }
 }
+
+/// Where upstream makes the registry of its own types.
+pub(crate) const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
 
 /// The Go package that holds a group's versioned types, as conversion errors print it.
 fn go_package(api_version: &str) -> String {

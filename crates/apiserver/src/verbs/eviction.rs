@@ -14,11 +14,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 
 use super::admit::{Act, Pass};
-use super::binding::{body_value, created, delete_options_of};
+use super::binding::{created, delete_options_of};
 use super::commit::{Put, Refused};
 use super::create::whole_seconds;
 use super::update::CONFLICT_TRIES;
-use super::{Caller, Input, Part};
+use super::{Caller, Input, Part, sent};
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -45,7 +45,7 @@ impl Server {
         input: Input,
         opts: &WriteOptions,
     ) -> Result<Value, Status> {
-        let eviction = body_value(input, "Eviction")?;
+        let eviction = self.sent(caller, &sent::EVICTION, input, &opts.field_validation)?;
         let own = eviction.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
         if own != name {
             let why = "name in URL does not match name in Eviction object";

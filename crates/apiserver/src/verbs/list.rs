@@ -51,12 +51,13 @@ impl Server {
     ) -> Result<Page, Status> {
         let mut filter = filter(resource, namespace, name, opts)?;
         let late = late(resource, &mut filter);
-        let limit = if late.is_some() { 0 } else { opts.limit };
+        let wanted = limit_of(opts);
+        let limit = if late.is_some() { 0 } else { wanted };
         let stored = self.list_stored(resource, &filter, opts, limit).await?;
         let mut entries = self.all_in_version(resource, stored.entries).await?;
         let Some(late) = late else { return Ok(Page { entries, ..stored }) };
         entries.retain(|e| late.selects(e));
-        Ok(page(entries, stored.revision, opts.limit, false))
+        Ok(page(entries, stored.revision, wanted, false))
     }
 
     /// As [`Server::list`], each object in the version it is stored in, and at most `limit` of them.
@@ -99,11 +100,11 @@ impl Server {
         opts: &ListOptions,
         limit: usize,
     ) -> Result<Page, Status> {
+        let token = decode_token(&opts.continue_token)?;
         if !opts.resource_version.is_empty() && opts.resource_version != "0" {
             let why = "specifying resource version is not allowed when using continue";
             return Err(Status::bad_request(why));
         }
-        let token = decode_token(&opts.continue_token)?;
         // Never before the range asked for, whatever the token says.
         let start = format!("{}{}", resource.prefix, token.start).max(filter.key.clone());
         if token.revision == 0 {
@@ -155,6 +156,13 @@ impl Server {
         let entries = entries.filter(|e| filter.selects(e)).collect();
         Ok(page(entries, revision, limit, filter.is_plain()))
     }
+}
+
+/// How many objects a page has at most, 0 for all. Who takes any state of the cache gets all of it, as upstream's
+/// cache answers then.
+fn limit_of(opts: &ListOptions) -> usize {
+    let cached = opts.resource_version == "0" && opts.continue_token.is_empty();
+    if cached { 0 } else { opts.limit }
 }
 
 /// Cuts a page off.
@@ -330,7 +338,12 @@ fn decode_token(text: &str) -> Result<Token, Status> {
     let bad = |why: String| {
         Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
     };
-    let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
+    let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|_| {
+        // As Go tells it: the first character that is none of the alphabet, or the one that lacks others.
+        let known = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let at = text.as_bytes().iter().position(|b| !known(b)).unwrap_or(text.len().saturating_sub(1));
+        bad(format!("illegal base64 data at input byte {at}"))
+    })?;
     let value: Value =
         serde_json::from_slice(&bytes).map_err(|e| bad(super::decode::syntax_error(&bytes, &e)))?;
     let version = value["v"].as_str().unwrap_or("");

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::commit::Refused;
 use super::create::place;
+use super::decode::strict_warnings;
 use super::update::{CONFLICT_TRIES, Change};
 use super::{Caller, Outcome, Part, check_options};
 use crate::cache::CacheEntry;
@@ -83,25 +84,26 @@ impl Server {
         }
         let current = self.fields.text_in(resource, &entry.encoded()).map_err(Refused::Failed)?;
         let (_, name) = entry.namespace_name();
-        let patched =
+        let mut patched =
             self.fields.patched(resource.def, current, patch.kind, patch.body).map_err(Refused::Failed)?;
         check_identity(&patched, name).map_err(Refused::Failed)?;
-        let kind = go::type_name(resource.def.group, resource.def.version, resource.def.kind);
-        let shown = match patch.kind {
-            PatchKind::Strategic => go_value(patch.body),
-            _ => go::patched_json(&kind, &patched, &touched(patch)),
-        };
-        if patch.kind == PatchKind::Strategic
-            && let Some(why) = go::conversion_error(&kind, &patched)
-        {
-            return Err(Refused::Failed(unusable(&shown, &why)));
+        let no_object = |why: &str| Refused::Failed(self.no_object(resource, entry, patch, why));
+        if patch.kind == PatchKind::Strategic {
+            let kind = go::type_name(resource.def.group, resource.def.version, resource.def.kind);
+            if let Some(why) = go::conversion_error(&kind, &patched) {
+                return Err(no_object(&why));
+            }
+            go::narrow(&kind, &mut patched);
+            // Upstream knows what it merges into, whatever the patch says that it is.
+            patched["apiVersion"] = codec::api_version(resource.def).into();
+            patched["kind"] = resource.def.kind.into();
         }
         let mut decoded = self
             .decode_value(resource, patched, &opts.field_validation)
-            .map_err(|e| Refused::Failed(unusable(&shown, e.message())))?;
+            .map_err(|e| no_object(e.message()))?;
         if !patch.twice.is_empty() && opts.field_validation == "Strict" {
             let why = format!("strict decoding error: {}", patch.twice.join(", "));
-            return Err(Refused::Failed(unusable(&shown, &why)));
+            return Err(no_object(&why));
         }
         decoded.warnings.extend_from_slice(patch.twice);
         let mut obj = decoded.obj;
@@ -115,6 +117,20 @@ impl Server {
             }
             other => other,
         }
+    }
+
+    /// 422 for a patch whose result is no object of the kind.
+    fn no_object(&self, resource: &Resource, entry: &CacheEntry, patch: Patch<'_>, why: &str) -> Status {
+        let def = resource.def;
+        let current = self.fields.text_in(resource, &entry.encoded()).unwrap_or_default();
+        let shown = match patch.kind {
+            PatchKind::Strategic => go_value(&self.fields.left_of(def, &current, patch.body)),
+            kind => {
+                let patched = self.fields.patched(def, current, kind, patch.body).unwrap_or_default();
+                shown(patch, &go::type_name(def.group, def.version, def.kind), &patched)
+            }
+        };
+        unusable(&shown, why)
     }
 
     /// Server-side apply onto an object that exists.
@@ -136,7 +152,7 @@ impl Server {
         let live = self.fields.text_in(resource, &entry.encoded()).map_err(Refused::Failed)?;
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
-        let applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
+        let mut applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
         let mut warnings = doubled(patch, opts).map_err(Refused::Failed)?;
         if applied == live && !self.out_of_date(entry).await? {
             if part == Part::Main {
@@ -144,7 +160,7 @@ impl Server {
             }
             return Ok(Outcome { warnings, ..Outcome::of(entry.clone()) });
         }
-        check_convertible(resource, body, &applied).map_err(Refused::Failed)?;
+        check_convertible(resource, body, &mut applied).map_err(Refused::Failed)?;
         let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
         resource.def.strategy.default(&mut *obj);
@@ -171,9 +187,9 @@ impl Server {
             );
             return Err(Status::conflict(resource.def.group, resource.def.plural, name, &why));
         }
-        let applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
+        let mut applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
         let warnings = doubled(patch, opts)?;
-        check_convertible(resource, body, &applied)?;
+        check_convertible(resource, body, &mut applied)?;
         let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied)?;
         obj.meta_mut().name = Some(name.to_owned());
@@ -239,18 +255,22 @@ fn doubled(patch: Patch<'_>, opts: &WriteOptions) -> Result<Vec<String>, Status>
         Some(why) if opts.field_validation == "Strict" => {
             Err(Status::bad_request(format!("error strict decoding YAML: {why}")))
         }
-        _ => Ok(said),
+        _ => Ok(strict_warnings(said)),
     }
 }
 
-/// What came of an apply must fit the kind's type. Upstream takes it for a fault of its own.
-fn check_convertible(resource: &Resource, body: &Value, applied: &Value) -> Result<(), Status> {
+/// What came of an apply must fit the kind's type, and is cut to fit where it is a number too large. Upstream takes
+/// it for a fault of its own.
+fn check_convertible(resource: &Resource, body: &Value, applied: &mut Value) -> Result<(), Status> {
     let def = resource.def;
     if def.strategy.custom().is_some() {
         return Ok(());
     }
     let name = go::type_name(def.group, def.version, def.kind);
-    let Some(why) = go::conversion_error(&name, applied) else { return Ok(()) };
+    let Some(why) = go::conversion_error(&name, applied) else {
+        go::narrow(&name, applied);
+        return Ok(());
+    };
     let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).unwrap_or("");
     let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
     let kind = format!("{}/{}, Kind={}", def.group, def.version, def.kind);
@@ -290,8 +310,16 @@ fn check_applied_revision(
     }
 }
 
+/// How a message shows a patch that cannot be had: what came of it, or a strategic patch itself.
+pub(super) fn shown(patch: Patch<'_>, go_type: &str, patched: &Value) -> String {
+    match patch.kind {
+        PatchKind::Strategic => go_value(patch.body),
+        _ => go::patched_json(go_type, patched, &touched(patch)),
+    }
+}
+
 /// 422 for a patch whose result is no object of the kind.
-fn unusable(shown: &str, why: &str) -> Status {
+pub(super) fn unusable(shown: &str, why: &str) -> Status {
     let why = why
         .split_once("cannot be handled as a ")
         .map_or(why, |(_, rest)| rest.split_once(": ").map_or(rest, |(_, why)| why));

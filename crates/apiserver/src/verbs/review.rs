@@ -55,7 +55,11 @@ impl Server {
             review.status = Some(self.rules(&caller.user, &namespace));
             review.metadata.managed_fields = None;
         } else if let Some(review) = obj.downcast_mut::<authn::SelfSubjectReview>() {
-            review.metadata.creation_timestamp = Some(Time(whole_seconds(self.clock.now())));
+            // Nothing that was sent is answered, but the time of the answer.
+            review.metadata = ObjectMeta {
+                creation_timestamp: Some(Time(whole_seconds(self.clock.now()))),
+                ..ObjectMeta::default()
+            };
             let user_info = Some(user_info(&caller.user));
             review.status = Some(authn::SelfSubjectReviewStatus { user_info });
         } else if let Some(review) = obj.downcast_mut::<authn::TokenReview>() {

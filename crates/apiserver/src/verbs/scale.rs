@@ -5,12 +5,13 @@ use std::sync::Arc;
 use coracle_client::{PatchKind, WriteOptions};
 use coracle_meta::field::ErrorList;
 use coracle_meta::selector::LabelSelector;
-use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status};
+use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status, go};
 use coracle_resources::def::{ResourceDef, ScalePaths};
 use serde_json::{Value, json};
 
 use super::commit::Refused;
-use super::patch::{Patch, check_patch_options};
+use super::patch::{Patch, check_patch_options, shown, unusable};
+use super::sent::SCALE;
 use super::update::{CONFLICT_TRIES, Change, uid_conflict, unset};
 use super::{Caller, Outcome, Part};
 use crate::cache::CacheEntry;
@@ -70,11 +71,9 @@ impl Server {
             let current = scale_of(resource, paths, &entry)?;
             let wanted = match &write {
                 ScaleWrite::Replace(value) => value.clone(),
-                ScaleWrite::Patch(kind, body) => {
-                    self.fields.patched(scale_def(), current.clone(), *kind, body)?
-                }
+                ScaleWrite::Patch(kind, body) => self.patched_scale(current.clone(), *kind, body)?,
             };
-            check_scale(resource, name, &wanted, &current, &entry)?;
+            check_scale(resource, name, (&wanted, &current), &entry, opts.dry_run)?;
             let locked = !unset(wanted.pointer("/metadata/resourceVersion").and_then(Value::as_str))
                 && matches!(write, ScaleWrite::Replace(_));
             let replicas = wanted.pointer("/spec/replicas").cloned().unwrap_or(json!(0));
@@ -93,6 +92,20 @@ impl Server {
     }
 }
 
+impl Server {
+    /// A Scale with a patch applied.
+    fn patched_scale(&self, current: Value, kind: PatchKind, body: &Value) -> Result<Value, Status> {
+        let patched = self.fields.patched(scale_def(), current, kind, body)?;
+        let fault = match kind {
+            PatchKind::Strategic => go::conversion_error(SCALE.go_type, &patched),
+            _ => go::type_error(SCALE.go_type, patched.to_string().as_bytes()),
+        };
+        let Some(why) = fault else { return Ok(patched) };
+        let patch = Patch { kind, body, twice: &[] };
+        Err(unusable(&shown(patch, SCALE.go_type, &patched), &why))
+    }
+}
+
 fn paths(resource: &Resource) -> Result<ScalePaths, Status> {
     resource.def.scale.ok_or_else(Status::no_such_path)
 }
@@ -105,7 +118,9 @@ fn applied_to_parent(resource: &Resource, name: &str, body: &Value) -> Result<Va
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
     }
-    check_scale_type(body)?;
+    if let Some(why) = go::type_error(SCALE.go_type, body.to_string().as_bytes()) {
+        return Err(SCALE.unusable(&why));
+    }
     let mut config = json!({
         "apiVersion": crate::codec::api_version(resource.def), "kind": resource.def.kind,
         "metadata": { "name": text("/metadata/name") },
@@ -187,45 +202,13 @@ fn selector_text(selector: &Value) -> Option<String> {
     Some(parsed.to_string())
 }
 
-fn check_scale_type(wanted: &Value) -> Result<(), Status> {
-    let text = |key: &str| wanted.get(key).and_then(Value::as_str).unwrap_or("");
-    let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let version = api_version.rsplit('/').next().unwrap_or("");
-    if !matches!(kind, "" | "Scale") {
-        return Err(Status::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a Scale: converting ({version}.{kind}) to \
-             (autoscaling.Scale): unknown conversion"
-        )));
-    }
-    if !matches!(api_version, "" | "autoscaling/v1") {
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version (autoscaling/v1)"
-        )));
-    }
-    if let Some(replicas) = wanted.pointer("/spec/replicas").filter(|r| !r.is_i64() && !r.is_null()) {
-        let what = match replicas {
-            Value::String(_) => "string".to_owned(),
-            Value::Bool(_) => "bool".to_owned(),
-            Value::Object(_) => "object".to_owned(),
-            Value::Array(_) => "array".to_owned(),
-            number => format!("number {number}"),
-        };
-        return Err(Status::bad_request(format!(
-            "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal {what} into Go struct \
-             field ScaleSpec.spec.replicas of type int32"
-        )));
-    }
-    Ok(())
-}
-
 fn check_scale(
     resource: &Resource,
     name: &str,
-    wanted: &Value,
-    current: &Value,
+    (wanted, current): (&Value, &Value),
     entry: &CacheEntry,
+    dry_run: bool,
 ) -> Result<(), Status> {
-    check_scale_type(wanted)?;
     let revision = entry.revision;
     let meta = |key: &str| wanted["metadata"].get(key).and_then(Value::as_str).unwrap_or("");
     if meta("name") != name {
@@ -241,7 +224,7 @@ fn check_scale(
     }
     let present = current["metadata"]["uid"].as_str().unwrap_or("");
     if !meta("uid").is_empty() && meta("uid") != present {
-        return Err(uid_conflict(resource, entry, meta("uid"), present));
+        return Err(uid_conflict(resource, entry, (meta("uid"), present), dry_run));
     }
     let version = meta("resourceVersion");
     if !unset(Some(version)) && version != revision.to_string() {

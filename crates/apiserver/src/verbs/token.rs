@@ -9,9 +9,8 @@ use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use super::binding::body_value;
 use super::create::whole_seconds;
-use super::{Caller, Input, Outcome};
+use super::{Caller, Input, Outcome, sent};
 
 /// What a token is bound to, and the name and uid of its node where known.
 type BoundTo = (Option<Bound>, Option<(String, String)>);
@@ -38,7 +37,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         let issuer = self.token_issuer.as_ref().ok_or_else(Status::no_such_path)?;
-        let request = body_value(input, "TokenRequest")?;
+        let request = self.sent(caller, &sent::TOKEN_REQUEST, input, &opts.field_validation)?;
         let account = self.get(resource, namespace, name).await?.decoded()?;
         let uid = account.meta().uid.clone().unwrap_or_default();
         check_request(&request, name)?;

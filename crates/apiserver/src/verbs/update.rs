@@ -7,7 +7,7 @@ use coracle_auth::{Attributes, Decision};
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
 use coracle_meta::go::Empties;
-use coracle_meta::object_meta::Recheck;
+use coracle_meta::object_meta::{NameCheck, Recheck};
 use coracle_meta::{Object, Status, object_meta};
 use coracle_resources::def::ResourceDef;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -70,7 +70,7 @@ impl Server {
         let present = entry.decoded()?.meta().uid.clone().unwrap_or_default();
         match sent.obj.meta().uid.as_deref() {
             Some(uid) if !uid.is_empty() && uid != present => {
-                return Err(uid_conflict(resource, &entry, uid, &present));
+                return Err(uid_conflict(resource, &entry, (uid, &present), opts.dry_run));
             }
             _ => {}
         }
@@ -275,17 +275,17 @@ impl Server {
     ) -> Result<(), Status> {
         let mut errs = ErrorList::new();
         let recheck = match part {
-            Part::Status | Part::Finalize | Part::Scale | Part::Approval => Recheck::Change,
+            Part::Status | Part::Approval => resource.def.recheck_status,
+            Part::Finalize | Part::Scale => Recheck::Change,
             Part::Main | Part::EphemeralContainers | Part::Resize => resource.def.recheck,
         };
-        object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), recheck, &mut errs);
+        let strategy = resource.def.strategy;
+        let name_check = |name: &str, prefix: bool| strategy.validate_name(name, prefix);
+        let again = (recheck, &name_check as NameCheck<'_>);
+        object_meta::validate_change(new.meta(), old.meta(), resource.namespaced(), again, &mut errs);
         if resource.def.of_core() {
             // Each of upstream's two checks of metadata looks at the names of finalizers, too.
-            let times = match recheck {
-                Recheck::Change => 0,
-                Recheck::New => 1,
-                Recheck::Both => 2,
-            };
+            let times = recheck.as_new() + usize::from(recheck.as_change());
             (0..times).for_each(|_| object_meta::validate_standard_finalizers(new.meta(), &mut errs));
         }
         self.check_admin_access(resource, part, (new, Some(old)), &mut errs);
@@ -357,10 +357,17 @@ fn upstream_folder(def: &ResourceDef) -> &'static str {
     }
 }
 
-/// 409 for a uid that is another object's.
-pub(crate) fn uid_conflict(resource: &Resource, entry: &CacheEntry, asked: &str, present: &str) -> Status {
+/// 409 for a uid (`asked`) that is another object's. Upstream's store is not asked in a dry run, and knows the key
+/// by another name then.
+pub(crate) fn uid_conflict(
+    resource: &Resource,
+    entry: &CacheEntry,
+    (asked, present): (&str, &str),
+    dry_run: bool,
+) -> Status {
     let (_, name) = entry.namespace_name();
-    let key = format!("/registry/{}/{}", upstream_folder(resource.def), entry.tail());
+    let root = if dry_run { "" } else { "/registry" };
+    let key = format!("{root}/{}/{}", upstream_folder(resource.def), entry.tail());
     let why = format!(
         "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
          Precondition failed: UID in precondition: {asked}, UID in object meta: {present}"

@@ -176,7 +176,11 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
                 match structure.field(name) {
                     Some(field) => check(schemas, field.node, value, &inner, errs),
                     None if structure.open => {}
-                    None => errs.push(format!("{inner}: field not declared in schema")),
+                    None => {
+                        // Upstream looks no further then.
+                        errs.push(format!("{inner}: field not declared in schema"));
+                        break;
+                    }
                 }
             }
         }

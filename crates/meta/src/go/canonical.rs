@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Field, Id, Shape, TABLE, Table, Type, time};
+use super::{Field, Id, Shape, TABLE, Table, Type, base64, time};
 use crate::quantity::Quantity;
 
 /// Tidies a value meant for the type. False when a value somewhere has the wrong type or form; then
@@ -25,7 +25,8 @@ fn tidy(table: &Table, id: Id, value: &mut Value) -> bool {
         (Shape::Map(element), Value::Object(map)) => {
             map.values_mut().all(|item| element_of(table, *element, item))
         }
-        (Shape::String | Shape::Bytes | Shape::IntOrString, Value::String(_))
+        (Shape::Bytes, Value::String(text)) => base64::corrupt_at(text.as_bytes()).is_none(),
+        (Shape::String | Shape::IntOrString, Value::String(_))
         | (Shape::Bool, Value::Bool(_))
         | (Shape::Float, Value::Number(_)) => true,
         (Shape::Time, Value::String(text)) => time::parse_error(text, false).is_none(),

@@ -28,6 +28,29 @@ pub(super) fn apply(target: &mut Value, patch: &Value, schemas: &Schemas, name: 
     Merger { schemas }.map(target, patch, schemas.find(name).unwrap_or(0))
 }
 
+/// What is left of `patch` once it has been applied to `target`: upstream's merge takes directives and nulls out of
+/// it on the way, and messages show the rest.
+pub(super) fn left(target: &Value, patch: &Value, schemas: &Schemas, name: &str) -> Value {
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            Value::Object(Merger { schemas }.left(target, patch, schemas.find(name).unwrap_or(0)))
+        }
+        _ => patch.clone(),
+    }
+}
+
+/// The value without nulls in its objects.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(_, value)| !value.is_null());
+            kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect::<Object>().into()
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
 fn failure(message: String) -> Status {
     Status::new(500, Reason::Unknown, message, None)
 }
@@ -131,6 +154,43 @@ impl<'s> Merger<'s> {
             _ => *slot = without_directives(value),
         }
         Ok(())
+    }
+
+    fn left(&self, target: &Object, patch: &Object, node: NodeId) -> Object {
+        let kept = patch
+            .iter()
+            .filter(|(key, _)| *key != DIRECTIVE && *key != RETAIN_KEYS && !key.starts_with(ORDER));
+        let mut out: Object = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        if patch.contains_key(DIRECTIVE) {
+            return out;
+        }
+        for (key, value) in out.iter_mut().filter(|(key, _)| !key.starts_with(DELETE_PRIMITIVES)) {
+            let meta = self.meta(node, key);
+            let left = match (target.get(key), &*value) {
+                (_, Value::Null) => continue,
+                (Some(Value::Object(old)), Value::Object(new)) if !meta.replace => {
+                    self.left(old, new, meta.node).into()
+                }
+                (Some(Value::Array(old)), Value::Array(new)) if meta.merge => {
+                    new.iter().map(|item| self.left_item(old, item, &meta)).collect()
+                }
+                (Some(old), new) if std::mem::discriminant(old) == std::mem::discriminant(new) => continue,
+                (_, new) => without_nulls(new),
+            };
+            *value = left;
+        }
+        out
+    }
+
+    fn left_item(&self, old: &[Value], item: &Value, meta: &Meta<'_>) -> Value {
+        let id = meta.key.and_then(|key| item.get(key).map(|id| (key, id)));
+        let same = id.and_then(|(key, id)| old.iter().find(|existing| existing.get(key) == Some(id)));
+        match (same, item) {
+            (Some(Value::Object(existing)), Value::Object(fields)) => {
+                self.left(existing, fields, self.element(meta.node)).into()
+            }
+            _ => item.clone(),
+        }
     }
 
     fn list(&self, old: Vec<Value>, patch: &[Value], meta: &Meta<'_>) -> Result<Vec<Value>, Status> {

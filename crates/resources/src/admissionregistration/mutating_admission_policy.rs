@@ -2,6 +2,7 @@
 
 use coracle_cel::policy::{Compiler, Options, Returns};
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{MutatingAdmissionPolicy, Mutation};
 use serde_json::Value;
@@ -30,6 +31,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     categories: CATEGORIES,
     scope: Scope::Cluster,
     columns: COLUMNS,

@@ -1,6 +1,7 @@
 //! MutatingAdmissionPolicyBinding: puts a mutating policy to work, with parameters, for some of the requests.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::MutatingAdmissionPolicyBinding;
 use serde_json::Value;
@@ -28,6 +29,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     categories: CATEGORIES,
     scope: Scope::Cluster,
     columns: COLUMNS,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use coracle_cel::policy::{Compiler, Options, Returns};
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{
     AuditAnnotation, TypeChecking, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyStatus, Validation,
@@ -36,6 +37,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     categories: CATEGORIES,
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],

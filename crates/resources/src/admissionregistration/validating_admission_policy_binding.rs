@@ -1,6 +1,7 @@
 //! ValidatingAdmissionPolicyBinding: puts a validating policy to work, with parameters, for some of the requests.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use serde_json::Value;
@@ -29,6 +30,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     categories: CATEGORIES,
     scope: Scope::Cluster,
     columns: COLUMNS,

@@ -1,6 +1,7 @@
 //! ValidatingWebhookConfiguration: webhooks that may refuse objects on their way in.
 
 use coracle_meta::field::ErrorList;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use serde_json::Value;
@@ -22,6 +23,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     categories: CATEGORIES,
     scope: Scope::Cluster,
     columns: COLUMNS,

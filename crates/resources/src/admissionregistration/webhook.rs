@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{FAILURE_POLICIES, MATCH_POLICIES, REINVOCATION_POLICIES, matching};
 use crate::check::{each, label_selector, one_of};
+use crate::gaps::EMPTY_TEXT;
 use crate::url::Url;
 
 /// Versions of AdmissionReview, one of which a webhook must understand.
@@ -163,6 +164,7 @@ fn one(hook: &Webhook<'_>, strict: Strictness, path: &Path, errs: &mut ErrorList
         "" => {
             errs.required(path.child("sideEffects"), format!("must specify one of {}", allowed.join(", ")));
         }
+        EMPTY_TEXT => errs.not_supported(path.child("sideEffects"), "", allowed),
         effects => one_of(errs, &path.child("sideEffects"), effects, allowed),
     }
     if let Some(seconds) = hook.timeout.filter(|seconds| !(1..=30).contains(seconds)) {

@@ -2,6 +2,7 @@
 
 use coracle_apiextensions::formats;
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceConversion, CustomResourceDefinition, CustomResourceDefinitionStatus,
 };
@@ -27,6 +28,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["crd", "crds"],
     categories: &["api-extensions"],
     scope: Scope::Cluster,

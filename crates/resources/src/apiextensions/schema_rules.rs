@@ -92,7 +92,7 @@ impl Walk<'_> {
     fn standard(&mut self, props: &JSONSchemaProps, at: &Path, place: &Place) {
         let kind = kind(props);
         if self.strict.types && !kind.is_empty() && !TYPES.contains(&kind) {
-            self.errs.not_supported(at.child("type"), kind, &TYPES);
+            self.errs.not_supported_text(at.child("type"), kind, &TYPES);
         }
         if props.default.as_ref().is_some_and(|d| !d.0.is_null())
             && let Some(why) = &place.no_defaults

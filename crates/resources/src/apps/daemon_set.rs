@@ -1,6 +1,7 @@
 //! DaemonSet: one pod on each node.
 
 use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::selector::LabelSelector;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
@@ -71,6 +72,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["ds"],
     categories: &["all"],
     subresources: &[Subresource::Status],

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::selector::LabelSelector;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
@@ -31,6 +32,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["sts"],
     categories: &["all"],
     subresources: &[Subresource::Scale, Subresource::Status],

@@ -4,6 +4,7 @@ mod metrics;
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::quantity::Quantity as Number;
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
@@ -65,6 +66,7 @@ pub(super) const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["hpa"],
     categories: &["all"],
     subresources: &[Subresource::Status],

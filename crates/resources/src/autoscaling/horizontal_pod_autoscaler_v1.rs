@@ -2,6 +2,7 @@
 
 mod annotations;
 
+use coracle_meta::object_meta::Recheck;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::autoscaling::{v1, v2};
@@ -12,6 +13,7 @@ use crate::def::{ResourceDef, Subresource};
 use crate::version::{Conversion, ServedVersion};
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["hpa"],
     categories: &["all"],
     subresources: &[Subresource::Status],

@@ -2,6 +2,7 @@
 
 use coracle_meta::cron;
 use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, JobTemplateSpec};
 use serde_json::Value;
@@ -60,6 +61,8 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
+    recheck_status: Recheck::Never,
     short_names: &["cj"],
     categories: &["all"],
     subresources: &[Subresource::Status],

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition as Condition,
@@ -54,6 +55,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck_status: Recheck::Both,
     short_names: &["csr"],
     scope: Scope::Cluster,
     subresources: &[Subresource::Approval, Subresource::Status],

@@ -2,6 +2,7 @@
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use serde_json::Value;
@@ -70,6 +71,7 @@ pub(crate) const COLUMNS: &[Column] = &[
 ];
 
 pub(crate) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Never,
     short_names: &["ev"],
     columns: COLUMNS,
     create_on_update: true,

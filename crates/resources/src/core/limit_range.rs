@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::quantity::Quantity as Number;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
-use crate::check::each;
 use crate::common::{column, date};
 use crate::def::{Column, Context, NAME, ResourceDef, Strategy, Typed};
 use crate::podspec::defaults::canonical_list;
@@ -31,6 +31,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     short_names: &["limits"],
     columns: COLUMNS,
     create_on_update: true,
@@ -104,10 +105,10 @@ fn fill_in(limit: &mut LimitRangeItem) {
 fn type_name(name: &str, path: &Path, errs: &mut ErrorList) {
     let messages = names::qualified_name(name);
     if !messages.is_empty() {
-        return each(errs, path, name, messages);
+        return messages.into_iter().for_each(|message| errs.invalid_typed(path, name, message));
     }
     if !name.contains('/') && !matches!(name, "Pod" | "Container" | "PersistentVolumeClaim") {
-        errs.invalid(path, name, "must be a standard limit type or fully qualified");
+        errs.invalid_typed(path, name, "must be a standard limit type or fully qualified");
     }
 }
 

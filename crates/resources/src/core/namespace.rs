@@ -70,13 +70,13 @@ impl Strategy<Namespace> for Namespaces {
     }
 
     fn validate(&self, obj: &Namespace, errs: &mut ErrorList) {
-        finalizers(obj, errs);
+        finalizers(obj, |path, _| path.clone(), errs);
     }
 
     fn validate_update(&self, _: &Namespace, _: &Namespace, _: &mut ErrorList) {}
 
     fn validate_part_update(&self, _: Subresource, new: &Namespace, _: &Namespace, errs: &mut ErrorList) {
-        finalizers(new, errs);
+        finalizers(new, Path::index, errs);
     }
 
     fn validate_status_update(&self, new: &Namespace, _: &Namespace, errs: &mut ErrorList) {
@@ -103,10 +103,12 @@ impl Strategy<Namespace> for Namespaces {
     }
 }
 
-fn finalizers(obj: &Namespace, errs: &mut ErrorList) {
+/// Checks `spec.finalizers`; `place` says where one of them is told to be.
+fn finalizers(obj: &Namespace, place: impl Fn(&Path, usize) -> Path, errs: &mut ErrorList) {
     if let Some(finalizers) = obj.spec.as_ref().and_then(|s| s.finalizers.as_ref()) {
-        let path = Path::new("spec").child("finalizers");
-        for name in finalizers.iter().filter(|name| *name != KUBERNETES) {
+        let all = Path::new("spec").child("finalizers");
+        for (i, name) in finalizers.iter().enumerate().filter(|(_, name)| *name != KUBERNETES) {
+            let path = place(&all, i);
             let messages = names::qualified_name(name);
             if !name.contains('/') {
                 let why = "name is neither a standard finalizer name nor is it fully qualified";

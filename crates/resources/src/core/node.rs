@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeConfigSource, NodeSpec, Taint};
 use serde_json::Value;
 
 use crate::address::legacy_cidr;
@@ -91,10 +91,17 @@ impl Strategy<Node> for Nodes {
 
     fn prepare_update(&self, _: Context<'_>, new: &mut Node, old: &Node) {
         new.status.clone_from(&old.status);
+        if let Some(spec) = new.spec.as_mut().filter(|_| config_source(old).is_none()) {
+            spec.config_source = None;
+        }
     }
 
     fn prepare_status_update(&self, _: Context<'_>, new: &mut Node, old: &Node) {
         new.spec.clone_from(&old.spec);
+        let configured = old.status.as_ref().is_some_and(|status| status.config.is_some());
+        if let Some(status) = new.status.as_mut().filter(|_| !configured) {
+            status.config = None;
+        }
     }
 
     fn validate(&self, obj: &Node, errs: &mut ErrorList) {
@@ -164,6 +171,11 @@ impl Strategy<Node> for Nodes {
     fn selectable(&self, obj: &Node) -> Vec<(&'static str, String)> {
         vec![("spec.unschedulable", unschedulable(obj).to_string())]
     }
+}
+
+/// What older nodes took their configuration from; new ones cannot.
+fn config_source(node: &Node) -> Option<&NodeConfigSource> {
+    node.spec.as_ref()?.config_source.as_ref()
 }
 
 fn unschedulable(obj: &Node) -> bool {

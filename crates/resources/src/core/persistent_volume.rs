@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::quantity::Quantity as Number;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -87,6 +88,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::NewTwice,
     short_names: &["pv"],
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
@@ -221,34 +223,72 @@ impl Strategy<PersistentVolume> for Volumes {
 }
 
 fn validate_spec(spec: &PersistentVolumeSpec, name: &str, errs: &mut ErrorList) {
-    let path = Path::new("spec");
+    check_spec(spec, name, false, &Path::new("spec"), errs);
+}
+
+/// Checks the spec of a volume; `inline`: of one that stands within an attachment, and must be a CSI one.
+pub(crate) fn check_spec(
+    spec: &PersistentVolumeSpec,
+    name: &str,
+    inline: bool,
+    path: &Path,
+    errs: &mut ErrorList,
+) {
+    let outside = "may not be specified in the context of inline volumes";
+    if inline {
+        if spec.claim_ref.is_some() {
+            errs.forbidden(path.child("claimRef"), outside);
+        }
+        if spec.capacity.as_ref().is_some_and(|c| !c.is_empty()) {
+            errs.forbidden(path.child("capacity"), outside);
+        }
+        if spec.csi.is_none() {
+            errs.required(path.child("csi"), "has to be specified in the context of inline volumes");
+        }
+    }
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     if modes.is_empty() {
         errs.required(path.child("accessModes"), "");
     }
     validate_modes(modes, &path.child("accessModes"), errs);
-    validate_capacity(spec, &path.child("capacity"), errs);
+    if !inline {
+        validate_capacity(spec, &path.child("capacity"), errs);
+    }
     let reclaim = text(spec.persistent_volume_reclaim_policy.as_ref());
-    if !reclaim.is_empty() {
-        one_of(errs, &path.child("persistentVolumeReclaimPolicy"), reclaim, RECLAIM);
+    let at = path.child("persistentVolumeReclaimPolicy");
+    match reclaim {
+        "" => {}
+        "Retain" if inline => {}
+        _ if inline => errs.forbidden(at, "may only be Retain in the context of inline volumes"),
+        _ => one_of(errs, &at, reclaim, RECLAIM),
     }
-    if let Some(affinity) = &spec.node_affinity {
-        validate_affinity(affinity, &path.child("nodeAffinity"), errs);
+    match &spec.node_affinity {
+        None => {}
+        Some(_) if inline => errs.forbidden(path.child("nodeAffinity"), outside),
+        Some(affinity) => validate_affinity(affinity, &path.child("nodeAffinity"), errs),
     }
-    sources::validate(spec, name, &path, errs);
+    sources::validate(spec, name, path, errs);
     let root = spec.host_path.as_ref().is_some_and(|h| is_root(&h.path));
     if root && reclaim == "Recycle" {
         let why = "may not be 'recycle' for a hostPath mount of '/'";
         errs.forbidden(path.child("persistentVolumeReclaimPolicy"), why);
     }
-    let class = text(spec.storage_class_name.as_ref());
-    if !class.is_empty() {
-        named(errs, &path.child("storageClassName"), class, names::dns1123_subdomain);
+    match text(spec.storage_class_name.as_ref()) {
+        "" => {}
+        _ if inline => errs.forbidden(path.child("storageClassName"), outside),
+        class => named(errs, &path.child("storageClassName"), class, names::dns1123_subdomain),
     }
-    if let Some(mode) = &spec.volume_mode {
-        one_of(errs, &path.child("volumeMode"), mode, VOLUME_MODES);
+    match spec.volume_mode.as_deref() {
+        None => {}
+        Some("Filesystem") if inline => {}
+        Some(_) if inline => {
+            let why = "may not specify volumeMode other than Filesystem in the context of inline volumes";
+            errs.forbidden(path.child("volumeMode"), why);
+        }
+        Some(mode) => one_of(errs, &path.child("volumeMode"), mode, VOLUME_MODES),
     }
-    if let Some(class) = &spec.volume_attributes_class_name {
+    // Upstream does not look at the class of one that stands within an attachment.
+    if let Some(class) = spec.volume_attributes_class_name.as_ref().filter(|_| !inline) {
         let at = path.child("volumeAttributesClassName");
         match class.as_str() {
             "" => errs.required(at, "an empty string is disallowed"),

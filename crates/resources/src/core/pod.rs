@@ -14,6 +14,7 @@ use crate::podspec::{annotations, defaults, warnings};
 mod ephemeral;
 mod match_labels;
 mod resize;
+mod status;
 mod table;
 mod update;
 
@@ -49,7 +50,7 @@ impl Strategy<Pod> for Pods {
         obj.spec.get_or_insert_default();
         obj.status.get_or_insert_default();
         defaults::pod(obj);
-        update::pair_addresses(obj);
+        status::pair_addresses(obj);
     }
 
     fn prepare_create(&self, cx: Context<'_>, obj: &mut Pod) {
@@ -74,7 +75,7 @@ impl Strategy<Pod> for Pods {
     }
 
     fn prepare_status_update(&self, _: Context<'_>, new: &mut Pod, old: &Pod) {
-        update::prepare_status(new, old);
+        status::prepare(new, old);
     }
 
     fn prepare_part_update(&self, part: Subresource, cx: Context<'_>, new: &mut Pod, old: &Pod) {
@@ -112,7 +113,7 @@ impl Strategy<Pod> for Pods {
     }
 
     fn validate_status_update(&self, new: &Pod, old: &Pod, errs: &mut ErrorList) {
-        update::validate_status(new, old, errs);
+        status::validate(new, old, errs);
     }
 
     fn completed(&self, obj: &Pod) -> Option<(&'static str, &'static str)> {

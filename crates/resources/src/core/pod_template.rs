@@ -1,6 +1,7 @@
 //! PodTemplate: a template kept for later use.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodTemplate;
 use serde_json::Value;
@@ -17,6 +18,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     columns: COLUMNS,
     returns_deleted: true,
     has_generation: true,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use coracle_meta::selector::LabelSelector;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -51,6 +52,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["rc"],
     categories: &["all"],
     subresources: &[Subresource::Scale, Subresource::Status],

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ResourceQuota, ResourceQuotaSpec, ResourceQuotaStatus, ScopedResourceSelectorRequirement,
@@ -35,6 +36,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["quota"],
     subresources: &[Subresource::Status],
     columns: COLUMNS,
@@ -240,6 +242,6 @@ fn validate_term(term: &ScopedResourceSelectorRequirement, path: &Path, errs: &m
             errs.invalid(path.child("values"), json!(values), why);
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-        other => errs.invalid(path.child("operator"), other, "not a valid selector operator"),
+        other => errs.invalid_typed(path.child("operator"), other, "not a valid selector operator"),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use coracle_meta::field::ErrorList;
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ClientIPConfig, Service, ServiceSpec, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -82,6 +83,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["svc"],
     categories: &["all"],
     subresources: &[Subresource::Proxy, Subresource::Status],

@@ -2,6 +2,7 @@
 
 use coracle_meta::field::ErrorList;
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1 as events;
@@ -14,6 +15,7 @@ use crate::go_dump;
 use crate::version::{Conversion, ServedVersion};
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["ev"],
     columns: COLUMNS,
     create_on_update: true,

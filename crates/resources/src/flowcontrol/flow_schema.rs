@@ -2,6 +2,7 @@
 
 use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::flowcontrol::v1::{
     FlowSchema, FlowSchemaSpec, FlowSchemaStatus, NonResourcePolicyRule, PolicyRulesWithSubjects,
@@ -44,6 +45,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
     columns: COLUMNS,
@@ -81,6 +83,7 @@ impl Strategy<FlowSchema> for FlowSchemas {
     fn prepare_status_update(&self, _: Context<'_>, new: &mut FlowSchema, old: &FlowSchema) {
         new.spec.clone_from(&old.spec);
         keep_metadata(&mut new.metadata, &old.metadata);
+        new.metadata.generate_name.clone_from(&old.metadata.generate_name);
     }
 
     fn validate(&self, obj: &FlowSchema, errs: &mut ErrorList) {

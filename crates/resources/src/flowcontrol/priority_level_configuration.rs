@@ -1,6 +1,7 @@
 //! PriorityLevelConfiguration: how many requests of a priority level run and wait.
 
 use coracle_meta::field::{Error, ErrorKind, ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::flowcontrol::v1::{
     ExemptPriorityLevelConfiguration, LimitResponse, LimitedPriorityLevelConfiguration,
@@ -76,6 +77,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
     columns: COLUMNS,
@@ -141,6 +143,7 @@ impl Strategy<PriorityLevelConfiguration> for PriorityLevels {
     ) {
         new.spec.clone_from(&old.spec);
         keep_metadata(&mut new.metadata, &old.metadata);
+        new.metadata.generate_name.clone_from(&old.metadata.generate_name);
     }
 
     fn validate(&self, obj: &PriorityLevelConfiguration, errs: &mut ErrorList) {

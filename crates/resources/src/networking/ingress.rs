@@ -16,6 +16,7 @@ use crate::address::{self, Address};
 use crate::check::{named, port};
 use crate::common::{column, text};
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Strategy, Subresource, Typed, age};
+use crate::gaps::EMPTY_TEXT;
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -257,10 +258,13 @@ fn rule_value(rule: &IngressRule, path: &Path, errs: &mut ErrorList) {
     }
 }
 
+const PATH_TYPES: &[&str] = &["Exact", "ImplementationSpecific", "Prefix"];
+
 fn http_path(one: &HTTPIngressPath, path: &Path, errs: &mut ErrorList) {
     let (value, at) = (text(one.path.as_ref()), path.child("path"));
     match one.path_type.as_str() {
         "" => return errs.required(path.child("pathType"), "pathType must be specified"),
+        EMPTY_TEXT => errs.not_supported(path.child("pathType"), "", PATH_TYPES),
         "Exact" | "Prefix" => {
             if !value.starts_with('/') {
                 errs.invalid(&at, value, "must be an absolute path");
@@ -281,9 +285,7 @@ fn http_path(one: &HTTPIngressPath, path: &Path, errs: &mut ErrorList) {
                 errs.invalid(&at, value, "must be an absolute path");
             }
         }
-        other => {
-            errs.not_supported(path.child("pathType"), other, &["Exact", "ImplementationSpecific", "Prefix"]);
-        }
+        other => errs.not_supported(path.child("pathType"), other, PATH_TYPES),
     }
     backend(&one.backend, &path.child("backend"), errs);
 }

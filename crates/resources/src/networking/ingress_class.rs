@@ -7,7 +7,7 @@ use k8s_openapi::api::networking::v1::{IngressClass, IngressClassParametersRefer
 use serde_json::Value;
 
 use super::reference;
-use crate::check::{named, one_of};
+use crate::check::{named, one_of_texts};
 use crate::common::{column, text};
 use crate::def::{AGE, Column, NAME, ResourceDef, Scope, Strategy, Typed, age};
 
@@ -85,6 +85,6 @@ fn parameters(of: &IngressClassParametersReference, path: &Path, errs: &mut Erro
         (Some("Namespace"), None) => errs.required(at, "`parameters.scope` is set to 'Namespace'"),
         (Some("Namespace"), Some(name)) => named(errs, &at, name, names::dns1123_label),
         (Some("Cluster"), Some(_)) => errs.forbidden(at, "`parameters.scope` is set to 'Cluster'"),
-        (Some(scope), _) => one_of(errs, &path.child("scope"), scope, &["Cluster", "Namespace"]),
+        (Some(scope), _) => one_of_texts(errs, &path.child("scope"), scope, &["Cluster", "Namespace"]),
     }
 }

@@ -1,6 +1,7 @@
 //! NetworkPolicy: who may talk to the pods it selects, and to whom they may talk.
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
@@ -29,6 +30,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     short_names: &["netpol"],
     columns: COLUMNS,
     has_generation: true,

@@ -1,6 +1,7 @@
 //! ServiceCIDR: address blocks that services get their addresses from.
 
 use coracle_meta::field::{ErrorKind, ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::networking::v1::{ServiceCIDR, ServiceCIDRStatus};
 use serde_json::{Value, json};
@@ -24,6 +25,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
     columns: COLUMNS,

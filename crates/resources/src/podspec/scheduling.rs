@@ -74,7 +74,7 @@ pub(crate) fn node_selector_term(term: &NodeSelectorTerm, values: bool, path: &P
                 let why = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
                 errs.required(path.child("values"), why);
             }
-            other => errs.invalid(path.child("operator"), other, "not a valid selector operator"),
+            other => errs.invalid_typed(path.child("operator"), other, "not a valid selector operator"),
         }
         if wanted.key == "metadata.name" {
             for (j, value) in values.iter().enumerate() {
@@ -100,7 +100,7 @@ fn node_requirement(wanted: &NodeSelectorRequirement, check_values: bool, path: 
             errs.required(&at, "must be specified single value when `operator` is 'Lt' or 'Gt'");
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-        other => errs.invalid(path.child("operator"), other, "not a valid selector operator"),
+        other => errs.invalid_typed(path.child("operator"), other, "not a valid selector operator"),
     }
     named(errs, &path.child("key"), &wanted.key, names::qualified_name);
     if check_values {

@@ -208,23 +208,27 @@ fn iscsi(source: &ISCSIVolumeSource, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Flex volumes, file shares, fibre channel and block stores of clouds.
-pub(crate) fn cloud(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
+/// Fibre channel and flex volumes.
+pub(crate) fn channels(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
+    if let Some(source) = &volume.fc
+        && let Some(at) = only.first(true, "fc", errs)
+    {
+        fibre_channel(source, &at, errs);
+    }
     if let Some(flex) = &volume.flex_volume
         && let Some(at) = only.first(true, "flexVolume", errs)
     {
         required(&flex.driver, &at, "driver", errs);
     }
+}
+
+/// File shares and block stores of clouds.
+pub(crate) fn cloud(volume: &Volume, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
     if let Some(file) = &volume.azure_file
         && let Some(at) = only.first(true, "azureFile", errs)
     {
         required(&file.secret_name, &at, "secretName", errs);
         required(&file.share_name, &at, "shareName", errs);
-    }
-    if let Some(source) = &volume.fc
-        && let Some(at) = only.first(true, "fc", errs)
-    {
-        fibre_channel(source, &at, errs);
     }
     if let Some(disk) = &volume.vsphere_volume
         && let Some(at) = only.first(true, "vsphereVolume", errs)

@@ -120,13 +120,16 @@ fn source(volume: &Volume, path: &Path, errs: &mut ErrorList) {
     }
     volume_sources::clusters(volume, &mut only, errs);
     if let Some(downward) = &volume.downward_api
-        && let Some(at) = only.first(true, "downwardAPI", errs)
+        // A second one is told of with upstream's misspelling.
+        && only.first(true, "downwarAPI", errs).is_some()
     {
+        let at = path.child("downwardAPI");
         mode(downward.default_mode, &at.child("defaultMode"), errs);
         for item in downward.items.iter().flatten() {
             downward_file(item, &at, errs);
         }
     }
+    volume_sources::channels(volume, &mut only, errs);
     if let Some(config_map) = &volume.config_map
         && let Some(at) = only.first(true, "configMap", errs)
     {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::int_or_string::{percent, to_text};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -30,6 +31,8 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Never,
+    recheck_status: Recheck::Never,
     short_names: &["pdb"],
     subresources: &[Subresource::Status],
     columns: COLUMNS,

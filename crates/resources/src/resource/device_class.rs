@@ -18,7 +18,11 @@ struct DeviceClasses;
 
 impl Strategy<DeviceClass> for DeviceClasses {
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        // The limit is in the words of the declarative rules, which upstream checks names of this kind by.
+        // The limit is in the words of the declarative rules, which upstream checks names of this kind by, and no
+        // prefixes of them.
+        if prefix {
+            return Vec::new();
+        }
         let messages = dns1123_subdomain(name, prefix).into_iter();
         messages.map(|m| m.replace("no more than 253 characters", "no more than 253 bytes")).collect()
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use coracle_meta::field::{ErrorList, Path};
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, TokenRequest};
 use serde_json::{Value, json};
@@ -104,6 +105,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::Change,
     scope: Scope::Cluster,
     columns: COLUMNS,
     unconditional_update: false,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use coracle_meta::field::{ErrorKind, ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
     scope: Scope::Cluster,
     columns: COLUMNS,
     unconditional_update: false,

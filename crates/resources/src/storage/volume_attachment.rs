@@ -2,16 +2,17 @@
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
+use coracle_meta::object_meta::Recheck;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, PersistentVolumeSpec};
 use k8s_openapi::api::storage::v1::{
     VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentStatus, VolumeError,
 };
 use serde_json::Value;
 
 use super::{driver_name, node_name};
-use crate::check::{named, one_of};
+use crate::check::named;
 use crate::common::{column, keep_metadata, text};
+use crate::core::persistent_volume::check_spec;
 use crate::def::{AGE, Column, Context, NAME, ResourceDef, Scope, Strategy, Subresource, Typed, age};
 use crate::go_dump;
 
@@ -42,6 +43,8 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) static DEF: ResourceDef = ResourceDef {
+    recheck: Recheck::New,
+    recheck_status: Recheck::New,
     scope: Scope::Cluster,
     subresources: &[Subresource::Status],
     columns: COLUMNS,
@@ -120,79 +123,10 @@ fn source(source: &VolumeAttachmentSource, path: &Path, errs: &mut ErrorList) {
             errs.required(&at, "must specify non empty persistentVolumeName");
         }
         (None, Some(_)) => {}
-        (Some(volume), None) => inline_volume(volume, &path.child("inlineVolumeSpec"), errs),
+        (Some(volume), None) => check_spec(volume, "", true, &path.child("inlineVolumeSpec"), errs),
     }
     if let Some(name) = &source.persistent_volume_name {
         named(errs, &at, name, names::dns1123_subdomain);
-    }
-}
-
-/// Checks a volume that is described in place: it must be a CSI one.
-fn inline_volume(volume: &PersistentVolumeSpec, path: &Path, errs: &mut ErrorList) {
-    let inline = "may not be specified in the context of inline volumes";
-    if volume.claim_ref.is_some() {
-        errs.forbidden(path.child("claimRef"), inline);
-    }
-    if volume.capacity.as_ref().is_some_and(|c| !c.is_empty()) {
-        errs.forbidden(path.child("capacity"), inline);
-    }
-    match &volume.csi {
-        Some(csi) => csi_source(csi, &path.child("csi"), errs),
-        None => {
-            errs.required(path.child("csi"), "has to be specified in the context of inline volumes");
-            errs.required(path, "must specify a volume type");
-        }
-    }
-    access_modes(volume.access_modes.as_deref().unwrap_or_default(), &path.child("accessModes"), errs);
-    if !matches!(text(volume.persistent_volume_reclaim_policy.as_ref()), "" | "Retain") {
-        let why = "may only be Retain in the context of inline volumes";
-        errs.forbidden(path.child("persistentVolumeReclaimPolicy"), why);
-    }
-    if volume.node_affinity.is_some() {
-        errs.forbidden(path.child("nodeAffinity"), inline);
-    }
-    if !text(volume.storage_class_name.as_ref()).is_empty() {
-        errs.forbidden(path.child("storageClassName"), inline);
-    }
-    if volume.volume_mode.as_ref().is_some_and(|mode| mode != "Filesystem") {
-        let why = "may not specify volumeMode other than Filesystem in the context of inline volumes";
-        errs.forbidden(path.child("volumeMode"), why);
-    }
-}
-
-fn access_modes(modes: &[String], path: &Path, errs: &mut ErrorList) {
-    const SUPPORTED: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    if modes.is_empty() {
-        errs.required(path, "");
-    }
-    modes.iter().for_each(|mode| one_of(errs, path, mode, SUPPORTED));
-    let (alone, others): (Vec<&String>, _) = modes.iter().partition(|mode| *mode == "ReadWriteOncePod");
-    if !alone.is_empty() && others.iter().any(|mode| SUPPORTED.contains(&mode.as_str())) {
-        errs.forbidden(path, "may not use ReadWriteOncePod with other access modes");
-    }
-}
-
-fn csi_source(csi: &CSIPersistentVolumeSource, path: &Path, errs: &mut ErrorList) {
-    driver_name(&csi.driver, &path.child("driver"), errs);
-    if csi.volume_handle.is_empty() {
-        errs.required(path.child("volumeHandle"), "");
-    }
-    for (field, secret) in [
-        ("controllerPublishSecretRef", &csi.controller_publish_secret_ref),
-        ("controllerExpandSecretRef", &csi.controller_expand_secret_ref),
-        ("nodePublishSecretRef", &csi.node_publish_secret_ref),
-        ("nodeExpandSecretRef", &csi.node_expand_secret_ref),
-    ] {
-        let Some(secret) = secret else { continue };
-        let path = path.child(field);
-        match text(secret.name.as_ref()) {
-            "" => errs.required(path.child("name"), ""),
-            name => named(errs, &path.child("name"), name, names::dns1123_subdomain),
-        }
-        match text(secret.namespace.as_ref()) {
-            "" => errs.required(path.child("namespace"), ""),
-            name => named(errs, &path.child("namespace"), name, names::dns1123_label),
-        }
     }
 }
 

@@ -13,24 +13,6 @@ use crate::podspec::defaults::{network_volume, string};
 use crate::podspec::volume_sources::{self, csi_driver, is_initiator, required};
 use crate::podspec::volumes::OnlyOne;
 
-/// The sources that pods and volumes have in common, as a pod's volume.
-fn as_volume(spec: &PersistentVolumeSpec) -> Volume {
-    Volume {
-        host_path: spec.host_path.clone(),
-        gce_persistent_disk: spec.gce_persistent_disk.clone(),
-        aws_elastic_block_store: spec.aws_elastic_block_store.clone(),
-        flocker: spec.flocker.clone(),
-        nfs: spec.nfs.clone(),
-        quobyte: spec.quobyte.clone(),
-        fc: spec.fc.clone(),
-        vsphere_volume: spec.vsphere_volume.clone(),
-        photon_persistent_disk: spec.photon_persistent_disk.clone(),
-        portworx_volume: spec.portworx_volume.clone(),
-        azure_disk: spec.azure_disk.clone(),
-        ..Volume::default()
-    }
-}
-
 /// Upstream's defaults of each source.
 pub(super) fn defaults(spec: &mut PersistentVolumeSpec) {
     if let Some(host_path) = &mut spec.host_path {
@@ -110,97 +92,139 @@ pub(super) fn of(spec: &PersistentVolumeSpec, old: &PersistentVolumeSpec) -> Per
     only
 }
 
+/// Looks at one kind of source (or some that come one after the other) of a volume of that name.
+type Check = fn(&PersistentVolumeSpec, &str, &mut OnlyOne<'_>, &mut ErrorList);
+
+/// In upstream's order, as the first source is the one that counts. Those that pods can mount are checked as there.
+const SOURCES: &[Check] = &[
+    |spec, _, only, errs| {
+        let volume = Volume { host_path: spec.host_path.clone(), ..Volume::default() };
+        volume_sources::host_path(&volume, only, errs);
+    },
+    |spec, _, only, errs| {
+        let volume = Volume {
+            gce_persistent_disk: spec.gce_persistent_disk.clone(),
+            aws_elastic_block_store: spec.aws_elastic_block_store.clone(),
+            ..Volume::default()
+        };
+        volume_sources::disks(&volume, only, errs);
+    },
+    |spec, _, only, errs| {
+        if let Some(source) = &spec.glusterfs
+            && let Some(at) = only.first(true, "glusterfs", errs)
+        {
+            glusterfs(source, &at, errs);
+        }
+    },
+    |spec, _, only, errs| {
+        let volume = Volume { flocker: spec.flocker.clone(), ..Volume::default() };
+        volume_sources::network(&volume, only, errs);
+    },
+    |spec, _, only, errs| {
+        let volume = Volume { nfs: spec.nfs.clone(), ..Volume::default() };
+        volume_sources::network(&volume, only, errs);
+    },
+    |spec, _, only, errs| {
+        if let Some(rbd) = &spec.rbd
+            && let Some(at) = only.first(true, "rbd", errs)
+        {
+            if rbd.monitors.is_empty() {
+                errs.required(at.child("monitors"), "");
+            }
+            required(&rbd.image, &at, "image", errs);
+        }
+    },
+    |spec, _, only, errs| {
+        let volume = Volume { quobyte: spec.quobyte.clone(), ..Volume::default() };
+        volume_sources::clusters(&volume, only, errs);
+    },
+    |spec, _, only, errs| {
+        if let Some(cephfs) = &spec.cephfs
+            && only.first(true, "cephFS", errs).is_some()
+            && cephfs.monitors.is_empty()
+        {
+            errs.required(only.path().child("cephfs").child("monitors"), "");
+        }
+    },
+    |spec, name, only, errs| {
+        if let Some(source) = &spec.iscsi
+            && let Some(at) = only.first(true, "iscsi", errs)
+        {
+            iscsi(source, name, &at, errs);
+        }
+    },
+    |spec, _, only, errs| {
+        if let Some(cinder) = &spec.cinder
+            && let Some(at) = only.first(true, "cinder", errs)
+        {
+            required(&cinder.volume_id, &at, "volumeID", errs);
+            named_secret(cinder.secret_ref.as_ref(), &at, errs);
+        }
+    },
+    |spec, _, only, errs| {
+        let volume = Volume { fc: spec.fc.clone(), ..Volume::default() };
+        volume_sources::channels(&volume, only, errs);
+    },
+    flex,
+    azure_file,
+    |spec, _, only, errs| {
+        let volume = Volume {
+            vsphere_volume: spec.vsphere_volume.clone(),
+            photon_persistent_disk: spec.photon_persistent_disk.clone(),
+            portworx_volume: spec.portworx_volume.clone(),
+            azure_disk: spec.azure_disk.clone(),
+            ..Volume::default()
+        };
+        volume_sources::cloud(&volume, only, errs);
+    },
+    scale_io,
+    local,
+    storage_os,
+    |spec, _, only, errs| {
+        if let Some(source) = &spec.csi
+            && let Some(at) = only.first(true, "csi", errs)
+        {
+            csi(source, &at, errs);
+        }
+    },
+];
+
 /// Exactly one source, and that one in order.
-pub(super) fn validate(spec: &PersistentVolumeSpec, name: &str, path: &Path, errs: &mut ErrorList) {
+pub(crate) fn validate(spec: &PersistentVolumeSpec, name: &str, path: &Path, errs: &mut ErrorList) {
     let mut only = OnlyOne::new(path);
-    let volume = as_volume(spec);
-    volume_sources::host_path(&volume, &mut only, errs);
-    volume_sources::disks(&volume, &mut only, errs);
-    volume_sources::network(&volume, &mut only, errs);
-    volume_sources::clusters(&volume, &mut only, errs);
-    clusters(spec, &mut only, errs);
-    if let Some(iscsi) = &spec.iscsi
-        && let Some(at) = only.first(true, "iscsi", errs)
-    {
-        self::iscsi(iscsi, name, &at, errs);
+    SOURCES.iter().for_each(|check| check(spec, name, &mut only, errs));
+    if only.count() == 0 {
+        errs.required(path, "must specify a volume type");
     }
-    volume_sources::cloud(&volume, &mut only, errs);
-    shares(spec, &mut only, errs);
+}
+
+fn local(spec: &PersistentVolumeSpec, _: &str, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
     if let Some(local) = &spec.local
         && let Some(at) = only.first(true, "local", errs)
     {
         required(&local.path, &at, "path", errs);
         no_backsteps(errs, &at.child("path"), &local.path);
         if spec.node_affinity.is_none() {
-            errs.required(path.child("nodeAffinity"), "Local volume requires node affinity");
+            errs.required(only.path().child("nodeAffinity"), "Local volume requires node affinity");
         }
-    }
-    if let Some(csi) = &spec.csi
-        && let Some(at) = only.first(true, "csi", errs)
-    {
-        self::csi(csi, &at, errs);
-    }
-    if only.count() == 0 {
-        errs.required(path, "must specify a volume type");
     }
 }
 
-/// Clustered storage.
-fn clusters(spec: &PersistentVolumeSpec, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
-    if let Some(source) = &spec.glusterfs
-        && let Some(at) = only.first(true, "glusterfs", errs)
-    {
-        glusterfs(source, &at, errs);
-    }
-    if let Some(rbd) = &spec.rbd
-        && let Some(at) = only.first(true, "rbd", errs)
-    {
-        if rbd.monitors.is_empty() {
-            errs.required(at.child("monitors"), "");
+fn flex(spec: &PersistentVolumeSpec, _: &str, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
+    let Some(flex) = &spec.flex_volume else { return };
+    // Upstream lets this one stand beside others that come before it.
+    let at = only.another("flexVolume");
+    required(&flex.driver, &at, "driver", errs);
+    for key in flex.options.iter().flatten().map(|(key, _)| key) {
+        let namespace = format!(".{}", key.split('/').next().unwrap_or("").to_lowercase());
+        if namespace.ends_with(".kubernetes.io") || namespace.ends_with(".k8s.io") {
+            let why = "kubernetes.io and k8s.io namespaces are reserved";
+            errs.invalid(at.child("options").key(key), key.as_str(), why);
         }
-        required(&rbd.image, &at, "image", errs);
-    }
-    if let Some(cephfs) = &spec.cephfs
-        && only.first(true, "cephFS", errs).is_some()
-        && cephfs.monitors.is_empty()
-    {
-        errs.required(only.path().child("cephfs").child("monitors"), "");
-    }
-    if let Some(cinder) = &spec.cinder
-        && let Some(at) = only.first(true, "cinder", errs)
-    {
-        required(&cinder.volume_id, &at, "volumeID", errs);
-        named_secret(cinder.secret_ref.as_ref(), &at, errs);
     }
 }
 
-fn glusterfs(source: &GlusterfsPersistentVolumeSource, path: &Path, errs: &mut ErrorList) {
-    required(&source.endpoints, path, "endpoints", errs);
-    required(&source.path, path, "path", errs);
-    let at = path.child("endpointsNamespace");
-    match source.endpoints_namespace.as_deref() {
-        None => {}
-        Some("") => {
-            errs.invalid(at, "", "if the endpointnamespace is set, it must be a valid namespace name");
-        }
-        Some(namespace) => named(errs, &at, namespace, names::dns1123_label),
-    }
-}
-
-/// Flex volumes and file shares.
-fn shares(spec: &PersistentVolumeSpec, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
-    if let Some(flex) = &spec.flex_volume {
-        // Upstream lets this one stand beside others that come before it.
-        let at = only.another("flexVolume");
-        required(&flex.driver, &at, "driver", errs);
-        for key in flex.options.iter().flatten().map(|(key, _)| key) {
-            let namespace = format!(".{}", key.split('/').next().unwrap_or("").to_lowercase());
-            if namespace.ends_with(".kubernetes.io") || namespace.ends_with(".k8s.io") {
-                let why = "kubernetes.io and k8s.io namespaces are reserved";
-                errs.invalid(at.child("options").key(key), key.as_str(), why);
-            }
-        }
-    }
+fn azure_file(spec: &PersistentVolumeSpec, _: &str, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
     if let Some(file) = &spec.azure_file
         && let Some(at) = only.first(true, "azureFile", errs)
     {
@@ -210,6 +234,9 @@ fn shares(spec: &PersistentVolumeSpec, only: &mut OnlyOne<'_>, errs: &mut ErrorL
             errs.required(at.child("secretNamespace"), "");
         }
     }
+}
+
+fn scale_io(spec: &PersistentVolumeSpec, _: &str, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
     if let Some(scale_io) = &spec.scale_io
         && let Some(at) = only.first(true, "scaleIO", errs)
     {
@@ -217,6 +244,9 @@ fn shares(spec: &PersistentVolumeSpec, only: &mut OnlyOne<'_>, errs: &mut ErrorL
         required(&scale_io.system, &at, "system", errs);
         required(text(scale_io.volume_name.as_ref()), &at, "volumeName", errs);
     }
+}
+
+fn storage_os(spec: &PersistentVolumeSpec, _: &str, only: &mut OnlyOne<'_>, errs: &mut ErrorList) {
     if let Some(storage) = &spec.storageos
         && let Some(at) = only.first(true, "storageos", errs)
     {
@@ -231,6 +261,19 @@ fn shares(spec: &PersistentVolumeSpec, only: &mut OnlyOne<'_>, errs: &mut ErrorL
         let secret = storage.secret_ref.as_ref();
         let secret = secret.map(|s| SecretReference { name: s.name.clone(), namespace: s.namespace.clone() });
         named_secret(secret.as_ref(), &at, errs);
+    }
+}
+
+fn glusterfs(source: &GlusterfsPersistentVolumeSource, path: &Path, errs: &mut ErrorList) {
+    required(&source.endpoints, path, "endpoints", errs);
+    required(&source.path, path, "path", errs);
+    let at = path.child("endpointsNamespace");
+    match source.endpoints_namespace.as_deref() {
+        None => {}
+        Some("") => {
+            errs.invalid(at, "", "if the endpointnamespace is set, it must be a valid namespace name");
+        }
+        Some(namespace) => named(errs, &at, namespace, names::dns1123_label),
     }
 }
 
@@ -289,5 +332,40 @@ fn csi(source: &CSIPersistentVolumeSource, path: &Path, errs: &mut ErrorList) {
             "" => errs.required(at.child("namespace"), ""),
             namespace => named(errs, &at.child("namespace"), namespace, names::dns1123_label),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[track_caller]
+    fn check(spec: serde_json::Value, told: &[&str]) {
+        let spec = serde_json::from_value(spec).unwrap();
+        let mut errs = ErrorList::new();
+        validate(&spec, "pv", &Path::new("spec"), &mut errs);
+        assert_eq!(
+            errs.iter()
+                .map(|e| format!("{}: {}", e.path, e.body().split(':').next().unwrap()))
+                .collect::<Vec<_>>(),
+            told
+        );
+    }
+
+    #[test]
+    fn of_several_sources_the_first_in_upstreams_order_counts() {
+        let iscsi = json!({ "targetPortal": "1.2.3.4:3260", "iqn": "iqn.2001-04.com.example:a", "lun": 0 });
+        check(json!({ "iscsi": iscsi, "cinder": { "volumeID": "" } }), &["spec.cinder: Forbidden"]);
+        let disk = json!({ "diskName": "d", "diskURI": "u" });
+        check(
+            json!({ "azureDisk": disk, "azureFile": { "secretName": "", "shareName": "s" } }),
+            &["spec.azureFile.secretName: Required value", "spec.azureDisk: Forbidden"],
+        );
+        check(
+            json!({ "flocker": {}, "nfs": { "server": "", "path": "" }, "csi": { "driver": "", "volumeHandle": "" } }),
+            &["spec.flocker: Required value", "spec.nfs: Forbidden", "spec.csi: Forbidden"],
+        );
+        check(json!({}), &["spec: Required value"]);
     }
 }

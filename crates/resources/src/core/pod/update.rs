@@ -2,11 +2,8 @@
 
 use coracle_meta::field::{ErrorList, Path};
 use coracle_meta::names;
-use k8s_openapi::api::core::v1::{
-    Container, ContainerRestartRule, ContainerStatus, Pod, PodSpec, Toleration,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
 
-use crate::check::named;
 use crate::common::text;
 use crate::diff;
 use crate::podspec::annotations::MIRROR;
@@ -154,111 +151,4 @@ fn without_changeable(new: &PodSpec, old: &PodSpec) -> PodSpec {
 fn difference(new: &PodSpec, old: &PodSpec) -> String {
     let text = |spec: &PodSpec| serde_json::to_string_pretty(spec).unwrap_or_default();
     diff::unified(&text(old), &text(new))
-}
-
-/// A status update changes nothing but the status.
-pub(super) fn prepare_status(new: &mut Pod, old: &Pod) {
-    new.spec.clone_from(&old.spec);
-    new.metadata.deletion_timestamp.clone_from(&old.metadata.deletion_timestamp);
-    new.metadata.owner_references.clone_from(&old.metadata.owner_references);
-    let class = old.status.as_ref().and_then(|s| s.qos_class.clone());
-    let status = new.status.get_or_insert_default();
-    if text(status.qos_class.as_ref()).is_empty() {
-        status.qos_class = class;
-    }
-}
-
-/// The single address and the first of the list are the same thing; the single one counts where they differ.
-pub(super) fn pair_addresses(pod: &mut Pod) {
-    let Some(status) = &mut pod.status else { return };
-    let single = text(status.pod_ip.as_ref()).to_owned();
-    let first = status.pod_ips.as_ref().and_then(|ips| ips.first()).map(|ip| ip.ip.clone());
-    match first {
-        Some(first) if single.is_empty() => status.pod_ip = Some(first),
-        Some(first) if first == single => {}
-        _ if single.is_empty() => {}
-        _ => status.pod_ips = Some(vec![k8s_openapi::api::core::v1::PodIP { ip: single }]),
-    }
-}
-
-/// Checks a status update.
-pub(super) fn validate_status(new: &Pod, old: &Pod, errs: &mut ErrorList) {
-    let path = Path::new("status");
-    let (Some(status), Some(before)) = (&new.status, &old.status) else { return };
-    if let Some(node) = status.nominated_node_name.as_deref().filter(|n| !n.is_empty()) {
-        named(errs, &path.child("nominatedNodeName"), node, names::dns1123_subdomain);
-    }
-    for (i, condition) in status.conditions.iter().flatten().enumerate() {
-        let at = path.child("conditions").index(i).child("Type");
-        named(errs, &at, &condition.type_, names::qualified_name);
-    }
-    if !text(before.qos_class.as_ref()).is_empty() {
-        errs.immutable(path.child("qosClass"), &status.qos_class, &before.qos_class);
-    }
-    let Some(spec) = &old.spec else { return };
-    let (now, was) = (status.container_statuses.as_deref(), before.container_statuses.as_deref());
-    transitions(now, was, spec, &spec.containers, &path.child("containerStatuses"), errs);
-    let (now, was) = (status.init_container_statuses.as_deref(), before.init_container_statuses.as_deref());
-    let init = spec.init_containers.as_deref().unwrap_or_default();
-    transitions(now, was, spec, init, &path.child("initContainerStatuses"), errs);
-}
-
-/// Action of a restart rule that starts the whole pod over.
-const RESTART_ALL: &str = "RestartAllContainers";
-
-/// Whether a container that ended with this code may run again: by its rules, its own policy, or the pod's.
-fn restarts(spec: &PodSpec, container: &Container, code: i32) -> bool {
-    let by_policy = |policy: &str| match policy {
-        "Always" => Some(true),
-        "OnFailure" => Some(code != 0),
-        "Never" => Some(false),
-        _ => None,
-    };
-    if let Some(own) = container.restart_policy.as_deref() {
-        let speaks = |rule: &&ContainerRestartRule| {
-            let Some(codes) = &rule.exit_codes else { return false };
-            let listed = codes.values.iter().flatten().any(|v| *v == code);
-            match codes.operator.as_str() {
-                "In" => listed,
-                "NotIn" => !listed,
-                _ => false,
-            }
-        };
-        let rule = container.restart_policy_rules.iter().flatten().find(speaks);
-        if rule.is_some_and(|r| matches!(r.action.as_str(), "Restart" | RESTART_ALL)) {
-            return true;
-        }
-        if let Some(answer) = by_policy(own) {
-            return answer;
-        }
-    }
-    by_policy(text(spec.restart_policy.as_ref())).unwrap_or(true)
-}
-
-/// A container that has ended for good cannot run again.
-fn transitions(
-    new: Option<&[ContainerStatus]>,
-    old: Option<&[ContainerStatus]>,
-    spec: &PodSpec,
-    containers: &[Container],
-    path: &Path,
-    errs: &mut ErrorList,
-) {
-    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let mut rules = all.flat_map(|c| c.restart_policy_rules.iter().flatten());
-    if rules.any(|rule| rule.action == RESTART_ALL) {
-        return;
-    }
-    for (i, before) in old.unwrap_or_default().iter().enumerate() {
-        let Some(ended) = before.state.as_ref().and_then(|s| s.terminated.as_ref()) else { continue };
-        let container = containers.iter().find(|c| c.name == before.name);
-        if container.is_some_and(|c| restarts(spec, c, ended.exit_code)) {
-            continue;
-        }
-        let now = new.unwrap_or_default().iter().find(|s| s.name == before.name);
-        if now.is_some_and(|s| s.state.as_ref().is_none_or(|s| s.terminated.is_none())) {
-            let why = "may not be transitioned to non-terminated state";
-            errs.forbidden(path.index(i).child("state"), why);
-        }
-    }
 }
