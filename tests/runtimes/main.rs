@@ -1,6 +1,8 @@
 //! The seams of the node: other container runtimes below our kubelet, our runtime below other clients, and CNI plug-ins
 //! in place of the built-in network.
 
+mod manifests;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -248,13 +250,14 @@ fn cni_plugins_of_debian_connect_pods_in_place_of_the_built_in_network() {
 }
 
 #[test]
-fn whole_cpus_of_guaranteed_pods_are_theirs_alone() {
+fn cpus_and_memory_of_guaranteed_pods_are_theirs_alone() {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     assert!(cpus > 1, "a machine with one CPU has none to give away");
     let machine = Machine::new("cpus");
     let archive = archive(&machine).display().to_string();
     let config = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n\
-        cpuManagerPolicy: static\nkubeReserved: {cpu: 500m}\n";
+        cpuManagerPolicy: static\nkubeReserved: {cpu: 500m, memory: 28Mi}\nmemoryManagerPolicy: Static\n\
+        reservedMemory: [{numaNode: 0, limits: {memory: 128Mi}}]\ntopologyManagerPolicy: single-numa-node\n";
     let config = machine.file("kubelet.yaml", config).display().to_string();
     let lab = Lab::up(machine, &["--kubelet-config", &config]);
     lab.machine.coracle(MAIN, &["image", "import", &archive]).ok();
@@ -280,6 +283,26 @@ fn whole_cpus_of_guaranteed_pods_are_theirs_alone() {
     let state = std::fs::read_to_string(lab.machine.data(MAIN).join("kubelet/cpu_manager_state"));
     let state: Value = serde_json::from_str(&state.expect("a state")).expect("JSON");
     assert_eq!(state["policyName"], "static", "{state}");
+    let memory = std::fs::read_to_string(lab.machine.data(MAIN).join("kubelet/memory_manager_state"));
+    let memory: Value = serde_json::from_str(&memory.expect("a state")).expect("JSON");
+    let table = &memory["machineState"]["0"]["memoryMap"]["memory"];
+    assert_eq!(
+        (&table["systemReserved"], &table["reserved"]),
+        (&json!(128 << 20), &json!(32 << 20)),
+        "{memory}"
+    );
+    let bound = lab.kubectl(&["exec", "owns", "--", "grep", "Mems_allowed_list", "/proc/1/status"]);
+    assert_eq!(bound.split_whitespace().nth(1), Some("0"));
+    let more = json!({"spec": {"containers": [{"name": "main", "resources": {
+        "requests": {"cpu": "1", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "64Mi"}}}]}});
+    lab.kubectl(&["patch", "pod", "owns", "--subresource", "resize", "-p", &more.to_string()]);
+    retry("the resize is refused for good", 60, || {
+        let path = "jsonpath={.status.conditions[?(@.type==\"PodResizePending\")]['reason','message']}";
+        let shown = lab.kubectl(&["get", "pod", "owns", "-o", path]);
+        let why =
+            "Infeasible Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"";
+        if shown == why { Ok(()) } else { Err(shown) }
+    });
     lab.kubectl(&["delete", "pod", "owns", "--wait=true", "--timeout=60s"]);
     retry("the CPU is shared again", 60, || {
         let now = allowed("shares");

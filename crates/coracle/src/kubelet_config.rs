@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_kubelet::{
-    CpuPolicy, CpuSet, IdRange, KubeletConfig, ManifestUrl, ShutdownPeriod, shutdown_periods,
+    CpuPolicy, CpuSet, IdRange, KubeletConfig, ManifestUrl, MemoryPolicy, MemoryReservation, ShutdownPeriod,
+    TopologyPolicy, TopologyScope, shutdown_periods,
 };
 use coracle_meta::quantity::Quantity;
 use serde::Deserialize;
@@ -22,12 +23,18 @@ const CHECK_FREQUENCY: Duration = Duration::from_secs(20);
 #[serde(default, rename_all = "camelCase")]
 struct File {
     max_pods: Option<u32>,
+    pod_pids_limit: Option<i64>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<u32>,
     cpu_manager_policy: Option<String>,
     cpu_manager_policy_options: BTreeMap<String, String>,
     #[serde(rename = "reservedSystemCPUs")]
     reserved_system_cpus: String,
+    memory_manager_policy: Option<String>,
+    reserved_memory: Vec<Reservation>,
+    topology_manager_policy: Option<String>,
+    topology_manager_scope: Option<String>,
+    topology_manager_policy_options: BTreeMap<String, String>,
     system_reserved: BTreeMap<String, String>,
     kube_reserved: BTreeMap<String, String>,
     shutdown_grace_period: String,
@@ -46,6 +53,7 @@ struct File {
     #[serde(rename = "staticPodURLHeader")]
     static_pod_url_header: BTreeMap<String, Vec<String>>,
     http_check_frequency: Option<String>,
+    file_check_frequency: Option<String>,
     /// What there is besides.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -56,6 +64,13 @@ struct File {
 struct Period {
     priority: i32,
     shutdown_grace_period_seconds: i64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Reservation {
+    numa_node: u32,
+    limits: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -103,11 +118,14 @@ fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
         tracing::warn!(?ignored, "fields of the kubelet's configuration that have no effect here");
     }
     config.max_pods = file.max_pods.unwrap_or(config.max_pods);
+    config.pod_pids_limit = file.pod_pids_limit.unwrap_or(config.pod_pids_limit);
     config.log_max_files = file.container_log_max_files.unwrap_or(config.log_max_files);
     if let Some(size) = &file.container_log_max_size {
         config.log_max_size = quantity("containerLogMaxSize", size)?.value().max(0).unsigned_abs();
     }
     cpus(&file, config)?;
+    memory(&file, config)?;
+    topology(&file, config)?;
     shutdown(&file, config)?;
     image_gc(&file, config)?;
     static_pods(&file, config)?;
@@ -162,6 +180,73 @@ fn cpus(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     Ok(())
 }
 
+fn memory(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    config.memory_policy = match file.memory_manager_policy.as_deref() {
+        None | Some("None") => MemoryPolicy::None,
+        Some("Static") => MemoryPolicy::Static,
+        Some("BestEffort") => {
+            return Err("policy \"BestEffort\" is not available for platform \"linux\"".into());
+        }
+        Some(other) => return Err(format!("unknown policy: \"{other}\"")),
+    };
+    config.reserved_memory = Vec::new();
+    for Reservation { numa_node, limits } in &file.reserved_memory {
+        let mut amounts = BTreeMap::new();
+        for (kind, amount) in limits {
+            if kind != "memory" && !kind.starts_with("hugepages-") {
+                return Err(format!(
+                    "invalid configuration: the limit type {kind:?} for NUMA node {numa_node} is not supported, only \
+                     [memory hugepages-<HugePageSize>] is accepted"
+                ));
+            }
+            let amount = quantity(&format!("reservedMemory.limits.{kind}"), amount)?;
+            if amount.is_zero() {
+                return Err(format!(
+                    "invalid configuration: reserved memory may not be zero for NUMA node {numa_node} and resource \
+                     {kind:?}"
+                ));
+            }
+            let mut earlier = config.reserved_memory.iter().filter(|r| r.node == *numa_node);
+            if earlier.any(|r| r.limits.contains_key(kind)) {
+                return Err(format!(
+                    "invalid configuration: the reserved memory has a duplicate value for NUMA node {numa_node} and \
+                     resource {kind:?}"
+                ));
+            }
+            amounts.insert(kind.clone(), amount);
+        }
+        config.reserved_memory.push(MemoryReservation { node: *numa_node, limits: amounts });
+    }
+    Ok(())
+}
+
+fn topology(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    let topology = &mut config.topology;
+    topology.policy = match file.topology_manager_policy.as_deref() {
+        None | Some("none") => TopologyPolicy::None,
+        Some("best-effort") => TopologyPolicy::BestEffort,
+        Some("restricted") => TopologyPolicy::Restricted,
+        Some("single-numa-node") => TopologyPolicy::SingleNumaNode,
+        Some(other) => {
+            return Err(format!(
+                "invalid configuration: topologyManagerPolicy (--topology-manager-policy) {other:?} must be one of: \
+                 [\"none\" \"best-effort\" \"restricted\" \"single-numa-node\"]"
+            ));
+        }
+    };
+    topology.scope = match file.topology_manager_scope.as_deref() {
+        None | Some("container") => TopologyScope::Container,
+        Some("pod") => TopologyScope::Pod,
+        Some(other) => {
+            return Err(format!(
+                "invalid configuration: topologyManagerScope (--topology-manager-scope) {other:?} must be one of: \
+                 \"container\", or \"pod\""
+            ));
+        }
+    };
+    topology.options(&file.topology_manager_policy_options)
+}
+
 fn shutdown(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     let all = length("shutdownGracePeriod", &file.shutdown_grace_period)?;
     let critical = length("shutdownGracePeriodCriticalPods", &file.shutdown_grace_period_critical_pods)?;
@@ -194,6 +279,10 @@ fn shutdown(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
 fn static_pods(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     if let Some(path) = &file.static_pod_path {
         config.static_pods.clone_from(path);
+    }
+    let every = file.file_check_frequency.as_deref().map(|text| length("fileCheckFrequency", text));
+    if let Some(every) = every.transpose()?.filter(|every| !every.is_zero()) {
+        config.static_pods_check = every;
     }
     if file.static_pod_url.is_empty() {
         return Ok(());
@@ -257,6 +346,7 @@ mod tests {
         let config = with(
             "
 maxPods: 20
+podPidsLimit: 100
 containerLogMaxSize: 1Mi
 cpuManagerPolicy: static
 cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}
@@ -270,24 +360,61 @@ imageGCHighThresholdPercent: 60
 imageGCLowThresholdPercent: 50
 imageMinimumGCAge: 2m30s
 staticPodPath: /etc/kubernetes/manifests
+fileCheckFrequency: 1m0s
 staticPodURL: https://manifests.example/pods
 staticPodURLHeader: {X-Token: [one, two]}
 syncFrequency: 1m0s
 ",
         )
         .expect("a configuration");
-        assert_eq!((config.max_pods, config.log_max_size), (20, 1 << 20));
+        assert_eq!((config.max_pods, config.pod_pids_limit, config.log_max_size), (20, 100, 1 << 20));
         assert_eq!(config.cpu_policy, CpuPolicy::Static { whole_cores: true, strict_reservation: false });
         assert_eq!(config.reserved["cpu"].value(), 2);
         assert_eq!(config.reserved["memory"].value(), 2 << 30);
         assert_eq!(config.shutdown_periods.iter().map(|p| p.seconds).collect::<Vec<_>>(), [20, 10]);
         assert_eq!((config.ids_per_pod, config.user_ids), (131_072, IdRange::all(131_072)));
         assert_eq!(config.static_pods, Path::new("/etc/kubernetes/manifests"));
+        assert_eq!(config.static_pods_check, Duration::from_mins(1));
         let url = config.static_pod_url.expect("a URL");
         assert_eq!((url.url.as_str(), url.every), ("https://manifests.example/pods", CHECK_FREQUENCY));
         assert_eq!(url.headers.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(), ["one", "two"]);
         let gc = config.image_gc;
         assert_eq!((gc.high, gc.low, gc.min_age, gc.enough), (60, 50, 150, u64::MAX));
+    }
+
+    #[test]
+    fn managers_of_resources_are_told_where_these_are_to_be() {
+        let config = with(
+            "
+memoryManagerPolicy: Static
+reservedMemory:
+- {numaNode: 0, limits: {memory: 1Gi, hugepages-2Mi: 4Mi}}
+- {numaNode: 1, limits: {memory: 100Mi}}
+topologyManagerPolicy: single-numa-node
+topologyManagerScope: pod
+topologyManagerPolicyOptions: {prefer-closest-numa-nodes: \"true\", max-allowable-numa-nodes: \"16\"}
+",
+        )
+        .expect("a configuration");
+        assert_eq!(config.memory_policy, MemoryPolicy::Static);
+        let kept: Vec<_> =
+            config.reserved_memory.iter().map(|r| (r.node, r.limits["memory"].value())).collect();
+        assert_eq!(kept, [(0, 1 << 30), (1, 100 << 20)]);
+        let topology = config.topology;
+        assert_eq!((topology.policy, topology.scope), (TopologyPolicy::SingleNumaNode, TopologyScope::Pod));
+        assert_eq!((topology.prefer_closest, topology.most_nodes), (true, 16));
+        let refused = |fields: &str| with(fields).err().unwrap_or_default();
+        assert!(refused("memoryManagerPolicy: static").contains("unknown policy: \"static\""));
+        let twice =
+            "reservedMemory: [{numaNode: 0, limits: {memory: 1}}, {numaNode: 0, limits: {memory: 2}}]";
+        assert!(refused(twice).contains("has a duplicate value for NUMA node 0 and resource \"memory\""));
+        assert!(
+            refused("reservedMemory: [{numaNode: 0, limits: {cpu: 1}}]").contains("is not supported, only")
+        );
+        assert!(refused("topologyManagerPolicy: best").contains("must be one of: [\"none\" \"best-effort\""));
+        assert!(refused("topologyManagerScope: node").contains("must be one of: \"container\", or \"pod\""));
+        let few = "topologyManagerPolicyOptions: {max-allowable-numa-nodes: \"2\"}";
+        assert!(refused(few).contains("should not be less than 8"));
     }
 
     #[test]

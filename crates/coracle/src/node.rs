@@ -11,7 +11,7 @@ use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
 use coracle_client::{Client, Informers, PatchKind};
 use coracle_controllers::certificates::CertificateSigner;
-use coracle_kubelet::{CpuPolicy, IdRange, ImageGc, Kubelet, KubeletConfig};
+use coracle_kubelet::{CpuPolicy, IdRange, ImageGc, Kubelet, KubeletConfig, MemoryPolicy, TopologyConfig};
 use coracle_network::{DnsServer, ServiceProxy};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::Node as NodeObject;
@@ -427,6 +427,7 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         own_log: Some(paths.file("coracle.log")),
         device_plugins: paths.file("kubelet/device-plugins"),
         static_pods: paths.file("manifests"),
+        static_pods_check: Duration::from_secs(20),
         static_pod_url: None,
         log_root: paths.file("logs/pods"),
         cgroup_root: format!("/coracle/{}/pods", cluster.id),
@@ -434,12 +435,16 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         cluster_domain: cluster.cluster_domain.clone(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        pod_pids_limit: -1,
         user_ids: IdRange::all(65536),
         ids_per_pod: 65536,
         credential_providers: Vec::new(),
         credential_provider_dir: "/usr/libexec/kubernetes/credential-providers".into(),
         cpu_policy: CpuPolicy::None,
         reserved_cpus: None,
+        memory_policy: MemoryPolicy::None,
+        reserved_memory: Vec::new(),
+        topology: TopologyConfig::NONE,
         reserved: BTreeMap::new(),
         image_gc: ImageGc::UPSTREAM,
         eviction: coracle_kubelet::Thresholds {

@@ -1,6 +1,7 @@
 //! Serves CRI v1 on a Unix socket: every call of `runtime.v1` is a row here, carried out by the service traits.
 
 mod calls;
+mod metrics;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -291,6 +292,24 @@ impl CriServer {
                     // CGROUPFS: cgroups are made as directories, without systemd.
                     let linux = Some(LinuxRuntimeConfiguration { cgroup_driver: 1 });
                     Ok(RuntimeConfigResponse { linux })
+                })
+                .await
+            }
+            "ListMetricDescriptors" => {
+                call(q, |_: ListMetricDescriptorsRequest| async move {
+                    Ok(ListMetricDescriptorsResponse { descriptors: metrics::descriptors() })
+                })
+                .await
+            }
+            "ListPodSandboxMetrics" => {
+                call(q, |_: ListPodSandboxMetricsRequest| async move {
+                    Ok(ListPodSandboxMetricsResponse { pod_metrics: s.metrics().await? })
+                })
+                .await
+            }
+            "StreamPodSandboxMetrics" => {
+                once(q, |_: StreamPodSandboxMetricsRequest| async move {
+                    Ok(StreamPodSandboxMetricsResponse { pod_sandbox_metrics: s.metrics().await? })
                 })
                 .await
             }

@@ -36,6 +36,8 @@ pub struct KubeletConfig {
     pub device_plugins: PathBuf,
     /// Directory of manifests of static pods; need not exist.
     pub static_pods: PathBuf,
+    /// How often that directory is looked at even if nothing tells of a change.
+    pub static_pods_check: std::time::Duration,
     /// A server that has such manifests, too.
     pub static_pod_url: Option<crate::manifests::ManifestUrl>,
     /// Container logs: `<log_root>/<ns>_<name>_<uid>/<container>/<n>.log`.
@@ -50,6 +52,8 @@ pub struct KubeletConfig {
     pub resolv_conf: PathBuf,
     /// `status.capacity.pods`.
     pub max_pods: u32,
+    /// How many processes a pod may have; 0 or less for as many as the node.
+    pub pod_pids_limit: i64,
     /// Ids of the host that pods with users of their own are given.
     pub user_ids: crate::user_namespaces::IdRange,
     /// How many of them a pod gets.
@@ -62,6 +66,12 @@ pub struct KubeletConfig {
     pub cpu_policy: crate::cpus::CpuPolicy,
     /// CPUs that no pod has to itself, by number.
     pub reserved_cpus: Option<crate::cpus::CpuSet>,
+    /// Where memory comes from.
+    pub memory_policy: crate::memory_manager::MemoryPolicy,
+    /// On which memory nodes it is that is not for pods.
+    pub reserved_memory: Vec<crate::memory_manager::MemoryReservation>,
+    /// Whether CPUs, memory and devices are to be near each other.
+    pub topology: crate::topology_manager::TopologyConfig,
     /// What of the machine is not for pods.
     pub reserved: BTreeMap<String, Quantity>,
     /// When images that nobody uses go.
@@ -92,9 +102,9 @@ pub enum KubeletError {
     /// A certificate or key cannot be used.
     #[error("the kubelet's certificates cannot be used: {0}")]
     Certificates(String),
-    /// The CPUs cannot be given away as configured.
-    #[error("[cpumanager] {0}")]
-    Cpus(String),
+    /// A resource manager cannot do as configured; its name, and why.
+    #[error("{0} manager: {1}")]
+    Manager(&'static str, String),
     /// A directory could not be made.
     #[error("cannot create {path}: {source}")]
     Directory {

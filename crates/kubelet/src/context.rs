@@ -19,11 +19,13 @@ use crate::devices::Devices;
 use crate::evict::Pressures;
 use crate::images::Images;
 use crate::machine::Machine;
+use crate::memory_manager::MemoryManager;
 use crate::objects::Objects;
 use crate::pod::field_path;
 use crate::prober::ProbeKey;
 use crate::shutdown::Shutdown;
 use crate::tokens::Tokens;
+use crate::topology_manager::{HintProvider, TopologyManager};
 use crate::user_namespaces::UserNamespaces;
 use coracle_stdx::files::Watcher;
 
@@ -57,6 +59,10 @@ pub struct Context {
     pub credential_plugins: CredentialPlugins,
     /// Who has which CPUs.
     pub cpus: Cpus,
+    /// Who has which memory.
+    pub memory_manager: MemoryManager,
+    /// Whether what pods are given is near each other.
+    pub topology_manager: TopologyManager,
     /// Images and pulls.
     pub images: Images,
     /// What the machine has.
@@ -97,6 +103,10 @@ impl Context {
         let node_ip = self.config.node_ip;
         let pod_ips = if crate::pod::host_network(pod) { vec![node_ip.to_string()] } else { ips.to_vec() };
         Facts { node_ip, pod_ips, allocatable: self.machine.allocatable() }
+    }
+    /// Who gives containers something that has a place, in upstream's order.
+    pub fn hint_providers(&self) -> [&dyn HintProvider; 3] {
+        [&*self.devices, &self.cpus, &self.memory_manager]
     }
     /// When this kubelet began, in the file system's terms.
     pub fn runtime_started(&self) -> std::time::SystemTime {

@@ -1,6 +1,7 @@
 //! The CPU manager: under its static policy the containers of guaranteed pods that ask for whole CPUs have these to
 //! themselves; all others share the rest.
 
+mod state;
 mod topology;
 
 use std::collections::{BTreeMap, HashSet};
@@ -8,20 +9,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use coracle_cri::v1::{ContainerFilter, ContainerState, LinuxResources};
-use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
 pub use topology::{CpuSet, Topology};
 
+use crate::checkpoint;
 use crate::context::Context;
 use crate::names;
-use crate::pod::Role;
+use crate::pod::{Role, containers};
 use crate::state::Failure;
+use crate::topology_manager::{Counts, Hint, HintProvider, Hints, NodeSet};
+use state::State;
 
 /// Name of upstream's state file, in whose form it is kept.
 const STATE: &str = "cpu_manager_state";
@@ -43,15 +46,18 @@ pub enum CpuPolicy {
     },
 }
 
-/// What is kept on disk.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct State {
-    policy_name: String,
-    default_cpu_set: String,
-    #[serde(default)]
-    entries: BTreeMap<String, BTreeMap<String, String>>,
+impl CpuPolicy {
+    /// As upstream's configuration and files name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Static { .. } => "static",
+        }
+    }
 }
+
+/// CPUs by pod and container.
+type Given = BTreeMap<String, BTreeMap<String, CpuSet>>;
 
 /// The CPUs of this machine, and who has them.
 #[derive(Debug)]
@@ -60,8 +66,10 @@ pub struct Cpus {
     topology: Topology,
     reserved: CpuSet,
     path: PathBuf,
-    given: Mutex<BTreeMap<String, BTreeMap<String, CpuSet>>>,
+    given: Mutex<Given>,
     changed: watch::Sender<u64>,
+    /// Containers that asked for CPUs of their own, and those that were refused.
+    pub counts: Counts,
 }
 
 /// How many CPUs a container gets to itself.
@@ -70,9 +78,35 @@ fn exclusive(pod: &Pod, container: &Container) -> usize {
     if coracle_meta::pod::qos(pod) != "Guaranteed" || crate::pod::spec(pod).resources.is_some() {
         return 0;
     }
-    let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref().or(r.limits.as_ref()));
-    let milli = requests.and_then(|r| r.get("cpu")).map_or(0, |q| Quantity::from_api(q).milli());
+    let requests = crate::container::resources::requests(container);
+    let milli = requests.get("cpu").map_or(0, |q| q.milli());
     if milli % 1000 == 0 { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
+}
+
+/// How many CPUs a pod's containers have to themselves at the most at one time.
+fn exclusive_of_pod(pod: &Pod) -> usize {
+    let (mut running, mut starting, mut sidecars) = (0, 0, 0);
+    for (container, role) in containers(pod) {
+        let count = exclusive(pod, container);
+        match role {
+            Role::Init => starting = starting.max(sidecars + count),
+            Role::Sidecar => sidecars += count,
+            Role::App | Role::Ephemeral => running += count,
+        }
+    }
+    starting.max(running + sidecars)
+}
+
+/// What init containers before `container` have, and no other container of the pod.
+fn reusable(pod: &Pod, container: &Container, given: &Given) -> CpuSet {
+    let Some(of) = given.get(names::uid(pod)) else { return CpuSet::default() };
+    let before = containers(pod).take_while(|(c, _)| c.name != container.name);
+    before.filter_map(|(c, role)| Some((of.get(&c.name)?, role))).fold(
+        CpuSet::default(),
+        |again, (set, role)| {
+            if role == Role::Init { again.union(set) } else { again.without(set) }
+        },
+    )
 }
 
 impl Cpus {
@@ -105,89 +139,145 @@ impl Cpus {
         };
         let path = root.join(STATE);
         let cpus = Self {
-            given: read(&path, policy, &all)?.into(),
+            given: Mutex::default(),
             policy,
             topology,
             reserved,
             path,
             changed: watch::Sender::new(0),
+            counts: Counts::default(),
         };
+        let old: Option<State> = checkpoint::load(&cpus.path, policy.name())?;
+        if let (Some(old), CpuPolicy::Static { .. }) = (old, policy) {
+            *cpus.given.lock() = cpus.restored(&old)?;
+        }
         cpus.save(&cpus.given.lock()).map_err(|e| format!("cannot write {}: {e}", cpus.path.display()))?;
         Ok(cpus)
     }
 
     /// CPUs that nobody has to himself.
-    fn shared(&self, given: &BTreeMap<String, BTreeMap<String, CpuSet>>) -> CpuSet {
+    fn shared(&self, given: &Given) -> CpuSet {
         let taken = given.values().flat_map(BTreeMap::values);
         taken.fold(self.topology.all(), |left, set| left.without(set))
     }
 
-    fn save(&self, given: &BTreeMap<String, BTreeMap<String, CpuSet>>) -> std::io::Result<()> {
+    /// What an earlier kubelet gave.
+    fn restored(&self, old: &State) -> Result<Given, String> {
+        let mut given = Given::new();
+        for (uid, entries) in &old.entries {
+            for (name, set) in entries {
+                given.entry(uid.clone()).or_default().insert(name.clone(), CpuSet::parse(set)?);
+            }
+        }
+        let shared = CpuSet::parse(&old.default_cpu_set)?;
+        if shared.is_empty() {
+            return if given.is_empty() { Ok(given) } else { Err("default cpuset cannot be empty".into()) };
+        }
+        let strict = matches!(self.policy, CpuPolicy::Static { strict_reservation: true, .. });
+        let kept = self.reserved.and(&shared);
+        if strict && !kept.is_empty() {
+            return Err(format!(
+                "some of strictly reserved cpus: \"{kept}\" are present in defaultCpuSet: \"{shared}\""
+            ));
+        }
+        if !strict && kept != self.reserved {
+            let reserved = &self.reserved;
+            return Err(format!(
+                "not all reserved cpus: \"{reserved}\" are present in defaultCpuSet: \"{shared}\""
+            ));
+        }
+        let mut known = shared.clone();
+        for (uid, of) in &given {
+            for (name, set) in of {
+                if !set.and(&shared).is_empty() {
+                    return Err(format!(
+                        "pod: {uid}, container: {name} cpuset: \"{set}\" overlaps with default cpuset \"{shared}\""
+                    ));
+                }
+                known = known.union(set);
+            }
+        }
+        let all = self.topology.all();
+        let all = if strict { all.without(&self.reserved) } else { all };
+        if known != all {
+            return Err(format!(
+                "current set of available CPUs \"{all}\" doesn't match with CPUs in state \"{known}\""
+            ));
+        }
+        Ok(given)
+    }
+
+    fn save(&self, given: &Given) -> std::io::Result<()> {
         let text = |of: &BTreeMap<String, CpuSet>| {
             of.iter().map(|(name, set)| (name.clone(), set.to_string())).collect()
         };
-        let state = State {
-            policy_name: if self.policy == CpuPolicy::None { "none" } else { "static" }.to_owned(),
-            default_cpu_set: self.shared(given).to_string(),
-            entries: given.iter().map(|(uid, of)| (uid.clone(), text(of))).collect(),
+        let default_cpu_set = match self.policy {
+            CpuPolicy::None => CpuSet::default(),
+            CpuPolicy::Static { strict_reservation: true, .. } => self.shared(given).without(&self.reserved),
+            CpuPolicy::Static { .. } => self.shared(given),
         };
-        let temporary = self.path.with_extension("tmp");
-        std::fs::write(&temporary, serde_json::to_vec(&state).map_err(std::io::Error::other)?)?;
-        std::fs::rename(temporary, &self.path)
+        let state = State {
+            policy_name: self.policy.name().to_owned(),
+            default_cpu_set: default_cpu_set.to_string(),
+            entries: given.iter().map(|(uid, of)| (uid.clone(), text(of))).collect(),
+            checksum: 0,
+        };
+        checkpoint::save(&self.path, state)
     }
 
-    /// Gives a pod's containers their CPUs, once.
-    ///
-    /// # Errors
-    /// Upstream's refusal.
-    pub fn allocate(&self, pod: &Pod) -> Result<(), Failure> {
-        let CpuPolicy::Static { whole_cores, .. } = self.policy else { return Ok(()) };
-        let mut given = self.given.lock();
-        if given.contains_key(names::uid(pod)) {
-            return Ok(());
-        }
-        let shared = self.shared(&given);
-        let chosen = self.choose(pod, &shared.without(&self.reserved), whole_cores)?;
-        if chosen.is_empty() {
-            return Ok(());
-        }
-        given.insert(names::uid(pod).to_owned(), chosen);
-        if let Err(error) = self.save(&given) {
+    fn changed(&self, given: &Given) {
+        if let Err(error) = self.save(given) {
             warn!(%error, "who has which CPUs is not written down");
         }
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Gives a container its CPUs, once.
+    fn give(&self, pod: &Pod, container: &Container, near: Hint) -> Result<(), Failure> {
+        let CpuPolicy::Static { whole_cores, .. } = self.policy else { return Ok(()) };
+        let count = exclusive(pod, container);
+        if count == 0 {
+            return Ok(());
+        }
+        let mut given = self.given.lock();
+        let shared = self.shared(&given);
+        if whole_cores {
+            self.check_cores(count, &shared)?;
+        }
+        if given.get(names::uid(pod)).is_some_and(|of| of.contains_key(&container.name)) {
+            return Ok(());
+        }
+        let free = shared.without(&self.reserved).union(&reusable(pod, container, &given));
+        let set = self.choose(&free, count, near.nodes).map_err(Failure::unexpected)?;
+        given.entry(names::uid(pod).to_owned()).or_default().insert(container.name.clone(), set);
+        self.changed(&given);
         Ok(())
     }
 
-    fn choose(&self, pod: &Pod, free: &CpuSet, cores: bool) -> Result<BTreeMap<String, CpuSet>, Failure> {
-        let mut chosen: BTreeMap<String, CpuSet> = BTreeMap::new();
-        // What init containers had is free again for the containers after them, who take it first.
-        let (mut free, mut again) = (free.clone(), CpuSet::default());
-        for (container, role) in crate::pod::containers(pod).filter(|(_, role)| *role != Role::Ephemeral) {
-            let count = exclusive(pod, container);
-            let threads = self.topology.threads_per_core();
-            if cores && !count.is_multiple_of(threads) {
-                return Err(Failure {
-                    reason: "SMTAlignmentError".to_owned(),
-                    message: format!(
-                        "SMT Alignment Error: requested {count} cpus not multiple cpus per core = {threads}"
-                    ),
-                });
-            }
-            if count == 0 {
-                continue;
-            }
-            let first = self.topology.take(&again, count.min(again.len())).unwrap_or_default();
-            let rest = self.topology.take(&free.union(&again).without(&first), count - first.len());
-            let set = rest.map(|rest| rest.union(&first)).map_err(|why| Failure {
-                reason: "UnexpectedAdmissionError".to_owned(),
-                message: format!("Allocate failed due to {why}, which is unexpected"),
-            })?;
-            free = free.without(&set);
-            again = if role == Role::Init { again.union(&set) } else { again.without(&set) };
-            chosen.insert(container.name.clone(), set);
-        }
-        Ok(chosen)
+    /// `full-pcpus-only`: whole cores are asked for, and there are so many.
+    fn check_cores(&self, count: usize, shared: &CpuSet) -> Result<(), Failure> {
+        let threads = self.topology.threads_per_core();
+        let free = shared.without(&self.topology.cores_of(&self.reserved)).len();
+        let why = if !count.is_multiple_of(threads) {
+            format!("requested {count} cpus not multiple cpus per core = {threads}")
+        } else if count > free {
+            format!(
+                "not enough free physical CPUs: available physical CPUs = {free}, requested CPUs = {count}, CPUs per \
+                 core = {threads}"
+            )
+        } else {
+            return Ok(());
+        };
+        let message = format!("SMT Alignment Error: {why}");
+        Err(Failure { reason: "SMTAlignmentError".to_owned(), message })
+    }
+
+    /// `count` of the free CPUs: those of the nodes first.
+    fn choose(&self, free: &CpuSet, count: usize, nodes: Option<NodeSet>) -> Result<CpuSet, String> {
+        let near = nodes.map(|nodes| self.topology.of_nodes(nodes).and(free)).unwrap_or_default();
+        let first = self.topology.take(&near, count.min(near.len()))?;
+        let rest = self.topology.take(&free.without(&first), count - first.len())?;
+        Ok(first.union(&rest))
     }
 
     /// The CPUs on which a container runs, and whether it has them to itself; `None` if it may run on all.
@@ -216,9 +306,29 @@ impl Cpus {
         self.given.lock().contains_key(uid)
     }
 
-    /// A pod needs its CPUs no more.
-    pub fn forget(&self, uid: &str) {
-        self.keep(|other| other != uid);
+    /// The CPUs that a container has to itself.
+    pub fn own(&self, uid: &str, container: &str) -> CpuSet {
+        self.given.lock().get(uid).and_then(|of| of.get(container)).cloned().unwrap_or_default()
+    }
+
+    /// CPUs that can be had.
+    pub fn allocatable(&self) -> CpuSet {
+        match self.policy {
+            CpuPolicy::None => CpuSet::default(),
+            CpuPolicy::Static { .. } => self.topology.all().without(&self.reserved),
+        }
+    }
+
+    /// CPUs that are free to be had, and those that somebody has to himself.
+    pub fn sizes(&self) -> (usize, usize) {
+        let given = self.given.lock();
+        let shared = self.shared(&given);
+        (shared.without(&self.reserved).len(), self.topology.all().without(&shared).len())
+    }
+
+    /// The policy.
+    pub const fn policy(&self) -> CpuPolicy {
+        self.policy
     }
 
     /// No other pods than these are left of those that an earlier kubelet ran.
@@ -230,37 +340,73 @@ impl Cpus {
         let mut given = self.given.lock();
         let before = given.len();
         given.retain(|uid, _| stays(uid));
-        if given.len() == before {
-            return;
+        if given.len() != before {
+            self.changed(&given);
         }
-        if let Err(error) = self.save(&given) {
-            warn!(%error, "who has which CPUs is not written down");
-        }
-        self.changed.send_modify(|count| *count += 1);
     }
 }
 
-/// What an earlier kubelet wrote down.
-fn read(
-    path: &Path,
-    policy: CpuPolicy,
-    all: &CpuSet,
-) -> Result<BTreeMap<String, BTreeMap<String, CpuSet>>, String> {
-    let CpuPolicy::Static { .. } = policy else { return Ok(BTreeMap::new()) };
-    let Ok(text) = std::fs::read(path) else { return Ok(BTreeMap::new()) };
-    let state: State =
-        serde_json::from_slice(&text).map_err(|e| format!("{} is damaged: {e}", path.display()))?;
-    let mut given: BTreeMap<String, BTreeMap<String, CpuSet>> = BTreeMap::new();
-    for (uid, entries) in state.entries {
-        for (name, set) in entries {
-            let set = CpuSet::parse(&set)?;
-            if !set.is_within(all) {
-                return Err(format!("{}: CPUs {set} are not all online: remove the file", path.display()));
+#[async_trait]
+impl HintProvider for Cpus {
+    fn hints(&self, pod: &Pod, container: &Container) -> Hints {
+        let count = exclusive(pod, container);
+        if self.policy == CpuPolicy::None || count == 0 {
+            return Hints::new();
+        }
+        let given = self.given.lock();
+        let own = given.get(names::uid(pod)).and_then(|of| of.get(&container.name));
+        let list = match own {
+            Some(set) if set.len() != count => Vec::new(),
+            Some(set) => self.topology.hints(set, &CpuSet::default(), count),
+            None => {
+                let free = self.shared(&given).without(&self.reserved);
+                self.topology.hints(&free, &reusable(pod, container, &given), count)
             }
-            given.entry(uid.clone()).or_default().insert(name, set);
+        };
+        [("cpu".to_owned(), Some(list))].into()
+    }
+
+    fn pod_hints(&self, pod: &Pod) -> Hints {
+        let count = exclusive_of_pod(pod);
+        if self.policy == CpuPolicy::None || count == 0 {
+            return Hints::new();
+        }
+        let given = self.given.lock();
+        let of = given.get(names::uid(pod)).into_iter().flatten();
+        let own = of.fold(CpuSet::default(), |all, (_, set)| all.union(set));
+        let list = if own.len() == count {
+            self.topology.hints(&own, &CpuSet::default(), count)
+        } else {
+            self.topology.hints(&self.shared(&given).without(&self.reserved), &own, count)
+        };
+        [("cpu".to_owned(), Some(list))].into()
+    }
+
+    async fn allocate(&self, pod: &Pod, container: &Container, near: Hint) -> Result<(), Failure> {
+        if self.policy == CpuPolicy::None || exclusive(pod, container) == 0 {
+            return Ok(());
+        }
+        let given = self.give(pod, container, near);
+        self.counts.note(&given);
+        given
+    }
+
+    fn starts(&self, pod: &Pod, container: &Container) {
+        let mut given = self.given.lock();
+        let Some(of) = given.get_mut(names::uid(pod)) else { return };
+        let before = of.len();
+        let earlier = containers(pod).take_while(|(c, _)| c.name != container.name);
+        for (init, _) in earlier.filter(|(_, role)| *role == Role::Init) {
+            of.remove(&init.name);
+        }
+        if of.len() != before {
+            self.changed(&given);
         }
     }
-    Ok(given)
+
+    fn forget(&self, uid: &str) {
+        self.keep(|other| other != uid);
+    }
 }
 
 /// Moves running containers off CPUs that others have to themselves now; runs until dropped.
@@ -299,79 +445,4 @@ async fn reconcile(cx: &Context, known: &mut BTreeMap<String, String>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::topology::Cpu;
-    use super::*;
-
-    const STATIC: CpuPolicy = CpuPolicy::Static { whole_cores: false, strict_reservation: false };
-
-    fn four() -> Topology {
-        Topology((0..4).map(|id| Cpu { id, core: id / 2 * 2, socket: 0, node: 0 }).collect())
-    }
-
-    fn pod(uid: &str, cpus: &[&str]) -> Pod {
-        let containers: Vec<_> = cpus
-            .iter()
-            .enumerate()
-            .map(|(n, cpu)| {
-                let amounts = json!({"cpu": cpu, "memory": "1Mi"});
-                json!({"name": format!("c{n}"), "resources": {"requests": amounts, "limits": amounts}})
-            })
-            .collect();
-        let mut pod = crate::pod::tests::pod(json!({ "containers": containers }));
-        pod.metadata.uid = Some(uid.into());
-        pod
-    }
-
-    #[test]
-    fn whole_cpus_of_guaranteed_pods_are_theirs_alone_and_given_back() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let open = || Cpus::open(STATIC, four(), None, 1, dir.path()).expect("opened");
-        let cpus = open();
-        let of = |cpus: &Cpus, uid: &str| {
-            cpus.of(uid, "c0").map(|(set, own)| (set.to_string(), own)).expect("limited")
-        };
-        assert_eq!(of(&cpus, "x"), ("0-3".into(), false));
-        assert_eq!(cpus.allocate(&pod("a", &["2"])), Ok(()));
-        assert_eq!(of(&cpus, "a"), ("2-3".into(), true));
-        assert_eq!(of(&cpus, "x"), ("0-1".into(), false));
-        assert_eq!(cpus.allocate(&pod("b", &["500m"])), Ok(()));
-        assert_eq!(of(&cpus, "b"), ("0-1".into(), false));
-        let full = cpus.allocate(&pod("c", &["1", "1"])).unwrap_err();
-        assert_eq!(full.reason, "UnexpectedAdmissionError");
-        assert_eq!(
-            full.message,
-            "Allocate failed due to not enough cpus available to satisfy request: requested=1, available=0, \
-             which is unexpected"
-        );
-        assert_eq!(of(&open(), "a"), ("2-3".into(), true), "an earlier kubelet's word holds");
-        cpus.forget("a");
-        assert_eq!(of(&cpus, "x"), ("0-3".into(), false));
-        assert_eq!(of(&open(), "a"), ("0-3".into(), false));
-    }
-
-    #[test]
-    fn a_policy_that_cannot_be_followed_is_refused() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let none = Cpus::open(STATIC, four(), None, 0, dir.path()).unwrap_err();
-        assert!(none.contains("greater than zero"), "{none}");
-        let far = CpuSet::parse("7").expect("a set");
-        assert!(Cpus::open(STATIC, four(), Some(far), 0, dir.path()).is_err());
-        let cores = CpuPolicy::Static { whole_cores: true, strict_reservation: true };
-        let cpus = Cpus::open(cores, four(), None, 2, dir.path()).expect("opened");
-        let odd = cpus.allocate(&pod("a", &["1"])).unwrap_err();
-        assert_eq!(odd.reason, "SMTAlignmentError");
-        assert_eq!(odd.message, "SMT Alignment Error: requested 1 cpus not multiple cpus per core = 2");
-        assert_eq!(cpus.of("x", "c0").map(|(set, _)| set.to_string()).as_deref(), Some("2-3"));
-    }
-
-    #[test]
-    fn without_a_policy_nothing_is_limited() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let cpus = Cpus::open(CpuPolicy::None, four(), None, 0, dir.path()).expect("opened");
-        assert_eq!(cpus.allocate(&pod("a", &["2"])), Ok(()));
-        assert_eq!(cpus.of("a", "c0"), None);
-    }
-}
+mod tests;

@@ -1,6 +1,5 @@
-//! Devices of plug-ins (device plugin API v1beta1): plug-ins register on a socket, tell which
-//! devices there are and how they
-//! do, and say what a container that gets some of them needs. Their resources are the node's extended resources.
+//! Devices of plug-ins (device plugin API v1beta1): plug-ins register on a socket, tell which devices there are and how
+//! they do, and say what a container that gets some of them needs. Their resources are the node's extended resources.
 //! See <https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device-plugins/>.
 
 mod book;
@@ -13,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use coracle_cri::v1::{ContainerConfig, Device, KeyValue, Mount};
 use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -20,12 +20,13 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::warn;
 
-pub use registry::run;
+pub use registry::{Watched, run};
 pub use resources::serve as serve_pod_resources;
 
 use crate::names;
-use crate::pod::Role;
+use crate::pod::{Role, containers};
 use crate::state::Failure;
+use crate::topology_manager::{Hint, HintProvider, Hints, NodeSet};
 use book::{Book, Grant};
 use plugin::Plugin;
 
@@ -39,8 +40,8 @@ pub struct Devices {
     plugins: Mutex<BTreeMap<String, Arc<Plugin>>>,
     /// Counts changes of what there is.
     changed: watch::Sender<u64>,
-    /// Devices are chosen for one pod at a time.
-    choosing: tokio::sync::Mutex<()>,
+    /// Memory nodes of the machine.
+    nodes: NodeSet,
 }
 
 /// Requests for extended resources of a container, in whole devices.
@@ -56,14 +57,14 @@ fn wanted(container: &Container) -> BTreeMap<String, usize> {
 
 impl Devices {
     /// What an earlier kubelet wrote down in `dir`; its plug-ins have to register again.
-    pub fn open(dir: &Path) -> Self {
+    pub fn open(dir: &Path, nodes: NodeSet) -> Self {
         let text = std::fs::read(dir.join(CHECKPOINT)).unwrap_or_default();
         Self {
             dir: dir.to_owned(),
             book: Mutex::new(serde_json::from_slice(&text).unwrap_or_default()),
             plugins: Mutex::default(),
             changed: watch::Sender::new(0),
-            choosing: tokio::sync::Mutex::default(),
+            nodes,
         }
     }
 
@@ -87,63 +88,36 @@ impl Devices {
         std::fs::rename(temporary, self.dir.join(CHECKPOINT))
     }
 
-    /// Gives a pod its devices, once; a pod that has them already keeps them.
-    ///
-    /// # Errors
-    /// Upstream's refusal of a pod for which there are not enough healthy devices, or whose plug-in refused.
-    pub async fn allocate(&self, pod: &Pod) -> Result<(), Failure> {
-        if !crate::pod::containers(pod).any(|(c, _)| self.book.lock().knows_any(wanted(c).keys())) {
-            return Ok(());
-        }
-        let _choosing = self.choosing.lock().await;
-        let given = self.allocate_all(pod).await;
-        if given.is_err() {
-            self.book.lock().forget(names::uid(pod));
-        }
-        if let Err(error) = self.save() {
-            warn!(%error, "who has which devices is not written down");
-        }
-        given.map_err(|why| Failure {
-            reason: "UnexpectedAdmissionError".to_owned(),
-            message: format!("Allocate failed due to {why}, which is unexpected"),
-        })
-    }
-
-    async fn allocate_all(&self, pod: &Pod) -> Result<(), String> {
-        let uid = names::uid(pod);
-        // What init containers had is free again for the containers after them.
-        let mut reusable: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (container, role) in crate::pod::containers(pod).filter(|(_, role)| *role != Role::Ephemeral) {
-            for (resource, count) in wanted(container) {
-                if !self.book.lock().knows_any([&resource]) {
-                    continue;
-                }
-                let again = reusable.entry(resource.clone()).or_default();
-                let ids = self.choose(uid, &container.name, &resource, count, again).await?;
-                match role {
-                    Role::Init => again.extend(ids),
-                    _ => again.retain(|id| !ids.contains(id)),
-                }
+    /// What init containers before `container` have of a resource, and no other container of the pod.
+    fn reusable(&self, pod: &Pod, container: &Container, resource: &str) -> BTreeSet<String> {
+        let book = self.book.lock();
+        let mut again = BTreeSet::new();
+        for (c, role) in containers(pod).take_while(|(c, _)| c.name != container.name) {
+            let Some(grant) = book.grant(names::uid(pod), &c.name, resource) else { continue };
+            match role {
+                Role::Init => again.extend(grant.ids.iter().cloned()),
+                _ => again.retain(|id| !grant.ids.contains(id)),
             }
         }
-        Ok(())
+        again
     }
 
-    /// Chooses devices for one container and asks the plug-in what it needs with them; their ids.
+    /// Chooses devices for one container and asks the plug-in what it needs with them.
     async fn choose(
         &self,
-        uid: &str,
-        container: &str,
-        resource: &str,
-        count: usize,
-        reusable: &BTreeSet<String>,
-    ) -> Result<BTreeSet<String>, String> {
+        pod: &Pod,
+        container: &Container,
+        (resource, count): (&str, usize),
+        near: Option<NodeSet>,
+    ) -> Result<(), String> {
+        let uid = names::uid(pod);
+        let reusable = self.reusable(pod, container, resource);
         let candidates = {
             let book = self.book.lock();
-            if let Some(grant) = book.grant(uid, container, resource) {
-                return Ok(grant.ids.clone());
+            if book.grant(uid, &container.name, resource).is_some() {
+                return Ok(());
             }
-            book.candidates(resource, count, reusable)?
+            book.candidates(resource, count, &reusable, near)?
         };
         let plugin = self.plugins.lock().get(resource).cloned();
         let plugin = plugin
@@ -151,9 +125,11 @@ impl Devices {
         let preferred = plugin.prefers(&candidates, count).await?;
         let ids = candidates.pick(count, &preferred);
         let needs = plugin.allocate(&ids).await?;
-        let grant = Grant { ids: ids.clone(), needs };
-        self.book.lock().give(uid, container, resource, grant);
-        Ok(ids)
+        self.book.lock().give(uid, &container.name, resource, Grant { ids, needs });
+        if let Err(error) = self.save() {
+            warn!(%error, "who has which devices is not written down");
+        }
+        Ok(())
     }
 
     /// Adds to a container's configuration what its devices need.
@@ -198,16 +174,52 @@ impl Devices {
         Ok(())
     }
 
-    /// A pod needs its devices no more.
-    pub fn forget(&self, uid: &str) {
+    fn told(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+#[async_trait]
+impl HintProvider for Devices {
+    fn hints(&self, pod: &Pod, container: &Container) -> Hints {
+        let of = |(resource, count): (String, usize)| {
+            let again = self.reusable(pod, container, &resource);
+            let book = self.book.lock();
+            let own = book.grant(names::uid(pod), &container.name, &resource).map(|g| g.ids.clone());
+            let hints = book.hints(&resource, count, own.as_ref(), &again, self.nodes)?;
+            Some((resource, hints))
+        };
+        wanted(container).into_iter().filter_map(of).collect()
+    }
+
+    fn pod_hints(&self, pod: &Pod) -> Hints {
+        let book = self.book.lock();
+        let of = |(resource, amount): (String, Quantity)| {
+            let count = usize::try_from(amount.value()).ok().filter(|n| *n > 0)?;
+            let given = containers(pod).filter_map(|(c, _)| book.grant(names::uid(pod), &c.name, &resource));
+            let own: BTreeSet<String> = given.flat_map(|g| g.ids.clone()).collect();
+            let own = Some(&own).filter(|own| !own.is_empty());
+            let hints = book.hints(&resource, count, own, &BTreeSet::new(), self.nodes)?;
+            Some((resource, hints))
+        };
+        coracle_meta::pod::limits(pod).into_iter().filter_map(of).collect()
+    }
+
+    async fn allocate(&self, pod: &Pod, container: &Container, near: Hint) -> Result<(), Failure> {
+        for (resource, count) in wanted(container) {
+            if self.book.lock().knows(&resource) {
+                let wanted = (resource.as_str(), count);
+                self.choose(pod, container, wanted, near.nodes).await.map_err(Failure::unexpected)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, uid: &str) {
         if self.book.lock().forget(uid)
             && let Err(error) = self.save()
         {
             warn!(%error, "who has which devices is not written down");
         }
-    }
-
-    fn told(&self) {
-        self.changed.send_modify(|count| *count += 1);
     }
 }

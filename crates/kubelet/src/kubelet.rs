@@ -1,10 +1,12 @@
 //! Puts the parts together.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, Informers, ListOptions};
 use coracle_cri::{ImageService, RuntimeService, Streams};
+use coracle_meta::quantity::Quantity;
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::net::TcpListener;
@@ -19,11 +21,13 @@ use crate::devices::{self, Devices};
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::manager::Pods;
+use crate::memory_manager::MemoryManager;
 use crate::objects::Objects;
 use crate::server::{Server, tls};
 use crate::tokens::Tokens;
+use crate::topology_manager::{NumaNode, TopologyManager, read_nodes};
 use crate::user_namespaces::UserNamespaces;
-use crate::{cpus, node, rotate, shutdown, watchman};
+use crate::{cpus, node, plugins, rotate, shutdown, watchman};
 use coracle_stdx::files::Watcher;
 
 /// The agent of a node.
@@ -76,6 +80,8 @@ impl Kubelet {
         tasks.supervise("node status", move || node::run(node_cx.clone()));
         let device_cx = cx.clone();
         tasks.supervise("device plugins", move || devices::run(device_cx.clone()));
+        let plugin_cx = cx.clone();
+        tasks.supervise("plug-ins", move || plugins::run(plugin_cx.clone()));
         let (told_cx, told_pods) = (cx.clone(), pods.clone());
         tasks.supervise("pod resources", move || {
             devices::serve_pod_resources(told_cx.clone(), told_pods.clone())
@@ -107,6 +113,8 @@ impl Kubelet {
         let files = Watcher::new()
             .map_err(|source| KubeletError::Directory { path: "inotify instance".into(), source })?;
         let machine = Machine::read(&config.root, config.max_pods, config.reserved.clone());
+        let system = Path::new("/sys/devices/system");
+        let nodes = read_nodes(system, machine.memory.max(0).unsigned_abs(), &machine.huge_pages);
         Ok(Context {
             events: EventRecorder::with_host(
                 self.client.clone(),
@@ -118,12 +126,15 @@ impl Kubelet {
             informers: self.informers.clone(),
             objects: Objects::new(self.informers),
             tokens: Arc::new(Tokens::new(self.client.clone(), self.clock.clone())),
-            devices: Arc::new(Devices::open(&config.device_plugins)),
+            devices: Arc::new(Devices::open(&config.device_plugins, nodes.iter().map(|n| n.id).collect())),
             credential_plugins: CredentialPlugins::new(
                 config.credential_provider_dir.clone(),
                 config.credential_providers.clone(),
             ),
-            cpus: open_cpus(&config)?,
+            cpus: open_cpus(&config, system)?,
+            memory_manager: open_memory(&config, &nodes)?,
+            topology_manager: TopologyManager::new(config.topology, nodes)
+                .map_err(|why| KubeletError::Manager("topology", why))?,
             images: Images::new(self.images.clone(), self.clock.clone()),
             allocations: Allocations::new(machine.view(&config.node_name)),
             machine,
@@ -145,13 +156,23 @@ impl Kubelet {
 }
 
 /// The CPU manager as configured.
-fn open_cpus(config: &KubeletConfig) -> Result<Cpus, KubeletError> {
-    let topology = Topology::read(std::path::Path::new("/sys/devices/system"));
+fn open_cpus(config: &KubeletConfig, system: &Path) -> Result<Cpus, KubeletError> {
+    let topology = Topology::read(system);
     let milli = config.reserved.get("cpu").map_or(0, |q| q.milli());
     // Part of a CPU cannot be kept from others.
     let count = usize::try_from(milli.max(0)).unwrap_or(0).div_ceil(1000);
     Cpus::open(config.cpu_policy, topology, config.reserved_cpus.clone(), count, &config.root)
-        .map_err(KubeletError::Cpus)
+        .map_err(|why| KubeletError::Manager("CPU", why))
+}
+
+/// The memory manager as configured.
+fn open_memory(config: &KubeletConfig, nodes: &[NumaNode]) -> Result<MemoryManager, KubeletError> {
+    // What evictions keep free is not for pods, either.
+    let mut reserved = config.reserved.clone();
+    let free = i64::try_from(config.eviction.memory).unwrap_or(i64::MAX);
+    *reserved.entry("memory".to_owned()).or_default() += Quantity::from_bytes(free);
+    MemoryManager::open(config.memory_policy, nodes, &reserved, &config.reserved_memory, &config.root)
+        .map_err(|why| KubeletError::Manager("memory", why))
 }
 
 /// Unmounts and removes what kubelets with this [`KubeletConfig::root`] left: pod directories and their

@@ -49,7 +49,7 @@ fn os_release(text: &str, key: &str) -> Option<String> {
 }
 
 /// Bytes of a `/proc/meminfo` line.
-fn meminfo(text: &str, key: &str) -> Option<i64> {
+pub fn meminfo(text: &str, key: &str) -> Option<i64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib * 1024)
 }
@@ -100,8 +100,7 @@ impl Machine {
             ("ephemeral-storage".to_owned(), bytes(self.disk)),
         ]);
         for (size, total) in &self.huge_pages {
-            let size = Quantity::from_bytes(*size).to_api().0;
-            amounts.insert(format!("hugepages-{size}"), Quantity::from_bytes(*total));
+            amounts.insert(huge_pages_name(*size), Quantity::from_bytes(*total));
         }
         amounts
     }
@@ -146,8 +145,13 @@ impl Machine {
     }
 }
 
-/// Reads how many pages of which size there are.
-fn huge_pages(root: &Path) -> BTreeMap<i64, i64> {
+/// Name of the resource that huge pages of so many bytes are.
+pub fn huge_pages_name(size: i64) -> String {
+    format!("hugepages-{}", Quantity::from_bytes(size).to_api().0)
+}
+
+/// Reads how many bytes of huge pages there are, by size of a page.
+pub fn huge_pages(root: &Path) -> BTreeMap<i64, i64> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -130,6 +130,7 @@ impl Pods {
         let mut known: HashSet<String> = known.map(|p| names::uid(&p).to_owned()).collect();
         if source.fetched().is_none() {
             cx.cpus.retain(&known);
+            cx.memory_manager.retain(&known);
         }
         let (orphans, fetched) = (cx.clone(), source.fetched());
         tokio::spawn(async move {
@@ -139,6 +140,7 @@ impl Pods {
                 known.extend(pods.iter().flatten().map(|p| names::uid(p).to_owned()));
                 drop(pods);
                 orphans.cpus.retain(&known);
+                orphans.memory_manager.retain(&known);
             }
             remove_orphans(&orphans, &known).await;
         });

@@ -14,8 +14,6 @@ use tracing::warn;
 use crate::context::Context;
 use crate::statics::{Origin, parse, parse_all};
 
-/// How often the directory is looked at even if nothing tells of a change (it may be mounted over).
-const LOOK: Duration = Duration::from_secs(20);
 /// Files in one burst of changes are read together.
 const SETTLE: Duration = Duration::from_millis(100);
 /// The longest a server of manifests may take, as upstream's kubelet waits.
@@ -41,6 +39,8 @@ pub type Fetched = watch::Receiver<Option<Vec<Arc<Pod>>>>;
 /// All manifests of a node.
 pub struct Source {
     directory: PathBuf,
+    /// How often it is looked at even if nothing tells of a change (it may be mounted over).
+    look: Duration,
     node: String,
     watch: Option<Watch>,
     /// By file; the text, to see whether it changed.
@@ -58,7 +58,8 @@ impl Source {
             tokio::spawn(fetch_always(from, node.clone(), cx.clock.clone(), sender));
             receiver
         });
-        Self { directory: cx.config.static_pods.clone(), node, watch: None, known: BTreeMap::new(), fetched }
+        let (directory, look) = (cx.config.static_pods.clone(), cx.config.static_pods_check);
+        Self { directory, look, node, watch: None, known: BTreeMap::new(), fetched }
     }
 
     /// The pods of the URL, if there is one.
@@ -109,10 +110,10 @@ impl Source {
         let files = async {
             match &self.watch {
                 Some(watch) => {
-                    let _ = tokio::time::timeout(LOOK, watch.changed()).await;
+                    let _ = tokio::time::timeout(self.look, watch.changed()).await;
                     tokio::time::sleep(SETTLE).await;
                 }
-                None => tokio::time::sleep(LOOK).await,
+                None => tokio::time::sleep(self.look).await,
             }
         };
         let url = async {

@@ -4,8 +4,10 @@ use coracle_cri::v1::{ContainerState, ContainerStatus, LinuxResources};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
 
-use crate::container::resources::{of_container, of_pod};
+use crate::container::resources::{of_container, of_pod, requests};
 use crate::context::Context;
+use crate::cpus::CpuPolicy;
+use crate::memory_manager::MemoryPolicy;
 use crate::names;
 use crate::pod::{Role, containers};
 use crate::state::Observed;
@@ -125,6 +127,31 @@ pub async fn carry_out(cx: &Context, pod: &Pod, seen: &Observed) -> Result<(), S
     cx.runtime.update_pod_sandbox_resources(&sandbox.id, whole).await.map_err(refused)
 }
 
+/// Why what a pod asks for now will never be granted here; upstream's text. CPUs and memory that were given to one
+/// pod alone stay as they are.
+pub fn infeasible(
+    desired: &Pod,
+    allocated: &Pod,
+    (cpu, memory): (CpuPolicy, MemoryPolicy),
+) -> Option<String> {
+    let policies = [
+        ("CPU", cpu.name(), cpu != CpuPolicy::None, "cpu"),
+        ("Memory", memory.name(), memory == MemoryPolicy::Static, "memory"),
+    ];
+    let request = |c: &Container, name: &str| requests(c).get(name).copied().unwrap_or_default();
+    let changes = |name: &str| {
+        let pairs = containers(desired).filter(|(_, role)| *role != Role::Init);
+        let old = |c: &Container| {
+            containers(allocated).find(|(o, _)| o.name == c.name).map(|(o, _)| request(o, name))
+        };
+        pairs.into_iter().any(|(c, _)| old(c) != Some(request(c, name)))
+    };
+    let fixed = policies.into_iter().filter(|(.., is_fixed, _)| *is_fixed);
+    let (manager, policy, ..) =
+        fixed.filter(|_| coracle_meta::pod::qos(desired) == "Guaranteed").find(|(.., name)| changes(name))?;
+    Some(format!("Resize is infeasible for Guaranteed Pods alongside {manager} Manager policy \"{policy}\""))
+}
+
 /// Text of a resize event: what happened, and the resources as the specification has them.
 pub fn event_text(what: &str, pod: &Pod, generation: i64, error: &str) -> String {
     let one = |c: &Container| {
@@ -205,6 +232,27 @@ mod tests {
         let policy = json!([{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]);
         let spec = json!({"name": "a", "resources": resources("500m"), "resizePolicy": policy});
         check(spec, now, "", Difference::Restart);
+    }
+
+    #[test]
+    fn what_is_a_pods_alone_is_not_resized() {
+        let of = |cpu: &str, memory: &str| {
+            let amounts = json!({"cpu": cpu, "memory": memory});
+            pod(json!({"containers": [{"name": "a", "resources": {"requests": amounts, "limits": amounts}}]}))
+        };
+        let fixed = CpuPolicy::Static { whole_cores: false, strict_reservation: false };
+        let both = (fixed, MemoryPolicy::Static);
+        let text =
+            |manager: &str| Some(format!("Resize is infeasible for Guaranteed Pods alongside {manager}"));
+        let now = of("1", "1Gi");
+        assert_eq!(infeasible(&of("2", "2Gi"), &now, both), text("CPU Manager policy \"static\""));
+        assert_eq!(infeasible(&of("1", "2Gi"), &now, both), text("Memory Manager policy \"Static\""));
+        assert_eq!(infeasible(&of("1000m", "1024Mi"), &now, both), None);
+        assert_eq!(infeasible(&of("1", "2Gi"), &now, (fixed, MemoryPolicy::None)), None);
+        assert_eq!(infeasible(&of("2", "2Gi"), &now, (CpuPolicy::None, MemoryPolicy::None)), None);
+        let burstable =
+            |cpu: &str| pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}));
+        assert_eq!(infeasible(&burstable("2"), &burstable("1"), both), None);
     }
 
     #[test]

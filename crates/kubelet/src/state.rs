@@ -104,6 +104,16 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// Something that a pod asks for was not given for this reason.
+    pub fn unexpected(why: impl std::fmt::Display) -> Self {
+        Self {
+            reason: "UnexpectedAdmissionError".to_owned(),
+            message: format!("Allocate failed due to {why}, which is unexpected"),
+        }
+    }
+}
+
 /// A container that a probe wants restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unhealthy {

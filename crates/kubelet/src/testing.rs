@@ -20,9 +20,11 @@ use crate::context::Context;
 use crate::cpus::{CpuPolicy, Cpus, Topology};
 use crate::images::Images;
 use crate::machine::Machine;
+use crate::memory_manager::MemoryManager;
 use crate::objects::Objects;
 use crate::shutdown::ShutdownPeriod;
 use crate::tokens::Tokens;
+use crate::topology_manager::{NodeSet, TopologyConfig, TopologyManager};
 use crate::user_namespaces::{IdRange, UserNamespaces};
 use coracle_stdx::files::Watcher;
 
@@ -316,6 +318,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         own_log: None,
         device_plugins: directory.join("kubelet/device-plugins"),
         static_pods: directory.join("manifests"),
+        static_pods_check: std::time::Duration::from_secs(20),
         static_pod_url: None,
         log_root: directory.join("logs"),
         cgroup_root: "/x".into(),
@@ -323,12 +326,16 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         cluster_domain: "cluster.local".into(),
         resolv_conf: "/etc/resolv.conf".into(),
         max_pods: 110,
+        pod_pids_limit: -1,
         user_ids: IdRange::all(65536),
         ids_per_pod: 65536,
         credential_providers: Vec::new(),
         credential_provider_dir: directory.to_owned(),
         cpu_policy: CpuPolicy::None,
         reserved_cpus: None,
+        memory_policy: Default::default(),
+        reserved_memory: Vec::new(),
+        topology: TopologyConfig::NONE,
         reserved: BTreeMap::new(),
         image_gc: crate::image_gc::ImageGc::UPSTREAM,
         eviction: crate::evict::Thresholds {
@@ -354,9 +361,12 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         informers: informers.clone(),
         objects: Objects::new(informers.clone()),
         tokens: Arc::new(Tokens::new(client.clone(), clock.clone())),
-        devices: Arc::new(crate::devices::Devices::open(&config.device_plugins)),
+        devices: Arc::new(crate::devices::Devices::open(&config.device_plugins, NodeSet::default().with(0))),
         credential_plugins: Default::default(),
         cpus: Cpus::open(CpuPolicy::None, Topology::default(), None, 0, directory).expect("no policy"),
+        memory_manager: MemoryManager::open(Default::default(), &[], &BTreeMap::new(), &[], directory)
+            .expect("no policy"),
+        topology_manager: TopologyManager::new(TopologyConfig::NONE, Vec::new()).expect("no policy"),
         images: Images::new(runtime.clone(), clock.clone()),
         allocations: Allocations::new(machine.view("n1")),
         machine,

@@ -211,7 +211,7 @@ impl Hierarchies {
                 set(v2(), "memory.max", r.memory_limit_in_bytes.to_string());
             }
             if r.cpu_shares > 0 {
-                set(v2(), "cpu.weight", weight(r.cpu_shares).to_string());
+                set(v2(), "cpu.weight", pod_weight(r.cpu_shares).to_string());
             }
             if r.cpu_quota > 0 {
                 set(v2(), "cpu.max", format!("{} {period}", r.cpu_quota));
@@ -320,9 +320,20 @@ impl Hierarchies {
     }
 }
 
-/// cgroup v1 shares as v2 weight, by the formula of the runtime specification.
-fn weight(shares: i64) -> i64 {
+/// cgroup v1 shares as a pod's v2 weight, in upstream's kubelet's proportion.
+fn pod_weight(shares: i64) -> i64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
+}
+
+/// cgroup v1 shares as a container's v2 weight: runc's curve through the least, the default (1,024 is 100) and the
+/// most, which libcontainer has for new containers; those that are resized are measured alike.
+fn weight(shares: i64) -> i64 {
+    if shares <= 2 {
+        return 1;
+    }
+    let log = (shares.min(262_144) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    (10f64.powf(exponent).ceil() as i64).min(10_000)
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -376,7 +387,10 @@ mod tests {
 
     #[test]
     fn weight_maps_the_ends_and_the_default_of_shares() {
-        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+        assert_eq!((pod_weight(2), pod_weight(1024), pod_weight(262_144)), (1, 39, 10_000));
+        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
+        // What runc gives for 100m, 250m and four CPUs.
+        assert_eq!((weight(102), weight(256), weight(4096)), (17, 35, 303));
     }
 
     #[test]

@@ -67,6 +67,21 @@ coracle_grpc::messages! {
         major_page_faults: Option<UInt64Value> = 7, psi: Option<PsiStats> = 8,
     }
     IoUsage { timestamp: i64 = 1, psi: Option<PsiStats> = 2 }
+    ListMetricDescriptorsRequest {}
+    ListMetricDescriptorsResponse { descriptors: Vec<MetricDescriptor> = 1 }
+    MetricDescriptor { name: String = 1, help: String = 2, label_keys: Vec<String> = 3 }
+    ListPodSandboxMetricsRequest {}
+    ListPodSandboxMetricsResponse { pod_metrics: Vec<PodSandboxMetrics> = 1 }
+    StreamPodSandboxMetricsRequest {}
+    StreamPodSandboxMetricsResponse { pod_sandbox_metrics: Vec<PodSandboxMetrics> = 1 }
+    PodSandboxMetrics {
+        pod_sandbox_id: String = 1, metrics: Vec<Metric> = 2, container_metrics: Vec<ContainerMetrics> = 3,
+    }
+    ContainerMetrics { container_id: String = 1, metrics: Vec<Metric> = 2 }
+    Metric {
+        name: String = 1, timestamp: i64 = 2, metric_type: i32 = 3, label_values: Vec<String> = 4,
+        value: Option<UInt64Value> = 5,
+    }
     SwapUsage {
         timestamp: i64 = 1, swap_available_bytes: Option<UInt64Value> = 2,
         swap_usage_bytes: Option<UInt64Value> = 3,

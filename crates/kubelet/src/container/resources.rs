@@ -18,6 +18,15 @@ fn amount(r: &ResourceRequirements, limits: bool, name: &str) -> Option<Quantity
     side.as_ref()?.get(name).map(Quantity::from_api).filter(|q| !q.is_zero())
 }
 
+/// What a container asks for: its requests, and its limits where it has no request.
+pub fn requests(container: &Container) -> BTreeMap<String, Quantity> {
+    let of = |r: &ResourceRequirements| {
+        let all = r.limits.iter().chain(&r.requests).flatten();
+        all.map(|(name, amount)| (name.clone(), Quantity::from_api(amount))).collect()
+    };
+    container.resources.as_ref().map(of).unwrap_or_default()
+}
+
 fn milli(q: Quantity) -> i64 {
     i64::try_from(q.milli()).unwrap_or(i64::MAX / 2048)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coracle_cri::v1::{DnsConfig, NamespaceOptions, PodSandboxConfig, PodSandboxMetadata};
+use coracle_cri::v1::{DnsConfig, LinuxResources, NamespaceOptions, PodSandboxConfig, PodSandboxMetadata};
 use coracle_cri::{PortMapping, Protocol};
 use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 
@@ -83,7 +83,7 @@ pub fn config(pod: &Pod, attempt: u32, host_dns: &DnsConfig, config: &KubeletCon
             share_process_namespace: s.share_process_namespace == Some(true),
             user_namespace: None,
         },
-        resources: resources::of_pod(pod),
+        resources: LinuxResources { pids_limit: config.pod_pids_limit.max(0), ..resources::of_pod(pod) },
         privileged: crate::pod::containers(pod)
             .any(|(c, _)| c.security_context.as_ref().is_some_and(|s| s.privileged == Some(true))),
         runtime_handler: String::new(),

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
+use crate::topology_manager::{Hint, NodeSet};
+
 /// Processors by number, written as `0-2,7`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet(BTreeSet<u32>);
@@ -40,6 +42,15 @@ impl CpuSet {
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         Self(self.0.union(&other.0).copied().collect())
+    }
+    /// Those that are in both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self(self.0.intersection(&other.0).copied().collect())
+    }
+    /// Their numbers, in order.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().copied()
     }
     /// Those that `other` has not.
     #[must_use]
@@ -120,11 +131,48 @@ impl Topology {
         };
         Self(online.0.iter().map(one).collect())
     }
+    /// A machine of `nodes` memory nodes with so many CPUs each, cores of one thread.
+    #[cfg(test)]
+    pub fn made_up(nodes: u32, each: u32) -> Self {
+        let one = |id| Cpu { id, core: id, socket: id / each, node: id / each };
+        Self((0..nodes * each).map(one).collect())
+    }
     /// All of them.
     #[must_use]
     pub fn all(&self) -> CpuSet {
         self.0.iter().map(|c| c.id).collect()
     }
+    /// Those of these memory nodes.
+    #[must_use]
+    pub fn of_nodes(&self, nodes: NodeSet) -> CpuSet {
+        self.0.iter().filter(|c| nodes.has(c.node)).map(|c| c.id).collect()
+    }
+    /// All processors of the cores that have one of these.
+    #[must_use]
+    pub fn cores_of(&self, set: &CpuSet) -> CpuSet {
+        let cores: BTreeSet<u32> = self.0.iter().filter(|c| set.0.contains(&c.id)).map(|c| c.core).collect();
+        self.0.iter().filter(|c| cores.contains(&c.core)).map(|c| c.id).collect()
+    }
+
+    /// From which memory nodes `count` processors could come of which these are free; those to be used again are used
+    /// in any case.
+    #[must_use]
+    pub fn hints(&self, free: &CpuSet, again: &CpuSet, count: usize) -> Vec<Hint> {
+        let nodes: NodeSet = self.0.iter().map(|c| c.node).collect();
+        let mut least = nodes.len();
+        let mut found = Vec::new();
+        for nodes in nodes.combinations() {
+            let near = self.of_nodes(nodes);
+            if near.len() >= count {
+                least = least.min(nodes.len());
+            }
+            if again.is_within(&near) && again.len() + free.and(&near).len() >= count {
+                found.push(nodes);
+            }
+        }
+        found.into_iter().map(|n| Hint { nodes: Some(n), preferred: n.len() == least }).collect()
+    }
+
     /// Processors of one core.
     #[must_use]
     pub fn threads_per_core(&self) -> usize {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::topology_manager::{Hint, NodeSet};
+
 /// A device as its plug-in tells of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceState {
@@ -11,6 +13,12 @@ pub struct DeviceState {
     pub healthy: bool,
     /// NUMA nodes that it is near to.
     pub nodes: Vec<i64>,
+}
+
+impl DeviceState {
+    fn is_near(&self, nodes: NodeSet) -> bool {
+        self.nodes.iter().any(|node| u32::try_from(*node).is_ok_and(|node| nodes.has(node)))
+    }
 }
 
 /// A mount that a device needs.
@@ -92,9 +100,9 @@ impl Candidates {
 }
 
 impl Book {
-    /// Whether any of these resources is of devices.
-    pub fn knows_any<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> bool {
-        names.into_iter().any(|n| self.resources.contains(n))
+    /// Whether a resource is of devices.
+    pub fn knows(&self, resource: &str) -> bool {
+        self.resources.contains(resource)
     }
 
     /// All and healthy devices, by resource.
@@ -143,7 +151,7 @@ impl Book {
     }
 
     /// Who may be given to a container that wants `count`; `reusable` are devices of the same pod whose container
-    /// has ended when this one starts.
+    /// has ended when this one starts. Those `near` the given memory nodes come first.
     ///
     /// # Errors
     /// Upstream's text when there are too few.
@@ -152,6 +160,7 @@ impl Book {
         resource: &str,
         count: usize,
         reusable: &BTreeSet<String>,
+        near: Option<NodeSet>,
     ) -> Result<Candidates, String> {
         let taken = self.taken(resource);
         let healthy: Vec<(&String, &DeviceState)> =
@@ -159,18 +168,100 @@ impl Book {
         if healthy.is_empty() {
             return Err(format!("no healthy devices present; cannot allocate unhealthy devices {resource}"));
         }
-        let is_free = |id: &String| reusable.contains(id) || !taken.contains(id);
+        let again = healthy.iter().filter(|(id, _)| reusable.contains(*id));
+        let mut must: Vec<String> = again.map(|(id, _)| (*id).clone()).take(count).collect();
+        let needed = count - must.len();
+        let is_free = |id: &String| !must.contains(id) && !taken.contains(id);
         let mut free: Vec<_> = healthy.into_iter().filter(|(id, _)| is_free(id)).collect();
-        if free.len() < count {
+        if free.len() < needed {
             return Err(format!(
-                "requested number of devices unavailable for {resource}. Requested: {count}, Available: {}",
+                "requested number of devices unavailable for {resource}. Requested: {needed}, Available: {}",
                 free.len()
             ));
         }
-        free.sort_by_key(|(id, d)| (!reusable.contains(*id), d.nodes.clone(), (*id).clone()));
-        let available: Vec<String> = free.into_iter().map(|(id, _)| id.clone()).collect();
-        let must = available.iter().filter(|id| reusable.contains(*id)).take(count).cloned().collect();
-        Ok(Candidates { must, available })
+        let near = near.filter(|_| self.has_places(resource));
+        let place = |d: &DeviceState| match near {
+            Some(nodes) if d.is_near(nodes) => 0,
+            Some(_) if d.nodes.is_empty() => 2,
+            _ => 1,
+        };
+        free.sort_by_key(|(id, d)| (place(d), d.nodes.clone(), (*id).clone()));
+        let aligned = free.iter().filter(|(_, d)| place(d) == 0).count();
+        let ids = |list: &[(&String, &DeviceState)]| -> Vec<String> {
+            list.iter().map(|(id, _)| (*id).clone()).collect()
+        };
+        // Where enough are near there is a choice among these only; else all of them are taken.
+        let choice = if needed < aligned {
+            ids(&free[..aligned])
+        } else {
+            must.extend(ids(&free[..aligned]));
+            ids(&free[aligned..])
+        };
+        Ok(Candidates { available: must.iter().cloned().chain(choice).collect(), must })
+    }
+
+    /// Whether it is told of any device of a resource where it is.
+    fn has_places(&self, resource: &str) -> bool {
+        self.devices(resource).any(|(_, d)| !d.nodes.is_empty())
+    }
+
+    /// From which of the machine's nodes `count` devices could come, if some are the container's `own` already or may
+    /// be used `again`. Nothing if the resource is not of devices; no list if their place is not known.
+    pub fn hints(
+        &self,
+        resource: &str,
+        count: usize,
+        own: Option<&BTreeSet<String>>,
+        again: &BTreeSet<String>,
+        machine: NodeSet,
+    ) -> Option<Option<Vec<Hint>>> {
+        if !self.knows(resource) {
+            return None;
+        }
+        if !self.has_places(resource) {
+            return Some(None);
+        }
+        let taken = self.taken(resource);
+        let healthy = self.devices(resource).filter(|(_, d)| d.healthy).map(|(id, _)| id);
+        let free: BTreeSet<String> = match own {
+            Some(own) => own.clone(),
+            None => healthy.filter(|id| !taken.contains(id)).cloned().collect(),
+        };
+        let fits = match own {
+            Some(own) => own.len() == count,
+            None => free.union(again).count() >= count,
+        };
+        Some(Some(if fits { self.seek(resource, count, &free, again, machine) } else { Vec::new() }))
+    }
+
+    fn seek(
+        &self,
+        resource: &str,
+        count: usize,
+        free: &BTreeSet<String>,
+        again: &BTreeSet<String>,
+        machine: NodeSet,
+    ) -> Vec<Hint> {
+        let devices = || self.devices(resource);
+        let nodes: NodeSet =
+            devices().flat_map(|(_, d)| d.nodes.iter()).filter_map(|n| u32::try_from(*n).ok()).collect();
+        let nodes = Some(nodes.and(machine)).filter(|nodes| !nodes.is_empty()).unwrap_or(machine);
+        let mut least = nodes.len();
+        let mut found = Vec::new();
+        for nodes in nodes.combinations() {
+            if devices().filter(|(_, d)| d.is_near(nodes)).count() >= count {
+                least = least.min(nodes.len());
+            }
+            let far = |(id, d): (&String, &DeviceState)| {
+                again.contains(id) && !d.nodes.is_empty() && !d.is_near(nodes)
+            };
+            let fits =
+                devices().filter(|(id, d)| d.is_near(nodes) && (free.contains(*id) || again.contains(*id)));
+            if !devices().any(far) && fits.count() >= count {
+                found.push(nodes);
+            }
+        }
+        found.into_iter().map(|n| Hint { nodes: Some(n), preferred: n.len() == least }).collect()
     }
 
     /// What a container has of a resource.
@@ -224,31 +315,64 @@ mod tests {
     fn only_healthy_and_free_devices_are_given_away() {
         let mut book = book(&[("a", true, 0), ("b", false, 0), ("c", true, 0)]);
         assert_eq!(book.counts()[GPU], (3, 2));
-        let one = book.candidates(GPU, 1, &ids(&[])).unwrap();
+        let one = book.candidates(GPU, 1, &ids(&[]), None).unwrap();
         assert_eq!(one.available, ["a", "c"]);
         book.give("p1", "m", GPU, Grant { ids: one.pick(1, &[]), needs: Needs::default() });
-        assert_eq!(book.candidates(GPU, 1, &ids(&[])).unwrap().available, ["c"]);
-        let short = book.candidates(GPU, 2, &ids(&[])).unwrap_err();
+        assert_eq!(book.candidates(GPU, 1, &ids(&[]), None).unwrap().available, ["c"]);
+        let short = book.candidates(GPU, 2, &ids(&[]), None).unwrap_err();
         let text = "requested number of devices unavailable for example.com/gpu. Requested: 2, Available: 1";
         assert_eq!(short, text);
         assert!(book.forget("p1") && !book.forget("p1"));
-        assert_eq!(book.candidates(GPU, 2, &ids(&[])).unwrap().available.len(), 2);
+        assert_eq!(book.candidates(GPU, 2, &ids(&[]), None).unwrap().available.len(), 2);
     }
 
     #[test]
     fn devices_of_ended_init_containers_are_used_again_first() {
         let mut book = book(&[("a", true, 0), ("b", true, 0)]);
         book.give("p", "init", GPU, Grant { ids: ids(&["b"]), needs: Needs::default() });
-        let again = book.candidates(GPU, 1, &ids(&["b"])).unwrap();
+        let again = book.candidates(GPU, 1, &ids(&["b"]), None).unwrap();
         assert_eq!((again.must.clone(), again.pick(1, &["a".into()])), (vec!["b".to_owned()], ids(&["b"])));
     }
 
     #[test]
     fn preference_counts_where_it_names_what_is_available_and_neighbours_come_together() {
         let book = book(&[("a", true, 1), ("b", true, 0), ("c", true, 1), ("d", true, 0)]);
-        let all = book.candidates(GPU, 2, &ids(&[])).unwrap();
+        let all = book.candidates(GPU, 2, &ids(&[]), None).unwrap();
         assert_eq!(all.pick(2, &[]), ids(&["b", "d"]));
         assert_eq!(all.pick(2, &["c".into(), "x".into(), "a".into()]), ids(&["a", "c"]));
+    }
+
+    #[test]
+    fn devices_near_the_given_nodes_come_first() {
+        let book = book(&[("a", true, 1), ("b", true, 0), ("c", true, 1), ("d", true, 0)]);
+        let near = |node: u32| Some(NodeSet::default().with(node));
+        let few = book.candidates(GPU, 1, &ids(&[]), near(1)).unwrap();
+        assert_eq!(few.pick(1, &["b".into(), "c".into()]), ids(&["c"]), "one that is far is not taken");
+        let many = book.candidates(GPU, 3, &ids(&[]), near(1)).unwrap();
+        assert_eq!(many.must, ["a", "c"]);
+        assert_eq!(many.pick(3, &["d".into()]), ids(&["a", "c", "d"]));
+    }
+
+    #[test]
+    fn hints_name_the_nodes_whose_devices_are_free() {
+        let mut book = book(&[("a", true, 0), ("b", true, 0), ("c", true, 1), ("d", false, 1)]);
+        let machine: NodeSet = (0..4).collect();
+        let hints = |book: &Book, count, own: Option<&[&str]>, again: &[&str]| -> Vec<(Vec<u32>, bool)> {
+            let own = own.map(ids);
+            let list = book.hints(GPU, count, own.as_ref(), &ids(again), machine).unwrap().unwrap();
+            list.iter().map(|h| (h.nodes.unwrap().nodes().collect(), h.preferred)).collect()
+        };
+        assert_eq!(hints(&book, 1, None, &[]), [(vec![0], true), (vec![1], true), (vec![0, 1], false)]);
+        assert_eq!(hints(&book, 2, None, &[]), [(vec![0], true), (vec![0, 1], false)]);
+        assert_eq!(hints(&book, 4, None, &[]), [], "one is not healthy");
+        book.give("p", "init", GPU, Grant { ids: ids(&["c"]), needs: Needs::default() });
+        assert_eq!(hints(&book, 1, None, &["c"]), [(vec![1], true), (vec![0, 1], false)], "it is used again");
+        assert_eq!(hints(&book, 1, Some(&["c"]), &[]), [(vec![1], true), (vec![0, 1], false)]);
+        assert_eq!(hints(&book, 2, Some(&["c"]), &[]), [], "it asks for more than it has");
+        assert_eq!(book.hints("x/y", 1, None, &ids(&[]), machine), None);
+        let nowhere = DeviceState { healthy: true, nodes: Vec::new() };
+        book.set_devices("x/y", [("z".to_owned(), nowhere)].into());
+        assert_eq!(book.hints("x/y", 1, None, &ids(&[]), machine), Some(None));
     }
 
     #[test]
@@ -256,7 +380,7 @@ mod tests {
         let mut book = book(&[("a", true, 0)]);
         book.doubt(GPU);
         assert_eq!(book.counts()[GPU], (1, 0));
-        assert!(book.candidates(GPU, 1, &ids(&[])).unwrap_err().starts_with("no healthy devices"));
+        assert!(book.candidates(GPU, 1, &ids(&[]), None).unwrap_err().starts_with("no healthy devices"));
         book.remove(GPU);
         assert_eq!(book.counts()[GPU], (0, 0), "the node says that there is none, not nothing");
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use coracle_grpc::{Channel, Message, MessageStream, Status};
+use tokio_util::sync::CancellationToken;
 
 use super::book::{Candidates, NeededMount, NeededNode, Needs};
 use super::wire::*;
@@ -17,12 +18,39 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Plugin {
     channel: Channel,
     options: DevicePluginOptions,
+    left: CancellationToken,
 }
 
 impl Plugin {
     /// The plug-in that listens at `socket`.
     pub fn new(socket: &Path, options: DevicePluginOptions) -> Self {
-        Self { channel: Channel::unix(socket), options }
+        Self { channel: Channel::unix(socket), options, left: CancellationToken::new() }
+    }
+
+    /// The plug-in that listens at `socket`, who is asked how he wants to be treated.
+    ///
+    /// # Errors
+    /// He does not say it.
+    pub async fn connect(socket: &Path) -> Result<Self, String> {
+        let mut plugin = Self::new(socket, DevicePluginOptions::default());
+        let options = plugin.ask("GetDevicePluginOptions", &Empty {}).await;
+        plugin.options = options.map_err(|e| format!("failed to get device plugin options: {e}"))?;
+        Ok(plugin)
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        self.channel.path()
+    }
+
+    /// It is gone, whatever its connection says.
+    pub fn leave(&self) {
+        self.left.cancel();
+    }
+
+    /// Completes once it is gone.
+    pub async fn left(&self) {
+        self.left.cancelled().await;
     }
 
     async fn ask<Q: Message, A: Message>(&self, name: &str, request: &Q) -> Result<A, String> {

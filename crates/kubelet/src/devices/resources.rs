@@ -1,4 +1,4 @@
-//! The pod resources API: which pod has which devices, for monitoring agents on the node.
+//! The pod resources API: which pod has which devices, CPUs and memory, for monitoring agents on the node.
 //! See <https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device-plugins/>.
 
 use std::sync::Arc;
@@ -8,15 +8,16 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use tracing::warn;
 
-use super::Devices;
 use super::wire::*;
 use crate::context::Context;
+use crate::cpus::CpuSet;
 use crate::manager::Pods;
+use crate::memory_manager::Block;
 use crate::names;
 use crate::pod::Role;
 
 struct Lister {
-    devices: Arc<Devices>,
+    cx: Arc<Context>,
     pods: Pods,
 }
 
@@ -25,7 +26,7 @@ pub async fn serve(cx: Arc<Context>, pods: Pods) {
     let path = cx.config.root.join("pod-resources/kubelet.sock");
     match coracle_grpc::listen(&path) {
         Ok(listener) => {
-            coracle_grpc::serve(listener, Arc::new(Lister { devices: cx.devices.clone(), pods })).await;
+            coracle_grpc::serve(listener, Arc::new(Lister { cx, pods })).await;
         }
         Err(error) => warn!(%error, path = %path.display(), "pod resources are not told"),
     }
@@ -33,7 +34,7 @@ pub async fn serve(cx: Arc<Context>, pods: Pods) {
 
 impl Lister {
     fn of(&self, pod: &Pod) -> PodResources {
-        let book = self.devices.book.lock();
+        let book = self.cx.devices.book.lock();
         let containers =
             crate::pod::containers(pod).filter(|(_, role)| matches!(role, Role::App | Role::Sidecar));
         let containers = containers.map(|(c, _)| {
@@ -49,7 +50,13 @@ impl Lister {
                     topology: topology(nodes),
                 }
             });
-            ContainerResources { name: c.name.clone(), devices: devices.collect(), cpu_ids: Vec::new() }
+            let uid = names::uid(pod);
+            ContainerResources {
+                name: c.name.clone(),
+                devices: devices.collect(),
+                cpu_ids: numbers(&self.cx.cpus.own(uid, &c.name)),
+                memory: self.cx.memory_manager.blocks(uid, &c.name).into_iter().map(memory).collect(),
+            }
         });
         PodResources {
             name: names::name(pod).to_owned(),
@@ -59,7 +66,7 @@ impl Lister {
     }
 
     fn allocatable(&self) -> AllocatableResourcesResponse {
-        let book = self.devices.book.lock();
+        let book = self.cx.devices.book.lock();
         let mut devices = Vec::new();
         for resource in book.resources() {
             for (id, device) in book.devices(resource).filter(|(_, d)| d.healthy) {
@@ -70,7 +77,11 @@ impl Lister {
                 });
             }
         }
-        AllocatableResourcesResponse { devices, cpu_ids: Vec::new() }
+        AllocatableResourcesResponse {
+            devices,
+            cpu_ids: numbers(&self.cx.cpus.allocatable()),
+            memory: self.cx.memory_manager.allocatable().into_iter().map(memory).collect(),
+        }
     }
 
     fn get(&self, q: &GetPodResourcesRequest) -> Result<GetPodResourcesResponse, Status> {
@@ -80,6 +91,15 @@ impl Lister {
         })?;
         Ok(GetPodResourcesResponse { pod_resources: Some(self.of(&pod.pod)) })
     }
+}
+
+fn numbers(cpus: &CpuSet) -> Vec<i64> {
+    cpus.numbers().map(i64::from).collect()
+}
+
+fn memory(block: Block) -> ContainerMemory {
+    let nodes = block.nodes.into_iter().map(i64::from).collect();
+    ContainerMemory { memory_type: block.kind, size: block.size, topology: topology(nodes) }
 }
 
 fn topology(nodes: Vec<i64>) -> Option<TopologyInfo> {

@@ -55,11 +55,17 @@ coracle_grpc::messages! {
     /// What a pod has.
     PodResources { name: String = 1, namespace: String = 2, containers: Vec<ContainerResources> = 3 }
     /// What a container has.
-    ContainerResources { name: String = 1, devices: Vec<ContainerDevices> = 2, cpu_ids: Vec<i64> = 3 }
+    ContainerResources {
+        name: String = 1, devices: Vec<ContainerDevices> = 2, cpu_ids: Vec<i64> = 3, memory: Vec<ContainerMemory> = 4,
+    }
+    /// Memory of one kind.
+    ContainerMemory { memory_type: String = 1, size: u64 = 2, topology: Option<TopologyInfo> = 3 }
     /// Devices of a resource.
     ContainerDevices { resource_name: String = 1, device_ids: Vec<String> = 2, topology: Option<TopologyInfo> = 3 }
     /// What there is to be had.
-    AllocatableResourcesResponse { devices: Vec<ContainerDevices> = 1, cpu_ids: Vec<i64> = 2 }
+    AllocatableResourcesResponse {
+        devices: Vec<ContainerDevices> = 1, cpu_ids: Vec<i64> = 2, memory: Vec<ContainerMemory> = 3,
+    }
     /// Which pod is asked for.
     GetPodResourcesRequest { pod_name: String = 1, pod_namespace: String = 2 }
     /// What it has.

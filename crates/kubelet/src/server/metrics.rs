@@ -185,6 +185,59 @@ pub fn probes(cx: &Context) -> String {
     out
 }
 
+/// Who asked the managers of resources, and what they have left.
+fn managers(cx: &Context, out: &mut String) {
+    let topology = cx.topology_manager.counts.read();
+    let (cpu, memory) = (cx.cpus.counts.read(), cx.memory_manager.counts.read());
+    let (shared, own) = cx.cpus.sizes();
+    let families = [
+        (
+            "kubelet_topology_manager_admission_requests_total",
+            "The number of admission requests where resources have to be aligned.",
+            topology.0,
+        ),
+        (
+            "kubelet_topology_manager_admission_errors_total",
+            "The number of admission request failures where resources could not be aligned.",
+            topology.1,
+        ),
+        (
+            "kubelet_cpu_manager_pinning_requests_total",
+            "The number of cpu core allocations which required pinning.",
+            cpu.0,
+        ),
+        (
+            "kubelet_cpu_manager_pinning_errors_total",
+            "The number of cpu core allocations which required pinning failed.",
+            cpu.1,
+        ),
+        (
+            "kubelet_memory_manager_pinning_requests_total",
+            "The number of memory pages allocations which required pinning.",
+            memory.0,
+        ),
+        (
+            "kubelet_memory_manager_pinning_errors_total",
+            "The number of memory pages allocations which required pinning that failed.",
+            memory.1,
+        ),
+        (
+            "kubelet_cpu_manager_shared_pool_size_millicores",
+            "The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.",
+            shared as u64 * 1000,
+        ),
+        (
+            "kubelet_cpu_manager_exclusive_cpu_allocation_count",
+            "The total number of CPUs exclusively allocated to containers running on this node",
+            own as u64,
+        ),
+    ];
+    for (name, help, value) in families {
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        Family::new(out, name, kind, &format!("[ALPHA] {help}")).add(&[], value as f64, None);
+    }
+}
+
 /// The kubelet itself.
 pub fn own(cx: &Context, pods: &Pods) -> String {
     let mut out = String::new();
@@ -202,6 +255,7 @@ pub fn own(cx: &Context, pods: &Pods) -> String {
     );
     let help = "[ALPHA] The number of pods the kubelet works on";
     Family::new(&mut out, "kubelet_working_pods", "gauge", help).add(&[], pods.all().len() as f64, None);
+    managers(cx, &mut out);
     let version = [("git_version", cx.config.version.as_str()), ("major", "1"), ("minor", "36")];
     Family::new(&mut out, "kubernetes_build_info", "gauge", "[ALPHA] Build information.")
         .add(&version, 1.0, None);

@@ -38,8 +38,7 @@ impl Worker {
                 self.cx.images.forget(self.uid());
                 self.cx.probe_counts.lock().retain(|key, _| key.uid != names::uid(&self.pod));
                 self.cx.allocations.forget(self.uid());
-                self.cx.devices.forget(self.uid());
-                self.cx.cpus.forget(self.uid());
+                self.cx.hint_providers().iter().for_each(|p| p.forget(self.uid()));
             }
             Err(e) => {
                 warn!(pod = names::full_name(&self.pod), error = %e, "volumes not unmounted");

@@ -40,11 +40,9 @@ impl Worker {
             None => self.cx.allocations.admit(&self.pod, adopted, crate::names::is_static(&self.pod)),
         };
         if admitted.is_ok() && !adopted {
-            admitted =
-                self.cx.devices.allocate(&self.pod).await.and_then(|()| self.cx.cpus.allocate(&self.pod));
+            admitted = self.cx.topology_manager.admit(&self.cx.hint_providers(), &self.pod).await;
             if admitted.is_err() {
                 self.cx.allocations.forget(self.uid());
-                self.cx.devices.forget(self.uid());
             }
         }
         if let Err(refused) = admitted {
@@ -76,7 +74,12 @@ impl Worker {
             return;
         }
         let generation = self.desired.metadata.generation.unwrap_or(0);
-        match self.cx.allocations.resize(&self.desired) {
+        let policies = (self.cx.cpus.policy(), self.cx.memory_manager.policy());
+        let granted = match resize::infeasible(&self.desired, &self.pod, policies) {
+            Some(message) => Err(("Infeasible", Failure { reason: "Infeasible".to_owned(), message })),
+            None => self.cx.allocations.resize(&self.desired).map_err(|short| ("Deferred", short)),
+        };
+        match granted {
             Ok(()) => {
                 if let Err(e) = wanted.save(&self.cx.directory(self.uid())) {
                     warn!(pod = crate::names::full_name(&self.pod), error = %e, "allocation not kept");
@@ -88,13 +91,19 @@ impl Worker {
                 self.memory.resize.in_progress = Some(InProgress { generation, error: String::new() });
                 self.resize_event(EventType::Normal, "ResizeStarted", "Pod resize started", generation, "");
             }
-            Err(short) => {
-                let pending = Pending { generation, reason: "Deferred", message: short.message };
+            Err((reason, short)) => {
+                let pending = Pending { generation, reason, message: short.message };
                 let known = self.memory.resize.pending.as_ref();
                 let news = known.is_none_or(|k| k.generation != generation || k.reason != pending.reason);
                 if news {
                     let (what, why) = (format!("Pod resize {}", short.reason), pending.message.clone());
-                    self.resize_event(EventType::Warning, "ResizeDeferred", &what, generation, &why);
+                    self.resize_event(
+                        EventType::Warning,
+                        &format!("Resize{reason}"),
+                        &what,
+                        generation,
+                        &why,
+                    );
                 }
                 self.memory.resize.pending = Some(pending);
             }

@@ -94,7 +94,9 @@ async fn fetch(
 ) -> Result<String, CriError> {
     let full = reference.digested().or(reference.tagged()).unwrap_or_else(|| reference.name());
     let failed = |e: OciDistributionError| describe(&full, &e);
-    let there = full.replacen(&reference.registry, &endpoint.host, 1);
+    let repository = endpoint.repository(&reference.repository).map_err(CriError::FailedPrecondition)?;
+    let version = full.strip_prefix(&reference.name()).unwrap_or_default();
+    let there = format!("{}/{repository}{version}", endpoint.host);
     let remote: oci_client::Reference =
         there.parse().map_err(|e| CriError::InvalidArgument(format!("{there}: {e}")))?;
     let client = client(endpoint)?;
@@ -348,14 +350,4 @@ fn describe(full: &str, error: &OciDistributionError) -> CriError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_come_from_name_or_packed_form() {
-        let packed = AuthConfig { auth: "dXNlcjpwYXNz".into(), ..Default::default() };
-        let RegistryAuth::Basic(user, password) = credentials(Some(packed)) else { panic!("not basic") };
-        assert_eq!((user.as_str(), password.as_str()), ("user", "pass"));
-        assert!(matches!(credentials(None), RegistryAuth::Anonymous));
-    }
-}
+mod tests;

@@ -21,6 +21,8 @@ pub(crate) struct Registries {
 #[serde(default)]
 struct Mirror {
     endpoint: Vec<String>,
+    /// Other names that repositories have there: patterns and what takes their place, with `$1` for groups.
+    rewrite: BTreeMap<String, String>,
 }
 
 /// How one registry is reached.
@@ -63,6 +65,25 @@ pub(crate) struct Endpoint {
     pub plain: bool,
     pub tls: Tls,
     pub login: Option<Login>,
+    /// What stands before the names of repositories, as `https://host/v2/PREFIX` says.
+    prefix: String,
+    rewrite: BTreeMap<String, String>,
+}
+
+impl Endpoint {
+    /// The repository's name there.
+    ///
+    /// # Errors
+    /// A pattern that is none.
+    pub fn repository(&self, name: &str) -> Result<String, String> {
+        for (pattern, other) in &self.rewrite {
+            let pattern = regex::Regex::new(pattern).map_err(|e| format!("rewrite of {}: {e}", self.host))?;
+            if pattern.is_match(name) {
+                return Ok(format!("{}{}", self.prefix, pattern.replace(name, other.as_str())));
+            }
+        }
+        Ok(format!("{}{name}", self.prefix))
+    }
 }
 
 impl Registries {
@@ -92,9 +113,12 @@ impl Registries {
                 Some((_, rest)) => (false, rest),
                 None => (false, text.as_str()),
             };
-            let host = rest.split('/').next().unwrap_or(rest);
+            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
             if !host.is_empty() {
-                list.push(self.endpoint(host, plain));
+                let prefix = path.strip_prefix("v2").unwrap_or(path).trim_matches('/');
+                let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+                let rewrite = mirror.map(|m| m.rewrite.clone()).unwrap_or_default();
+                list.push(Endpoint { prefix, rewrite, ..self.endpoint(host, plain) });
             }
         }
         if !list.iter().any(|e| e.host == registry) {
@@ -105,7 +129,7 @@ impl Registries {
 
     fn endpoint(&self, host: &str, plain: bool) -> Endpoint {
         let access = self.configs.get(host).cloned().unwrap_or_default();
-        Endpoint { host: host.to_owned(), plain, tls: access.tls, login: access.auth }
+        Endpoint { host: host.to_owned(), plain, tls: access.tls, login: access.auth, ..Endpoint::default() }
     }
 }
 
@@ -127,6 +151,13 @@ mod tests {
         assert_eq!(hosts, [("10.0.0.1:5000", true), ("m.example", false), ("docker.io", false)]);
         assert!(got[1].tls.insecure_skip_verify && got[1].login.as_ref().is_some_and(|l| l.username == "u"));
         assert_eq!(Registries::read(&path).unwrap().endpoints("quay.io", false)[0].host, "quay.io");
+        let text = "mirrors:\n  docker.io:\n    endpoint: [\"https://h.example/v2/hub\"]\n\
+                    \x20   rewrite: {\"^rancher/(.*)\": \"images/$1\"}\n";
+        std::fs::write(&path, text).unwrap();
+        let got = Registries::read(&path).unwrap().endpoints("docker.io", false);
+        assert_eq!(got[0].repository("rancher/klipper"), Ok("hub/images/klipper".into()));
+        assert_eq!(got[0].repository("library/busybox"), Ok("hub/library/busybox".into()));
+        assert_eq!(got[1].repository("rancher/klipper"), Ok("rancher/klipper".into()));
         std::fs::write(&path, "mirrors: 3").unwrap();
         assert!(Registries::read(&path).is_err());
     }
