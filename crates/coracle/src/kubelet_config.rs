@@ -10,7 +10,7 @@ use coracle_kubelet::{
 };
 use coracle_meta::quantity::Quantity;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::error::Failure;
 use crate::node_args::NodeArgs;
@@ -70,7 +70,24 @@ struct Period {
 #[serde(rename_all = "camelCase")]
 struct Reservation {
     numa_node: u32,
-    limits: BTreeMap<String, String>,
+    limits: BTreeMap<String, Amount>,
+}
+
+/// A quantity, which may be written as a number.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Amount {
+    Text(String),
+    Number(Number),
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -199,7 +216,7 @@ fn memory(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
                      [memory hugepages-<HugePageSize>] is accepted"
                 ));
             }
-            let amount = quantity(&format!("reservedMemory.limits.{kind}"), amount)?;
+            let amount = quantity(&format!("reservedMemory.limits.{kind}"), &amount.to_string())?;
             if amount.is_zero() {
                 return Err(format!(
                     "invalid configuration: reserved memory may not be zero for NUMA node {numa_node} and resource \
