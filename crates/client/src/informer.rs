@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use coracle_meta::Kind;
-use coracle_stdx::pack::Lexicon;
+use coracle_stdx::pack::{Lexicon, gently};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
@@ -59,10 +59,6 @@ impl<K> Clone for Change<K> {
 
 /// An object is packed between one and two of these intervals after it was last asked for.
 const PACK_EVERY: Duration = Duration::from_secs(30);
-/// So many objects are packed in a go, a few milliseconds' work,
-const PACKED_AT_ONCE: usize = 64;
-/// and so long nothing is packed after that.
-const PAUSE: Duration = Duration::from_millis(10);
 
 struct Shared<K> {
     state: RwLock<State<K>>,
@@ -106,10 +102,7 @@ impl<K: Kind> Shared<K> {
             let Some(dictionary) = lexicon.dictionary(count, &resting, |held| held.sample()) else {
                 continue;
             };
-            for some in resting.chunks(PACKED_AT_ONCE) {
-                some.iter().for_each(|held| held.pack(&dictionary));
-                tokio::time::sleep(PAUSE).await;
-            }
+            gently(&resting, |held| held.pack(&dictionary)).await;
         }
     }
 }

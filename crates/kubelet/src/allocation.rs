@@ -69,9 +69,8 @@ impl Allocated {
     /// The file system's.
     pub fn save(&self, directory: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(directory)?;
-        let temporary = directory.join(format!("{FILE}.tmp"));
-        std::fs::write(&temporary, serde_json::to_vec(self).map_err(std::io::Error::other)?)?;
-        std::fs::rename(temporary, directory.join(FILE))
+        let text = serde_json::to_vec(self).map_err(std::io::Error::other)?;
+        crate::checkpoint::write(&directory.join(FILE), &text)
     }
 }
 

@@ -23,6 +23,7 @@ use tracing::warn;
 pub use registry::{Watched, run};
 pub use resources::serve as serve_pod_resources;
 
+use crate::checkpoint;
 use crate::names;
 use crate::pod::{Role, containers};
 use crate::state::Failure;
@@ -83,9 +84,7 @@ impl Devices {
     fn save(&self) -> std::io::Result<()> {
         let text = serde_json::to_vec(&*self.book.lock()).map_err(std::io::Error::other)?;
         std::fs::create_dir_all(&self.dir)?;
-        let temporary = self.dir.join(format!("{CHECKPOINT}.tmp"));
-        std::fs::write(&temporary, text)?;
-        std::fs::rename(temporary, self.dir.join(CHECKPOINT))
+        checkpoint::write(&self.dir.join(CHECKPOINT), &text)
     }
 
     /// What init containers before `container` have of a resource, and no other container of the pod.

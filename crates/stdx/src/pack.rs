@@ -4,6 +4,7 @@
 //! takes about 200 bytes, comes back in a microsecond or two, and packing costs five to ten.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest dictionary in bytes. LZ4 looks back 64 KB; each packing walks through all of it.
 const LONGEST: usize = 16 << 10;
@@ -15,11 +16,12 @@ const SAMPLES: usize = 8;
 pub struct Dictionary(Box<[u8]>);
 
 impl Dictionary {
-    /// A dictionary of up to eight of the texts, spread evenly.
-    pub fn of<T: AsRef<[u8]>>(texts: &[T]) -> Self {
-        let step = texts.len().div_ceil(SAMPLES).max(1);
+    /// A dictionary of the texts of up to eight of these, spread evenly.
+    pub fn of<T, S: AsRef<[u8]>>(some: &[T], text: impl Fn(&T) -> S) -> Self {
+        let step = some.len().div_ceil(SAMPLES).max(1);
         let mut all = Vec::new();
-        for text in texts.iter().step_by(step) {
+        for one in some.iter().step_by(step) {
+            let text = text(one);
             let text = text.as_ref();
             if all.len() + text.len() <= LONGEST {
                 all.extend_from_slice(text);
@@ -65,10 +67,22 @@ impl Lexicon {
         if new.len() < FEW {
             return None;
         }
-        let samples: Vec<S> = new.iter().step_by(new.len().div_ceil(SAMPLES)).map(text).collect();
-        let dictionary = Arc::new(Dictionary::of(&samples));
+        let dictionary = Arc::new(Dictionary::of(new, text));
         self.0 = Some((dictionary.clone(), count));
         Some(dictionary)
+    }
+}
+
+/// So many are packed in a go, about a millisecond's work,
+const AT_ONCE: usize = 64;
+/// and so long nothing is packed after that.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Packs many, a few at a time: other work comes first.
+pub async fn gently<T>(all: &[T], pack: impl Fn(&T)) {
+    for some in all.chunks(AT_ONCE) {
+        some.iter().for_each(&pack);
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -112,7 +126,7 @@ mod tests {
     #[test]
     fn texts_that_are_alike_take_a_tenth_and_come_back_as_they_were() {
         let texts: Vec<Vec<u8>> = (0..100).map(text).collect();
-        let dictionary = Arc::new(Dictionary::of(&texts));
+        let dictionary = Arc::new(Dictionary::of(&texts, Vec::clone));
         for text in &texts {
             let packed = dictionary.pack(text).expect("smaller");
             assert!(packed.kept() * 10 < text.len(), "{} of {}", packed.kept(), text.len());
@@ -122,7 +136,7 @@ mod tests {
 
     #[test]
     fn what_has_nothing_in_common_is_not_packed() {
-        let dictionary = Arc::new(Dictionary::of(&[text(1)]));
+        let dictionary = Arc::new(Dictionary::of(&[1], |n| text(*n)));
         let other: Vec<u8> = (0..500_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         assert!(dictionary.pack(&other).is_none());
         assert!(dictionary.pack(b"").is_none_or(|packed| packed.unpack().is_empty()));
@@ -142,10 +156,8 @@ mod tests {
     #[test]
     fn texts_of_any_size_come_back_and_a_dictionary_stays_small() {
         let large = text(1).repeat(1000);
-        let none: [&[u8]; 0] = [];
-        for dictionary in
-            [Dictionary::of(&[&large[..]]), Dictionary::of(&none), Dictionary::of(&vec![text(3); 100])]
-        {
+        let of = |texts: &[&[u8]]| Dictionary::of(texts, |text| text.to_vec());
+        for dictionary in [of(&[&large[..]]), of(&[]), of(&[&text(3)[..]; 100])] {
             assert!(dictionary.0.len() <= LONGEST);
             let packed = Arc::new(dictionary).pack(&large).expect("it repeats itself");
             assert_eq!(packed.unpack(), large);

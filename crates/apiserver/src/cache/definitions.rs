@@ -42,10 +42,9 @@ pub(super) fn define<'e>(
 /// A stored object as it is read: pruned and defaulted by the schema of the version it is stored in.
 pub(super) fn read(resource: &Resource, entry: CacheEntry) -> CacheEntry {
     let stale = !std::ptr::eq(entry.def, resource.storage);
-    match reshaped(&entry.encoded(), entry.def) {
-        Some(encoded) if encoded != entry.encoded() => {
-            entry.read_as(entry.def, encoded).unlike(Some(entry.encoded()), true)
-        }
+    let stored = entry.encoded();
+    match reshaped(&stored, entry.def) {
+        Some(encoded) if encoded != stored => entry.read_as(entry.def, encoded).unlike(Some(stored), true),
         _ => entry.unlike(None, stale),
     }
 }

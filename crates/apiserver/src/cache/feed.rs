@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_meta::Object;
+use coracle_stdx::pack::gently;
 use coracle_store::{Event, Range, Store, StoreError, Watch, prefix_end};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -22,11 +22,6 @@ use crate::registry::{Registry, Resource};
 const ROOT: &str = "/registry/";
 /// Decoded objects on their way through the store; more than this are leftovers and dropped.
 const PENDING: usize = 16_384;
-
-/// So many objects are packed in a go, about a millisecond's work,
-const PACKED_AT_ONCE: usize = 128;
-/// and so long nothing is packed after that.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Keys and objects by the address of their encoding.
 type Pending = HashMap<usize, (Arc<str>, Box<dyn Object>)>;
@@ -190,15 +185,12 @@ impl Cache {
     /// left alone: a dictionary keeps some objects' texts after their end.
     pub(crate) async fn pack(&self) {
         for resource in self.registry.all() {
-            let resting = resource.cache.resting();
             if (resource.def.group, resource.def.plural) == ("", "secrets") {
                 continue;
             }
+            let resting = resource.cache.resting();
             let Some(dictionary) = resource.cache.dictionary(&resting) else { continue };
-            for some in resting.chunks(PACKED_AT_ONCE) {
-                some.iter().for_each(|entry| entry.rest(&dictionary));
-                tokio::time::sleep(PAUSE).await;
-            }
+            gently(&resting, |entry| entry.rest(&dictionary)).await;
         }
     }
 

@@ -104,7 +104,7 @@ mod tests {
     fn packed(text: &Bytes) -> Text {
         let packed = Text::new(text.clone());
         assert!(!packed.is_unread() && packed.is_unread(), "it is new, then it rests");
-        packed.pack(&Arc::new(Dictionary::of(&[text])));
+        packed.pack(&Arc::new(Dictionary::of(&[text], |text| (*text).clone())));
         assert!(packed.is_packed());
         packed
     }
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn a_short_text_stays_as_it_is() {
         let text = Text::new(Bytes::from_static(b"{}"));
-        text.pack(&Arc::new(Dictionary::of(&["{}"])));
+        text.pack(&Arc::new(Dictionary::of(&["{}"], |text| *text)));
         assert!(!text.is_packed());
     }
 }

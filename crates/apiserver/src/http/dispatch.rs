@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coracle_client::{DeleteOptions, PatchKind};
+use coracle_client::{DeleteOptions, PatchKind, WriteOptions};
 use coracle_meta::{Reason, Status, go};
 use coracle_resources::def::{Storage, Subresource};
 use http::header::USER_AGENT;
@@ -365,10 +365,16 @@ impl Call<'_> {
         Ok(watch::response(self.server, &self.resource, begin, answer.wanted, include, timeout))
     }
 
+    /// Options of a write with a body: what is wrong with them is told before the body is read.
+    fn options(&self, kind: &str) -> Result<WriteOptions, Status> {
+        let opts = self.query.write_options(kind)?;
+        check_options(kind, &opts)?;
+        Ok(opts)
+    }
+
     async fn create(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
-        let opts = self.query.write_options("CreateOptions")?;
-        check_options("CreateOptions", &opts)?;
+        let opts = self.options("CreateOptions")?;
         let input = self.input(incoming, self.resource.def.kind).await?;
         let namespace = self.namespace();
         let outcome = self.server.create(&self.caller, &self.resource, namespace, input, &opts).await?;
@@ -377,8 +383,7 @@ impl Call<'_> {
 
     async fn update(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
-        let opts = self.query.write_options("UpdateOptions")?;
-        check_options("UpdateOptions", &opts)?;
+        let opts = self.options("UpdateOptions")?;
         let input = self.input(incoming, self.resource.def.kind).await?;
         let part = part_of(self.info.subresource).ok_or_else(Status::no_such_path)?;
         let (namespace, name) = (self.namespace(), self.info.name);
@@ -496,8 +501,7 @@ impl Call<'_> {
         let answer = self.answer(false)?;
         let (namespace, name) = (self.namespace(), self.info.name);
         let outcome = if self.method == Method::PUT {
-            let opts = self.query.write_options("UpdateOptions")?;
-            check_options("UpdateOptions", &opts)?;
+            let opts = self.options("UpdateOptions")?;
             let input = self.input(incoming, "Scale").await?;
             let scale = self.server.sent(&self.caller, &SCALE, input, &opts.field_validation)?;
             let write = ScaleWrite::Replace(scale);
@@ -515,8 +519,7 @@ impl Call<'_> {
     /// POST of binding, eviction and token.
     async fn action(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
-        let opts = self.query.write_options("CreateOptions")?;
-        check_options("CreateOptions", &opts)?;
+        let opts = self.options("CreateOptions")?;
         let kind = match self.info.subresource {
             "binding" => "Binding",
             "eviction" => "Eviction",

@@ -199,8 +199,9 @@ impl Answer<'_> {
         let entry = self.server.fields.show(resource, &outcome.entry)?;
         let plain = self.wanted.shape == Shape::Object && self.wanted.format == Format::Json;
         let mut response = if plain && !self.wanted.pretty {
-            let mut line = BytesMut::with_capacity(entry.size() + 1);
-            line.put_slice(&entry.encoded());
+            let text = entry.encoded();
+            let mut line = BytesMut::with_capacity(text.len() + 1);
+            line.put_slice(&text);
             line.put_u8(b'\n');
             json_bytes(code, line.freeze())
         } else {
