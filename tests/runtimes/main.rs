@@ -2,6 +2,7 @@
 //! in place of the built-in network.
 
 mod manifests;
+mod pressure;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_kubelet::{
-    CpuPolicy, CpuSet, IdRange, KubeletConfig, ManifestUrl, MemoryPolicy, MemoryReservation, ShutdownPeriod,
-    TopologyPolicy, TopologyScope, shutdown_periods,
+    CpuPolicy, CpuSet, EvictionTexts, IdRange, KubeletConfig, ManifestUrl, MemoryPolicy, MemoryReservation,
+    ShutdownPeriod, TopologyPolicy, TopologyScope, shutdown_periods,
 };
 use coracle_meta::quantity::Quantity;
 use serde::Deserialize;
@@ -54,6 +54,14 @@ struct File {
     static_pod_url_header: BTreeMap<String, Vec<String>>,
     http_check_frequency: Option<String>,
     file_check_frequency: Option<String>,
+    eviction_hard: BTreeMap<String, String>,
+    eviction_soft: BTreeMap<String, String>,
+    eviction_soft_grace_period: BTreeMap<String, String>,
+    eviction_minimum_reclaim: BTreeMap<String, String>,
+    eviction_pressure_transition_period: Option<String>,
+    eviction_max_pod_grace_period: i64,
+    merge_default_eviction_settings: bool,
+    enforce_node_allocatable: Option<Vec<String>>,
     /// What there is besides.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -145,6 +153,7 @@ fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
     topology(&file, config)?;
     shutdown(&file, config)?;
     image_gc(&file, config)?;
+    eviction(&file, config)?;
     static_pods(&file, config)?;
     if let Some(ids) = file.user_namespaces.ids_per_pod {
         config.ids_per_pod = ids;
@@ -293,6 +302,30 @@ fn shutdown(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     Ok(())
 }
 
+fn eviction(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    config.eviction.configure(EvictionTexts {
+        hard: &file.eviction_hard,
+        soft: &file.eviction_soft,
+        grace: &file.eviction_soft_grace_period,
+        reclaim: &file.eviction_minimum_reclaim,
+        merge: file.merge_default_eviction_settings,
+    })?;
+    let transition = file.eviction_pressure_transition_period.as_deref();
+    let transition = transition.map(|text| length("evictionPressureTransitionPeriod", text)).transpose()?;
+    if let Some(transition) = transition.filter(|time| !time.is_zero()) {
+        config.eviction.transition = transition;
+    }
+    config.eviction.most_grace = file.eviction_max_pod_grace_period;
+    let Some(enforced) = &file.enforce_node_allocatable else { return Ok(()) };
+    config.enforce_allocatable = enforced.iter().any(|what| what == "pods");
+    match enforced.iter().find(|what| !matches!(what.as_str(), "pods" | "none" | "")) {
+        Some(other) => {
+            Err(format!("enforceNodeAllocatable: {other:?} is not supported (these are: pods, none)"))
+        }
+        None => Ok(()),
+    }
+}
+
 fn static_pods(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     if let Some(path) = &file.static_pod_path {
         config.static_pods.clone_from(path);
@@ -376,6 +409,12 @@ userNamespaces: {idsPerPod: 131072}
 imageGCHighThresholdPercent: 60
 imageGCLowThresholdPercent: 50
 imageMinimumGCAge: 2m30s
+evictionHard: {memory.available: 500Mi, nodefs.available: 10%}
+evictionSoft: {memory.available: 1Gi}
+evictionSoftGracePeriod: {memory.available: 1m30s}
+evictionPressureTransitionPeriod: 30s
+evictionMaxPodGracePeriod: 60
+enforceNodeAllocatable: [none]
 staticPodPath: /etc/kubernetes/manifests
 fileCheckFrequency: 1m0s
 staticPodURL: https://manifests.example/pods
@@ -390,6 +429,10 @@ syncFrequency: 1m0s
         assert_eq!(config.reserved["memory"].value(), 2 << 30);
         assert_eq!(config.shutdown_periods.iter().map(|p| p.seconds).collect::<Vec<_>>(), [20, 10]);
         assert_eq!((config.ids_per_pod, config.user_ids), (131_072, IdRange::all(131_072)));
+        let eviction = config.eviction;
+        assert_eq!((eviction.thresholds.len(), eviction.most_grace), (4, 60), "{:?}", eviction.thresholds);
+        assert_eq!(eviction.transition, Duration::from_secs(30));
+        assert!(!config.enforce_allocatable);
         assert_eq!(config.static_pods, Path::new("/etc/kubernetes/manifests"));
         assert_eq!(config.static_pods_check, Duration::from_mins(1));
         let url = config.static_pod_url.expect("a URL");
@@ -438,6 +481,9 @@ topologyManagerPolicyOptions: {prefer-closest-numa-nodes: \"true\", max-allowabl
     fn what_cannot_be_is_refused() {
         let refused = |fields: &str| with(fields).err().unwrap_or_default();
         assert!(refused("cpuManagerPolicy: dynamic").contains("unknown policy: \"dynamic\""));
+        assert!(refused("evictionHard: {memory: 1Gi}").contains("unsupported eviction signal memory"));
+        assert!(refused("evictionSoft: {memory.available: 1Gi}").contains("grace period must be specified"));
+        assert!(refused("enforceNodeAllocatable: [system-reserved]").contains("is not supported"));
         assert!(refused("imageGCLowThresholdPercent: 90").contains("must be less than"));
         assert!(refused("shutdownGracePeriodCriticalPods: 10s").contains("must be <="));
         assert!(refused("shutdownGracePeriod: 10x").contains("unknown unit"));

@@ -11,7 +11,9 @@ use coracle_auth::pki::CertificateAuthority;
 use coracle_auth::service_account::TokenIssuer;
 use coracle_client::{Client, Informers, PatchKind};
 use coracle_controllers::certificates::CertificateSigner;
-use coracle_kubelet::{CpuPolicy, IdRange, ImageGc, Kubelet, KubeletConfig, MemoryPolicy, TopologyConfig};
+use coracle_kubelet::{
+    CpuPolicy, EvictionConfig, IdRange, ImageGc, Kubelet, KubeletConfig, MemoryPolicy, TopologyConfig,
+};
 use coracle_network::{DnsServer, ServiceProxy};
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::Node as NodeObject;
@@ -231,8 +233,9 @@ impl Node {
             let (containers, config) = (containers.clone(), config.clone());
             let (client, informers, clock) = (node_client.clone(), informers.clone(), clock.clone());
             async move {
-                let Containers { runtime, images, streams, .. } = containers;
-                let kubelet = Kubelet::new(config, client, informers, runtime, images, streams, clock);
+                let Containers { own, runtime, images, streams, .. } = containers;
+                let kubelet = Kubelet::new(config, client, informers, runtime, images, streams, clock)
+                    .with_pods_cgroup(own.map(|own| own as _));
                 if let Err(e) = kubelet.run().await {
                     tracing::error!("kubelet: {e}");
                 }
@@ -447,13 +450,8 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         topology: TopologyConfig::NONE,
         reserved: BTreeMap::new(),
         image_gc: ImageGc::UPSTREAM,
-        eviction: coracle_kubelet::Thresholds {
-            memory: 100 << 20,
-            disk_percent: 5,
-            disk_most: 4 << 30,
-            inodes_percent: 5,
-            pid_percent: 0,
-        },
+        eviction: EvictionConfig::standard(),
+        enforce_allocatable: true,
         shutdown_periods: Vec::new(),
         system_bus: "/run/dbus/system_bus_socket".into(),
         log_max_size: 10 << 20,

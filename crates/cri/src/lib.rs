@@ -7,6 +7,7 @@
 mod client;
 mod convert;
 pub mod network;
+mod pods_cgroup;
 mod poll;
 pub mod remote;
 mod server;
@@ -18,6 +19,7 @@ mod wire;
 
 pub use client::CriClient;
 pub use network::{NetworkError, PodNetwork, PodNetworkRequest, PortMapping, Protocol};
+pub use pods_cgroup::{PodsCgroup, PodsLimits, PodsMemory};
 pub use server::CriServer;
 pub use service::{CriError, ImageService, RuntimeService};
 pub use stream_server::StreamServer;

@@ -77,7 +77,9 @@ pub struct KubeletConfig {
     /// When images that nobody uses go.
     pub image_gc: crate::image_gc::ImageGc,
     /// When the node is short of something and pods must go.
-    pub eviction: crate::evict::Thresholds,
+    pub eviction: crate::evict::EvictionConfig,
+    /// Whether all pods together are held to what the node has for them.
+    pub enforce_allocatable: bool,
     /// How long pods may take to end when the machine goes down, by priority; empty: they are not ended.
     pub shutdown_periods: Vec<crate::shutdown::ShutdownPeriod>,
     /// Socket of the system bus, on which logind tells of shutdowns; need not exist.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, EventType, Informer, Informers};
 use coracle_cri::v1::DnsConfig;
-use coracle_cri::{ImageService, RuntimeService, Streams};
+use coracle_cri::{ImageService, PodsCgroup, RuntimeService, Streams};
 use coracle_stdx::Clock;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use parking_lot::Mutex;
 
 use crate::allocation::Allocations;
@@ -73,6 +73,8 @@ pub struct Context {
     pub user_namespaces: UserNamespaces,
     /// The host's resolver configuration.
     pub host_dns: DnsConfig,
+    /// What all pods together have, where the runtime is our own.
+    pub pods_cgroup: Option<Arc<dyn PodsCgroup>>,
     /// Changes of log files.
     pub files: Watcher,
     /// Whether the node is going down.
@@ -97,6 +99,18 @@ impl Context {
     /// Records a Warning event about a pod.
     pub fn pod_warning(&self, pod: &Pod, reason: &str, message: impl Into<String>) {
         self.events.event(pod, EventType::Warning, reason, message);
+    }
+    /// Records an event about the node.
+    pub fn node_event(&self, kind: EventType, reason: &str, message: impl Into<String>) {
+        let name = &self.config.node_name;
+        // kubectl looks for a node's events by its name in place of its uid.
+        let node = ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(name.clone()),
+            uid: Some(name.clone()),
+            ..ObjectReference::default()
+        };
+        self.events.event_about(node, kind, reason, message);
     }
     /// What the downward API knows of a pod with these addresses.
     pub fn facts(&self, pod: &Pod, ips: &[String]) -> Facts {

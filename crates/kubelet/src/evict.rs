@@ -1,118 +1,40 @@
 //! Which pods must go: those that hold more of the disk than they may, and when the node runs short, those that use
 //! more than they asked for, the least important first. Pure; the texts are upstream's.
 
+mod pressure;
+mod thresholds;
+
 use std::cmp::Reverse;
 
 use coracle_meta::pod::{limits, qos, requests};
 use coracle_meta::quantity::Quantity;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+pub use pressure::{Left, Observations, Pressures, Shortage, is_over};
+pub use thresholds::{EvictionConfig, EvictionTexts, Signal};
 
-use crate::pod::{after, spec};
+use crate::pod::spec;
 
-/// How long a pressure is shown after it was last seen, in seconds.
-const TRANSITION: i64 = 300;
 /// Pods of this priority and above are critical.
 const CRITICAL: i32 = 2_000_000_000;
-
-/// Least that must be left of the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Thresholds {
-    /// Bytes of memory.
-    pub memory: u64,
-    /// Per cent of the bytes of the node's file system.
-    pub disk_percent: u64,
-    /// But no more than so many bytes: a share of a large disk is more than anybody needs.
-    pub disk_most: u64,
-    /// Per cent of its inodes.
-    pub inodes_percent: u64,
-    /// Per cent of process ids; 0 for none.
-    pub pid_percent: u64,
-}
-
-/// What is left of the node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
-    pub memory: u64,
-    pub disk: u64,
-    pub disk_capacity: u64,
-    pub inodes: u64,
-    pub inodes_capacity: u64,
-    pub pids: u64,
-    pub pids_capacity: u64,
-}
-
-/// What the node is short of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Short {
-    /// Memory.
-    Memory,
-    /// Bytes of the disk.
-    Disk,
-    /// Inodes of the disk.
-    Inodes,
-    /// Process ids.
-    Pids,
-}
-
-impl Short {
-    fn resource(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Disk => "ephemeral-storage",
-            Self::Inodes => "inodes",
-            Self::Pids => "pids",
-        }
-    }
-}
-
-/// What is short, with the threshold and what is left, memory first.
-pub fn shortages(left: &Left, t: &Thresholds) -> Vec<(Short, u64, u64)> {
-    let of = |capacity: u64, percent: u64| capacity / 100 * percent;
-    let all = [
-        (Short::Memory, t.memory, left.memory),
-        (Short::Disk, of(left.disk_capacity, t.disk_percent).min(t.disk_most), left.disk),
-        (Short::Inodes, of(left.inodes_capacity, t.inodes_percent), left.inodes),
-        (Short::Pids, of(left.pids_capacity, t.pid_percent), left.pids),
-    ];
-    all.into_iter().filter(|(_, threshold, left)| left < threshold).collect()
-}
-
-/// When each pressure was last seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressures {
-    memory: Option<Timestamp>,
-    disk: Option<Timestamp>,
-    pid: Option<Timestamp>,
-}
-
-impl Pressures {
-    /// Notes what is short at `now`.
-    pub fn note(&mut self, short: &[(Short, u64, u64)], now: Timestamp) {
-        for (what, ..) in short {
-            let slot = match what {
-                Short::Memory => &mut self.memory,
-                Short::Disk | Short::Inodes => &mut self.disk,
-                Short::Pids => &mut self.pid,
-            };
-            *slot = Some(now);
-        }
-    }
-    /// The node conditions that hold at `now`, by type.
-    pub fn conditions(&self, now: Timestamp) -> Vec<&'static str> {
-        let all = [("DiskPressure", self.disk), ("MemoryPressure", self.memory), ("PIDPressure", self.pid)];
-        let holds = |seen: Option<Timestamp>| seen.is_some_and(|at| after(at, TRANSITION) > now);
-        all.into_iter().filter(|(_, seen)| holds(*seen)).map(|(name, _)| name).collect()
-    }
-}
+/// Seconds that a pod has to end that must go at once.
+pub const AT_ONCE: i64 = 1;
 
 /// A container's use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerUse {
     pub name: String,
     pub memory: u64,
+    /// Bytes of the writable layer.
+    pub layer: u64,
+    /// Bytes of logs.
+    pub logs: u64,
+}
+
+impl ContainerUse {
     /// Writable layer and logs.
-    pub disk: u64,
+    pub fn disk(&self) -> u64 {
+        self.layer + self.logs
+    }
 }
 
 /// A pod's use.
@@ -120,9 +42,10 @@ pub struct ContainerUse {
 pub struct PodUse {
     pub pod: std::sync::Arc<Pod>,
     pub memory: u64,
-    /// Containers, logs and volumes on the node's disk.
-    pub disk: u64,
-    pub inodes: u64,
+    /// Bytes and inodes of volumes on the node's disk.
+    pub local: (u64, u64),
+    /// Inodes of writable layers.
+    pub layer_inodes: u64,
     pub processes: u64,
     pub containers: Vec<ContainerUse>,
     /// Name, use and limit of its scratch volumes.
@@ -148,7 +71,7 @@ pub fn over_own_limit(p: &PodUse) -> Option<String> {
         }
     }
     if let Some(limit) = limits(&p.pod).get("ephemeral-storage")
-        && p.disk > limit.value().max(0).unsigned_abs()
+        && p.disk() > limit.value().max(0).unsigned_abs()
     {
         let limit = limit.to_api().0;
         return Some(format!(
@@ -158,7 +81,7 @@ pub fn over_own_limit(p: &PodUse) -> Option<String> {
     for c in &spec(&p.pod).containers {
         let limit = c.resources.as_ref().and_then(|r| r.limits.as_ref()?.get("ephemeral-storage"));
         let Some(limit) = limit.map(Quantity::from_api).filter(|l| !l.is_zero()) else { continue };
-        let used = p.containers.iter().find(|u| u.name == c.name).map_or(0, |u| u.disk);
+        let used = p.containers.iter().find(|u| u.name == c.name).map_or(0, ContainerUse::disk);
         if used > limit.value().max(0).unsigned_abs() {
             let (name, limit) = (&c.name, limit.to_api().0);
             return Some(format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "));
@@ -167,58 +90,85 @@ pub fn over_own_limit(p: &PodUse) -> Option<String> {
     None
 }
 
-fn used(p: &PodUse, what: Short) -> u64 {
-    match what {
-        Short::Memory => p.memory,
-        Short::Disk => p.disk,
-        Short::Inodes => p.inodes,
-        Short::Pids => p.processes,
+impl PodUse {
+    /// Bytes of containers, logs and volumes on the node's disks.
+    pub fn disk(&self) -> u64 {
+        self.local.0 + self.containers.iter().map(ContainerUse::disk).sum::<u64>()
     }
 }
 
-fn requested(p: &PodUse, what: Short) -> u64 {
+/// How much of what is short a pod has. If `split`, writable layers are on another disk than volumes and logs.
+fn used(p: &PodUse, what: Signal, split: bool) -> u64 {
+    let layers: u64 = p.containers.iter().map(|c| c.layer).sum();
+    match what {
+        Signal::Memory | Signal::PodsMemory => p.memory,
+        Signal::NodeDisk if split => p.disk() - layers,
+        Signal::ImageDisk | Signal::ContainerDisk if split => layers,
+        Signal::NodeDisk | Signal::ImageDisk | Signal::ContainerDisk => p.disk(),
+        Signal::NodeInodes if split => p.local.1,
+        Signal::ImageInodes | Signal::ContainerInodes if split => p.layer_inodes,
+        Signal::NodeInodes | Signal::ImageInodes | Signal::ContainerInodes => p.local.1 + p.layer_inodes,
+        Signal::Pids => p.processes,
+    }
+}
+
+fn requested(p: &PodUse, what: Signal) -> u64 {
     requests(&p.pod).get(what.resource()).map_or(0, |q| q.value().max(0).unsigned_abs())
 }
 
 /// The pods in the order in which they go: those beyond their requests, then by priority, then by how much they use
-/// beyond what they asked for.
-pub fn rank(pods: &mut [PodUse], what: Short) {
+/// beyond what they asked for. If `split`, writable layers are on another disk than volumes and logs.
+pub fn rank(pods: &mut [PodUse], what: Signal, split: bool) {
     pods.sort_by_key(|p| {
-        let (used, requested) = (used(p, what), requested(p, what));
+        let (used, requested) = (used(p, what, split), requested(p, what));
         let beyond = i128::from(used) - i128::from(requested);
-        let first = if what == Short::Pids { true } else { used > requested };
+        let first = what == Signal::Pids || used > requested;
         (Reverse(first), spec(&p.pod).priority.unwrap_or(0), Reverse(beyond))
     });
 }
 
+/// Seconds that a pod has to end: one, unless the threshold is soft.
+pub fn grace(pod: &Pod, short: &Shortage, config: &EvictionConfig) -> i64 {
+    match short.soft {
+        true => spec(pod)
+            .termination_grace_period_seconds
+            .map_or(config.most_grace, |own| own.min(config.most_grace)),
+        false => AT_ONCE,
+    }
+}
+
 /// What an evicted pod's status says.
-pub fn message(p: &PodUse, what: Short, threshold: u64, left: u64) -> String {
+pub fn message(p: &PodUse, short: &Shortage) -> String {
+    let what = short.signal;
     let resource = what.resource();
-    let show = |n: u64| if matches!(what, Short::Memory | Short::Disk) { text(n) } else { n.to_string() };
     let mut message = format!(
         "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",
-        show(threshold),
-        show(left)
+        short.least.to_api().0,
+        short.available.to_api().0
     );
+    let pod_request = spec(&p.pod).resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
+    if let Some(request) = pod_request.filter(|_| resource == "memory") {
+        let name = p.pod.metadata.name.as_deref().unwrap_or("");
+        message.push_str(&larger("Pod", name, p.memory, Quantity::from_api(request), resource));
+    }
+    if !what.in_bytes() {
+        return message;
+    }
     for c in coracle_meta::pod::containers(spec(&p.pod)) {
         let Some(u) = p.containers.iter().find(|u| u.name == c.name) else { continue };
-        let used = match what {
-            Short::Memory => u.memory,
-            Short::Disk => u.disk,
-            Short::Inodes | Short::Pids => continue,
-        };
+        let used = if what.is_disk() { u.disk() } else { u.memory };
         let request = c.resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
         let request = request.map(Quantity::from_api).unwrap_or_default();
         if used > request.value().max(0).unsigned_abs() {
-            message.push_str(&format!(
-                "Container {} was using {}, request is {}, has larger consumption of {resource}. ",
-                c.name,
-                text(used),
-                request.to_api().0
-            ));
+            message.push_str(&larger("Container", &c.name, used, request, resource));
         }
     }
     message
+}
+
+fn larger(what: &str, name: &str, used: u64, request: Quantity, resource: &str) -> String {
+    let (used, request) = (text(used), request.to_api().0);
+    format!("{what} {name} was using {used}, request is {request}, has larger consumption of {resource}. ")
 }
 
 /// Why a node under these pressures takes no new pod like this.
@@ -249,17 +199,22 @@ mod tests {
 
     const MI: u64 = 1 << 20;
 
-    fn using(spec: Value, memory: u64, disk: u64) -> PodUse {
-        let containers = vec![ContainerUse { name: "a".into(), memory, disk }];
+    fn using(spec: Value, memory: u64, layer: u64) -> PodUse {
+        let containers = vec![ContainerUse { name: "a".into(), memory, layer, logs: 0 }];
         PodUse {
             pod: std::sync::Arc::new(crate::pod::tests::pod(spec)),
             memory,
-            disk,
-            inodes: 0,
+            local: (0, 0),
+            layer_inodes: 0,
             processes: 0,
             containers,
             volumes: Vec::new(),
         }
+    }
+
+    fn short(signal: Signal, least: u64, available: u64) -> Shortage {
+        let bytes = |n| Quantity::from_bytes(i64::try_from(n).unwrap_or(0));
+        Shortage { signal, least: bytes(least), available: bytes(available), soft: false }
     }
 
     fn plain(request: &str, priority: i32) -> Value {
@@ -275,11 +230,11 @@ mod tests {
             using(plain("10Mi", 0), 20 * MI, 0),
             using(plain("10Mi", 0), 30 * MI, 0),
         ];
-        rank(&mut pods, Short::Memory);
+        rank(&mut pods, Signal::Memory, false);
         let order: Vec<u64> = pods.iter().map(|p| p.memory / MI).collect();
         assert_eq!(order, [30, 20, 900, 50]);
         assert_eq!(
-            message(&pods[0], Short::Memory, 100 * MI, 50 * MI),
+            message(&pods[0], &short(Signal::Memory, 100 * MI, 50 * MI)),
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. \
              Container a was using 30Mi, request is 10Mi, has larger consumption of memory. "
         );
@@ -303,22 +258,35 @@ mod tests {
     }
 
     #[test]
-    fn pressure_is_shown_for_five_minutes_and_keeps_best_effort_pods_out() {
-        let t = Thresholds {
-            memory: 100 * MI,
-            disk_percent: 10,
-            disk_most: u64::MAX,
-            inodes_percent: 5,
-            pid_percent: 0,
+    fn layers_on_a_disk_of_their_own_count_only_there() {
+        let asked = json!({"containers": [{"name": "a"}]});
+        let mut pods = vec![using(asked.clone(), 0, 9 * MI), using(asked, 0, MI)];
+        pods[1].local = (5 * MI, 100);
+        let first = |pods: &mut [PodUse], what, split| {
+            rank(pods, what, split);
+            pods[0].local.0 / MI
         };
-        let left = Left { memory: 50 * MI, disk: 50, disk_capacity: 100, ..Left::default() };
-        let short = shortages(&left, &t);
-        assert_eq!(short, [(Short::Memory, 100 * MI, 50 * MI)]);
-        let mut p = Pressures::default();
-        let now = Timestamp::UNIX_EPOCH;
-        p.note(&short, now);
-        assert_eq!(p.conditions(after(now, 299)), ["MemoryPressure"]);
-        assert!(p.conditions(after(now, 300)).is_empty());
+        assert_eq!(first(&mut pods, Signal::NodeDisk, false), 0, "nine in its layer");
+        assert_eq!(first(&mut pods, Signal::NodeDisk, true), 5, "five in its volumes");
+        assert_eq!(first(&mut pods, Signal::ImageDisk, true), 0);
+        assert_eq!(first(&mut pods, Signal::NodeInodes, true), 5);
+    }
+
+    #[test]
+    fn a_soft_threshold_leaves_pods_time_to_end() {
+        let pod = |seconds: Value| {
+            crate::pod::tests::pod(json!({"terminationGracePeriodSeconds": seconds, "containers": []}))
+        };
+        let config = EvictionConfig { most_grace: 20, ..EvictionConfig::standard() };
+        let hard = short(Signal::Memory, 0, 0);
+        let soft = Shortage { soft: true, ..hard };
+        assert_eq!(grace(&pod(json!(30)), &hard, &config), 1);
+        assert_eq!(grace(&pod(json!(30)), &soft, &config), 20);
+        assert_eq!(grace(&pod(json!(5)), &soft, &config), 5);
+    }
+
+    #[test]
+    fn pressure_keeps_best_effort_pods_out() {
         let pod = |s| crate::pod::tests::pod(s);
         let conditions = ["MemoryPressure"];
         assert_eq!(

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coracle_client::{Client, EventRecorder, Informers, ListOptions};
-use coracle_cri::{ImageService, RuntimeService, Streams};
+use coracle_cri::{ImageService, PodsCgroup, RuntimeService, Streams};
 use coracle_meta::quantity::Quantity;
 use coracle_stdx::{Clock, Tasks};
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -27,7 +27,7 @@ use crate::server::{Server, tls};
 use crate::tokens::Tokens;
 use crate::topology_manager::{NumaNode, TopologyManager, read_nodes};
 use crate::user_namespaces::UserNamespaces;
-use crate::{cpus, node, plugins, rotate, shutdown, watchman};
+use crate::{cpus, node, node_events, plugins, rotate, shutdown, watchman};
 use coracle_stdx::files::Watcher;
 
 /// The agent of a node.
@@ -39,6 +39,7 @@ pub struct Kubelet {
     images: Arc<dyn ImageService>,
     streams: Streams,
     clock: Clock,
+    pods_cgroup: Option<Arc<dyn PodsCgroup>>,
 }
 
 impl std::fmt::Debug for Kubelet {
@@ -58,7 +59,13 @@ impl Kubelet {
         streams: Streams,
         clock: Clock,
     ) -> Self {
-        Self { config, client, informers, runtime, images, streams, clock }
+        Self { config, client, informers, runtime, images, streams, clock, pods_cgroup: None }
+    }
+
+    /// Holds all pods together to what the node's `status.allocatable` promises, by their common cgroup.
+    pub fn with_pods_cgroup(mut self, cgroup: Option<Arc<dyn PodsCgroup>>) -> Self {
+        self.pods_cgroup = cgroup;
+        self
     }
 
     /// Registers the node, adopts what runs, and runs pods until dropped. Pods go on without it.
@@ -70,6 +77,7 @@ impl Kubelet {
         let listener = listen(self.config.port).await?;
         let informers = self.informers.clone();
         let cx = Arc::new(self.context()?);
+        node_events::start(&cx);
         let selector = format!("spec.nodeName={}", cx.config.node_name);
         let options = ListOptions { field_selector: selector, ..ListOptions::default() };
         let pods_informer = informers.filtered::<Pod>("", options);
@@ -112,7 +120,7 @@ impl Kubelet {
         let host_resolv = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
         let files = Watcher::new()
             .map_err(|source| KubeletError::Directory { path: "inotify instance".into(), source })?;
-        let machine = Machine::read(&config.root, config.max_pods, config.reserved.clone());
+        let machine = Machine::read(&config);
         let system = Path::new("/sys/devices/system");
         let nodes = read_nodes(system, machine.memory.max(0).unsigned_abs(), &machine.huge_pages);
         Ok(Context {
@@ -132,7 +140,7 @@ impl Kubelet {
                 config.credential_providers.clone(),
             ),
             cpus: open_cpus(&config, system)?,
-            memory_manager: open_memory(&config, &nodes)?,
+            memory_manager: open_memory(&config, &machine, &nodes)?,
             topology_manager: TopologyManager::new(config.topology, nodes)
                 .map_err(|why| KubeletError::Manager("topology", why))?,
             images: Images::new(self.images.clone(), self.clock.clone()),
@@ -143,6 +151,7 @@ impl Kubelet {
             client: self.client,
             runtime: self.runtime,
             image_service: self.images,
+            pods_cgroup: self.pods_cgroup,
             streams: self.streams,
             shutdown: Default::default(),
             pressures: Default::default(),
@@ -166,11 +175,14 @@ fn open_cpus(config: &KubeletConfig, system: &Path) -> Result<Cpus, KubeletError
 }
 
 /// The memory manager as configured.
-fn open_memory(config: &KubeletConfig, nodes: &[NumaNode]) -> Result<MemoryManager, KubeletError> {
+fn open_memory(
+    config: &KubeletConfig,
+    machine: &Machine,
+    nodes: &[NumaNode],
+) -> Result<MemoryManager, KubeletError> {
     // What evictions keep free is not for pods, either.
     let mut reserved = config.reserved.clone();
-    let free = i64::try_from(config.eviction.memory).unwrap_or(i64::MAX);
-    *reserved.entry("memory".to_owned()).or_default() += Quantity::from_bytes(free);
+    *reserved.entry("memory".to_owned()).or_default() += Quantity::from_bytes(machine.kept_free.memory);
     MemoryManager::open(config.memory_policy, nodes, &reserved, &config.reserved_memory, &config.root)
         .map_err(|why| KubeletError::Manager("memory", why))
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use coracle_cri::PodsLimits;
 use coracle_meta::quantity::Quantity;
 
 use crate::admit::NodeView;
+use crate::config::KubeletConfig;
 
 /// Facts about the machine, read once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +36,17 @@ pub struct Machine {
     pub architecture: &'static str,
     /// What is not for pods.
     pub reserved: BTreeMap<String, Quantity>,
+    /// What evictions keep free of memory and disk.
+    pub kept_free: Capacity,
     /// Whether the kernel enforces AppArmor profiles.
     pub app_armor: bool,
+}
+
+/// Bytes of memory and disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    pub memory: i64,
+    pub disk: i64,
 }
 
 fn read(path: &str) -> String {
@@ -66,9 +77,10 @@ const fn architecture() -> &'static str {
 }
 
 impl Machine {
-    /// Reads the machine; `root` is the directory whose file system counts.
-    pub fn read(root: &Path, max_pods: u32, reserved: BTreeMap<String, Quantity>) -> Self {
-        let disk = rustix::fs::statvfs(root).map_or(0, |v| v.f_frsize.saturating_mul(v.f_blocks));
+    /// Reads the machine; the disk is the one with the kubelet's directory.
+    pub fn read(config: &KubeletConfig) -> Self {
+        let disk = rustix::fs::statvfs(&config.root).map_or(0, |v| v.f_frsize.saturating_mul(v.f_blocks));
+        let disk = i64::try_from(disk).unwrap_or(i64::MAX);
         let memory = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
         let machine_id = read("/etc/machine-id");
         let uuid = read("/sys/class/dmi/id/product_uuid");
@@ -76,8 +88,8 @@ impl Machine {
         Self {
             cpus: i64::try_from(cpus).unwrap_or(1),
             memory,
-            disk: i64::try_from(disk).unwrap_or(i64::MAX),
-            pods: i64::from(max_pods),
+            disk,
+            pods: i64::from(config.max_pods),
             huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
@@ -85,7 +97,8 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease"),
             os_image: os_release(&read("/etc/os-release"), "PRETTY_NAME").unwrap_or_else(|| "Linux".into()),
             architecture: architecture(),
-            reserved,
+            reserved: config.reserved.clone(),
+            kept_free: config.eviction.kept_free(Capacity { memory, disk }),
             app_armor: read("/sys/module/apparmor/parameters/enabled") == "Y",
         }
     }
@@ -105,20 +118,30 @@ impl Machine {
         amounts
     }
 
-    /// `status.allocatable`: less what eviction keeps free (100 Mi of memory, a tenth of the disk), less what is kept
-    /// back.
+    /// `status.allocatable`: less what evictions keep free, less what is kept back.
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         let mut amounts = self.capacity();
         let huge: i64 = self.huge_pages.values().sum();
-        let memory = (self.memory - huge - (100 << 20)).max(0) / 1024;
+        let memory = (self.memory - huge - self.kept_free.memory).max(0) / 1024;
         amounts.insert("memory".into(), Quantity::parse(&format!("{memory}Ki")).unwrap_or_default());
-        amounts.insert("ephemeral-storage".into(), Quantity::from(self.disk / 10 * 9));
+        amounts.insert("ephemeral-storage".into(), Quantity::from((self.disk - self.kept_free.disk).max(0)));
         for (name, reserved) in &self.reserved {
             if let Some(amount) = amounts.get_mut(name) {
                 *amount = (*amount - *reserved).max(Quantity::default());
             }
         }
         amounts
+    }
+
+    /// What all pods together may have: evictions happen before they have it.
+    pub fn pods_limits(&self) -> PodsLimits {
+        let reserved = |name: &str| self.reserved.get(name).copied().unwrap_or_default();
+        PodsLimits {
+            memory: (self.memory - reserved("memory").value()).max(0),
+            milli_cpus: i64::try_from((Quantity::from(self.cpus) - reserved("cpu")).milli())
+                .unwrap_or(0)
+                .max(0),
+        }
     }
 
     /// The node as pods meet it before its object is known.

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::admit::NodeView;
 use crate::context::Context;
+use crate::node_events;
 use crate::pod::whole_seconds;
 
 /// How often the status is reported though nothing changed.
@@ -252,6 +253,11 @@ async fn register(cx: &Context, seen: &Seen) -> Result<Arc<Node>, Status> {
             };
             let node = api.create("", node).await?;
             info!(node = cx.config.node_name, "node registered");
+            node_events::tell(
+                cx,
+                &NodeStatus::default(),
+                node.status.as_ref().unwrap_or(&NodeStatus::default()),
+            );
             return Ok(node);
         }
         Err(s) => return Err(s),
@@ -287,9 +293,9 @@ async fn report(cx: &Context, node: &Arc<Node>, seen: &Seen, force: bool) -> Res
         return Ok(node.clone());
     }
     let mut next = (**node).clone();
-    next.status = Some(new);
+    next.status = Some(new.clone());
     let api = cx.client.api::<Node>();
-    match api.update_status("", next).await {
+    let reported = match api.update_status("", next).await {
         Err(s) if s.reason() == Reason::Conflict => {
             let fresh = api.get("", &cx.config.node_name).await?;
             let mut next = (*fresh).clone();
@@ -298,7 +304,11 @@ async fn report(cx: &Context, node: &Arc<Node>, seen: &Seen, force: bool) -> Res
             api.update_status("", next).await
         }
         result => result,
+    };
+    if reported.is_ok() {
+        node_events::tell(cx, old, &new);
     }
+    reported
 }
 
 /// Registers the node, then keeps its status and lease current.

@@ -338,13 +338,8 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         topology: TopologyConfig::NONE,
         reserved: BTreeMap::new(),
         image_gc: crate::image_gc::ImageGc::UPSTREAM,
-        eviction: crate::evict::Thresholds {
-            memory: 100 << 20,
-            disk_percent: 5,
-            disk_most: 4 << 30,
-            inodes_percent: 5,
-            pid_percent: 0,
-        },
+        eviction: crate::evict::EvictionConfig::standard(),
+        enforce_allocatable: false,
         shutdown_periods: vec![
             ShutdownPeriod { priority: 0, seconds: 20 },
             ShutdownPeriod { priority: 1000, seconds: 10 },
@@ -354,7 +349,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         log_max_files: 5,
     };
     std::fs::create_dir_all(config.root.join("pods")).expect("directory");
-    let machine = Machine::read(directory, 110, BTreeMap::new());
+    let machine = Machine::read(&config);
     let cx = Context {
         events: EventRecorder::with_host(client.clone(), "kubelet", "n1", clock.clone()),
         services: informers.get::<Service>(),
@@ -377,6 +372,7 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         image_service: runtime.clone(),
         streams: coracle_cri::Streams::Here(runtime.clone()),
         shutdown: Default::default(),
+        pods_cgroup: None,
         pressures: Default::default(),
         probe_counts: Default::default(),
         started: clock.now(),

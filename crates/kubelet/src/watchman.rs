@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_client::EventType;
 use coracle_cri::v1::{ContainerFilter, ContainerState, Image};
 use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::context::Context;
-use crate::evict::{self, ContainerUse, Left, PodUse, Short};
+use crate::evict::{self, ContainerUse, Left, Observations, PodUse, Shortage, Signal};
 use crate::image_gc;
 use crate::manager::Pods;
 use crate::names;
@@ -24,6 +25,8 @@ use crate::worker::{Handle, Message};
 const LOOK: Duration = Duration::from_secs(10);
 /// Looks between two collections of images.
 const COLLECT: u32 = 30;
+/// How long an evicted pod may take to free what it has before the next one is looked for.
+const FREEING: Duration = Duration::from_secs(30);
 
 /// Runs until dropped.
 pub async fn run(cx: Arc<Context>, pods: Pods) {
@@ -33,25 +36,75 @@ pub async fn run(cx: Arc<Context>, pods: Pods) {
     loop {
         tokio::time::sleep(LOOK).await;
         note_images(&cx, &mut used).await;
-        let node = figures::node(&cx, &rates);
-        let left = Left {
-            memory: node.memory_available,
-            disk: node.disk.available,
-            disk_capacity: node.disk.capacity,
-            inodes: node.disk.inodes_free,
-            inodes_capacity: node.disk.inodes,
-            pids: node.processes.1.saturating_sub(node.processes.0),
-            pids_capacity: node.processes.1,
-        };
-        let short = evict::shortages(&left, &cx.config.eviction);
-        cx.pressures.lock().note(&short, cx.clock.now());
+        let seen = observe(&cx, &rates).await;
+        let mut short = cx.pressures.lock().note(&cx.config.eviction, &seen.left, cx.clock.now());
         round += 1;
-        let disk = short.iter().any(|(what, ..)| matches!(what, Short::Disk | Short::Inodes));
+        let disk = short.first().is_some_and(|s| s.signal.is_disk());
         if disk || round % COLLECT == 0 {
             collect_images(&cx, &used, disk).await;
         }
-        enforce(&cx, &pods, &short).await;
+        if let Some(first) = short.first().copied() {
+            let text = format!("Attempting to reclaim {}", first.signal.resource());
+            cx.node_event(EventType::Warning, "EvictionThresholdMet", text);
+            if disk && evict::is_over(&cx.config.eviction, &first, &observe(&cx, &rates).await.left) {
+                info!(signal = first.signal.name(), "enough came free without evicting pods");
+                short.clear();
+            }
+        }
+        for handle in enforce(&cx, &pods, short.first(), seen.split).await {
+            // Whoever does not end in time does not keep others from being looked at.
+            let _ = tokio::time::timeout(FREEING, ended(&handle)).await;
+        }
     }
+}
+
+/// What is left of the node.
+struct Seen {
+    left: Observations,
+    /// Whether images are on another disk than volumes and logs.
+    split: bool,
+}
+
+async fn observe(cx: &Context, rates: &Rates) -> Seen {
+    let node = figures::node(cx, rates);
+    let images = cx.image_service.image_fs_info().await.ok().map(|place| place.mountpoint);
+    let images = images.filter(|path| !path.is_empty()).map(std::path::PathBuf::from);
+    let split = images.as_deref().is_some_and(|path| device(path) != device(&cx.config.root));
+    let image_disk = images.as_deref().map_or(node.disk, Disk::of);
+    let memory = node.memory_available + node.memory_working_set;
+    let pids = node.processes.1;
+    let mut left = Observations::new();
+    let mut see = |signal: Signal, available: u64, capacity: u64| {
+        if capacity > 0 {
+            left.insert(signal, Left { available, capacity });
+        }
+    };
+    see(Signal::Memory, node.memory_available, memory);
+    see(Signal::NodeDisk, node.disk.available, node.disk.capacity);
+    see(Signal::NodeInodes, node.disk.inodes_free, node.disk.inodes);
+    see(Signal::ImageDisk, image_disk.available, image_disk.capacity);
+    see(Signal::ImageInodes, image_disk.inodes_free, image_disk.inodes);
+    see(Signal::Pids, pids.saturating_sub(node.processes.0), pids);
+    let pods = cx.pods_cgroup.as_ref().map(|cgroup| cgroup.memory()).unwrap_or_default();
+    see(Signal::PodsMemory, pods.limit.saturating_sub(pods.working_set), pods.limit);
+    Seen { left, split }
+}
+
+fn device(path: &std::path::Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|meta| meta.dev())
+}
+
+/// Returns when nothing of the pod runs.
+async fn ended(handle: &Handle) {
+    let mut observed = handle.observed.clone();
+    // Whose worker is gone has ended.
+    let _ = observed
+        .wait_for(|seen| {
+            !seen.sandboxes.iter().any(|s| s.ready)
+                && !seen.containers.iter().any(|c| c.state == ContainerState::Running)
+        })
+        .await;
 }
 
 /// Whether anything of the pod limits its disk.
@@ -68,26 +121,27 @@ async fn use_of(cx: &Context, handle: &Handle) -> Option<PodUse> {
     let sandbox = seen.sandboxes.first().filter(|s| s.ready)?;
     let whole = cx.runtime.pod_sandbox_stats(&sandbox.id).await.ok()?;
     let folder = crate::start::log_directory(cx, &pod);
-    let mut inodes = 0;
+    let mut layer_inodes = 0;
     let mut containers = Vec::new();
     for c in seen.containers.iter().filter(|c| c.state == ContainerState::Running) {
         let Ok(stats) = cx.runtime.container_stats(&c.id).await else { continue };
         let logs = usage::logs(&folder.join(&c.metadata.name));
-        inodes += stats.writable_layer_inodes;
+        layer_inodes += stats.writable_layer_inodes;
         containers.push(ContainerUse {
             name: c.metadata.name.clone(),
             memory: stats.usage.memory_working_set_bytes,
-            disk: stats.writable_layer_bytes + logs,
+            layer: stats.writable_layer_bytes,
+            logs,
         });
     }
     let (directory, described) = (cx.directory(names::uid(&pod)), pod.clone());
     let volumes = tokio::task::spawn_blocking(move || usage::volumes(&directory, &described)).await.ok()?;
-    let local: u64 = volumes.iter().filter(|v| v.local).map(|v| v.bytes).sum();
-    inodes += volumes.iter().filter(|v| v.local).map(|v| v.inodes).sum::<u64>();
+    let local = volumes.iter().filter(|v| v.local);
+    let local = local.fold((0, 0), |(bytes, inodes), v| (bytes + v.bytes, inodes + v.inodes));
     Some(PodUse {
         memory: whole.usage.memory_working_set_bytes,
-        disk: containers.iter().map(|c| c.disk).sum::<u64>() + local,
-        inodes,
+        local,
+        layer_inodes,
         processes: whole.usage.process_count,
         containers,
         volumes: volumes.into_iter().map(|v| (v.name, v.bytes, v.limit)).collect(),
@@ -95,12 +149,11 @@ async fn use_of(cx: &Context, handle: &Handle) -> Option<PodUse> {
     })
 }
 
-/// Evicts pods over their own limits; else, when the node is short, one pod.
-async fn enforce(cx: &Context, pods: &Pods, short: &[(Short, u64, u64)]) {
-    let mut all = Vec::new();
-    let mut evicted = false;
+/// Evicts pods over their own limits; else, when the node is short, one pod. Returns whom it evicted.
+async fn enforce(cx: &Context, pods: &Pods, short: Option<&Shortage>, split: bool) -> Vec<Handle> {
+    let (mut all, mut evicted) = (Vec::new(), Vec::new());
     for handle in pods.all() {
-        if short.is_empty() && !limits_disk(&handle) {
+        if short.is_none() && !limits_disk(&handle) {
             continue;
         }
         let Some(used) = use_of(cx, &handle).await else { continue };
@@ -108,28 +161,31 @@ async fn enforce(cx: &Context, pods: &Pods, short: &[(Short, u64, u64)]) {
             continue;
         }
         if let Some(message) = evict::over_own_limit(&used) {
-            order(cx, &handle, message, false);
-            evicted = true;
+            order(cx, &handle, message, false, evict::AT_ONCE);
+            evicted.push(handle);
             continue;
         }
         all.push((handle, used));
     }
-    let Some((what, threshold, left)) = short.first().copied().filter(|_| !evicted) else { return };
+    let Some(short) = short.filter(|_| evicted.is_empty()) else { return evicted };
     let mut uses: Vec<PodUse> = all.iter().map(|(_, u)| u.clone()).collect();
-    evict::rank(&mut uses, what);
-    let Some(first) = uses.first() else { return };
-    let handle = all.iter().find(|(_, u)| names::uid(&u.pod) == names::uid(&first.pod)).map(|(h, _)| h);
-    if let Some(handle) = handle {
-        order(cx, handle, evict::message(first, what, threshold, left), true);
+    evict::rank(&mut uses, short.signal, split);
+    let Some(first) = uses.first() else { return evicted };
+    let found = all.into_iter().find(|(_, u)| names::uid(&u.pod) == names::uid(&first.pod));
+    if let Some((handle, _)) = found {
+        let grace = evict::grace(&first.pod, short, &cx.config.eviction);
+        order(cx, &handle, evict::message(first, short), true, grace);
+        evicted.push(handle);
     }
+    evicted
 }
 
-fn order(cx: &Context, handle: &Handle, message: String, node: bool) {
-    info!(pod = names::full_name(&handle.pod), message, "evicting a pod");
+fn order(cx: &Context, handle: &Handle, message: String, node: bool, grace: i64) {
+    info!(pod = names::full_name(&handle.pod), message, grace, "evicting a pod");
     cx.pod_warning(&handle.pod, "Evicted", message.clone());
     let failure = Failure { reason: "Evicted".to_owned(), message };
     // A worker that has just ended has nothing to evict.
-    let _ = handle.sender.send(Message::Evict(failure, node));
+    let _ = handle.sender.send(Message::Evict { failure, node, grace });
 }
 
 /// Images that containers stand on are in use now.

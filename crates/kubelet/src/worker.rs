@@ -47,8 +47,8 @@ pub enum Message {
     Mirror(Option<Arc<Pod>>),
     /// Something changed in the runtime.
     Runtime,
-    /// The pod must go; whether because the node is short of something.
-    Evict(crate::state::Failure, bool),
+    /// The pod must go within `grace` seconds; `node` tells whether because the node is short of something.
+    Evict { failure: crate::state::Failure, node: bool, grace: i64 },
     /// The node goes down: the pod has `grace` seconds. `holds` is dropped when nothing of it runs or is mounted.
     ShutDown { failure: crate::state::Failure, grace: i64, holds: mpsc::Sender<()> },
     /// A probe's verdict changed.
@@ -285,7 +285,7 @@ impl Worker {
                     self.consider_resize();
                 }
             }
-            Message::Evict(failure, node) => self.evict(failure, node, 1),
+            Message::Evict { failure, node, grace } => self.evict(failure, node, grace),
             Message::ShutDown { failure, grace, holds } => {
                 self.evict(failure, true, grace);
                 self.leaving = Some(holds).filter(|_| !self.released());

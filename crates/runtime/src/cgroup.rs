@@ -270,6 +270,15 @@ impl Hierarchies {
         };
         file.and_then(|f| fs::read_to_string(f).ok()).and_then(|t| field(&t, "oom_kill")).unwrap_or(0)
     }
+    /// Bytes of memory that the cgroup may have; 0: no limit.
+    pub fn memory_limit(&self, path: &str) -> u64 {
+        let v2 = self.is_v2();
+        let dir = if v2 { self.dirs(path).next() } else { self.v1_dir("memory", path) };
+        let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        let text = dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok()).unwrap_or_default();
+        // v1 says that there is none by a number larger than any machine.
+        text.trim().parse().ok().filter(|limit| *limit < 1 << 62).unwrap_or(0)
+    }
     /// Counters of a container.
     pub fn usage(&self, path: &str) -> Usage {
         let read = |dir: Option<PathBuf>, file: &str| {

@@ -6,6 +6,7 @@ mod containers;
 mod events;
 mod figures;
 mod limits;
+mod pods_cgroup;
 mod sandboxes;
 mod service;
 mod shim_client;

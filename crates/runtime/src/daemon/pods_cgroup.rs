@@ -1,0 +1,27 @@
+//! What all pods together may have, and have.
+
+use std::io;
+
+use coracle_cri::v1::LinuxResources;
+use coracle_cri::{PodsCgroup, PodsLimits, PodsMemory};
+
+use super::Runtime;
+
+impl PodsCgroup for Runtime {
+    fn limit(&self, limits: PodsLimits) -> io::Result<()> {
+        let path = self.config.pods_cgroup();
+        self.hierarchies.create(&path)?;
+        let shares = limits.milli_cpus.max(2) * 1024 / 1000;
+        self.hierarchies.limit(&path, &LinuxResources { cpu_shares: shares, ..LinuxResources::default() });
+        let memory = LinuxResources { memory_limit_in_bytes: limits.memory, ..LinuxResources::default() };
+        self.hierarchies.change(&path, &memory)
+    }
+
+    fn memory(&self) -> PodsMemory {
+        let path = self.config.pods_cgroup();
+        PodsMemory {
+            limit: self.hierarchies.memory_limit(&path),
+            working_set: self.hierarchies.usage(&path).memory_working_set,
+        }
+    }
+}
