@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coracle_client::{DeleteOptions, PatchKind, WriteOptions};
 use coracle_meta::{Object, Status};
+use coracle_stdx::pack::Rounds;
 use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 use crate::cache::Filter;
 use crate::config::StartError;
 use crate::registry::Resource;
-use crate::server::{CLEAN_EVERY, PACK_EVERY, REST_EVERY, Server};
+use crate::server::{CLEAN_EVERY, REST_EVERY, Server};
 use crate::verbs::patch::Patch;
 use crate::verbs::{Input, Part};
 
@@ -311,11 +312,12 @@ pub(crate) async fn rest(server: Arc<Server>) {
     }
 }
 
-/// Packs what nobody reads: an object is packed between one and two of these intervals after its last reader.
+/// Packs what nobody reads.
 pub(crate) async fn pack(server: Arc<Server>) {
+    let mut rounds = Rounds::default();
     loop {
-        tokio::time::sleep(PACK_EVERY).await;
-        server.cache.pack().await;
+        let only_new = rounds.next().await;
+        server.cache.pack(only_new).await;
     }
 }
 

@@ -282,7 +282,5 @@ fn adopt_services(cache: &Cache, services: &Services) {
 
 /// The longest time between two cleanings of the store.
 pub(crate) const CLEAN_EVERY: Duration = Duration::from_secs(300);
-/// Between two looks at what nobody reads.
-pub(crate) const PACK_EVERY: Duration = Duration::from_secs(30);
 /// Between two looks at what can be given back.
 pub(crate) const REST_EVERY: Duration = Duration::from_secs(10);

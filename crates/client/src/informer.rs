@@ -8,10 +8,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use coracle_meta::Kind;
-use coracle_stdx::pack::{Lexicon, gently};
+use coracle_stdx::pack::{Lexicon, Rounds, gently};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
@@ -57,9 +56,6 @@ impl<K> Clone for Change<K> {
     }
 }
 
-/// An object is packed between one and two of these intervals after it was last asked for.
-const PACK_EVERY: Duration = Duration::from_secs(30);
-
 struct Shared<K> {
     state: RwLock<State<K>>,
     synced: watch::Sender<bool>,
@@ -75,12 +71,13 @@ impl<K: Kind> Shared<K> {
         }
     }
 
-    /// The objects that nobody has asked for since the last call, of those that are not packed.
-    fn resting(&self) -> Vec<Arc<Held<K>>> {
+    /// The objects that nobody has asked for since the last call, of those that are not packed, or were never.
+    fn resting(&self, only_new: bool) -> Vec<Arc<Held<K>>> {
         self.awake.store(false, Ordering::Relaxed);
         let state = self.state.read();
         let decoded = state.all().filter(|held| !held.is_packed());
-        let (resting, awake): (Vec<_>, Vec<_>) = decoded.partition(|held| held.is_unread());
+        let rests = |held: &&Arc<Held<K>>| (!only_new || held.is_new()) && held.is_unread();
+        let (resting, awake): (Vec<_>, Vec<_>) = decoded.partition(rests);
         if !awake.is_empty() {
             self.wake();
         }
@@ -93,11 +90,11 @@ impl<K: Kind> Shared<K> {
         if K::KIND == "Secret" {
             return std::future::pending().await;
         }
-        let mut lexicon = Lexicon::default();
+        let (mut lexicon, mut rounds) = (Lexicon::default(), Rounds::default());
         loop {
             self.woken.notified().await;
-            tokio::time::sleep(PACK_EVERY).await;
-            let resting = self.resting();
+            let only_new = rounds.next().await;
+            let resting = self.resting(only_new);
             let count = self.state.read().all().count();
             let Some(dictionary) = lexicon.dictionary(count, &resting, |held| held.sample()) else {
                 continue;
@@ -390,7 +387,7 @@ mod tests {
 
     /// Long enough for all that is unused to be packed.
     async fn rest() {
-        tokio::time::sleep(PACK_EVERY * 3).await;
+        tokio::time::sleep(std::time::Duration::from_secs(90)).await;
     }
 
     fn half(map: &ConfigMap) -> Vec<String> {

@@ -153,6 +153,11 @@ impl CacheEntry {
         self.text.is_settled() && !self.is_decoded()
     }
 
+    /// Whether it was never at rest.
+    pub(super) fn is_new(&self) -> bool {
+        self.text.is_new()
+    }
+
     /// Whether nobody has read it since the last call.
     pub(super) fn is_unread(&self) -> bool {
         self.text.is_unread()

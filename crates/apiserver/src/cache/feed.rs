@@ -183,12 +183,12 @@ impl Cache {
 
     /// Packs the objects that nobody has read since the last call, a few at a time: requests come first. Secrets are
     /// left alone: a dictionary keeps some objects' texts after their end.
-    pub(crate) async fn pack(&self) {
+    pub(crate) async fn pack(&self, only_new: bool) {
         for resource in self.registry.all() {
             if (resource.def.group, resource.def.plural) == ("", "secrets") {
                 continue;
             }
-            let resting = resource.cache.resting();
+            let resting = resource.cache.resting(only_new);
             let Some(dictionary) = resource.cache.dictionary(&resting) else { continue };
             gently(&resting, |entry| entry.rest(&dictionary)).await;
         }

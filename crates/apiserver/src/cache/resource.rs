@@ -104,17 +104,17 @@ impl ResourceCache {
         }
     }
 
-    /// The objects that nobody has read since the last call, of those that are not packed; none when nothing has
-    /// been read or changed at all.
-    pub(super) fn resting(&self) -> Vec<Arc<CacheEntry>> {
+    /// The objects that nobody has read since the last call, of those that are not packed, or were never; none when
+    /// nothing has been read or changed at all.
+    pub(super) fn resting(&self, only_new: bool) -> Vec<Arc<CacheEntry>> {
         if !self.awake.swap(false, Ordering::Relaxed) {
             return Vec::new();
         }
         let state = self.state.read();
         // Also what the window has of objects that were replaced.
         let entries = state.entries.values().chain(state.window.iter().filter_map(|event| event.before()));
-        let (resting, awake): (Vec<_>, Vec<_>) =
-            entries.filter(|entry| !entry.is_at_rest()).partition(|entry| entry.is_unread());
+        let rests = |entry: &&Arc<CacheEntry>| (!only_new || entry.is_new()) && entry.is_unread();
+        let (resting, awake): (Vec<_>, Vec<_>) = entries.filter(|entry| !entry.is_at_rest()).partition(rests);
         if !awake.is_empty() {
             self.wake();
         }
@@ -364,7 +364,7 @@ mod tests {
     }
 
     fn pack(cache: &ResourceCache) -> usize {
-        let resting = cache.resting();
+        let resting = cache.resting(false);
         let Some(dictionary) = cache.dictionary(&resting) else { return 0 };
         resting.iter().for_each(|entry| entry.rest(&dictionary));
         resting.len()

@@ -18,6 +18,9 @@ pub(super) struct Text {
 }
 
 enum Form {
+    /// As it came; never packed yet.
+    New(Bytes),
+    /// It was packed before.
     Plain(Bytes),
     Packed(Packed),
     /// Too short, or too unlike the others.
@@ -27,7 +30,7 @@ enum Form {
 impl Form {
     fn text(&self) -> Bytes {
         match self {
-            Self::Plain(text) | Self::Unlike(text) => text.clone(),
+            Self::New(text) | Self::Plain(text) | Self::Unlike(text) => text.clone(),
             Self::Packed(packed) => Bytes::from(packed.unpack()),
         }
     }
@@ -35,7 +38,7 @@ impl Form {
 
 impl Text {
     pub(super) fn new(text: Bytes) -> Self {
-        Self { form: Mutex::new(Form::Plain(text)), read: AtomicBool::new(true) }
+        Self { form: Mutex::new(Form::New(text)), read: AtomicBool::new(true) }
     }
 
     /// The text. What is packed is unpacked for the caller; who comes a second time within a while has it stay so.
@@ -66,7 +69,7 @@ impl Text {
     /// Bytes of the text.
     pub(super) fn len(&self) -> usize {
         match &*self.form.lock() {
-            Form::Plain(text) | Form::Unlike(text) => text.len(),
+            Form::New(text) | Form::Plain(text) | Form::Unlike(text) => text.len(),
             Form::Packed(packed) => packed.len(),
         }
     }
@@ -78,13 +81,18 @@ impl Text {
 
     /// Whether packing would change nothing.
     pub(super) fn is_settled(&self) -> bool {
-        !matches!(*self.form.lock(), Form::Plain(_))
+        !matches!(*self.form.lock(), Form::New(_) | Form::Plain(_))
+    }
+
+    /// Whether packing was never tried.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(*self.form.lock(), Form::New(_))
     }
 
     /// Packs it, unless it is too short or too unlike the others.
     pub(super) fn pack(&self, dictionary: &Arc<Dictionary>) {
         let mut form = self.form.lock();
-        if let Form::Plain(text) = &*form {
+        if let Form::New(text) | Form::Plain(text) = &*form {
             let packed = if text.len() < WORTH { None } else { dictionary.pack(text) };
             *form = packed.map_or_else(|| Form::Unlike(text.clone()), Form::Packed);
         }

@@ -22,14 +22,26 @@ pub(super) struct Held<K> {
 }
 
 enum Form<K> {
+    /// As it came; never packed yet.
+    New(Arc<K>),
+    /// It was packed before.
     Decoded(Arc<K>),
     Packed(Packed),
+}
+
+impl<K> Form<K> {
+    fn decoded(&self) -> Option<&Arc<K>> {
+        match self {
+            Self::New(object) | Self::Decoded(object) => Some(object),
+            Self::Packed(_) => None,
+        }
+    }
 }
 
 impl<K: Kind> Held<K> {
     pub(super) fn new(key: Key, object: Arc<K>) -> Self {
         let version = object.metadata().resource_version.as_deref().map(Into::into);
-        Self { key, version, form: Mutex::new(Form::Decoded(object)), read: AtomicBool::new(true) }
+        Self { key, version, form: Mutex::new(Form::New(object)), read: AtomicBool::new(true) }
     }
 
     /// The object. What was packed stays decoded for a while.
@@ -39,7 +51,7 @@ impl<K: Kind> Held<K> {
         }
         let mut form = self.form.lock();
         let packed = match &*form {
-            Form::Decoded(object) => return Some(object.clone()),
+            Form::New(object) | Form::Decoded(object) => return Some(object.clone()),
             Form::Packed(packed) => packed,
         };
         match serde_json::from_slice::<K>(&packed.unpack()) {
@@ -59,7 +71,12 @@ impl<K: Kind> Held<K> {
     /// Whether nobody has asked for it since the last call, nor keeps it.
     pub(super) fn is_unread(&self) -> bool {
         let unread = !self.read.swap(false, Ordering::Relaxed);
-        unread && matches!(&*self.form.lock(), Form::Decoded(object) if Arc::strong_count(object) == 1)
+        unread && self.form.lock().decoded().is_some_and(|object| Arc::strong_count(object) == 1)
+    }
+
+    /// Whether it was never packed.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(*self.form.lock(), Form::New(_))
     }
 
     /// Whether it is packed.
@@ -70,7 +87,7 @@ impl<K: Kind> Held<K> {
     /// The object as text, for a dictionary.
     pub(super) fn sample(&self) -> Vec<u8> {
         match &*self.form.lock() {
-            Form::Decoded(object) => serde_json::to_vec(&**object).unwrap_or_default(),
+            Form::New(object) | Form::Decoded(object) => serde_json::to_vec(&**object).unwrap_or_default(),
             Form::Packed(packed) => packed.unpack(),
         }
     }
@@ -78,7 +95,7 @@ impl<K: Kind> Held<K> {
     /// Packs it.
     pub(super) fn pack(&self, dictionary: &Arc<Dictionary>) {
         let mut form = self.form.lock();
-        if let Form::Decoded(object) = &*form
+        if let Some(object) = form.decoded()
             && let Ok(text) = serde_json::to_vec(&**object)
             && let Some(packed) = dictionary.pack(&text)
         {
