@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::cache::ResourceCache;
 use crate::codec;
+use crate::protobuf;
 
 /// A served resource.
 pub(crate) struct Resource {
@@ -25,6 +26,8 @@ pub(crate) struct Resource {
     pub(crate) prefix: String,
     /// What every encoding begins with; left out of list items.
     pub(crate) head: String,
+    /// Whether its objects have a protobuf form.
+    pub(crate) protobuf: bool,
     /// The current objects, as stored; shared by all versions of a resource.
     pub(crate) cache: Arc<ResourceCache>,
     selectable: OnceLock<Vec<&'static str>>,
@@ -43,7 +46,8 @@ impl Resource {
         let sibling = siblings.iter().find(|r| r.prefix == prefix);
         let cache = sibling.map_or_else(|| Arc::new(ResourceCache::new(prefix.len())), |r| r.cache.clone());
         let (head, selectable) = (codec::type_head(def), OnceLock::new());
-        Self { def, storage: stored, versions: vec![stored], cache, prefix, head, selectable }
+        let protobuf = protobuf::knows(def);
+        Self { def, storage: stored, versions: vec![stored], cache, prefix, head, protobuf, selectable }
     }
 
     /// A version of a custom resource; `versions` are all of them.
@@ -56,7 +60,8 @@ impl Resource {
             |def: &&&'static ResourceDef| def.strategy.custom().is_some_and(|c| c.current().storage);
         let storage = versions.iter().find(is_storage).copied().unwrap_or(def);
         let (prefix, head) = (prefix_of(def), codec::type_head(def));
-        Self { def, storage, versions: versions.to_vec(), prefix, head, cache, selectable: OnceLock::new() }
+        let (versions, protobuf, selectable) = (versions.to_vec(), false, OnceLock::new());
+        Self { def, storage, versions, prefix, head, protobuf, cache, selectable }
     }
 
     /// The strategy as that of a custom resource, if it is one.

@@ -74,9 +74,9 @@ impl Lexicon {
 }
 
 /// What is new is packed between one and two of these intervals after somebody last asked for it,
-const NEW: Duration = Duration::from_secs(3);
+const NEW: Duration = Duration::from_secs(2);
 /// and what was packed before, and somebody asked for again, after so many.
-const OLD: u32 = 10;
+const OLD: u32 = 15;
 
 /// When to look for what may be packed. What is new goes soon: else thousands of new objects, made within a minute,
 /// stand decoded side by side, and what stays of each keeps the pages of all.
@@ -92,14 +92,16 @@ impl Rounds {
     }
 }
 
-/// So many are packed in a go, about a millisecond's work,
+/// So many are packed in a go, about a millisecond's work, or as many as all of them take in this number of goes,
 const AT_ONCE: usize = 64;
-/// and so long nothing is packed after that: about 2 % of a processor.
-const PAUSE: Duration = Duration::from_millis(40);
+const GOES: usize = 64;
+/// and so long nothing is packed after that.
+const PAUSE: Duration = Duration::from_millis(25);
 
-/// Packs many, a few at a time: other work comes first.
+/// Packs many, a few at a time: other work comes first. It takes no longer than two seconds, or what comes meanwhile
+/// would pile up.
 pub async fn gently<T>(all: &[T], pack: impl Fn(&T)) {
-    for some in all.chunks(AT_ONCE) {
+    for some in all.chunks(all.len().div_ceil(GOES).max(AT_ONCE)) {
         some.iter().for_each(&pack);
         tokio::time::sleep(PAUSE).await;
     }

@@ -221,7 +221,7 @@ impl Call<'_> {
     fn answer(&self, list: bool) -> Result<Answer<'_>, Status> {
         let table = self.resource.def.storage != Storage::Virtual
             && !matches!(self.info.subresource, "binding" | "eviction" | "token");
-        let able = negotiate::Able { list, protobuf: protobuf::knows(self.resource.def), table };
+        let able = negotiate::Able { list, protobuf: self.resource.protobuf, table };
         let mut wanted = negotiate::wanted(&self.headers, able)?;
         wanted.pretty |= self.pretty();
         Ok(Answer {
