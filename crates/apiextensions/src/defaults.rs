@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::object_meta;
 use crate::prune::prune;
-use crate::schema::Schema;
+use crate::schema::{Additional, Schema};
 use crate::validate::validate;
 
 /// Sets the defaults of all absent fields, also of those that are null and may not be.
@@ -129,7 +129,7 @@ impl Check<'_> {
             object_meta::validate(default, schema, at, schema.embedded, &mut found);
         }
         if found.is_empty() {
-            validate(default, schema, at, &mut found);
+            validate(default, &untyped(schema), at, &mut found);
         }
         self.errs.extend(found);
     }
@@ -158,7 +158,21 @@ impl Check<'_> {
             self.errs.invalid(at, default.clone(), why);
             return;
         }
-        validate(default, schema, at, self.errs);
+        validate(default, &untyped(schema), at, self.errs);
+    }
+}
+
+/// The schema as defaults are checked against it: what may be an integer or a string may there be anything.
+fn untyped(schema: &Schema) -> Schema {
+    Schema {
+        int_or_string: false,
+        items: schema.items.as_deref().map(untyped).map(Box::new),
+        properties: schema.properties.iter().map(|(name, of)| (name.clone(), untyped(of))).collect(),
+        additional: match &schema.additional {
+            Some(Additional::Schema(of)) => Some(Additional::Schema(Box::new(untyped(of)))),
+            other => other.clone(),
+        },
+        ..schema.clone()
     }
 }
 
@@ -189,7 +203,8 @@ mod tests {
             schema(json!({ "type": "object", "properties": { "spec": { "type": "object", "properties": {
             "a": { "type": "integer", "minimum": 5, "default": 1 },
             "b": { "type": "object", "default": { "unknown": 1 } },
-            "c": { "type": "array", "items": { "type": "string" }, "default": [1] } } } } }));
+            "c": { "type": "array", "items": { "type": "string" }, "default": [1] },
+            "d": { "x-kubernetes-int-or-string": true, "default": true } } } } }));
         let mut errs = ErrorList::new();
         validate_defaults(&schema, &Path::new("s"), true, &mut errs);
         let found: Vec<String> = errs.iter().map(ToString::to_string).collect();

@@ -195,6 +195,12 @@ impl Part {
 /// 422 naming the options kind.
 pub(crate) fn check_options(kind: &str, opts: &WriteOptions) -> Result<(), Status> {
     let mut errs = ErrorList::new();
+    options_errors(opts, &mut errs);
+    if errs.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errs)) }
+}
+
+/// What is wrong with the options of any write.
+fn options_errors(opts: &WriteOptions, errs: &mut ErrorList) {
     if opts.field_manager.len() > 128 {
         errs.too_long("fieldManager", 128);
     }
@@ -213,7 +219,6 @@ pub(crate) fn check_options(kind: &str, opts: &WriteOptions) -> Result<(), Statu
         let supported = ["", "Ignore", "Strict", "Warn"];
         errs.not_supported("fieldValidation", opts.field_validation.as_str(), &supported);
     }
-    if errs.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errs)) }
 }
 
 /// A string as Go's `%q` shows it.
@@ -226,6 +231,10 @@ pub(crate) fn go_quote(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
             c if c.is_control() && u32::from(c) < 0x80 => out.push_str(&format!("\\x{:02x}", u32::from(c))),
             c => out.push(c),
         }

@@ -13,22 +13,34 @@ use crate::schema::Schemas;
 
 pub use json::{json_patch, json_patch_operations};
 
-/// Applies an RFC 7386 merge patch: nulls delete, objects merge, all else replaces.
+/// Applies an RFC 7386 merge patch: nulls delete, objects merge, all else replaces. Objects within new lists lose
+/// their nulls, too, as upstream's library has it.
 pub fn merge_patch(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Value::Object(target) = target else { return };
-    for (key, value) in patch {
-        if value.is_null() {
-            target.remove(key);
-        } else {
-            merge_patch(target.entry(key.as_str()).or_insert(Value::Null), value);
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            for (key, value) in patch {
+                if value.is_null() {
+                    target.remove(key);
+                } else {
+                    merge_patch(target.entry(key.as_str()).or_insert(Value::Null), value);
+                }
+            }
         }
+        // What takes an object's place stays as it was sent.
+        (target @ Value::Object(_), patch) => *target = patch.clone(),
+        (target, patch) => *target = without_nulls(patch),
+    }
+}
+
+/// The value without nulls in its objects.
+pub(crate) fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(_, value)| !value.is_null());
+            kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
     }
 }
 
@@ -72,6 +84,11 @@ mod tests {
         let mut value = json!({ "a": { "b": 1, "c": 2 }, "d": [1] });
         merge_patch(&mut value, &json!({ "a": { "b": null, "e": { "f": null } }, "d": { "x": 1 } }));
         assert_eq!(value, json!({ "a": { "c": 2, "e": {} }, "d": { "x": 1 } }));
+        merge_patch(
+            &mut value,
+            &json!({ "a": [null], "d": null, "l": [{ "x": null, "y": [{ "z": null }] }, null] }),
+        );
+        assert_eq!(value, json!({ "a": [null], "l": [{ "y": [{}] }, null] }));
     }
 
     #[test]
@@ -141,6 +158,10 @@ mod tests {
             "unknown patch type: frob in map: map[$patch:frob]"
         );
         assert_eq!(
+            message(json!({ "spec": { "$setElementOrder/containers": "x" } })),
+            "expected a []interface {}, but received a string"
+        );
+        assert_eq!(
             message(json!({ "spec": { "$setElementOrder/containers": [{ "name": "s" }],
                 "containers": [{ "name": "c", "image": "new" }] } })),
             "The order in patch list:\n[map[image:new name:c]]\n doesn't match $setElementOrder \
@@ -159,7 +180,11 @@ mod tests {
         ]);
         json_patch(&mut value, &patch).expect("valid");
         assert_eq!(value, json!({ "a": {}, "b": 1, "l": [0, 1, 2, 3], "new": "n" }));
+        // What stands before the first slash is not looked at.
+        json_patch(&mut value, &json!([{ "op": "add", "path": "x/c", "value": 1 }])).expect("valid");
+        assert_eq!(value["c"], 1);
         for bad in [
+            json!([{ "op": "add", "path": "", "value": {} }]),
             json!([{ "op": "test", "path": "/b", "value": 2 }]),
             json!([{ "op": "add", "path": "/x/y", "value": 2 }]),
             json!([{ "op": "remove", "path": "/l/9" }]),

@@ -119,6 +119,12 @@ impl Quantity {
         self.nano % NANO == 0
     }
 
+    /// Whether upstream takes it for a whole number of bytes. It counts thousandths, of which it has no more than fit
+    /// into 64 bits.
+    pub fn is_whole_bytes(self) -> bool {
+        self.is_whole() && self.nano / (NANO / 1000) <= i128::from(i64::MAX)
+    }
+
     fn combine(self, other: Self, nano: i128) -> Self {
         Self { nano, format: if self.nano == 0 { other.format } else { self.format } }
     }
@@ -349,6 +355,12 @@ mod tests {
             assert_eq!(Quantity::parse(text).expect_err(text), WRONG);
         }
         assert_eq!(Quantity::parse("1kk").expect_err("suffix"), SUFFIX);
+    }
+
+    #[test]
+    fn bytes_are_whole_as_far_as_their_thousandths_can_be_counted() {
+        let whole = |text: &str| Quantity::parse(text).expect("a quantity").is_whole_bytes();
+        assert_eq!((whole("1Gi"), whole("1.5"), whole("1Ei")), (true, false, false));
     }
 
     #[test]

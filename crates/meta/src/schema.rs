@@ -18,8 +18,10 @@ pub type NodeId = u32;
 /// What a value of a type looks like.
 #[derive(Clone, Debug)]
 pub enum Node {
-    /// String, number, boolean, or either: not descended into. The value is the Go zero value.
+    /// String, number, boolean, or either (null): not descended into. The value is the Go zero value.
     Scalar(Value),
+    /// Of any form, changed and owned as a whole.
+    Opaque,
     /// A `resource.Quantity`.
     Quantity,
     /// An integer or a text.

@@ -15,6 +15,11 @@ pub(super) fn is_whole(f: f64) -> bool {
 }
 
 /// A number as Go's `%v` prints it.
+fn go_number(f: f64) -> Value {
+    serde_json::from_str(&show(f)).unwrap_or_else(|_| f.into())
+}
+
+/// A float as Go's `%v` prints it.
 pub(super) fn show(f: f64) -> String {
     if f == 0.0 {
         return "0".into();
@@ -57,18 +62,24 @@ pub(super) fn check(checks: &Checks, number: &Number, types: &[&str], format: &s
     };
     if let Some(factor) = checks.multiple_of {
         let native = range(&mut out, factor, None, "MultipleOf");
-        let multiple = match whole.filter(|_| native) {
-            #[expect(clippy::cast_possible_truncation, reason = "as upstream")]
-            Some(n) => (factor as i64 > 0).then(|| n % (factor as i64) == 0),
-            None => (factor > 0.0)
-                .then(|| is_whole(if factor < 1.0 { 1.0 / factor * data } else { data / factor })),
+        // To whole numbers, upstream takes the whole part of the factor.
+        let (factor, multiple) = match whole.filter(|_| native) {
+            Some(n) => {
+                #[expect(clippy::cast_possible_truncation, reason = "as upstream")]
+                let whole = factor as i64;
+                (factor.trunc(), (whole > 0).then(|| n % whole == 0))
+            }
+            None => {
+                let of = || is_whole(if factor < 1.0 { 1.0 / factor * data } else { data / factor });
+                (factor, (factor > 0.0).then(of))
+            }
         };
         match multiple {
             Some(true) => {}
             Some(false) => fault(&mut out, format!("should be a multiple of {}", show(factor))),
             None => {
                 let why = format!("factor MultipleOf declared for {path} must be positive: {}", show(factor));
-                out.add(Fault { message: why, path: path.to_owned(), what: What::Value(factor.into()) });
+                out.add(Fault { message: why, path: path.to_owned(), what: What::Value(go_number(factor)) });
             }
         }
     }

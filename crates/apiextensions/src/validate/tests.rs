@@ -92,3 +92,11 @@ fn unchanged_parts_are_not_blamed_on_update() {
         ]
     );
 }
+
+#[test]
+fn a_factor_counts_by_its_whole_part_for_whole_numbers() {
+    let number = json!({ "type": "number", "multipleOf": 0.5 });
+    check_new(number.clone(), json!(1.5), &[]);
+    let told = "f: Invalid value: 0: factor MultipleOf declared for f must be positive: 0";
+    check_new(number, json!(3), &[told]);
+}

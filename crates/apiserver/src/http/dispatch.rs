@@ -318,7 +318,6 @@ impl Call<'_> {
         match self.info.verb.as_str() {
             "watch" => self.watch().await,
             "list" => self.list().await,
-            _ if self.query.flag("watch") => self.watch().await,
             _ => self.get().await,
         }
     }
@@ -395,7 +394,9 @@ impl Call<'_> {
     async fn patch(self, incoming: Incoming) -> Result<Response<Body>, Status> {
         let answer = self.answer(false)?;
         let kind = self.patch_kind()?;
-        let opts = self.query.write_options("PatchOptions")?;
+        let mut opts = self.query.write_options("PatchOptions")?;
+        // Other patches do not know the word at all.
+        opts.force |= kind != PatchKind::Apply && self.query.get("force").is_some();
         let (text, body) = self.patch_input(incoming, kind).await?;
         let twice = match kind {
             _ if opts.field_validation == "Ignore" => Vec::new(),

@@ -46,7 +46,7 @@ impl<'a> Query<'a> {
 
     fn number(&self, key: &str) -> Result<Option<i64>, Status> {
         match self.get(key) {
-            None | Some("") => Ok(None),
+            None => Ok(None),
             Some(text) => match text.parse::<i64>() {
                 Ok(n) => Ok(Some(n)),
                 Err(e) => {
@@ -95,7 +95,7 @@ impl<'a> Query<'a> {
     }
 
     fn dry_run(&self, kind: &str) -> Result<bool, Status> {
-        let asked: Vec<&str> = self.all("dryRun").filter(|v| !v.is_empty()).collect();
+        let asked: Vec<&str> = self.all("dryRun").collect();
         check_dry_run(kind, &asked)
     }
 

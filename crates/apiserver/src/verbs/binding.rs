@@ -36,7 +36,7 @@ impl Server {
         let binding = self.sent(caller, &sent::BINDING, input, &opts.field_validation)?;
         let text = |at: &str| binding.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
         let own = text("/metadata/name");
-        if !name.is_empty() && !own.is_empty() && own != name {
+        if !name.is_empty() && own != name {
             let why = "name in URL does not match name in Binding object";
             return Err(Status::bad_request(why));
         }

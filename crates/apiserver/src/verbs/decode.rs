@@ -171,15 +171,32 @@ pub(crate) fn parse(text: &[u8], kind: &str) -> Result<Value, Status> {
 /// # Errors
 /// 400: `the object provided is unrecognized …`.
 pub(crate) fn check_shape(value: &Value, text: &[u8], kind: &str) -> Result<(), Status> {
-    head_fault(value).map_or(Ok(()), |why| Err(unrecognized(&why, text, kind)))
+    let why = match (head_fault(value), version_fault(value)) {
+        (Some(why), _) => return Err(unrecognized(&why, text, kind)),
+        (None, Some(why)) => why,
+        (None, None) => return Ok(()),
+    };
+    let shown = excerpt(text);
+    Err(Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
+    )))
 }
 
 fn unrecognized(why: &str, text: &[u8], kind: &str) -> Status {
     let shown = excerpt(text);
     Status::bad_request(format!(
         "the object provided is unrecognized (must be of type {kind}): \
-         couldn't get version/kind; json parse error: {why} ({shown})"
+         {NO_HEAD}{why} ({shown})"
     ))
+}
+
+/// What stands before the reason why Go cannot read version and kind of a document.
+pub(crate) const NO_HEAD: &str = "couldn't get version/kind; json parse error: ";
+
+/// Why a document's version is none.
+pub(crate) fn version_fault(value: &Value) -> Option<String> {
+    let version = value.get("apiVersion")?.as_str()?;
+    (version.matches('/').count() > 1).then(|| format!("unexpected GroupVersion string: {version}"))
 }
 
 /// Why Go cannot read version and kind of a document.
@@ -247,7 +264,18 @@ pub(crate) fn syntax_error(text: &[u8], e: &serde_json::Error) -> String {
         format!("invalid character {got} exceeded max depth")
     } else if message.starts_with("trailing characters") {
         format!("invalid character {got} after top-level value")
-    } else if message.starts_with("key must be a string") {
+    } else if message.starts_with("invalid number") {
+        let before = |back: usize| at.checked_sub(back).map_or(0, |i| text[i]);
+        match (before(1), before(2)) {
+            (b'e' | b'E', _) | (b'-' | b'+', b'e' | b'E') => {
+                format!("invalid character {got} in exponent of numeric literal")
+            }
+            (b'.', _) => format!("invalid character {got} after decimal point in numeric literal"),
+            _ => format!("invalid character {got} in numeric literal"),
+        }
+    } else if message.starts_with("key must be a string")
+        || (message.starts_with("trailing comma") && text[at] == b'}')
+    {
         format!("invalid character {got} looking for beginning of object key string")
     } else if message.starts_with("expected `:`") {
         format!("invalid character {got} after object key")
@@ -356,6 +384,10 @@ fn check_type(server: &Server, resource: &Resource, mut value: Value) -> Result<
     Ok(value)
 }
 
+/// Kinds of the core group that upstream knows, though they have no path of their own.
+const OF_NO_PATH: [&str; 6] =
+    ["List", "Status", "Binding", "PodStatusResult", "RangeAllocation", "SerializedReference"];
+
 /// Checks `apiVersion` and `kind` where they are given.
 ///
 /// # Errors
@@ -374,10 +406,12 @@ pub(crate) fn check_head(server: &Server, value: &Value, wanted: &Wanted) -> Res
     if !kind.is_empty() && kind != *want {
         let of = if api_version.is_empty() { expected.as_str() } else { api_version };
         let known = server.cache.registry.defs().iter().any(|d| {
-            let same = d.kind == kind && codec::api_version(d) == of;
+            let same =
+                (d.kind == kind || kind.strip_suffix("List") == Some(d.kind)) && codec::api_version(d) == of;
             same && d.strategy.custom().is_none() && scheme(d) == *place
         });
-        if !known {
+        let pathless = of == "v1" && *place == SCHEME && OF_NO_PATH.contains(&kind);
+        if !known && !pathless {
             return Err(Status::bad_request(unregistered(kind, of)));
         }
         let version = of.rsplit('/').next().unwrap_or("");
@@ -419,5 +453,37 @@ fn go_package(api_version: &str) -> String {
     match api_version.split_once('/') {
         None => "v1".into(),
         Some((_, version)) => version.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, why: &str) {
+        let e = serde_json::from_str::<Value>(text).expect_err("malformed");
+        assert_eq!(syntax_error(text.as_bytes(), &e), format!("invalid character {why}"));
+    }
+
+    #[test]
+    fn malformed_text_is_refused_in_the_words_of_go() {
+        check("---", "'-' in numeric literal");
+        check("- a", "' ' in numeric literal");
+        check("[1.x]", "'x' after decimal point in numeric literal");
+        check("[1ex]", "'x' in exponent of numeric literal");
+        check("{\"a\":1,}", "'}' looking for beginning of object key string");
+        check("[1,]", "']' looking for beginning of value");
+        check("{a: b}", "'a' looking for beginning of object key string");
+    }
+
+    #[test]
+    fn heads_that_go_cannot_read_are_told() {
+        let json = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+        let number = "json: cannot unmarshal number into Go struct field .kind of type string";
+        assert_eq!(head_fault(&json(r#"{"kind":5}"#)).as_deref(), Some(number));
+        let slashes = "unexpected GroupVersion string: a/b/c";
+        assert_eq!(version_fault(&json(r#"{"apiVersion":"a/b/c"}"#)).as_deref(), Some(slashes));
+        assert_eq!(version_fault(&json(r#"{"apiVersion":"a/b"}"#)), None);
     }
 }

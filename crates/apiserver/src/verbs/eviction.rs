@@ -19,6 +19,7 @@ use super::commit::{Put, Refused};
 use super::create::whole_seconds;
 use super::update::CONFLICT_TRIES;
 use super::{Caller, Input, Part, sent};
+use crate::http::query::check_dry_run;
 use crate::registry::Resource;
 use crate::server::Server;
 
@@ -58,6 +59,14 @@ impl Server {
             errs.invalid(path, true, "can not be set for pod eviction, try after removing the option");
             return Err(Status::invalid("policy", "Eviction", name, &errs));
         }
+        let dry: Vec<&str> = asked
+            .get("dryRun")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        check_dry_run("DeleteOptions", &dry)?;
         let mut options = delete_options_of(asked);
         options.dry_run |= opts.dry_run;
         let caller = &caller.asking(opts, false);

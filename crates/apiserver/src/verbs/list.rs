@@ -34,6 +34,8 @@ pub(crate) struct Page {
     pub(crate) remaining: Option<usize>,
 }
 
+const MATCH: &str = "resourceVersionMatch";
+
 /// A continue token: the revision to read at and the first key, relative to the resource's prefix.
 struct Token {
     revision: u64,
@@ -240,7 +242,9 @@ pub(crate) fn late(resource: &Resource, filter: &mut Filter) -> Option<Filter> {
 }
 
 fn check_field(resource: &Resource, path: &str) -> Result<(), Status> {
-    if matches!(path, "metadata.name" | "metadata.namespace") {
+    let nowhere =
+        matches!(resource.def.kind, "Node" | "Namespace" | "CertificateSigningRequest" | "ResourceSlice");
+    if path == "metadata.name" || (path == "metadata.namespace" && !nowhere) {
         return Ok(());
     }
     let known = if resource.view().is_some() { Vec::new() } else { resource.selectable() };
@@ -280,6 +284,9 @@ pub(crate) fn check_list_options(
     let matching = opts.resource_version_match.as_str();
     if watch {
         check_watch_options(matching, send_initial_events, bookmarks, &mut errs);
+        if !matching.is_empty() && !opts.continue_token.is_empty() {
+            errs.forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+        }
     } else {
         check_match(matching, opts, &mut errs);
         if send_initial_events.is_some() {
@@ -290,38 +297,36 @@ pub(crate) fn check_list_options(
 }
 
 fn check_match(matching: &str, opts: &ListOptions, errs: &mut ErrorList) {
-    const AT: &str = "resourceVersionMatch";
     if matching.is_empty() {
         return;
     }
     if !opts.continue_token.is_empty() {
-        errs.forbidden(AT, "resourceVersionMatch is forbidden when continue is provided");
+        errs.forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided");
     }
     if opts.resource_version.is_empty() {
-        errs.forbidden(AT, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        errs.forbidden(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
     }
     if !matches!(matching, "Exact" | "NotOlderThan") {
-        errs.not_supported(AT, matching, &["Exact", "NotOlderThan", ""]);
+        errs.not_supported(MATCH, matching, &["Exact", "NotOlderThan", ""]);
     }
     if matching == "Exact" && opts.resource_version == "0" {
-        errs.forbidden(AT, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        errs.forbidden(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
     }
 }
 
 fn check_watch_options(matching: &str, send: Option<bool>, bookmarks: bool, errs: &mut ErrorList) {
-    const AT: &str = "resourceVersionMatch";
     match send {
         None if !matching.is_empty() => {
             let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
-            errs.forbidden(AT, why);
+            errs.forbidden(MATCH, why);
         }
         None => {}
         Some(send) => {
             if matching.is_empty() {
                 let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
-                errs.forbidden(AT, why);
+                errs.forbidden(MATCH, why);
             } else if matching != "NotOlderThan" {
-                errs.not_supported(AT, matching, &["NotOlderThan"]);
+                errs.not_supported(MATCH, matching, &["NotOlderThan"]);
             }
             // Without bookmarks the end of the initial events cannot be told, but upstream allows it.
             let _ = (send, bookmarks);
@@ -348,13 +353,8 @@ fn decode_token(text: &str) -> Result<Token, Status> {
         serde_json::from_slice(&bytes).map_err(|e| bad(super::decode::syntax_error(&bytes, &e)))?;
     let version = value["v"].as_str().unwrap_or("");
     if version != "meta.k8s.io/v1" {
-        let why = format!("server does not recognize this encoded version {version:?}");
+        let why = format!("server does not recognize this encoded version {version}");
         return Err(bad(why));
-    }
-    let start = value["start"].as_str().unwrap_or("").to_owned();
-    if start.is_empty() {
-        let why = "encoded start key empty (version meta.k8s.io/v1)";
-        return Err(bad(why.to_owned()));
     }
     let revision = match &value["rv"] {
         Value::Number(n) if n.as_i64() == Some(-1) => 0,
@@ -363,6 +363,11 @@ fn decode_token(text: &str) -> Result<Token, Status> {
     };
     if revision == 0 && value["rv"].as_i64() != Some(-1) {
         return Err(bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into()));
+    }
+    let start = value["start"].as_str().unwrap_or("").to_owned();
+    if start.is_empty() {
+        let why = "encoded start key empty (version meta.k8s.io/v1)";
+        return Err(bad(why.to_owned()));
     }
     Ok(Token { revision, start })
 }
@@ -380,4 +385,36 @@ fn inconsistent(token: &Token) -> Status {
                    first chunk was returned and now may show up in the list.";
     let details = json!({ "continue": URL_SAFE_NO_PAD.encode(next.to_string()) });
     Status::new(410, Reason::Expired, message, Some(details))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens_are_refused_in_upstreams_words() {
+        let told = |token: &str| {
+            let status = decode_token(&URL_SAFE_NO_PAD.encode(token)).err().expect("refused");
+            let text = status.message().to_owned();
+            text.strip_prefix("invalid continue token: continue key is not valid: ")
+                .map(str::to_owned)
+                .expect("why")
+        };
+        assert_eq!(told(r#"{"v":"x"}"#), "server does not recognize this encoded version x");
+        let version = "(version meta.k8s.io/v1)";
+        let no_revision = format!("incorrect encoded start resourceVersion {version}");
+        assert_eq!(told(r#"{"v":"meta.k8s.io/v1"}"#), no_revision);
+        assert_eq!(told(r#"{"v":"meta.k8s.io/v1","rv":1}"#), format!("encoded start key empty {version}"));
+    }
+
+    #[test]
+    fn a_watch_that_wants_a_match_has_nothing_to_continue() {
+        let opts = ListOptions {
+            resource_version_match: "NotOlderThan".into(),
+            continue_token: "x".into(),
+            ..ListOptions::default()
+        };
+        let status = check_list_options(&opts, true, Some(true), false).expect_err("refused");
+        assert!(status.message().contains("is forbidden when continue is provided"), "{}", status.message());
+    }
 }

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use coracle_client::{PatchKind, WriteOptions};
-use coracle_meta::Status;
 use coracle_meta::field::ErrorList;
 use coracle_meta::go::{self, Empties};
+use coracle_meta::{DynamicObject, Object, Reason, Status};
 use serde_json::Value;
 
 use super::commit::Refused;
 use super::create::place;
-use super::decode::strict_warnings;
-use super::update::{CONFLICT_TRIES, Change};
-use super::{Caller, Outcome, Part, check_options};
+use super::decode::{NO_HEAD, head_fault, strict_warnings, version_fault};
+use super::update::{CONFLICT_TRIES, Change, unset};
+use super::{Caller, Outcome, Part, options_errors};
 use crate::cache::CacheEntry;
 use crate::codec;
 use crate::fields::Applying;
@@ -86,7 +86,6 @@ impl Server {
         let (_, name) = entry.namespace_name();
         let mut patched =
             self.fields.patched(resource.def, current, patch.kind, patch.body).map_err(Refused::Failed)?;
-        check_identity(&patched, name).map_err(Refused::Failed)?;
         let no_object = |why: &str| Refused::Failed(self.no_object(resource, entry, patch, why));
         if patch.kind == PatchKind::Strategic {
             let kind = go::type_name(resource.def.group, resource.def.version, resource.def.kind);
@@ -98,6 +97,14 @@ impl Server {
             patched["apiVersion"] = codec::api_version(resource.def).into();
             patched["kind"] = resource.def.kind.into();
         }
+        if patch.kind != PatchKind::Strategic {
+            if let Some(why) = head_fault(&patched) {
+                return Err(no_object(&format!("{NO_HEAD}{why}")));
+            }
+            if let Some(why) = version_fault(&patched) {
+                return Err(no_object(&why));
+            }
+        }
         let mut decoded = self
             .decode_value(resource, patched, &opts.field_validation)
             .map_err(|e| no_object(e.message()))?;
@@ -106,7 +113,14 @@ impl Server {
             return Err(no_object(&why));
         }
         decoded.warnings.extend_from_slice(patch.twice);
+        // Upstream looks at what a patch made of the owners when admission has been.
+        let (early, late) = ("duplicate entries;", "duplicate entries after mutating admission happens;");
+        for warning in decoded.warnings.iter_mut().filter(|w| w.starts_with(".metadata.ownerReferences")) {
+            *warning = warning.replacen(early, late, 1);
+        }
+        caller.warn(&decoded.warnings);
         let mut obj = decoded.obj;
+        check_identity(&*obj, name).map_err(Refused::Failed)?;
         place(resource, namespace, &mut *obj).map_err(Refused::Failed)?;
         let locked = obj.meta().resource_version.as_deref() != Some(&entry.revision.to_string());
         let change = Change { obj, warnings: decoded.warnings, empties: decoded.empties };
@@ -147,13 +161,15 @@ impl Server {
     ) -> Result<Outcome, Refused> {
         let body = patch.body;
         let (_, name) = entry.namespace_name();
-        self.check_applied(resource, namespace, name, body, true).map_err(Refused::Failed)?;
+        check_applied(resource, body).map_err(Refused::Failed)?;
         let old = entry.decode_full().map_err(Refused::Failed)?;
         let live = self.fields.text_in(resource, &entry.encoded()).map_err(Refused::Failed)?;
         check_applied_revision(resource, name, body, entry.revision).map_err(Refused::Failed)?;
         let how = self.applying(opts, part);
         let mut applied = self.fields.apply(resource, Some(&live), body, how).map_err(Refused::Failed)?;
         let mut warnings = doubled(patch, opts).map_err(Refused::Failed)?;
+        caller.warn(&warnings);
+        check_namespace(resource, namespace, body).map_err(Refused::Failed)?;
         if applied == live && !self.out_of_date(entry).await? {
             if part == Part::Main {
                 warnings.extend(resource.def.strategy.warnings(&*old, Some(&*old)));
@@ -163,7 +179,9 @@ impl Server {
         check_convertible(resource, body, &mut applied).map_err(Refused::Failed)?;
         let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied).map_err(Refused::Failed)?;
-        resource.def.strategy.default(&mut *obj);
+        default_applied(resource, &mut *obj);
+        place(resource, namespace, &mut *obj).map_err(Refused::Failed)?;
+        check_identity(&*obj, name).map_err(Refused::Failed)?;
         let change = Change { obj, warnings, empties };
         self.finish(caller, resource, namespace, part, entry, &*old, change, opts.dry_run).await
     }
@@ -179,7 +197,7 @@ impl Server {
         opts: &WriteOptions,
     ) -> Result<Outcome, Status> {
         let body = patch.body;
-        self.check_applied(resource, namespace, name, body, false)?;
+        check_applied(resource, body)?;
         let uid = body.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or("");
         if !uid.is_empty() {
             let why = format!(
@@ -189,12 +207,16 @@ impl Server {
         }
         let mut applied = self.fields.apply(resource, None, body, self.applying(opts, Part::Main))?;
         let warnings = doubled(patch, opts)?;
+        caller.warn(&warnings);
+        check_namespace(resource, namespace, body)?;
         check_convertible(resource, body, &mut applied)?;
         let empties = Empties::of(&applied);
         let mut obj = resource.def.strategy.decode(applied)?;
-        obj.meta_mut().name = Some(name.to_owned());
+        check_identity(&*obj, name)?;
         place(resource, namespace, &mut *obj)?;
-        resource.def.strategy.default(&mut *obj);
+        // Of a new object it says nothing.
+        obj.meta_mut().resource_version = None;
+        default_applied(resource, &mut *obj);
         let change = Change { obj, warnings, empties };
         self.create_object(caller, resource, namespace, change, opts.dry_run).await
     }
@@ -207,43 +229,36 @@ impl Server {
             clock: &self.clock,
         }
     }
+}
 
-    /// Checks an apply configuration: type, name, unknown fields. `live`: there is an object that it is applied to.
-    fn check_applied(
-        &self,
-        resource: &Resource,
-        namespace: &str,
-        name: &str,
-        body: &Value,
-        live: bool,
-    ) -> Result<(), Status> {
-        let Value::Object(_) = body else {
-            return Err(Status::bad_request("invalid object type: /, Kind="));
-        };
-        if body.pointer("/metadata/managedFields").is_some_and(|f| f.as_array().is_none_or(|a| !a.is_empty()))
-        {
-            return Err(Status::bad_request("metadata.managedFields must be nil"));
-        }
-        check_applied_type(resource, body)?;
-        // Without a name, an object that is there keeps its own.
-        let own =
-            body.pointer("/metadata/name").and_then(Value::as_str).or(live.then_some(name)).unwrap_or("");
-        if own.is_empty() {
-            let why = format!(
-                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
-            );
-            return Err(Status::bad_request(why));
-        }
-        if own != name {
-            let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
-            return Err(Status::bad_request(why));
-        }
-        let own = body.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("");
-        if resource.namespaced() && !own.is_empty() && own != namespace {
-            let why = "the namespace of the provided object does not match the namespace sent on the request";
-            return Err(Status::bad_request(why));
-        }
-        Ok(())
+/// Checks an apply configuration before it is applied: its type, and that it says nothing of owners. A name that is not
+/// the object's shows in what came of it.
+fn check_applied(resource: &Resource, body: &Value) -> Result<(), Status> {
+    let Value::Object(_) = body else {
+        return Err(Status::bad_request("invalid object type: /, Kind="));
+    };
+    let managed = body.pointer("/metadata/managedFields").filter(|managed| !managed.is_null());
+    if managed.is_some_and(|managed| managed.as_array().is_none_or(|entries| !entries.is_empty())) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    check_applied_type(resource, body)
+}
+
+/// An applied object is of the namespace of the request, where it says which.
+fn check_namespace(resource: &Resource, namespace: &str, body: &Value) -> Result<(), Status> {
+    let own = body.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("");
+    if resource.namespaced() && !own.is_empty() && own != namespace {
+        let why = "the namespace of the provided object does not match the namespace sent on the request";
+        return Err(Status::bad_request(why));
+    }
+    Ok(())
+}
+
+/// Defaults of what came of an apply.
+fn default_applied(resource: &Resource, obj: &mut dyn Object) {
+    match (resource.custom(), obj.downcast_mut::<DynamicObject>()) {
+        (Some(custom), Some(obj)) => custom.fill(obj.body_mut()),
+        _ => resource.def.strategy.default(obj),
     }
 }
 
@@ -278,7 +293,7 @@ fn check_convertible(resource: &Resource, body: &Value, applied: &mut Value) -> 
         "failed to convert new object ({namespace}/{name}; {kind}) to proper version: \
          unable to convert unstructured object to {kind}: {why}"
     );
-    Err(Status::new(500, coracle_meta::Reason::Unknown, why, None))
+    Err(Status::new(500, Reason::Unknown, why, None))
 }
 
 fn check_applied_type(resource: &Resource, body: &Value) -> Result<(), Status> {
@@ -303,7 +318,11 @@ fn check_applied_revision(
     revision: u64,
 ) -> Result<(), Status> {
     match body.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
-        Some(version) if !version.is_empty() && version != revision.to_string() => {
+        Some(version) if !unset(Some(version)) && version != revision.to_string() => {
+            if version.bytes().any(|b| !b.is_ascii_digit()) {
+                let why = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");
+                return Err(Status::new(500, Reason::Unknown, why, None));
+            }
             Err(Status::modified(resource.def.group, resource.def.plural, name))
         }
         _ => Ok(()),
@@ -347,9 +366,20 @@ fn touched(patch: Patch<'_>) -> Value {
                 }
             }
         }
-        merged => out = merged.clone(),
+        merged => out = by_index(merged),
     }
     out
+}
+
+/// The value with lists as objects by index: what a merge patch puts into an object has lost its order all the way.
+fn by_index(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), by_index(v))).collect(),
+        Value::Array(items) => {
+            items.iter().enumerate().map(|(i, item)| (i.to_string(), by_index(item))).collect()
+        }
+        other => other.clone(),
+    }
 }
 
 /// A value as Go's `%+v` prints it.
@@ -368,8 +398,8 @@ fn go_value(value: &Value) -> String {
 }
 
 /// A patch may not rename.
-fn check_identity(patched: &Value, name: &str) -> Result<(), Status> {
-    let own = patched.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+fn check_identity(patched: &dyn Object, name: &str) -> Result<(), Status> {
+    let own = patched.name();
     if own == name {
         return Ok(());
     }
@@ -392,8 +422,6 @@ pub(crate) fn check_patch_options(kind: PatchKind, opts: &WriteOptions) -> Resul
     } else if opts.force {
         errs.forbidden("force", "may not be specified for non-apply patch");
     }
-    if !errs.is_empty() {
-        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &errs));
-    }
-    check_options("PatchOptions", opts)
+    options_errors(opts, &mut errs);
+    if errs.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &errs)) }
 }

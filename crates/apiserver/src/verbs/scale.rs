@@ -10,6 +10,7 @@ use coracle_resources::def::{ResourceDef, ScalePaths};
 use serde_json::{Value, json};
 
 use super::commit::Refused;
+use super::decode::strict_warnings;
 use super::patch::{Patch, check_patch_options, shown, unusable};
 use super::sent::SCALE;
 use super::update::{CONFLICT_TRIES, Change, uid_conflict, unset};
@@ -65,18 +66,23 @@ impl Server {
                         return Ok(Outcome { entry: transient(resource.def, scale)?, ..outcome });
                     }
                     Err(Refused::Condition(..)) => continue,
-                    Err(Refused::Failed(status)) => return Err(status),
+                    Err(Refused::Failed(status)) => return Err(of_scales(resource, status)),
                 }
             }
             let current = scale_of(resource, paths, &entry)?;
             let wanted = match &write {
                 ScaleWrite::Replace(value) => value.clone(),
-                ScaleWrite::Patch(kind, body) => self.patched_scale(current.clone(), *kind, body)?,
+                ScaleWrite::Patch(kind, body) => {
+                    let mut shown = current.clone();
+                    shown["metadata"]["managedFields"] = managed_by(paths, &entry)?;
+                    self.patched_scale(caller, shown, *kind, body, &opts.field_validation)?
+                }
             };
-            check_scale(resource, name, (&wanted, &current), &entry, opts.dry_run)?;
+            check_scale(resource, (namespace, name), (&wanted, &current), &entry, opts.dry_run)?;
             let locked = !unset(wanted.pointer("/metadata/resourceVersion").and_then(Value::as_str))
                 && matches!(write, ScaleWrite::Replace(_));
-            let replicas = wanted.pointer("/spec/replicas").cloned().unwrap_or(json!(0));
+            let count = wanted.pointer("/spec/replicas").filter(|count| !count.is_null());
+            let replicas = count.cloned().unwrap_or(json!(0));
             let change = parent_with(resource, paths, &entry, replicas)?;
             match self.replace(caller, resource, namespace, Part::Scale, &entry, change, opts).await {
                 Ok(outcome) => {
@@ -93,17 +99,66 @@ impl Server {
 }
 
 impl Server {
-    /// A Scale with a patch applied.
-    fn patched_scale(&self, current: Value, kind: PatchKind, body: &Value) -> Result<Value, Status> {
+    /// A Scale with a patch applied. The caller is warned of unknown fields, or refused if strict.
+    fn patched_scale(
+        &self,
+        caller: &Caller,
+        current: Value,
+        kind: PatchKind,
+        body: &Value,
+        validation: &str,
+    ) -> Result<Value, Status> {
         let patched = self.fields.patched(scale_def(), current, kind, body)?;
         let fault = match kind {
             PatchKind::Strategic => go::conversion_error(SCALE.go_type, &patched),
             _ => go::type_error(SCALE.go_type, patched.to_string().as_bytes()),
         };
-        let Some(why) = fault else { return Ok(patched) };
         let patch = Patch { kind, body, twice: &[] };
-        Err(unusable(&shown(patch, SCALE.go_type, &patched), &why))
+        if let Some(why) = fault {
+            return Err(unusable(&shown(patch, SCALE.go_type, &patched), &why));
+        }
+        if validation != "Ignore" {
+            let strict = self.fields.strict_errors_of(SCALE.schema, patched.to_string().as_bytes());
+            if validation == "Strict" && !strict.is_empty() {
+                let why = format!("strict decoding error: {}", strict.join(", "));
+                return Err(unusable(&shown(patch, SCALE.go_type, &patched), &why));
+            }
+            caller.warn(&strict_warnings(strict));
+        }
+        Ok(patched)
     }
+}
+
+/// Who owns the count, as owners of a Scale.
+fn managed_by(paths: ScalePaths, entry: &CacheEntry) -> Result<Value, Status> {
+    let mut value: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
+    let Some(Value::Array(entries)) = value.pointer_mut("/metadata/managedFields").map(Value::take) else {
+        return Ok(Value::Null);
+    };
+    let count: String = paths.spec_replicas.split('/').skip(1).map(|step| format!("/f:{step}")).collect();
+    let owning = entries.into_iter().filter(|e| e["fieldsV1"].pointer(&count).is_some()).map(|mut e| {
+        e["apiVersion"] = SCALE.api_version.into();
+        e["fieldsV1"] = json!({ "f:spec": { "f:replicas": {} } });
+        e
+    });
+    Ok(owning.collect())
+}
+
+/// A conflict over the parent's count, as one over that of its Scale.
+fn of_scales(resource: &Resource, status: Status) -> Status {
+    if status.code() != 409 {
+        return status;
+    }
+    let parent = format!(" using {}", crate::codec::api_version(resource.def));
+    let scale = format!(" using {}", SCALE.api_version);
+    let mut details = status.details().cloned();
+    let causes = details.as_mut().and_then(|d| d.get_mut("causes")?.as_array_mut());
+    for cause in causes.into_iter().flatten() {
+        if let Some(Value::String(message)) = cause.get_mut("message") {
+            *message = message.replace(&parent, &scale);
+        }
+    }
+    Status::new(409, status.reason(), status.message().replace(&parent, &scale), details)
 }
 
 fn paths(resource: &Resource) -> Result<ScalePaths, Status> {
@@ -204,7 +259,7 @@ fn selector_text(selector: &Value) -> Option<String> {
 
 fn check_scale(
     resource: &Resource,
-    name: &str,
+    (namespace, name): (&str, &str),
     (wanted, current): (&Value, &Value),
     entry: &CacheEntry,
     dry_run: bool,
@@ -220,6 +275,10 @@ fn check_scale(
             return Err(Status::bad_request(why));
         }
         let why = format!("the name of the object ({own}) does not match the name on the URL ({name})");
+        return Err(Status::bad_request(why));
+    }
+    if !meta("namespace").is_empty() && meta("namespace") != namespace {
+        let why = "the namespace of the provided object does not match the namespace sent on the request";
         return Err(Status::bad_request(why));
     }
     let present = current["metadata"]["uid"].as_str().unwrap_or("");

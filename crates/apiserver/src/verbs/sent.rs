@@ -24,7 +24,7 @@ pub(crate) struct SentKind {
     /// The package of upstream's internal type.
     package: &'static str,
     /// Its schema.
-    schema: &'static str,
+    pub(crate) schema: &'static str,
 }
 
 pub(crate) static BINDING: SentKind = SentKind {

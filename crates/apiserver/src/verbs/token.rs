@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coracle_auth::service_account::TokenSpec;
 use coracle_client::WriteOptions;
 use coracle_meta::field::ErrorList;
-use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status};
+use coracle_meta::{DynamicObject, GroupVersionKind, Object, Status, names};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -88,17 +88,23 @@ impl Server {
         let Some(reference @ Value::Object(_)) = reference else { return Ok((None, None)) };
         let text = |key: &str| reference.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
         let (api_version, kind, name, uid) = (text("apiVersion"), text("kind"), text("name"), text("uid"));
-        let (resource, at) = match (api_version.as_str(), kind.as_str()) {
-            ("v1", "Pod") => ("pods", namespace),
-            ("v1", "Secret") => ("secrets", namespace),
-            ("v1", "Node") => ("nodes", ""),
+        // What is no version has neither a group.
+        let parts = api_version.split_once('/').filter(|(_, version)| !version.contains('/'));
+        let (group, version) = parts.unwrap_or(("", &api_version));
+        // Of a version upstream asks nothing.
+        let (resource, at) = match (group, kind.as_str()) {
+            ("", "Pod") => ("pods", namespace),
+            ("", "Secret") => ("secrets", namespace),
+            ("", "Node") => ("nodes", ""),
             _ => {
-                let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
                 let why = format!("cannot bind token to object of type {group}/{version}, Kind={kind}");
                 return Err(Status::bad_request(why));
             }
         };
         let resource = self.cache.registry.find("", resource).ok_or_else(Status::no_such_path)?;
+        if let Some(why) = names::path_segment(&name).first() {
+            return Err(Status::bad_request(format!("Name parameter invalid: {name:?}: {why}")));
+        }
         let object = self.present(&resource, at, &name)?.decoded()?;
         let own = object.meta().uid.clone().unwrap_or_default();
         if !uid.is_empty() && uid != own {

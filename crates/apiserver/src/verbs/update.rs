@@ -301,7 +301,7 @@ impl Server {
         }
         empties.show(&mut errs);
         let stored = resource.def.stored();
-        Err(Status::invalid(stored.group, stored.kind, old.name(), &errs))
+        Err(Status::invalid(stored.group, stored.kind, new.name(), &errs))
     }
 
     fn prepare_change(

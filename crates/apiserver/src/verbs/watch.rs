@@ -63,8 +63,16 @@ impl Server {
         namespace: &str,
         name: &str,
         opts: &ListOptions,
-        watch: WatchOptions,
+        mut watch: WatchOptions,
     ) -> Result<Watching, Status> {
+        let mut opts = opts.clone();
+        let unsaid = watch.send_initial_events.is_none() && opts.resource_version_match.is_empty();
+        if unsaid && matches!(opts.resource_version.as_str(), "" | "0") {
+            // Upstream takes a watch from anywhere for one that wants the present objects first.
+            watch.send_initial_events = Some(true);
+            opts.resource_version_match = "NotOlderThan".to_owned();
+        }
+        let opts = &opts;
         check_list_options(opts, true, watch.send_initial_events, watch.bookmarks)?;
         let mut filter = filter(resource, namespace, name, opts)?;
         let late = late(resource, &mut filter);

@@ -53,7 +53,7 @@ pub(super) fn validate(checked: &Checked, report: &mut dyn FnMut(Id, String)) {
             let types: Vec<(Id, &Type, Option<&Literal>)> =
                 elements.iter().map(|e| (e.id, checked.type_of(e), literal(e))).collect();
             if let Err((id, message)) = format_string::check(format, &types) {
-                report(id.unwrap_or(target.id), message);
+                report(id.unwrap_or(node.id), message);
             }
         }
     }

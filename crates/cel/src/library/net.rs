@@ -9,7 +9,7 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
     let shown = quoted(text);
     let bare = text.split_once('%').map_or(text, |(bare, _)| bare);
     let failed = || {
-        let why = if text.is_empty() { "unable to parse IP" } else { parse_problem(text) };
+        let why = parse_problem(text);
         format!("IP Address {shown} parse error during conversion from string: ParseAddr({shown}): {why}")
     };
     let ip: IpAddr = bare.parse().map_err(|_| failed())?;
@@ -27,33 +27,92 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
     Ok(ip)
 }
 
-/// What Go says of an address that is none.
-fn parse_problem(text: &str) -> &'static str {
-    if text.contains(':') {
-        return "unable to parse IP";
+/// What Go says of an address that is none: the first of `.` and `:` tells what it was meant to be.
+fn parse_problem(text: &str) -> String {
+    match text.find(['.', ':', '%']).and_then(|at| text[at..].chars().next()) {
+        Some('.') => problem_v4(text),
+        Some(':') => problem_v6(text),
+        Some(_) => "missing IPv6 address".to_owned(),
+        None => "unable to parse IP".to_owned(),
     }
-    if !text.contains('.') {
-        return "unable to parse IP";
+}
+
+fn at(why: &str, rest: &str) -> String {
+    if rest.is_empty() { why.to_owned() } else { format!("{why} (at {})", quoted(rest)) }
+}
+
+fn problem_v4(text: &str) -> String {
+    let (mut field, mut digits, mut dots) = (0u32, 0, 0);
+    for (i, c) in text.char_indices() {
+        match c {
+            '0'..='9' => {
+                if digits == 1 && field == 0 {
+                    return "IPv4 field has octet with leading zero".to_owned();
+                }
+                field = field * 10 + c.to_digit(10).unwrap_or(0);
+                digits += 1;
+                if field > 255 {
+                    return "IPv4 field has value >255".to_owned();
+                }
+            }
+            '.' if digits == 0 || i + 1 == text.len() => {
+                return at("IPv4 field must have at least one digit", &text[i..]);
+            }
+            '.' if dots == 3 => return "IPv4 address too long".to_owned(),
+            '.' => (field, digits, dots) = (0, 0, dots + 1),
+            _ => return at("unexpected character", &text[i..]),
+        }
     }
-    let fields: Vec<&str> = text.split('.').collect();
-    for (i, field) in fields.iter().enumerate() {
-        if field.is_empty() {
-            return "IPv4 field must have at least one digit";
+    "IPv4 address too short".to_owned()
+}
+
+fn problem_v6(text: &str) -> String {
+    let (mut rest, zone) = text.split_once('%').map_or((text, None), |(rest, zone)| (rest, Some(zone)));
+    if zone == Some("") {
+        return "zone must be a non-empty string".to_owned();
+    }
+    let (mut groups, mut gap) = (0, false);
+    if let Some(behind) = rest.strip_prefix("::") {
+        (rest, gap) = (behind, true);
+    }
+    while groups < 8 && !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+        match digits {
+            0 => return at("each colon-separated field must have at least one digit", rest),
+            1..=4 => {}
+            _ => return at("each group must have 4 or less digits", rest),
         }
-        if !field.bytes().all(|b| b.is_ascii_digit()) {
-            return "unexpected character";
+        let behind = &rest[digits..];
+        if behind.starts_with('.') {
+            return match (gap, groups) {
+                (false, count) if count != 6 => {
+                    at("embedded IPv4 address must replace the final 2 fields of the address", rest)
+                }
+                (true, 7..) => {
+                    at("too many hex fields to fit an embedded IPv4 at the end of the address", rest)
+                }
+                _ => problem_v4(rest),
+            };
         }
-        if field.len() > 1 && field.starts_with('0') {
-            return "IPv4 field has octet with leading zero";
-        }
-        if field.parse::<u32>().map_or(true, |value| value > 255) {
-            return "IPv4 field has value >255";
-        }
-        if i > 3 {
-            return "IPv4 address too long";
+        groups += 1;
+        rest = match behind.strip_prefix(':') {
+            _ if behind.is_empty() => "",
+            None => return at("unexpected character, want colon", behind),
+            Some("") => return at("colon must be followed by more characters", behind),
+            Some(behind) => behind,
+        };
+        if let Some(behind) = rest.strip_prefix(':') {
+            if gap {
+                return at("multiple :: in address", rest);
+            }
+            (rest, gap) = (behind, true);
         }
     }
-    "IPv4 address too short"
+    match rest {
+        "" if gap => "the :: must expand to at least one field of zeros".to_owned(),
+        "" => "address string too short".to_owned(),
+        rest => at("trailing garbage after address", rest),
+    }
 }
 
 fn parse_cidr(text: &str) -> Result<Cidr, String> {
@@ -163,4 +222,35 @@ pub(super) fn call(function: &str, args: &[Value]) -> Option<Outcome> {
         ("masked", [Value::Cidr(net)]) => Ok(Value::Cidr(masked(*net))),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_refused_in_the_words_of_go() {
+        for (text, why) in [
+            ("", "unable to parse IP"),
+            ("x", "unable to parse IP"),
+            ("10.0.0.0/8", "unexpected character (at \"/8\")"),
+            ("1.2.3", "IPv4 address too short"),
+            ("1.2.3.4.5", "IPv4 address too long"),
+            ("1.2..4", "IPv4 field must have at least one digit (at \".4\")"),
+            ("1.2.3.", "IPv4 field must have at least one digit (at \".\")"),
+            ("01.2.3.4", "IPv4 field has octet with leading zero"),
+            ("1.2.3.256", "IPv4 field has value >255"),
+            ("a:b", "address string too short"),
+            ("1::2::3", "multiple :: in address (at \":3\")"),
+            ("12345::", "each group must have 4 or less digits (at \"12345::\")"),
+            ("fe80::/64", "each colon-separated field must have at least one digit (at \"/64\")"),
+            ("1:2:3:4:5:6:7:8:9", "trailing garbage after address (at \"9\")"),
+            ("::x", "each colon-separated field must have at least one digit (at \"x\")"),
+            ("1:2x", "unexpected character, want colon (at \"x\")"),
+            ("1:", "colon must be followed by more characters (at \":\")"),
+            ("%a", "missing IPv6 address"),
+        ] {
+            assert_eq!(parse_problem(text), why, "{text}");
+        }
+    }
 }

@@ -183,7 +183,7 @@ impl Child<'_> {
 
 fn is_atomic(node: &Node) -> bool {
     match node {
-        Node::Scalar(_) | Node::Quantity | Node::IntOrString => true,
+        Node::Scalar(_) | Node::Opaque | Node::Quantity | Node::IntOrString => true,
         Node::Struct(structure) => structure.atomic,
         Node::Map { atomic, .. } => *atomic,
         Node::List { kind, .. } => matches!(kind, ListKind::Atomic),
@@ -393,7 +393,10 @@ impl Walker<'_> {
                     out.insert(child.key, Value::Object(inner));
                 }
             }
-            (Node::Scalar(_) | Node::Quantity | Node::IntOrString | Node::Struct(_), value) => {
+            (
+                Node::Scalar(_) | Node::Opaque | Node::Quantity | Node::IntOrString | Node::Struct(_),
+                value,
+            ) => {
                 let zero = if field.zero == Zero::Null { Value::Null } else { self.schemas.zero(field.node) };
                 if *value != zero && !value.is_null() {
                     out.insert(child.key, leaf());

@@ -31,7 +31,20 @@ pub(super) fn merge(schemas: &Schemas, id: NodeId, live: &mut Value, config: &Va
             };
             *live = Value::Array(merge_lists(schemas, *element, kind, old, config));
         }
+        // Nothing said of a collection's members leaves them, unless it has none.
+        (node, live, Value::Null) if is_merged(node, live) => {}
         (_, live, config) => *live = config.clone(),
+    }
+}
+
+/// Whether a value has members that are merged one by one.
+fn is_merged(node: &Node, value: &Value) -> bool {
+    match (node, value) {
+        (Node::Struct(structure), Value::Object(map)) => !structure.atomic && !map.is_empty(),
+        (Node::Map { atomic, .. }, Value::Object(map)) => !atomic && !map.is_empty(),
+        (Node::Any, Value::Object(map)) => !map.is_empty(),
+        (Node::List { kind: ListKind::Set | ListKind::Map(_), .. }, Value::Array(items)) => !items.is_empty(),
+        _ => false,
     }
 }
 
@@ -224,7 +237,10 @@ pub(super) fn check(schemas: &Schemas, id: NodeId, value: &Value, path: &str, er
         (Node::Scalar(Value::Bool(_)), other) if !other.is_boolean() => {
             errs.push(at(format!("expected boolean, got &{{{}}}", go(other))));
         }
-        (Node::Quantity | Node::IntOrString, other @ (Value::Object(_) | Value::Array(_))) => {
+        (
+            Node::Quantity | Node::IntOrString | Node::Scalar(Value::Null),
+            other @ (Value::Object(_) | Value::Array(_)),
+        ) => {
             errs.push(at(format!("expected any scalar, got &{{{}}}", go(other))));
         }
         _ => {}

@@ -214,3 +214,26 @@ fn what_an_applier_dropped_is_pruned_in_the_version_it_used() {
     let [only] = entries(&new).as_slice() else { panic!("one entry") };
     assert_eq!(only["apiVersion"], "v1");
 }
+
+#[test]
+fn null_leaves_the_members_of_a_collection() {
+    let live = pod("i");
+    let config = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p", "labels": null } });
+    let by = manager("m", Operation::Apply);
+    let applied = apply(&SCHEMAS, POD, Some(&live), &config, &by, false, &OneVersion).expect("applies");
+    assert_eq!(applied["metadata"]["labels"], json!({ "a": "b" }));
+}
+
+#[test]
+fn a_text_with_a_format_may_be_any_scalar_and_nothing_else() {
+    let text = json!({ "type": "string", "format": "date-time" });
+    let definitions = json!({ "T": { "type": "object", "properties": { "at": text } } });
+    let schemas = Schemas::compile(definitions.as_object().expect("definitions"));
+    let told = |at: Value| misfit(&schemas, "T", &json!({ "at": at }));
+    assert_eq!(told(json!(1.5)), None);
+    assert!(
+        told(json!({ "a": "b" }))
+            .is_some_and(|why| why.contains(".at: expected any scalar, got &{map[a:b]}"))
+    );
+    assert!(told(json!(["a"])).is_some_and(|why| why.contains(".at: expected any scalar, got &{[a]}")));
+}

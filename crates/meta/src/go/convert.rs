@@ -68,6 +68,10 @@ fn restore(table: &Table, id: Id, value: &Value) -> Result<(), String> {
             Some(at) => Err(format!("error decoding from json: illegal base64 data at input byte {at}")),
             None => Ok(()),
         },
+        (Shape::Bytes, Value::Array(items)) if !items.is_empty() => match &items[0] {
+            Value::Number(_) => Ok(()),
+            _ => Err("unrecognized type: uint8".to_owned()),
+        },
         (Shape::List(_) | Shape::Bytes, _) => Err(format!("cannot restore slice from {from}")),
         (Shape::String, Value::String(_))
         | (Shape::Bool, Value::Bool(_))

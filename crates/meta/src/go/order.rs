@@ -16,7 +16,9 @@ pub enum Style {
 
 /// A value of that type on one line.
 pub fn to_json(type_name: &str, value: &Value) -> String {
-    patched_json(type_name, value, &Value::Null)
+    let mut out = Vec::new();
+    append(type_name, value, &mut out);
+    String::from_utf8(out).unwrap_or_default()
 }
 
 /// Appends a value of that type on one line.
@@ -31,7 +33,7 @@ pub fn append(type_name: &str, value: &Value, out: &mut Vec<u8>) {
 pub fn patched_json(type_name: &str, value: &Value, touched: &Value) -> String {
     let mut writer = Writer { out: Vec::new(), style: Style::Compact, depth: 0 };
     writer.value(TABLE.names.get(type_name).copied(), value, touched);
-    String::from_utf8(writer.out).unwrap_or_default()
+    String::from_utf8(html_safe(writer.out)).unwrap_or_default()
 }
 
 /// A document as an answer carries it, of the type that its `kind` and `apiVersion` name; safe within HTML, as Go's
@@ -224,6 +226,8 @@ mod tests {
         assert_eq!(to_json("meta/v1.ObjectMeta", &meta), format!("{expected}{owners}"));
         let touched = serde_json::json!({ "annotations": {} });
         let text = patched_json("meta/v1.ObjectMeta", &meta, &touched);
+        let marked = patched_json("meta/v1.ObjectMeta", &json!({ "name": "a<b" }), &touched);
+        assert_eq!(marked, r#"{"name":"a\u003cb"}"#);
         assert!(
             text.starts_with(r#"{"annotations":{"a":"2","b":"1"},"name":"x","namespace":"n","#),
             "{text}"

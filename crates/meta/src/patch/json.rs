@@ -135,7 +135,7 @@ fn find<'v>(root: &'v Value, path: &str) -> Option<&'v Value> {
     if path.is_empty() {
         return Some(root);
     }
-    path.strip_prefix('/')?.split('/').try_fold(root, |value, token| match value {
+    path.split_once('/')?.1.split('/').try_fold(root, |value, token| match value {
         Value::Object(map) => map.get(&unescape(token)),
         Value::Array(items) => items.get(position(token, items.len())?),
         _ => None,
@@ -144,9 +144,11 @@ fn find<'v>(root: &'v Value, path: &str) -> Option<&'v Value> {
 
 /// The container of the last token, and that token.
 fn parent<'v, 'p>(root: &'v mut Value, path: &'p str) -> Option<(&'v mut Value, &'p str)> {
-    let (prefix, last) = path.strip_prefix('/')?.rsplit_once('/').unwrap_or(("", path.strip_prefix('/')?));
+    // What stands before the first slash is not looked at.
+    let (_, below) = path.split_once('/')?;
+    let (prefix, last) = below.rsplit_once('/').unwrap_or(("", below));
     let mut value = root;
-    if path.matches('/').count() > 1 {
+    if below.contains('/') {
         for token in prefix.split('/') {
             value = step(value, token)?;
         }
@@ -155,10 +157,6 @@ fn parent<'v, 'p>(root: &'v mut Value, path: &'p str) -> Option<(&'v mut Value, 
 }
 
 fn add(root: &mut Value, path: &str, value: Value) -> Option<()> {
-    if path.is_empty() {
-        *root = value;
-        return Some(());
-    }
     let (container, last) = parent(root, path)?;
     match container {
         Value::Object(map) => {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::go_fmt;
+use super::{go_fmt, without_nulls};
 use crate::schema::{Field, Node, NodeId, Schemas};
 use crate::status::{Reason, Status};
 
@@ -16,11 +16,17 @@ type Object = Map<String, Value>;
 
 /// Applies `patch`; see [`super::strategic_merge_patch`].
 pub(super) fn apply(target: &mut Value, patch: &Value, schemas: &Schemas, name: &str) -> Result<(), Status> {
-    let Value::Object(patch) = patch else {
-        return Err(Status::bad_request(
-            "error decoding patch: json: cannot unmarshal value into Go value of type \
-            map[string]interface {}",
-        ));
+    let none = Object::new();
+    let patch = match patch {
+        Value::Object(patch) => patch,
+        // Go decodes null into a map without entries.
+        Value::Null => &none,
+        _ => {
+            return Err(Status::bad_request(
+                "error decoding patch: json: cannot unmarshal value into Go value of type \
+                map[string]interface {}",
+            ));
+        }
     };
     let Value::Object(target) = target else {
         return Err(failure("the object to patch is no map".to_owned()));
@@ -39,15 +45,16 @@ pub(super) fn left(target: &Value, patch: &Value, schemas: &Schemas, name: &str)
     }
 }
 
-/// The value without nulls in its objects.
-fn without_nulls(value: &Value) -> Value {
+/// Go's name of the kind of a decoded value.
+fn go_kind(value: &Value) -> &'static str {
     match value {
-        Value::Object(map) => {
-            let kept = map.iter().filter(|(_, value)| !value.is_null());
-            kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect::<Object>().into()
-        }
-        Value::Array(items) => items.iter().map(without_nulls).collect(),
-        other => other.clone(),
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
     }
 }
 
@@ -117,8 +124,13 @@ impl<'s> Merger<'s> {
         }
         retain_keys(target, patch)?;
         for (key, order) in patch {
-            if let (Some(field), Value::Array(order)) = (key.strip_prefix(ORDER), order) {
-                self.ordered_list(target, patch, node, field, order)?;
+            match (key.strip_prefix(ORDER), order) {
+                (Some(field), Value::Array(order)) => self.ordered_list(target, patch, node, field, order)?,
+                (Some(_), other) => {
+                    let why = format!("expected a []interface {{}}, but received a {}", go_kind(other));
+                    return Err(failure(why));
+                }
+                (None, _) => {}
             }
         }
         for (key, value) in patch {

@@ -65,8 +65,7 @@ impl Compiler<'_> {
     fn definition(&mut self, name: &str, schema: &Value) -> Node {
         match name.rsplit('.').next() {
             Some("Quantity") => Node::Quantity,
-            // Opaque, and owned as a whole.
-            Some("RawExtension") => Node::Scalar(Value::Null),
+            Some("RawExtension") => Node::Opaque,
             Some("JSON" | "FieldsV1") => Node::Any,
             Some("CustomResourceSubresourceStatus") => {
                 let name = name.to_owned();

@@ -14,6 +14,7 @@ pub(super) fn normalize(schemas: &Schemas, id: NodeId, value: &mut Value) -> Res
             // Go decodes null into the zero value of a map's element type.
             let zero = match schemas.node(*element) {
                 Node::Scalar(zero) => Some(zero),
+                Node::Opaque => Some(&Value::Null),
                 _ => None,
             };
             map.values_mut().try_for_each(|value| match zero {
@@ -116,6 +117,6 @@ pub(super) fn zero(schemas: &Schemas, id: NodeId) -> Value {
                 .collect::<Map<_, _>>()
                 .into()
         }
-        Node::Any | Node::Map { .. } | Node::List { .. } => Value::Null,
+        Node::Any | Node::Opaque | Node::Map { .. } | Node::List { .. } => Value::Null,
     }
 }

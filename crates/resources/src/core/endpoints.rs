@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, Endpoints};
 use serde_json::Value;
 
-use crate::address::legacy_ip;
+use crate::address::{Address, legacy_ip};
 use crate::check::{PROTOCOLS, named, one_of, port};
 use crate::common::{column, join_host_port, join_three, text};
 use crate::def::{AGE, Column, NAME, ResourceDef, Strategy, Typed, age};
@@ -106,7 +106,7 @@ fn address(address: &EndpointAddress, path: &Path, errs: &mut ErrorList) {
 
 /// Addresses that no endpoint can have.
 pub(crate) fn special_ip(errs: &mut ErrorList, path: &Path, text: &str) {
-    let Ok(ip) = text.parse::<std::net::IpAddr>() else {
+    let Some(Address { ip, .. }) = Address::parse(text) else {
         return errs.invalid(path, text, "must be a valid IP address");
     };
     if ip.is_unspecified() {

@@ -99,7 +99,7 @@ impl Strategy<Namespace> for Namespaces {
     }
 
     fn selectable(&self, obj: &Namespace) -> Vec<(&'static str, String)> {
-        vec![("name", text(obj.metadata.name.as_ref()).to_owned()), ("status.phase", phase(obj).to_owned())]
+        vec![("status.phase", phase(obj).to_owned())]
     }
 }
 

@@ -154,14 +154,21 @@ fn by_type(obj: &Secret, data: &Path, errs: &mut ErrorList) {
 
 fn json_key(value: Option<&ByteString>, path: &Path, errs: &mut ErrorList) {
     let Some(value) = value else { return errs.required(path, "") };
-    if let Err(e) = serde_json::from_slice::<serde::de::IgnoredAny>(&value.0) {
-        errs.push(Error {
-            kind: ErrorKind::Invalid,
-            path: path.to_string(),
-            value: Some(REDACTED.to_owned()),
-            detail: json_error(&value.0, &e),
-        });
-    }
+    let kind = match serde_json::from_slice::<Value>(&value.0) {
+        Err(e) => {
+            let detail = json_error(&value.0, &e);
+            let (kind, value) = (ErrorKind::Invalid, Some(REDACTED.to_owned()));
+            return errs.push(Error { kind, path: path.to_string(), value, detail });
+        }
+        Ok(Value::Object(_) | Value::Null) => return,
+        Ok(Value::Array(_)) => "array",
+        Ok(Value::String(_)) => "string",
+        Ok(Value::Bool(_)) => "bool",
+        Ok(Value::Number(_)) => "number",
+    };
+    let detail = format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}");
+    let (kind, value) = (ErrorKind::Invalid, Some(REDACTED.to_owned()));
+    errs.push(Error { kind, path: path.to_string(), value, detail });
 }
 
 /// The text Go's decoder would give.
@@ -176,4 +183,22 @@ fn json_error(text: &[u8], error: &serde_json::Error) -> String {
         "looking for beginning of value"
     };
     format!("invalid character {:?} {place}", last(error.column()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_of_registries_are_json_objects() {
+        let told = |text: &str| {
+            let mut errs = ErrorList::new();
+            json_key(Some(&ByteString(text.into())), &Path::new("data"), &mut errs);
+            errs.iter().next().map(ToString::to_string)
+        };
+        assert_eq!((told("{}"), told("null")), (None, None));
+        let why = "data: Invalid value: \"<secret contents redacted>\": json: cannot unmarshal number into Go \
+                   value of type map[string]interface {}";
+        assert_eq!(told("-1").as_deref(), Some(why));
+    }
 }

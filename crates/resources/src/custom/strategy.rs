@@ -75,6 +75,14 @@ impl CustomStrategy {
         let version = self.current();
         if !version.preserve {
             defaults::drop_nulls(value, Some(version.schema()));
+        }
+        self.fill(value);
+    }
+
+    /// As [`CustomStrategy::set_defaults`], but nulls stay and are refused: so it is with what was applied.
+    pub fn fill(&self, value: &mut Value) {
+        let version = self.current();
+        if !version.preserve {
             defaults::apply(value, version.schema());
         }
     }

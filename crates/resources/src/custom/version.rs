@@ -193,6 +193,8 @@ fn compile_fields(versions: &[CustomResourceDefinitionVersion]) -> Schemas {
 /// Gives the whole objects within an object their metadata.
 fn embed(schema: &mut Value, meta: &Value) {
     let Some(map) = schema.as_object_mut() else { return };
+    // To structured merging they are of no type.
+    map.remove("x-kubernetes-int-or-string");
     if map.get("x-kubernetes-embedded-resource").is_some() {
         let properties = map.entry("properties").or_insert_with(|| json!({}));
         properties["apiVersion"] = json!({ "type": "string" });

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use crate::check::{about_struct, about_text, go_struct, local_path, named, one_of};
 use crate::common::text;
 
+const WITH_USERS: &str = "when `hostUsers` is false";
+
 fn id(errs: &mut ErrorList, path: &Path, value: Option<i64>) {
     if let Some(value) = value.filter(|v| !(0..=i64::from(i32::MAX)).contains(v)) {
         errs.invalid(path, value, names::in_range(0, i64::from(i32::MAX)));
@@ -188,10 +190,19 @@ pub(crate) fn pod(spec: &PodSpec, spec_path: &Path, errs: &mut ErrorList) {
     }
     if spec.host_users == Some(false) {
         for (name, set) in
-            [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)]
+            [("hostNetwork", spec.host_network), ("HostPID", spec.host_pid), ("HostIPC", spec.host_ipc)]
         {
             if set == Some(true) {
-                errs.forbidden(spec_path.child(name), "when `hostUsers` is false");
+                errs.forbidden(spec_path.child(name), WITH_USERS);
+            }
+        }
+        let lists =
+            [("initContainers", spec.init_containers.as_deref()), ("containers", Some(&spec.containers[..]))];
+        for (list, containers) in lists {
+            for (i, container) in containers.into_iter().flatten().enumerate() {
+                if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+                    errs.forbidden(spec_path.child(list).index(i).child("volumeDevices"), WITH_USERS);
+                }
             }
         }
     }

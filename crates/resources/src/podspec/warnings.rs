@@ -139,7 +139,7 @@ fn fractions(container: &Container, path: &Path, out: &mut Vec<String>) {
             if !matches!(resource.as_str(), "memory" | "ephemeral-storage") {
                 continue;
             }
-            if !Number::from_api(amount).is_whole() {
+            if !Number::from_api(amount).is_whole_bytes() {
                 let at = path.child("resources").child(name).key(resource);
                 out.push(format!(
                     "{at}: fractional byte value {:?} is invalid, must be an integer",
@@ -299,7 +299,7 @@ fn volumes(volume: &Volume, path: &Path, out: &mut Vec<String>) {
     if let Some(template) = volume.ephemeral.as_ref().and_then(|e| e.volume_claim_template.as_ref()) {
         let requests = template.spec.resources.iter().flat_map(|r| r.requests.iter().flatten());
         for (resource, amount) in requests.filter(|(resource, _)| *resource == "storage") {
-            if !Number::from_api(amount).is_whole() {
+            if !Number::from_api(amount).is_whole_bytes() {
                 let at =
                     path.child("ephemeral").child("volumeClaimTemplate").child("spec").child("resources");
                 let at = at.child("requests").key(resource);

@@ -178,7 +178,12 @@ fn devices(claim: &ResourceClaim, status: &ResourceClaimStatus, list: &Path, err
             uuid(share, &path.child("shareID"), errs);
         }
         if !known.contains(&id) {
-            errs.invalid(&path, id.as_str(), "must be an allocated device in the claim");
+            let text = |text: &str| Value::from(text).to_string();
+            let (driver, pool, name) = (text(&device.driver), text(&device.pool), text(&device.device));
+            let share = text(device.share_id.as_deref().unwrap_or(""));
+            let shown = format!(r#"{{"Driver":{driver},"Pool":{pool},"Device":{name},"ShareID":{share}}}"#);
+            let why = "must be an allocated device in the claim";
+            about_text(errs, ErrorKind::Invalid, &path, shown, why);
         }
         let conditions = device.conditions.as_deref().unwrap_or_default();
         if conditions.len() > MAX_CONDITIONS {

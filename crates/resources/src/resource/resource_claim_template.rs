@@ -26,20 +26,7 @@ impl Strategy<ResourceClaimTemplate> for Templates {
     }
 
     fn validate(&self, obj: &ResourceClaimTemplate, errs: &mut ErrorList) {
-        let path = Path::new("spec");
-        if let Some(meta) = &obj.spec.metadata {
-            let path = path.child("metadata");
-            if let Some(labels) = &meta.labels {
-                validate_labels(labels, &path.child("labels"), errs);
-            }
-            if let Some(annotations) = &meta.annotations {
-                validate_annotations(annotations, &path.child("annotations"), errs);
-            }
-            for field in forbidden(meta) {
-                errs.forbidden(path.child(field), "cannot be set");
-            }
-        }
-        claim_spec::check(&obj.spec.spec, &path.child("spec"), errs);
+        check(obj, errs);
     }
 
     fn validate_update(
@@ -48,12 +35,29 @@ impl Strategy<ResourceClaimTemplate> for Templates {
         old: &ResourceClaimTemplate,
         errs: &mut ErrorList,
     ) {
-        claim_spec::check(&new.spec.spec, &Path::new("spec").child("spec"), errs);
+        check(new, errs);
         if new.spec != old.spec {
             let shown = shown::template_spec(&new.spec);
             about_text(errs, ErrorKind::Invalid, &Path::new("spec"), shown, "field is immutable");
         }
     }
+}
+
+fn check(obj: &ResourceClaimTemplate, errs: &mut ErrorList) {
+    let path = Path::new("spec");
+    if let Some(meta) = &obj.spec.metadata {
+        let path = path.child("metadata");
+        if let Some(labels) = &meta.labels {
+            validate_labels(labels, &path.child("labels"), errs);
+        }
+        if let Some(annotations) = &meta.annotations {
+            validate_annotations(annotations, &path.child("annotations"), errs);
+        }
+        for field in forbidden(meta) {
+            errs.forbidden(path.child(field), "cannot be set");
+        }
+    }
+    claim_spec::check(&obj.spec.spec, &path.child("spec"), errs);
 }
 
 /// The fields that are set but that a template must not set, named as Go names them.
@@ -77,4 +81,23 @@ fn forbidden(meta: &ObjectMeta) -> impl Iterator<Item = &'static str> {
     ]
     .into_iter()
     .filter_map(|(field, set)| set.then_some(field))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn metadata_of_claims_is_checked_on_change_too() {
+        let of = |meta: serde_json::Value| -> ResourceClaimTemplate {
+            let spec = json!({ "metadata": meta, "spec": { "devices": {} } });
+            serde_json::from_value(json!({ "metadata": { "name": "t" }, "spec": spec })).expect("a template")
+        };
+        let mut errs = ErrorList::new();
+        Templates.validate_update(&of(json!({ "name": "x" })), &of(json!({})), &mut errs);
+        let fields: Vec<String> = errs.iter().map(|e| e.path.clone()).collect();
+        assert_eq!(fields, ["spec.metadata.name", "spec"]);
+    }
 }

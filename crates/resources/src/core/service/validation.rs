@@ -224,12 +224,15 @@ fn load_balancer(spec: &ServiceSpec, kind: &str, path: &Path, errs: &mut ErrorLi
         ("LoadBalancer", _) | (_, None) => {}
         _ => errs.forbidden(path.child("allocateLoadBalancerNodePorts"), ONLY_BALANCED),
     }
-    if let Some(class) = spec.load_balancer_class.as_deref() {
-        if kind == "LoadBalancer" {
-            named(errs, &path.child("loadBalancerClass"), class, names::qualified_name);
-        } else {
-            errs.forbidden(path.child("loadBalancerClass"), ONLY_BALANCED);
-        }
+    class(spec, kind, path, errs);
+}
+
+fn class(spec: &ServiceSpec, kind: &str, path: &Path, errs: &mut ErrorList) {
+    let Some(class) = spec.load_balancer_class.as_deref() else { return };
+    if kind == "LoadBalancer" {
+        named(errs, &path.child("loadBalancerClass"), class, names::qualified_name);
+    } else {
+        errs.forbidden(path.child("loadBalancerClass"), ONLY_BALANCED);
     }
 }
 
@@ -290,6 +293,8 @@ pub(super) fn update(new: &Service, old: &Service, errs: &mut ErrorList) {
         let shown = json!(new.load_balancer_class);
         errs.invalid(path.child("loadBalancerClass"), shown, "may not change once set");
     }
+    // Upstream asks twice.
+    class(new, text(new.type_.as_ref()), &path, errs);
     if needs_health_check_port(new)
         && needs_health_check_port(old)
         && new.health_check_node_port != old.health_check_node_port

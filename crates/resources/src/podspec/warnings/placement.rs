@@ -16,7 +16,8 @@ pub(super) fn of(spec: &PodSpec, path: &Path, out: &mut Vec<String>) {
     spread(spec, path, out);
     affinity(spec, &path.child("affinity"), out);
     for (resource, amount) in spec.overhead.iter().flatten() {
-        if matches!(resource.as_str(), "memory" | "ephemeral-storage") && !Number::from_api(amount).is_whole()
+        if matches!(resource.as_str(), "memory" | "ephemeral-storage")
+            && !Number::from_api(amount).is_whole_bytes()
         {
             let at = path.child("overhead").key(resource);
             out.push(format!("{at}: fractional byte value {:?} is invalid, must be an integer", amount.0));
