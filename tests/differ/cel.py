@@ -10,10 +10,10 @@ def small(schema, **limits):
 # One field per type that CEL tells apart; the sizes are limited so that costs stay within the budget.
 FIELDS = {
     "s": small(STRING, maxLength=64), "t": small(STRING, maxLength=64), "i": INTEGER, "j": {"type": "integer",
-        "format": "int32"},
+    "format": "int32"},
     "n": {"type": "number"}, "b": {"type": "boolean"}, "dt": {"type": "string", "format": "date-time"},
     "day": {"type": "string", "format": "date"}, "du": {"type": "string", "format": "duration"},
-        "by": {"type": "string", "format": "byte"},
+    "by": {"type": "string", "format": "byte"},
     "ios": {"x-kubernetes-int-or-string": True}, "nul": {"type": "string", "nullable": True, "maxLength": 9},
     "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
     "e": {"type": "string", "enum": ["A", "B"]},
@@ -21,15 +21,15 @@ FIELDS = {
     "li": {"type": "array", "maxItems": 9, "items": INTEGER},
     "set": {"type": "array", "maxItems": 9, "x-kubernetes-list-type": "set", "items": small(STRING, maxLength=20)},
     "lm": {"type": "array", "maxItems": 9, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
-           "items": {"type": "object", "required": ["k"], "properties": {"k": small(STRING, maxLength=9),
-               "v": INTEGER}}},
+    "items": {"type": "object", "required": ["k"], "properties": {"k": small(STRING, maxLength=9),
+    "v": INTEGER}}},
     "m": {"type": "object", "maxProperties": 9, "additionalProperties": INTEGER},
     "ms": {"type": "object", "maxProperties": 9, "additionalProperties": small(STRING, maxLength=20)},
     "o": {"type": "object", "properties": {"x": INTEGER, "y": small(STRING, maxLength=9), "in": INTEGER,
-        "a-b": INTEGER, "a.b": INTEGER,
-                                             "__x__": INTEGER, "namespace": INTEGER, "a_b": INTEGER, "1a": INTEGER}},
+    "a-b": INTEGER, "a.b": INTEGER,
+    "__x__": INTEGER, "namespace": INTEGER, "a_b": INTEGER, "1a": INTEGER}},
     "unlimited": STRING, "ul": {"type": "array", "items": STRING}, "um": {"type": "object",
-        "additionalProperties": STRING},
+    "additionalProperties": STRING},
     "ull": {"type": "array", "items": {"type": "array", "items": STRING}},
 }
 
@@ -392,12 +392,12 @@ self.unlimited + self.unlimited
 # What the rules that compile are asked about.
 OBJECTS = [
     {"s": "a", "t": "b", "i": 1, "j": 1, "n": 1.5, "b": True, "dt": "2020-01-01T00:00:00Z", "day": "2020-01-01",
-        "du": "1s", "by": "YQ==",
-     "ios": 1, "nul": None, "any": {"x": 1}, "e": "A", "l": ["a"], "li": [1], "set": ["a", "b"], "lm": [{"k": "a",
-         "v": 1}],
-     "m": {"a": 1}, "ms": {"a": "b"}, "o": {"x": 1, "y": "a", "in": 1, "a-b": 1, "a.b": 1, "__x__": 1, "namespace": 1,
-         "a_b": 1},
-     "unlimited": "a", "ul": ["a", "b"], "um": {"a": "b"}, "ull": [["a"]]},
+    "du": "1s", "by": "YQ==",
+    "ios": 1, "nul": None, "any": {"x": 1}, "e": "A", "l": ["a"], "li": [1], "set": ["a", "b"], "lm": [{"k": "a",
+    "v": 1}],
+    "m": {"a": 1}, "ms": {"a": "b"}, "o": {"x": 1, "y": "a", "in": 1, "a-b": 1, "a.b": 1, "__x__": 1, "namespace": 1,
+    "a_b": 1},
+    "unlimited": "a", "ul": ["a", "b"], "um": {"a": "b"}, "ull": [["a"]]},
     {"s": "10.0.0.0/8", "i": -3, "n": 2, "l": [], "m": {}, "o": {}, "ios": "5%", "any": {}},
 ]
 

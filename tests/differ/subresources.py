@@ -5,7 +5,7 @@ from cases import case, dotted, short, step, without
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [
     {"name": "c", "image": "x", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2",
-        "memory": "1Gi"}}}]}}
+    "memory": "1Gi"}}}]}}
 PODS = "/api/v1/namespaces/{ns}/pods"
 TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}
 SELECTED = {"selector": {"matchLabels": {"a": "b"}}, "template": TEMPLATE}
@@ -14,45 +14,45 @@ SCALED = {
     "ReplicaSet": ("/apis/apps/v1/namespaces/{ns}/replicasets", {"apiVersion": "apps/v1", "spec": SELECTED}),
     "StatefulSet": ("/apis/apps/v1/namespaces/{ns}/statefulsets", {"apiVersion": "apps/v1", "spec": SELECTED}),
     "ReplicationController": ("/api/v1/namespaces/{ns}/replicationcontrollers", {"apiVersion": "v1",
-        "spec": {"template": TEMPLATE}}),
+    "spec": {"template": TEMPLATE}}),
 }
 # What is sent to a part of an object that stands: part, the whole object, a valid body.
 META = {"metadata": {"name": "p"}}
 SENT = {
     "binding": (PODS, POD, {"apiVersion": "v1", "kind": "Binding", **META, "target": {"apiVersion": "v1",
-        "kind": "Node", "name": "n"}}),
+    "kind": "Node", "name": "n"}}),
     "eviction": (PODS, POD, {"apiVersion": "policy/v1", "kind": "Eviction", **META, "deleteOptions": {
         "gracePeriodSeconds": 5, "preconditions": {"uid": "x", "resourceVersion": "1"},
-            "propagationPolicy": "Background", "dryRun": ["All"]}}),
+        "propagationPolicy": "Background", "dryRun": ["All"]}}),
     "token": ("/api/v1/namespaces/{ns}/serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", **META}, {
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": ["a"],
-            "expirationSeconds": 3600, "boundObjectRef": {
+        "expirationSeconds": 3600, "boundObjectRef": {
             "apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "y"}}}),
 }
 EPHEMERAL = {"name": "e", "image": "x", "targetContainerName": "c", "command": ["a"], "env": [{"name": "A",
     "value": "b"}], "ports": None, "stdin": True, "tty": True,
-             "imagePullPolicy": "Always", "terminationMessagePolicy": "File", "volumeMounts": None,
-                 "securityContext": {"runAsUser": 1},
-             "resources": None, "livenessProbe": None, "lifecycle": None, "workingDir": "/x", "restartPolicy": None}
+    "imagePullPolicy": "Always", "terminationMessagePolicy": "File", "volumeMounts": None,
+    "securityContext": {"runAsUser": 1},
+    "resources": None, "livenessProbe": None, "lifecycle": None, "workingDir": "/x", "restartPolicy": None}
 RESIZES = [
     {"limits": {"cpu": "3", "memory": "2Gi"}, "requests": {"cpu": "1", "memory": "2Gi"}}, {}, None,
-        {"requests": {"cpu": "5"}}, {"limits": {"cpu": "-1"}},
+    {"requests": {"cpu": "5"}}, {"limits": {"cpu": "-1"}},
     {"limits": {"cpu": "x"}}, {"requests": {"foo": "1"}}, {"requests": {"ephemeral-storage": "1"}},
-        {"requests": {"cpu": "1"}}, {"limits": {"cpu": "1"}},
+    {"requests": {"cpu": "1"}}, {"limits": {"cpu": "1"}},
     {"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "2", "memory": "1Gi"}}, {"limits": {"cpu": "2",
-        "memory": "1Mi"}, "requests": {"cpu": "1", "memory": "1Mi"}},
+    "memory": "1Mi"}, "requests": {"cpu": "1", "memory": "1Mi"}},
     {"claims": [{"name": "x"}], "requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"}},
-        {"requests": 5}, [], "x",
+    {"requests": 5}, [], "x",
 ]
 CONDITIONS = [
     [{"type": "Approved", "status": "True", "reason": "x", "message": "y"}], [{"type": "Denied", "status": "True"}],
-        [{"type": "Approved", "status": "False"}],
+    [{"type": "Approved", "status": "False"}],
     [{"type": "Approved"}], [{"status": "True"}], [{"type": "", "status": "True"}], [{"type": "X", "status": "Nope"}],
-        [{"type": "X", "status": "Unknown"}], [],
+    [{"type": "X", "status": "Unknown"}], [],
     [{"type": "Approved", "status": "True"}, {"type": "Denied", "status": "True"}], [{"type": "A", "status": "True"},
-        {"type": "A", "status": "True"}],
+    {"type": "A", "status": "True"}],
     [{"type": "Failed", "status": "True"}], [{"type": "Failed", "status": "False"}], [{}], [None], "x", [{"type": "X",
-        "status": "True", "lastUpdateTime": "x"}],
+    "status": "True", "lastUpdateTime": "x"}],
 ]
 
 
@@ -103,8 +103,8 @@ def scale():
                     f"{path}/d/scale")], ns="fresh")
         for extra in [{"kind": "Nope"}, {"apiVersion": "v1"}, {"metadata": {}}, {"metadata": {"name": "x"}},
             {"metadata": {"name": "d", "resourceVersion": "1"}},
-                      {"metadata": {"name": "d", "uid": "x"}}, {"metadata": {"name": "d", "namespace": "x"}},
-                          {"metadata": {"name": "d", "labels": {"a": "b"}}}]:
+            {"metadata": {"name": "d", "uid": "x"}}, {"metadata": {"name": "d", "namespace": "x"}},
+            {"metadata": {"name": "d", "labels": {"a": "b"}}}]:
             body = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"},
                 "spec": {"replicas": 2}, **extra}
             yield case("subresources", kind, f"scale-with={short(extra)}", [made, step("PUT", f"{path}/d/scale",
