@@ -340,7 +340,7 @@ impl Call<'_> {
     async fn list(self) -> Result<Response<Body>, Status> {
         let answer = self.answer(true)?;
         let opts = self.query.list_options()?;
-        check_list_options(&opts, false, self.query.send_initial_events(), false)?;
+        check_list_options(&opts, false, self.query.send_initial_events())?;
         let page = self.server.list(&self.resource, self.namespace(), "", &opts).await?;
         answer.list(&self.resource, page)
     }

@@ -278,12 +278,11 @@ pub(crate) fn check_list_options(
     opts: &ListOptions,
     watch: bool,
     send_initial_events: Option<bool>,
-    bookmarks: bool,
 ) -> Result<(), Status> {
     let mut errs = ErrorList::new();
     let matching = opts.resource_version_match.as_str();
     if watch {
-        check_watch_options(matching, send_initial_events, bookmarks, &mut errs);
+        check_watch_options(matching, send_initial_events.is_some(), &mut errs);
         if !matching.is_empty() && !opts.continue_token.is_empty() {
             errs.forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided");
         }
@@ -314,23 +313,21 @@ fn check_match(matching: &str, opts: &ListOptions, errs: &mut ErrorList) {
     }
 }
 
-fn check_watch_options(matching: &str, send: Option<bool>, bookmarks: bool, errs: &mut ErrorList) {
-    match send {
-        None if !matching.is_empty() => {
-            let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
-            errs.forbidden(MATCH, why);
-        }
-        None => {}
-        Some(send) => {
-            if matching.is_empty() {
-                let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
-                errs.forbidden(MATCH, why);
-            } else if matching != "NotOlderThan" {
-                errs.not_supported(MATCH, matching, &["NotOlderThan"]);
-            }
-            // Without bookmarks the end of the initial events cannot be told, but upstream allows it.
-            let _ = (send, bookmarks);
-        }
+/// Without bookmarks the end of the initial events cannot be told, but upstream allows it.
+fn check_watch_options(matching: &str, send_initial_events: bool, errs: &mut ErrorList) {
+    let known = matching == "NotOlderThan";
+    if send_initial_events && !known {
+        errs.forbidden(MATCH, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if matching.is_empty() {
+        return;
+    }
+    if !send_initial_events {
+        let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+        errs.forbidden(MATCH, why);
+    }
+    if !known {
+        errs.not_supported(MATCH, matching, &["NotOlderThan"]);
     }
 }
 
@@ -414,7 +411,13 @@ mod tests {
             continue_token: "x".into(),
             ..ListOptions::default()
         };
-        let status = check_list_options(&opts, true, Some(true), false).expect_err("refused");
+        let status = check_list_options(&opts, true, Some(true)).expect_err("refused");
         assert!(status.message().contains("is forbidden when continue is provided"), "{}", status.message());
+        let exact = ListOptions { resource_version_match: "Exact".into(), ..ListOptions::default() };
+        let causes = |send| {
+            let status = check_list_options(&exact, true, send).expect_err("refused");
+            status.details().map_or(0, |d| d["causes"].as_array().map_or(0, Vec::len))
+        };
+        assert_eq!((causes(None), causes(Some(true))), (2, 2));
     }
 }

@@ -73,7 +73,7 @@ impl Server {
             opts.resource_version_match = "NotOlderThan".to_owned();
         }
         let opts = &opts;
-        check_list_options(opts, true, watch.send_initial_events, watch.bookmarks)?;
+        check_list_options(opts, true, watch.send_initial_events)?;
         let mut filter = filter(resource, namespace, name, opts)?;
         let late = late(resource, &mut filter);
         let revision =

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map as Object, Value as Json};
 
 use super::{embedded, flag, rooted, text};
-use crate::escape::escape;
+use crate::escape::{escape, is_reserved};
 use crate::time;
 use crate::value::{Key, List, ListKind, Map, Value};
 
@@ -83,6 +83,10 @@ fn object(data: &Json, of: &Object<String, Json>, schema: &Json) -> Value {
             if let (Some(schema), Some(name)) = (properties.get(name), escape(name)) {
                 map.insert(Key::String(name.into()), to_value(value, schema));
             }
+            // Words that CEL keeps for itself are found as they stand, too: behind a dot they are no words.
+            if let Some(schema) = properties.get(name).filter(|_| is_reserved(name)) {
+                map.insert(Key::String(name.as_str().into()), to_value(value, schema));
+            }
         }
     } else if let Some(schema) = of.get("additionalProperties").filter(|schema| schema.is_object()) {
         for (name, value) in entries {
@@ -130,5 +134,21 @@ fn string(data: &str, format: &str) -> Value {
             Err(_) => invalid(&format!("Invalid byte formatted string {data}")),
         },
         _ => Value::string(data),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fields_named_like_words_of_the_language_are_found_both_ways() {
+        let schema = json!({ "type": "object", "properties": { "namespace": { "type": "integer" } } });
+        let Value::Map(map) = to_value(&json!({ "namespace": 1 }), &schema) else { panic!("no map") };
+        for name in ["namespace", "__namespace__"] {
+            assert!(matches!(map.get(&Key::String(name.into())), Some(Value::Int(1))), "{name}");
+        }
     }
 }
