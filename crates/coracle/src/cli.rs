@@ -296,8 +296,8 @@ pub enum ReleaseCommand {
     Status {
         /// e.g. `deployment/web`.
         target: String,
-        /// Seconds to follow.
-        #[arg(long, default_value_t = 600)]
+        /// How long to follow it: `90`, `90s`, `5m`.
+        #[arg(long, default_value = "10m", value_parser = crate::release::seconds)]
         timeout: u64,
     },
     /// Go back to the version before, or to a revision.

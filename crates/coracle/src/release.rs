@@ -46,6 +46,14 @@ pub struct Order {
     pub timeout: u64,
 }
 
+/// Whole seconds, given as such or as Go writes durations, as kubectl's `--timeout` takes them.
+///
+/// # Errors
+/// Another text.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    text.parse().or_else(|_| coracle_meta::cron::duration(text).map(|duration| duration.as_secs()))
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -343,5 +351,16 @@ impl Release<'_> {
         };
         let Some(text) = newest(dir) else { return Vec::new() };
         last_lines(text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn a_time_limit_is_a_number_of_seconds_or_a_duration() {
+        assert_eq!((seconds("90"), seconds("90s"), seconds("1h5m")), (Ok(90), Ok(90), Ok(3900)));
+        assert!(seconds("soon").is_err() && seconds("-1").is_err());
     }
 }
