@@ -25,5 +25,6 @@ pub(crate) mod web_socket;
 mod written;
 mod yaml;
 mod yaml_depth;
+mod yaml_key;
 mod yaml_scalar;
 mod yaml_write;

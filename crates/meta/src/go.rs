@@ -12,6 +12,7 @@ mod order;
 mod time;
 
 pub use canonical::canonicalize;
+pub(crate) use convert::kind;
 pub use convert::{conversion_error, narrow};
 pub use decode::type_error;
 pub use deep::without_unknown;

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::Value;
 use serde_yaml_ng::Error;
 
-use super::{yaml_depth, yaml_scalar};
+use super::{yaml_depth, yaml_key, yaml_scalar};
 
 /// More doubled keys than this are not reported.
 const MAX_DOUBLED: usize = 100;
@@ -113,6 +113,9 @@ impl<'de> Visitor<'de> for Building<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut out = serde_json::Map::new();
         while let Some(key) = map.next_key_seed(Reading(self.places))? {
+            if let Some(why) = yaml_key::refusal(&key) {
+                return Err(serde::de::Error::custom(why));
+            }
             let value = map.next_value_seed(Reading(self.places))?;
             match key {
                 Value::String(key) if key == "<<" => merge(value, &mut out)?,
@@ -174,6 +177,9 @@ fn merge<E: serde::de::Error>(value: Value, out: &mut serde_json::Map<String, Va
 /// The message of Go's reader: the line in front, unless it is the first one, and no column.
 pub(super) fn explain(text: &[u8], e: &Error) -> String {
     let said = e.to_string();
+    if let Some(why) = yaml_key::without_place(&said) {
+        return why.to_owned();
+    }
     let (problem, context) = match said.split_once(", while ") {
         Some((problem, context)) => (problem, Some(context)),
         None => (said.as_str(), None),
@@ -357,12 +363,21 @@ mod tests {
         assert_eq!(first_document(b"'yes'").unwrap(), json!("yes"));
     }
 
+    /// Found by the fuzz target: the key of a key was a text, that text part of a text, and so on.
+    #[test]
+    fn keys_within_keys_do_not_double_at_every_level() {
+        let fault = first_document("? ".repeat(80).as_bytes()).unwrap_err();
+        assert!(fault.to_string().starts_with("invalid map key: map[interface {}]interface {}{"), "{fault}");
+    }
+
     #[test]
     fn faults_are_told_in_the_words_of_gos_reader() {
         for (text, wanted) in [
             ("a: [b\n", "line 1: did not find expected ',' or ']'"),
             ("\tx: 1\n", "found character that cannot start any token"),
             ("a: *b\n", "unknown anchor 'b' referenced"),
+            ("a: 1\nb:\n  ? {c: 1}\n", "invalid map key: map[interface {}]interface {}{\"c\":1}"),
+            ("a: 1\nb:\n  <<: 5\n", "map merge requires map or sequence of maps as the value"),
             ("a: b: c\n", "mapping values are not allowed in this context"),
             ("x: 1\na: b: c\n", "line 2: mapping values are not allowed in this context"),
             ("a: 1\n b: 2\n", "line 2: mapping values are not allowed in this context"),

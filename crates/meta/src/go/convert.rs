@@ -101,7 +101,7 @@ fn restore(table: &Table, id: Id, value: &Value) -> Result<(), String> {
 }
 
 /// Go's name of the kind of an unstructured value.
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "invalid",
         Value::Bool(_) => "bool",

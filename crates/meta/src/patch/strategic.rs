@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{go_fmt, without_nulls};
+use crate::go;
 use crate::schema::{Field, Node, NodeId, Schemas};
 use crate::status::{Reason, Status};
 
@@ -42,19 +43,6 @@ pub(super) fn left(target: &Value, patch: &Value, schemas: &Schemas, name: &str)
             Value::Object(Merger { schemas }.left(target, patch, schemas.find(name).unwrap_or(0)))
         }
         _ => patch.clone(),
-    }
-}
-
-/// Go's name of the kind of a decoded value.
-fn go_kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(number) if number.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "slice",
-        Value::Object(_) => "map",
     }
 }
 
@@ -127,7 +115,8 @@ impl<'s> Merger<'s> {
             match (key.strip_prefix(ORDER), order) {
                 (Some(field), Value::Array(order)) => self.ordered_list(target, patch, node, field, order)?,
                 (Some(_), other) => {
-                    let why = format!("expected a []interface {{}}, but received a {}", go_kind(other));
+                    let got = if other.is_null() { "<nil>" } else { go::kind(other) };
+                    let why = format!("expected a []interface {{}}, but received a {got}");
                     return Err(failure(why));
                 }
                 (None, _) => {}
