@@ -7,8 +7,8 @@ use std::io;
 pub struct PodsLimits {
     /// Bytes of memory.
     pub memory: i64,
-    /// Thousandths of a CPU, as the share that they get when CPUs are short.
-    pub milli_cpus: i64,
+    /// CPU shares, 1024 for each CPU.
+    pub cpu_shares: i64,
 }
 
 /// Memory of all pods together.

@@ -8,6 +8,7 @@ use coracle_meta::quantity::Quantity;
 
 use crate::admit::NodeView;
 use crate::config::KubeletConfig;
+use crate::container::resources::shares;
 
 /// Facts about the machine, read once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,12 +137,9 @@ impl Machine {
     /// What all pods together may have: evictions happen before they have it.
     pub fn pods_limits(&self) -> PodsLimits {
         let reserved = |name: &str| self.reserved.get(name).copied().unwrap_or_default();
-        PodsLimits {
-            memory: (self.memory - reserved("memory").value()).max(0),
-            milli_cpus: i64::try_from((Quantity::from(self.cpus) - reserved("cpu")).milli())
-                .unwrap_or(0)
-                .max(0),
-        }
+        let milli = i64::try_from((Quantity::from(self.cpus) - reserved("cpu")).milli()).unwrap_or(0);
+        let memory = (self.memory - reserved("memory").value()).max(0);
+        PodsLimits { memory, cpu_shares: shares(milli) }
     }
 
     /// The node as pods meet it before its object is known.

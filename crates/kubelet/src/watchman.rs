@@ -25,7 +25,7 @@ use crate::worker::{Handle, Message};
 const LOOK: Duration = Duration::from_secs(10);
 /// Looks between two collections of images.
 const COLLECT: u32 = 30;
-/// How long an evicted pod may take to free what it has before the next one is looked for.
+/// How long evicted pods may take together to free what they have before the next one is looked for.
 const FREEING: Duration = Duration::from_secs(30);
 
 /// Runs until dropped.
@@ -51,10 +51,14 @@ pub async fn run(cx: Arc<Context>, pods: Pods) {
                 short.clear();
             }
         }
-        for handle in enforce(&cx, &pods, short.first(), seen.split).await {
-            // Whoever does not end in time does not keep others from being looked at.
-            let _ = tokio::time::timeout(FREEING, ended(&handle)).await;
-        }
+        let evicted = enforce(&cx, &pods, short.first(), seen.split).await;
+        let all_ended = async {
+            for handle in &evicted {
+                ended(handle).await;
+            }
+        };
+        // Whoever does not end in time does not keep others from being looked at.
+        let _ = tokio::time::timeout(FREEING, all_ended).await;
     }
 }
 

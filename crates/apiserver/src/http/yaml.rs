@@ -169,7 +169,7 @@ fn merge<E: serde::de::Error>(value: Value, out: &mut serde_json::Map<String, Va
         Value::Array(items) if items.iter().all(Value::is_object) => {
             items.into_iter().rev().try_for_each(|item| merge(item, out))?;
         }
-        _ => return Err(E::custom("map merge requires map or sequence of maps as the value")),
+        _ => return Err(E::custom(yaml_key::MERGE)),
     }
     Ok(())
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::verbs::go_quote;
 
 const REFUSED: &str = "invalid map key: ";
-const MERGE: &str = "map merge requires map or sequence of maps as the value";
+/// What is merged into a mapping is something else.
+pub(super) const MERGE: &str = "map merge requires map or sequence of maps as the value";
 
 /// Why the key is none, if it is no scalar.
 pub(super) fn refusal(key: &Value) -> Option<String> {

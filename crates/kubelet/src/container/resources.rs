@@ -31,7 +31,7 @@ fn milli(q: Quantity) -> i64 {
     i64::try_from(q.milli()).unwrap_or(i64::MAX / 2048)
 }
 
-fn shares(milli: i64) -> i64 {
+pub fn shares(milli: i64) -> i64 {
     (milli * 1024 / 1000).clamp(MIN_SHARES, 262_144)
 }
 

@@ -11,8 +11,8 @@ impl PodsCgroup for Runtime {
     fn limit(&self, limits: PodsLimits) -> io::Result<()> {
         let path = self.config.pods_cgroup();
         self.hierarchies.create(&path)?;
-        let shares = limits.milli_cpus.max(2) * 1024 / 1000;
-        self.hierarchies.limit(&path, &LinuxResources { cpu_shares: shares, ..LinuxResources::default() });
+        let cpu = LinuxResources { cpu_shares: limits.cpu_shares, ..LinuxResources::default() };
+        self.hierarchies.limit(&path, &cpu);
         let memory = LinuxResources { memory_limit_in_bytes: limits.memory, ..LinuxResources::default() };
         self.hierarchies.change(&path, &memory)
     }
