@@ -25,6 +25,7 @@ use crate::encryption::Encryption;
 use crate::fields::{Fields, Write};
 use crate::flow::{FlowControl, InFlight, Protection};
 use crate::http::docs::Docs;
+use crate::http::gather::Crowd;
 use crate::http::impersonate::LastModes;
 use crate::http::metrics::Metrics;
 use crate::http::tls::Serving;
@@ -61,6 +62,8 @@ pub(crate) struct Server {
     pub(crate) components: Vec<&'static str>,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) aggregation: Aggregation,
+    /// The watches that are busy.
+    pub(crate) crowd: Crowd,
     pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
     pub(crate) last_modes: LastModes,
     /// When it was started.
@@ -183,6 +186,7 @@ impl ApiServer {
             flags: config.flags,
             encryption: config.encryption,
             aggregation: Aggregation::new(config.proxy_client),
+            crowd: Crowd::new(std::thread::available_parallelism().map_or(1, usize::from)),
             advertise: config.advertise,
         });
         let around: Arc<dyn coracle_admission::Host> = Arc::new(AdmissionHost(server.clone()));

@@ -18,6 +18,7 @@ use clap::{Parser, Subcommand};
 
 use self::compare::{ClusterArgs, CompareArgs};
 use self::load::LoadArgs;
+use self::scenario::bare::{BareArgs, ServerArgs, bare, serve};
 use self::scenario::controllers::{IdleArgs, RolloutArgs, delete_namespace, idle_deployments, rollouts};
 use self::scenario::crds::{CrdsArgs, crds};
 use self::scenario::flood::{FloodArgs, flood};
@@ -152,6 +153,16 @@ enum Command {
         #[command(flatten)]
         args: LinksArgs,
     },
+    /// The ceiling of this machine: hyper and rustls alone under the same load. Start it beside `get` and `watch-fanout`.
+    Bare {
+        #[command(flatten)]
+        load: LoadArgs,
+        #[command(flatten)]
+        args: BareArgs,
+    },
+    /// What `bare` measures.
+    #[command(hide = true)]
+    BareServer(ServerArgs),
     /// Start `coracle up` in this network namespace, measure the cluster, and remove it. Results go to standard
     /// output as JSON lines. `compare` runs this in a namespace that it makes.
     Cluster(ClusterArgs),
@@ -163,6 +174,13 @@ async fn run(command: Command) -> Result<bool, Failure> {
     let (json, Outcome { summary, leftovers }) = match command {
         Command::Compare(args) => return compare::run(&args).await.map(|()| true),
         Command::Cluster(args) => return compare::cluster(&args).await.map(|()| true),
+        Command::Bare { load, args } => {
+            for summary in bare(&load, &args).await? {
+                report(&summary, None)?;
+            }
+            return Ok(true);
+        }
+        Command::BareServer(args) => return serve(&args).map(|()| true),
         Command::PodLinks { json, args } => {
             let summary = pod_links(&args)?;
             report(&summary, json)?;

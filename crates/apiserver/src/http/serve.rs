@@ -1,4 +1,4 @@
-//! Connections: accept, TLS, HTTP/1.1 and HTTP/2.
+//! Connections: accept, TLS, HTTP/1.1 and HTTP/2. Each stays on its lane; see [`super::lanes`].
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -6,15 +6,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_meta::Status;
+use futures::future::Either;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, error, warn};
 
+use super::lanes::{self, Lanes};
 use super::stall::Stall;
-use super::{pipeline, tls};
+use super::{pipeline, respond, tls};
 use crate::authn::Connection;
 use crate::server::{ApiServer, Server};
 
@@ -26,6 +31,14 @@ const MAX_HEADERS: u32 = 1 << 20;
 
 /// Accepts connections until dropped.
 pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let lanes = loop {
+        match Lanes::start(processors) {
+            Ok(lanes) => break lanes,
+            Err(e) => error!(error = %e, "no threads for connections"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -35,18 +48,22 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
                 continue;
             }
         };
-        let (serving, server) = (api.serving.read().clone(), api.server.clone());
-        tokio::spawn(async move {
-            if let Err(e) = connection(&serving, server, stream, peer.ip()).await {
+        let (serving, server, shared) = (api.serving.read().clone(), api.server.clone(), Handle::current());
+        let given = lanes.give(stream, move |stream| async move {
+            if let Err(e) = connection(&serving, server, shared, stream, peer.ip()).await {
                 debug!(%peer, error = %e, "connection ended");
             }
         });
+        if let Err(e) = given {
+            warn!(error = %e, "connection dropped");
+        }
     }
 }
 
 async fn connection(
     serving: &tls::Serving,
     server: Arc<Server>,
+    shared: Handle,
     stream: TcpStream,
     peer: IpAddr,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -66,8 +83,23 @@ async fn connection(
     let stream = Stall::new(stream, server.limits.timeout, connection.patient.clone());
     let theirs = connection.clone();
     let service = service_fn(move |request| {
-        let (server, connection) = (server.clone(), theirs.clone());
-        async move { Ok::<_, Infallible>(pipeline::handle(server, connection, request).await) }
+        // Boxed: as a value it would be moved, all of its states, several times before it begins.
+        let stays = lanes::stays(&request);
+        let answer = Box::pin(pipeline::handle(server.clone(), theirs.clone(), request));
+        let answer = if stays {
+            Either::Left(answer)
+        } else {
+            // A client that goes away ends its request.
+            Either::Right(AbortOnDropHandle::new(shared.spawn(answer)))
+        };
+        async move {
+            Ok::<_, Infallible>(match answer {
+                Either::Left(answer) => answer.await,
+                Either::Right(answer) => answer
+                    .await
+                    .unwrap_or_else(|_| respond::status(&Status::internal("the server is shutting down"))),
+            })
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Some(Duration::from_secs(75)));

@@ -12,6 +12,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use super::body::Body;
+use super::gather::Writes;
 use super::negotiate::{Format, Shape, Wanted};
 use super::respond::{Answer, json_bytes};
 use super::table;
@@ -25,9 +26,6 @@ use crate::verbs::watch::{Next, Watching};
 
 /// Frames are joined up to this size.
 const BATCH: usize = 64 * 1024;
-/// A watch that wrote less than this ago gathers events for the rest of it: under a storm of events one write
-/// (a TLS record, an HTTP/2 frame, a wake-up at both ends) carries several; a lone event leaves at once.
-const GATHER: Duration = Duration::from_millis(5);
 /// Shortest watch when the client names no timeout; the longest is twice that.
 const MIN_SECONDS: u64 = 1800;
 
@@ -43,8 +41,7 @@ struct Frames {
     deadline: tokio::time::Instant,
     first: bool,
     done: bool,
-    /// When the last frames left.
-    written: Option<tokio::time::Instant>,
+    writes: Writes,
 }
 
 /// A watch that begins.
@@ -78,7 +75,7 @@ pub(crate) fn response(
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         first: true,
         done: false,
-        written: None,
+        writes: Writes::default(),
     };
     let stream = futures::stream::unfold(frames, |mut frames| async move {
         loop {
@@ -129,7 +126,7 @@ impl Frames {
         };
         self.gather(&next).await;
         let first = self.frame(next).await?;
-        self.written = Some(tokio::time::Instant::now());
+        self.server.crowd.note(&mut self.writes);
         let Some(mut more) = self.watching.ready() else { return Some(first) };
         let mut out = BytesMut::with_capacity(first.len() * 4);
         out.put_slice(&first);
@@ -139,7 +136,7 @@ impl Frames {
                 None => break,
             }
             if out.len() >= BATCH {
-                self.written = None;
+                self.writes.hurry();
                 break;
             }
             match self.watching.ready() {
@@ -152,9 +149,10 @@ impl Frames {
 
     /// Waits for company, if `next` is a live event and frames left a moment ago.
     async fn gather(&self, next: &Next) {
-        let Some(until) = self.written.map(|written| self.deadline.min(written + GATHER)) else { return };
-        if matches!(next, Next::Event(..)) && tokio::time::Instant::now() < until {
-            tokio::time::sleep_until(until).await;
+        if matches!(next, Next::Event(..))
+            && let Some(until) = self.server.crowd.until(&self.writes)
+        {
+            tokio::time::sleep_until(self.deadline.min(until)).await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The scenarios, one file each kind of work.
 
 pub mod api;
+pub mod bare;
 pub mod controllers;
 pub mod crds;
 mod fake_kubelets;
