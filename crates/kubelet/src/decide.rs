@@ -20,6 +20,8 @@ pub struct Kill {
     pub grace: i64,
     /// Text of the Killing event.
     pub message: String,
+    /// Another instance is to take its place at once.
+    pub replace: bool,
 }
 
 /// A container kept waiting by crash-loop back-off.
@@ -170,7 +172,14 @@ impl Decider<'_> {
             return;
         }
         let name = c.metadata.name.clone();
-        actions.kill.push(Kill { id: c.id.clone(), name, grace, message });
+        actions.kill.push(Kill { id: c.id.clone(), name, grace, message, replace: false });
+    }
+
+    /// Kills a container to start it anew.
+    fn replace(&self, actions: &mut Actions, c: &ContainerStatus, grace: i64, message: String) {
+        let before = actions.kill.len();
+        self.kill(actions, c, grace, message);
+        actions.kill.iter_mut().skip(before).for_each(|k| k.replace = true);
     }
 
     fn run(&self, actions: &mut Actions) {
@@ -344,10 +353,10 @@ impl Decider<'_> {
     fn condemned(&self, actions: &mut Actions, c: &Container, s: &ContainerStatus) {
         if let Some(unhealthy) = self.memory.unhealthy.get(&s.id) {
             let grace = unhealthy.grace.unwrap_or_else(|| pod::grace_period(self.pod));
-            self.kill(actions, s, grace, unhealthy.message.clone());
+            self.replace(actions, s, grace, unhealthy.message.clone());
         } else if s.annotations.get(HASH).is_some_and(|h| *h != container_hash(c)) {
             let message = format!("Container {} definition changed, will be restarted", c.name);
-            self.kill(actions, s, pod::grace_period(self.pod), message);
+            self.replace(actions, s, pod::grace_period(self.pod), message);
         } else {
             self.resize(actions, c, s);
         }
@@ -359,7 +368,7 @@ impl Decider<'_> {
             Difference::None => {}
             Difference::Restart => {
                 let message = format!("Container {} resize requires restart", c.name);
-                self.kill(actions, s, pod::grace_period(self.pod), message);
+                self.replace(actions, s, pod::grace_period(self.pod), message);
             }
             Difference::InPlace => {
                 let state = &self.memory.resize;

@@ -41,6 +41,7 @@ mod pod;
 mod probe;
 mod prober;
 mod resize;
+mod restart;
 mod rotate;
 mod server;
 mod shutdown;

@@ -144,6 +144,8 @@ pub struct Memory {
     pub ready: HashSet<String>,
     /// Containers being killed, with the time by which they will be dead.
     pub killing: HashMap<String, Timestamp>,
+    /// Containers killed because others are wanted in their place, by id.
+    pub replaced: HashSet<String>,
     /// The pod is gone from the API.
     pub gone: bool,
     /// The pod failed as a whole (deadline, eviction, refusal).

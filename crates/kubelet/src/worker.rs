@@ -32,6 +32,7 @@ use crate::observe;
 use crate::pod::earliest;
 use crate::probe::Kind;
 use crate::prober::Report;
+use crate::restart;
 use crate::state::{Memory, Observed};
 use crate::status;
 use crate::volumes::{MountedVolumes, VolumeError};
@@ -329,8 +330,12 @@ impl Worker {
         self.wake_at = actions.wake_at;
         self.update_probes();
         self.follow_resize();
-        let status = self.status();
-        self.write_status(&status);
+        let settles_at = restart::settles_at(&self.pod, &self.seen, &self.memory, self.now());
+        self.wake_at = earliest(self.wake_at, settles_at);
+        if settles_at.is_none() {
+            let status = self.status();
+            self.write_status(&status);
+        }
         self.act(actions);
         self.renew_volumes();
     }
@@ -359,6 +364,7 @@ impl Worker {
         let alive = |id: &String| seen.running().any(|c| c.id == *id);
         self.memory.unhealthy.retain(|id, _| alive(id));
         self.memory.killing.retain(|id, _| alive(id));
+        self.memory.replaced.retain(|id| seen.by_id(id).is_some());
         self.memory.started.retain(alive);
         self.memory.ready.retain(alive);
     }

@@ -122,6 +122,9 @@ impl Worker {
 
     fn kill(&mut self, kill: Kill) {
         let deadline = crate::pod::after(self.now(), kill.grace);
+        if kill.replace {
+            self.memory.replaced.insert(kill.id.clone());
+        }
         let overtake = self.memory.killing.insert(kill.id.clone(), deadline).is_some();
         let (cx, pod, ip) = (self.cx.clone(), self.pod.clone(), self.pod_ip());
         self.tasks.spawn(async move {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coracle_client::{DeleteOptions, Informers, ListOptions};
+use coracle_client::{Body, DeleteOptions, Informers, ListOptions, Verb};
 use k8s_openapi::api::core::v1::{ConfigMap, Event};
 use serde_json::json;
 
@@ -185,6 +185,29 @@ async fn a_failing_liveness_probe_restarts_the_container_and_a_restarted_kubelet
     let killed = "Container a failed liveness probe, will be restarted";
     assert!(events.iter().any(|e| e.0 == "Killing" && e.1 == killed), "{events:?}");
     assert!(events.iter().any(|e| e.0 == "Unhealthy" && e.1.starts_with("Liveness probe failed: ")));
+}
+
+#[tokio::test]
+async fn a_pod_whose_image_changes_stays_ready_while_its_container_is_replaced() {
+    let c = cluster();
+    c.create(json!({"containers": [{"name": "a", "image": "i:1"}], "terminationGracePeriodSeconds": 1}))
+        .await;
+    let mut pod = (*c.wait("ready", coracle_meta::pod::is_ready).await).clone();
+    let before = c.api.requests().len();
+    pod.spec.as_mut().expect("spec").containers[0].image = Some("i:2".into());
+    c.cx.client.api::<Pod>().update("default", pod).await.expect("updated");
+    c.wait("replaced", |p| first(p).restart_count == 1 && first(p).ready).await;
+    let written = c.api.requests().split_off(before).into_iter().filter_map(|r| match r.verb {
+        Verb::Update(Body::Object(pod), _) if r.subresource == "status" => {
+            pod.into_any_arc().downcast::<Pod>().ok()
+        }
+        _ => None,
+    });
+    let written: Vec<_> = written.collect();
+    assert!(!written.is_empty());
+    for pod in written {
+        assert!(coracle_meta::pod::is_ready(&pod), "written in between: {:?}", pod.status);
+    }
 }
 
 #[tokio::test]
