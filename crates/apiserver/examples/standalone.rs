@@ -72,6 +72,7 @@ fn config(store: Arc<dyn Store>, clock: Clock, advertise: SocketAddr, dir: &Path
         git_version: "v1.36.2+coracle".into(),
         flags: BTreeMap::new(),
         encryption: None,
+        reloads: Default::default(),
         tls: Tls { cert_pem: serving.cert, key_pem: serving.key },
         client_ca_pem: Some(ca.cert_pem().to_owned()),
         authenticators: Box::new(move |reader| {

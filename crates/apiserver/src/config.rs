@@ -99,6 +99,8 @@ pub struct Config {
     pub flags: BTreeMap<String, String>,
     /// The encryption that `store` does, if it does; its plugins are part of the server's health.
     pub encryption: Option<Arc<Encryption>>,
+    /// Tells of the files that whoever starts the server follows.
+    pub reloads: Arc<crate::Reloads>,
     /// Serving certificate.
     pub tls: Tls,
     /// CA of client certificates; without it none are asked for.

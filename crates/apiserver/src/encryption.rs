@@ -72,12 +72,16 @@ impl Encryption {
         Ok(Arc::new(Self { table: RwLock::new(table(text)?) }))
     }
 
-    /// Puts another configuration in force: what is written from now on is encrypted by it.
+    /// Puts another configuration in force: what is written from now on is encrypted by it. Waits for the first word
+    /// of plugins, up to their timeouts.
     ///
     /// # Errors
-    /// As [`Encryption::new`]; what was in force stays so.
+    /// As [`Encryption::new`], or a plugin that is not well; what was in force stays so.
     pub fn replace(&self, text: &str) -> Result<(), String> {
         let table = table(text)?;
+        if let Some(why) = table.plugins.iter().find_map(|plugin| plugin.trouble()) {
+            return Err(format!("health check for new transformers failed: {why}"));
+        }
         *self.table.write() = table;
         Ok(())
     }

@@ -23,6 +23,7 @@ mod openapi;
 mod outbound;
 mod protobuf;
 mod registry;
+mod reloads;
 mod server;
 mod services;
 mod transport;
@@ -37,4 +38,5 @@ pub use config::{
 };
 pub use encryption::Encryption;
 pub use outbound::{RemoteClient, RemoteConfig};
+pub use reloads::{Reload, Reloads};
 pub use server::ApiServer;

@@ -72,6 +72,7 @@ pub(crate) struct Server {
     pub(crate) flags: std::collections::BTreeMap<String, String>,
     /// How stored values are encrypted, if they are.
     pub(crate) encryption: Option<Arc<Encryption>>,
+    pub(crate) reloads: Arc<crate::Reloads>,
     pub(crate) advertise: SocketAddr,
 }
 
@@ -185,6 +186,7 @@ impl ApiServer {
             started,
             flags: config.flags,
             encryption: config.encryption,
+            reloads: config.reloads,
             aggregation: Aggregation::new(config.proxy_client),
             crowd: Crowd::new(std::thread::available_parallelism().map_or(1, usize::from)),
             advertise: config.advertise,

@@ -61,6 +61,14 @@ impl Oidc {
         Self { config, compiled, keys, verifier, groups }
     }
 
+    /// Whether the provider's keys are known; asks for them if they are not.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn ready(&self) -> Result<(), String> {
+        self.keys.ready().await.map_err(|why| format!("oidc: authenticator for issuer {why}"))
+    }
+
     async fn verify(&self, token: &str) -> Result<UserInfo, AuthnError> {
         let mut claims = self.verifier.verify(&self.keys, token).await.map_err(|why| {
             AuthnError(match why {

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, AuditConfig, AuditPolicy, AuditSink, KubeletClient, RequestLimits, Tls};
+use coracle_apiserver::{
+    ApiServer, AuditConfig, AuditPolicy, AuditSink, KubeletClient, Reloads, RequestLimits, Tls,
+};
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_stdx::{Clock, Tasks};
@@ -39,8 +42,10 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
         [] => vec![issuer_url.clone()],
         given => given.to_vec(),
     };
-    let authentication = args.authentication.read(&audiences, issuer_url, &clock)?;
-    let authorizers = args.authorization.authorizers()?;
+    let reloads = Arc::new(Reloads::default());
+    let followed = &reloads.authentication;
+    let authentication = args.authentication.read(&audiences, issuer_url, &clock, followed)?;
+    let authorizers = args.authorization.authorizers(&reloads.authorization, &clock)?;
     let client_ca = args.client_ca_file.as_deref().map(read).transpose()?;
     let node_ports = port_range(&args.service_node_port_range)?;
     let given = args.service_account_signing_key_file.as_deref().map(read).transpose()?;
@@ -60,7 +65,7 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
     make_dir(&args.data_dir, 0o700)?;
     let opened = args.store.open(args.data_dir.join("store"), None).await?;
     let mut tasks = Tasks::new();
-    opened.serve(&mut tasks);
+    opened.serve(&mut tasks, &reloads.encryption, &clock);
     let (store, encryption) = (opened.store, opened.encryption);
     let key = given.map_or_else(|| pki::signing_key(&args.data_dir), Ok)?;
     let issuer = TokenIssuer::new(&key, issuer_url, audiences)
@@ -69,6 +74,7 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
     let mut config = server_config(ServerParts {
         store,
         encryption,
+        reloads,
         flags,
         clock,
         tls,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use coracle_apiserver::{Anonymous, RemoteClient, RemoteConfig, Tls};
+use coracle_apiserver::{Anonymous, Reload, RemoteClient, RemoteConfig, Tls};
 use coracle_auth::oidc::config::{
     AnonymousConfig, AuthenticationConfiguration, ClaimMappings, ClaimRule, Issuer, JwtAuthenticator,
     PrefixedClaim,
@@ -20,8 +20,13 @@ use coracle_stdx::Clock;
 use crate::apiserver::read;
 use crate::authz::check_kind;
 use crate::error::Failure;
+use crate::followed::{Followed, Refused};
 use crate::following::Reloading;
 use crate::remote;
+
+/// How often the providers of a changed file are asked before it is given up for a while, and how far apart.
+const TRIES: usize = 6;
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// Proxies that say in headers for whom they ask, and how this server shows that it is one itself.
 #[derive(Args, Clone, Debug)]
@@ -154,11 +159,18 @@ impl Default for Authentication {
 }
 
 impl AuthenticationArgs {
-    /// What the flags ask for; `audiences` are this server's, `issuer` that of its own tokens.
+    /// What the flags ask for; `audiences` are this server's, `issuer` that of its own tokens. `reload` tells what
+    /// becomes of changes of the configuration file.
     ///
     /// # Errors
     /// Flags or files that cannot be used.
-    pub fn read(&self, audiences: &[String], issuer: &str, clock: &Clock) -> Result<Authentication, Failure> {
+    pub fn read(
+        &self,
+        audiences: &[String],
+        issuer: &str,
+        clock: &Clock,
+        reload: &Arc<Reload>,
+    ) -> Result<Authentication, Failure> {
         let tokens = self.token_auth_file.as_deref().map(static_tokens).transpose()?;
         let disallowed = vec![issuer.to_owned()];
         let mut anonymous = if self.anonymous_auth { Anonymous::Everywhere } else { Anonymous::Nowhere };
@@ -176,13 +188,16 @@ impl AuthenticationArgs {
             if let Some(given) = &config.anonymous {
                 anonymous = allowed(given);
             }
-            let first = providers(config, &disallowed, &every_algorithm(), clock).map_err(failed)?;
+            let first = config.anonymous.clone();
+            let made = providers(config, &disallowed, &every_algorithm(), clock).map_err(failed)?;
+            let followed = Followed::new(path.clone(), text, reload.clone(), clock.clone());
             let clock = clock.clone();
-            let again = move |text: &str| providers(parse(text)?, &disallowed, &every_algorithm(), &clock);
-            further.push(Reloading::follow(path.clone(), first, again));
+            let again = move |text| again(text, first.clone(), disallowed.clone(), clock.clone());
+            further.push(Reloading::follow(followed, shared(made), again));
         } else if let Some(config) = self.flags()? {
             let made = providers(config, &disallowed, &self.oidc_signing_algs, clock);
-            further.extend(made.map_err(|why| Failure::usage(format!("--oidc-issuer-url: {why}")))?);
+            let made = made.map_err(|why| Failure::usage(format!("--oidc-issuer-url: {why}")))?;
+            further.extend(shared(made));
         }
         if let Some(path) = &self.authentication_token_webhook_config_file {
             let (url, client) = remote::open(path)?;
@@ -260,15 +275,45 @@ fn parse(text: &str) -> Result<AuthenticationConfiguration, String> {
     Ok(config)
 }
 
+/// The providers of a changed file, once they have told their keys. Who is let in without credentials stays.
+async fn again(
+    text: String,
+    first: Option<AnonymousConfig>,
+    disallowed: Vec<String>,
+    clock: Clock,
+) -> Result<Option<Vec<Arc<dyn Authenticator>>>, Refused> {
+    let config = parse(&text).map_err(Refused::Bad)?;
+    if config.anonymous != first {
+        let mut errs = oidc::validate(&config, &disallowed).err().unwrap_or_default();
+        errs.forbidden("anonymous", "changed from initial configuration file");
+        return Err(Refused::Bad(errs.aggregate()));
+    }
+    let made = providers(config, &disallowed, &every_algorithm(), &clock).map_err(Refused::Bad)?;
+    let mut tries = 0..TRIES;
+    for provider in &made {
+        while let Err(why) = provider.ready().await {
+            if tries.next().is_none() {
+                return Err(Refused::NotYet(why));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(Some(shared(made)))
+}
+
+fn shared(providers: Vec<Arc<Oidc>>) -> Vec<Arc<dyn Authenticator>> {
+    providers.into_iter().map(|provider| provider as Arc<dyn Authenticator>).collect()
+}
+
 /// The providers of a configuration.
 fn providers(
     config: AuthenticationConfiguration,
     disallowed: &[String],
     algorithms: &[String],
     clock: &Clock,
-) -> Result<Vec<Arc<dyn Authenticator>>, String> {
+) -> Result<Vec<Arc<Oidc>>, String> {
     let compiled = oidc::validate(&config, disallowed).map_err(|errs| errs.aggregate())?;
-    let mut made: Vec<Arc<dyn Authenticator>> = Vec::new();
+    let mut made = Vec::new();
     for (jwt, compiled) in config.jwt.into_iter().zip(compiled) {
         let ca = Some(jwt.issuer.certificate_authority.clone()).filter(|ca| !ca.is_empty());
         let client = RemoteClient::new(&RemoteConfig { ca_pem: ca, ..RemoteConfig::default() })?;

@@ -1,11 +1,12 @@
 //! Flags of `coracle apiserver` that say who decides what users may do.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use coracle_apiserver::MakeAuthorizers;
+use coracle_apiserver::{MakeAuthorizers, Reload};
 use coracle_auth::abac::AbacAuthorizer;
 use coracle_auth::always::Always;
 use coracle_auth::authz_config::{
@@ -17,9 +18,11 @@ use coracle_auth::rbac::RbacAuthorizer;
 use coracle_auth::{Authorizer, Remote};
 use coracle_meta::ObjectReader;
 use coracle_meta::cron::duration;
+use coracle_stdx::Clock;
 
 use crate::apiserver::read;
 use crate::error::Failure;
+use crate::followed::{Followed, Refused};
 use crate::following::Reloading;
 use crate::remote;
 
@@ -60,13 +63,13 @@ pub fn usual() -> MakeAuthorizers {
 }
 
 impl AuthorizationArgs {
-    /// The authorizers that the flags ask for.
+    /// The authorizers that the flags ask for; `reload` tells what becomes of changes of their file.
     ///
     /// # Errors
     /// Flags that contradict each other, or a file that cannot be used.
-    pub fn authorizers(&self) -> Result<MakeAuthorizers, Failure> {
+    pub fn authorizers(&self, reload: &Arc<Reload>, clock: &Clock) -> Result<MakeAuthorizers, Failure> {
         if let Some(path) = &self.authorization_config {
-            return configured(path.clone());
+            return configured(path.clone(), reload.clone(), clock.clone());
         }
         let config = self.as_configuration()?;
         let mut hooks = hooks(&config).map_err(Failure::usage)?;
@@ -150,31 +153,69 @@ impl AuthorizationArgs {
 type Hooks = Vec<Option<Arc<dyn Authorizer>>>;
 
 /// The authorizers of a configuration file.
-fn configured(path: PathBuf) -> Result<MakeAuthorizers, Failure> {
+fn configured(path: PathBuf, reload: Arc<Reload>, clock: Clock) -> Result<MakeAuthorizers, Failure> {
     let text = read(&path)?;
     let failed = |why: String| {
         let what = format!("failed to load AuthorizationConfiguration from file {:?}: {why}", path.display());
         Failure::new(what, "see apiserver.config.k8s.io/v1 AuthorizationConfiguration")
     };
-    let config = parse(&text).map_err(failed)?;
+    let config = parse(&text, &BTreeSet::new()).map_err(failed)?;
     let ready = hooks(&config).map_err(failed)?;
-    let file = path.clone();
     Ok(Box::new(move |reader| {
         let first = build(&config, &ready, &reader);
-        let again = move |text: &str| {
-            let config = parse(text)?;
-            Ok(build(&config, &hooks(&config)?, &reader))
+        let required = kinds(&config);
+        let mut known = config;
+        let again = move |text: String| {
+            let made = again(&text, &required, &mut known, &reader).map_err(Refused::Bad);
+            std::future::ready(made)
         };
-        vec![Reloading::follow(file, first, again) as Arc<dyn Authorizer>]
+        let followed = Followed::new(path, text, reload, clock);
+        vec![Reloading::follow(followed, first, again) as Arc<dyn Authorizer>]
     }))
 }
 
-/// A configuration that is one.
-fn parse(text: &str) -> Result<AuthorizationConfiguration, String> {
+/// What a changed file asks for; nothing when it means what `known` does.
+fn again(
+    text: &str,
+    required: &BTreeSet<String>,
+    known: &mut AuthorizationConfiguration,
+    reader: &Arc<dyn ObjectReader>,
+) -> Result<Option<Vec<Arc<dyn Authorizer>>>, String> {
+    let config = parse(text, required)?;
+    if config == *known {
+        return Ok(None);
+    }
+    let made = build(&config, &hooks(&config)?, reader);
+    *known = config;
+    Ok(Some(made))
+}
+
+/// The types of authorizers that are no webhooks: a changed file must have those of the first.
+fn kinds(config: &AuthorizationConfiguration) -> BTreeSet<String> {
+    config.authorizers.iter().map(|a| a.kind.clone()).filter(|kind| kind != "Webhook").collect()
+}
+
+/// A configuration that is one, with authorizers of the `required` types.
+fn parse(text: &str, required: &BTreeSet<String>) -> Result<AuthorizationConfiguration, String> {
     let config: AuthorizationConfiguration = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
     check_kind(&config.api_version, &config.kind, "AuthorizationConfiguration")?;
     validate(&config).map_err(|errs| errs.aggregate())?;
-    Ok(config)
+    let own = config.authorizers.iter().filter(|a| a.kind != "Webhook" && a.name != a.kind.to_lowercase());
+    let mut wrong: Vec<String> = own
+        .map(|AuthorizerConfiguration { kind, name, .. }| {
+            format!("expected name {} for authorizer {kind} instead of {name}", kind.to_lowercase())
+        })
+        .collect();
+    let given = kinds(&config);
+    let missing: Vec<&str> = required.difference(&given).map(String::as_str).collect();
+    if !missing.is_empty() {
+        wrong.push(format!("missing required types: [{}]", missing.join(" ")));
+    }
+    match wrong.as_slice() {
+        [] => Ok(config),
+        [one] => Err(one.clone()),
+        many => Err(format!("[{}]", many.join(", "))),
+    }
 }
 
 /// Whether a file is of a kind of apiserver.config.k8s.io.
@@ -245,7 +286,12 @@ mod tests {
 
     fn refused(args: &[&str]) -> String {
         let program = Program::parse_from(["x"].iter().chain(args));
-        program.args.authorizers().err().map(|e| e.to_string()).unwrap_or_default()
+        program
+            .args
+            .authorizers(&Default::default(), &Clock::system())
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -257,5 +303,24 @@ mod tests {
         assert!(refused(&["--authorization-mode", "ABAC"]).contains("policy file not passed"));
         assert!(refused(&["--authorization-policy-file", "x"]).contains("without mode ABAC"));
         assert!(refused(&["--authorization-mode", "Webhook"]).contains("config file not passed"));
+    }
+
+    #[test]
+    fn a_changed_file_keeps_the_types_of_the_first_and_their_names() {
+        let file = |authorizers: &str| {
+            let head =
+                "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers: ";
+            format!("{head}{authorizers}\n")
+        };
+        let first = parse(&file("[{type: Node, name: node}, {type: RBAC, name: rbac}]"), &BTreeSet::new());
+        let required = kinds(&first.unwrap());
+        let refused = |authorizers: &str| parse(&file(authorizers), &required).unwrap_err();
+        assert_eq!(refused("[{type: RBAC, name: rbac}]"), "missing required types: [Node]");
+        let wrong =
+            "[expected name rbac for authorizer RBAC instead of mine, missing required types: [Node]]";
+        assert_eq!(refused("[{type: RBAC, name: mine}]"), wrong);
+        let more =
+            "[{type: RBAC, name: rbac}, {type: Node, name: node}, {type: AlwaysAllow, name: alwaysallow}]";
+        assert!(parse(&file(more), &required).is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! What a file says, as long as it says it: a changed file takes effect without a restart, a broken one does not.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::future::Future;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use coracle_auth::{
@@ -10,49 +10,41 @@ use coracle_auth::{
 };
 use parking_lot::RwLock;
 
+use crate::followed::{Followed, Refused};
+
 /// A list that follows a file.
 pub struct Reloading<T: ?Sized> {
     current: RwLock<Arc<[Arc<T>]>>,
 }
 
 impl<T: ?Sized + Send + Sync + 'static> Reloading<T> {
-    /// Begins with `first`; `make` reads what the file says later.
-    pub fn follow(
-        path: PathBuf,
+    /// Begins with `first`; `make` reads what the file says later: nothing when that means the same.
+    pub fn follow<F>(
+        followed: Followed,
         first: Vec<Arc<T>>,
-        make: impl Fn(&str) -> Result<Vec<Arc<T>>, String> + Send + 'static,
-    ) -> Arc<Self> {
+        mut make: impl FnMut(String) -> F + Send + 'static,
+    ) -> Arc<Self>
+    where
+        F: Future<Output = Result<Option<Vec<Arc<T>>>, Refused>> + Send + 'static,
+    {
         let all = Arc::new(Self { current: RwLock::new(first.into()) });
-        tokio::spawn(renew(Arc::downgrade(&all), path, make));
+        let weak = Arc::downgrade(&all);
+        tokio::spawn(followed.run(move |text| {
+            let (weak, made) = (weak.clone(), make(text));
+            async move {
+                let Some(made) = made.await? else { return Ok(false) };
+                if let Some(all) = weak.upgrade() {
+                    *all.current.write() = made.into();
+                }
+                Ok(true)
+            }
+        }));
         all
     }
 
     fn current(&self) -> Arc<[Arc<T>]> {
         self.current.read().clone()
     }
-}
-
-/// Takes up what the file says whenever it changes.
-async fn renew<T: ?Sized + Send + Sync + 'static>(
-    all: Weak<Reloading<T>>,
-    path: PathBuf,
-    make: impl Fn(&str) -> Result<Vec<Arc<T>>, String> + Send + 'static,
-) {
-    crate::reload::follow(vec![path.clone()], move || {
-        let text = std::fs::read_to_string(&path).map_err(|e| e.to_string());
-        match (all.upgrade(), text.and_then(|text| make(&text))) {
-            (Some(all), Ok(made)) => {
-                tracing::info!(path = %path.display(), "reloaded");
-                *all.current.write() = made.into();
-            }
-            (Some(_), Err(why)) => {
-                tracing::error!(path = %path.display(), why, "cannot be used; what was read stays");
-            }
-            (None, _) => {}
-        }
-        std::future::ready(())
-    })
-    .await;
 }
 
 #[async_trait]

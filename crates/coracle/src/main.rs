@@ -16,6 +16,7 @@ mod detach;
 mod down;
 mod encryption;
 mod error;
+mod followed;
 mod following;
 mod image;
 mod kubeconfig;

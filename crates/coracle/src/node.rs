@@ -73,6 +73,8 @@ pub struct ServerParts<'a> {
     pub store: Arc<dyn coracle_store::Store>,
     /// What of it is encrypted.
     pub encryption: Option<Arc<Encryption>>,
+    /// Tells of the files that are followed.
+    pub reloads: Arc<coracle_apiserver::Reloads>,
     /// The flags given, for people to look at.
     pub flags: BTreeMap<String, String>,
     /// The clock.
@@ -120,6 +122,7 @@ pub fn server_config(parts: ServerParts<'_>) -> Config {
         git_version: crate::GIT_VERSION.into(),
         flags: parts.flags,
         encryption: parts.encryption,
+        reloads: parts.reloads,
         tls: parts.tls,
         client_ca_pem: parts.client_ca,
         authenticators: Box::new(move |reader| {
@@ -299,7 +302,8 @@ async fn start_server(
         false => None,
     };
     let opened = store.open(paths.file("store"), own).await?;
-    opened.serve(tasks);
+    let reloads = Arc::new(coracle_apiserver::Reloads::default());
+    opened.serve(tasks, &reloads.encryption, clock);
     let (store, encryption) = (opened.store, opened.encryption);
     progress.step("store", &format!("revision {}", store.revision()));
     let issuer = token_issuer(cluster, pki)?;
@@ -308,6 +312,7 @@ async fn start_server(
     let mut config = server_config(ServerParts {
         store,
         encryption,
+        reloads,
         flags: BTreeMap::new(),
         clock: clock.clone(),
         tls: Tls { cert_pem: pki.apiserver.cert.clone(), key_pem: pki.apiserver.key.clone() },

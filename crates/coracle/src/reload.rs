@@ -8,27 +8,64 @@ use std::sync::Arc;
 use coracle_apiserver::{ApiServer, Encryption, Tls};
 use coracle_stdx::files::{Watch, Watcher};
 
-/// Calls `changed` whenever one of the files has other content than before; never returns.
+use crate::followed::{Followed, Refused};
+
+/// Files whose content is compared when something happens where they are.
 ///
 /// Directories are watched, as files are replaced by renaming, and mounted ones by a link beside them.
+pub struct Files {
+    files: Vec<PathBuf>,
+    watches: Vec<Watch>,
+    known: Vec<Option<Vec<u8>>>,
+}
+
+impl Files {
+    /// Changes from now on.
+    ///
+    /// # Errors
+    /// They cannot be watched.
+    pub fn watch(files: Vec<PathBuf>) -> std::io::Result<Self> {
+        let watches = watch(&files)?;
+        let known = read(&files);
+        Ok(Self { files, watches, known })
+    }
+
+    /// Changes from this content of the only file on, whenever it had it.
+    #[must_use]
+    pub fn since(self, content: &str) -> Self {
+        Self { known: vec![Some(content.into())], ..self }
+    }
+
+    /// Waits until one of them has other content than before.
+    pub async fn changed(&mut self) {
+        loop {
+            let now = read(&self.files);
+            if now != self.known {
+                self.known = now;
+                return;
+            }
+            let next = self.watches.iter().map(|w| Box::pin(w.changed()));
+            futures::future::select_all(next).await;
+        }
+    }
+}
+
+fn read(files: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
+    files.iter().map(|f| std::fs::read(f).ok()).collect()
+}
+
+/// Calls `changed` whenever one of the files has other content than before; never returns.
 pub async fn follow<F: Future<Output = ()>>(files: Vec<PathBuf>, mut changed: impl FnMut() -> F) {
-    let read = || files.iter().map(|f| std::fs::read(f).ok()).collect::<Vec<_>>();
-    let watches = match watch(&files) {
-        Ok(watches) => watches,
+    let mut files = match Files::watch(files) {
+        Ok(files) => files,
         Err(e) => {
             tracing::warn!(error = %e, "changes of files are not noticed before the next start");
             return std::future::pending().await;
         }
     };
-    let mut known = read();
     loop {
-        let next = watches.iter().map(|w| Box::pin(w.changed()));
-        futures::future::select_all(next).await;
-        let now = read();
-        if now != known {
-            known = now;
-            changed().await;
-        }
+        files.changed().await;
+        changed().await;
     }
 }
 
@@ -77,18 +114,18 @@ fn renew(server: &ApiServer, files: &CertificateFiles) -> Result<(), String> {
 }
 
 /// Takes up the configuration of encryption when its file changes.
-pub async fn encryption(encryption: Arc<Encryption>, file: PathBuf) {
-    follow(vec![file.clone()], || {
-        let text = std::fs::read_to_string(&file).map_err(|e| e.to_string());
-        match text.and_then(|text| encryption.replace(&text)) {
-            Ok(()) => tracing::info!(file = %file.display(), "encryption configuration taken up"),
-            Err(why) => {
-                tracing::error!(%why, "encryption configuration not taken up; the one in force stays")
+pub async fn encryption(encryption: Arc<Encryption>, followed: Followed) {
+    followed
+        .run(|text| {
+            let encryption = encryption.clone();
+            async move {
+                // Plugins are waited for.
+                let replaced = tokio::task::spawn_blocking(move || encryption.replace(&text)).await;
+                let replaced = replaced.map_err(|e| e.to_string()).and_then(|result| result);
+                replaced.map(|()| true).map_err(Refused::NotYet)
             }
-        }
-        std::future::ready(())
-    })
-    .await;
+        })
+        .await;
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use coracle_apiserver::Encryption;
-use coracle_stdx::Tasks;
+use coracle_apiserver::{Encryption, Reload};
+use coracle_stdx::{Clock, Tasks};
 use coracle_store::{
     EmbeddedConfig, EmbeddedStore, EtcdConfig, EtcdStore, SealedStore, ShiftedStore, Store, StoreError,
 };
 
 use crate::error::Failure;
+use crate::followed::Followed;
 use crate::{reload, snapshot};
 
 /// Upstream's flags for etcd. Without servers the embedded store is used.
@@ -56,20 +57,21 @@ pub struct Opened {
     pub raw: Arc<dyn Store>,
     /// What is encrypted, and how.
     pub encryption: Option<Arc<Encryption>>,
-    /// The configuration of that, if it is to be followed.
-    followed: Option<PathBuf>,
+    /// The configuration of that, and what it said, if it is to be followed.
+    followed: Option<(PathBuf, String)>,
     /// Where the embedded store is.
     dir: Option<PathBuf>,
 }
 
 impl Opened {
     /// Hands out snapshots from now on, and takes up changes of the encryption's configuration, if that is wanted.
-    pub fn serve(&self, tasks: &mut Tasks) {
+    pub fn serve(&self, tasks: &mut Tasks, reload: &Arc<Reload>, clock: &Clock) {
         if let Some(dir) = &self.dir {
             tasks.spawn(snapshot::serve(self.raw.clone(), dir.clone()));
         }
-        if let (Some(encryption), Some(file)) = (&self.encryption, &self.followed) {
-            tasks.spawn(reload::encryption(encryption.clone(), file.clone()));
+        if let (Some(encryption), Some((file, text))) = (&self.encryption, &self.followed) {
+            let followed = Followed::new(file.clone(), text.clone(), reload.clone(), clock.clone());
+            tasks.spawn(reload::encryption(encryption.clone(), followed));
         }
     }
 }
@@ -96,7 +98,8 @@ impl StoreArgs {
         let raw = self.raw(dir).await?;
         let store = SealedStore::new(raw.clone(), encryption.clone());
         let file = self.encryption_provider_config.clone();
-        let followed = file.filter(|_| self.encryption_provider_config_automatic_reload);
+        let file = file.filter(|_| self.encryption_provider_config_automatic_reload);
+        let followed = file.map(|file| (file, text));
         Ok(Opened { store, raw, encryption: Some(encryption), followed, dir: embedded })
     }
 

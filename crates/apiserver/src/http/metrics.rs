@@ -205,6 +205,7 @@ pub(super) fn answer(server: &Server) -> Response<Body> {
     let mut out = String::new();
     requests(&mut out, &server.metrics);
     server.metrics.counts.write(&mut out);
+    server.reloads.write(&mut out);
     if let Protection::Fair(flow) = &server.protection {
         flow.metrics(&mut out);
     }

@@ -145,6 +145,7 @@ pub fn config(store: Arc<dyn Store>, advertise: SocketAddr) -> (Config, Certific
         git_version: "v1.36.2+coracle".into(),
         flags: Default::default(),
         encryption: None,
+        reloads: Default::default(),
         tls: serving(&ca),
         client_ca_pem: None,
         authenticators: Box::new(move |_| vec![Arc::new(tokens) as Arc<dyn Authenticator>]),

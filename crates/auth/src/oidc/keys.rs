@@ -83,6 +83,16 @@ impl Keys {
         Err(Unverified::Token(why.to_owned()))
     }
 
+    /// Knows the keys from here on, if the provider tells them.
+    pub(super) async fn ready(&self) -> Result<(), String> {
+        let known = self.known.read().clone();
+        if known.is_some() {
+            return Ok(());
+        }
+        let asked = self.ask(None).await;
+        asked.map_err(|why| format!("{:?} is not initialized: {why}", self.issuer))
+    }
+
     /// Asks the provider, unless someone has meanwhile, or a moment ago.
     async fn ask(&self, seen: Option<&Arc<JwkSet>>) -> Result<(), String> {
         let mut asked = self.asked.lock().await;
