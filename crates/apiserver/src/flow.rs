@@ -11,6 +11,7 @@ mod deal;
 mod dump;
 mod in_flight;
 mod level;
+mod present;
 mod queues;
 mod retry;
 mod rules;
@@ -30,8 +31,9 @@ use tokio::time::Instant;
 pub(crate) use self::configure::Given;
 use self::counts::Counted;
 pub(crate) use self::in_flight::{InFlight, Place};
+use self::level::{Comer, Level, LevelView};
 pub(crate) use self::level::{Leash, Seat};
-use self::level::{Level, LevelView};
+use self::present::Texts;
 pub(crate) use self::queues::Work;
 pub(crate) use self::rules::Asked;
 use self::shares::PERIOD;
@@ -154,7 +156,8 @@ impl FlowControl {
         let flow = if view.queued() { self.hasher.hash_one((&schema.name, distinguisher)) } else { 0 };
         let (level, counted, work) = (&view.level, &schema.counted, work(view.widest));
         self.keep_divided();
-        let seat = level::take(level, counted, work, flow, patience.min(LONGEST_WAIT)).await;
+        let comer = Comer { texts: Texts::new(&asked, &schema.name, distinguisher), work, flow };
+        let seat = level::take(level, counted, comer, patience.min(LONGEST_WAIT)).await;
         let watch = asked.info.verb == "watch";
         (marks, seat.map(|seat| seat.of(watch)).map_err(|_| Refused { retry_after: level.retry_after() }))
     }

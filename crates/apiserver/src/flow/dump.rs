@@ -1,6 +1,13 @@
-//! `/debug/api_priority_and_fairness/dump_priority_levels` and `dump_queues`: tables as upstream prints them.
+//! `/debug/api_priority_and_fairness/dump_priority_levels`, `dump_queues` and `dump_requests`: tables as upstream prints
+//! them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use super::FlowControl;
+use super::present::Request;
 
 /// Least width of a column, and the space behind its longest cell.
 const COLUMN: (usize, usize) = (8, 1);
@@ -34,10 +41,17 @@ fn head(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// A duration below a minute as Go writes it.
+fn short(time: Duration) -> String {
+    if time.is_zero() { "0s".to_owned() } else { format!("{time:?}") }
+}
+
 impl FlowControl {
     /// The table that a path below `/debug/api_priority_and_fairness/` shows.
-    pub(crate) fn dump(&self, what: &str) -> Option<String> {
+    /// `details` of requests are shown when they are wanted.
+    pub(crate) fn dump(&self, what: &str, details: bool, now: Timestamp) -> Option<String> {
         match what {
+            "dump_requests" => Some(self.dump_requests(details, now)),
             "dump_priority_levels" => Some(self.dump_levels()),
             "dump_queues" => Some(self.dump_queues()),
             _ => None,
@@ -105,6 +119,64 @@ impl FlowControl {
                     queue.most_seats.to_string(),
                     format!("{:.8}ss", queue.work),
                 ]);
+            }
+        }
+        table(&rows)
+    }
+
+    fn dump_requests(&self, details: bool, now: Timestamp) -> String {
+        let mut names = head(&[
+            "PriorityLevelName",
+            "FlowSchemaName",
+            "QueueIndex",
+            "RequestIndexInQueue",
+            "FlowDistingsher",
+            "ArriveTime",
+            "InitialSeats",
+            "FinalSeats",
+            "AdditionalLatency",
+            "StartTime",
+        ]);
+        if details {
+            let more =
+                ["UserName", "Verb", "APIPath", "Namespace", "Name", "APIVersion", "Resource", "SubResource"];
+            names.extend(head(&more));
+        }
+        let mut rows = vec![names];
+        let configured = self.configured.read().clone();
+        for view in &configured.levels {
+            let since = view.level.now();
+            // The clock of the level says how long ago; people want to know when.
+            let date = |at: Duration| now.checked_sub(since.saturating_sub(at)).unwrap_or(now).to_string();
+            let present = view.level.present.lock();
+            let mut all: Vec<(&Request, i64)> = Vec::with_capacity(present.requests.len());
+            let mut places: HashMap<Option<usize>, i64> = HashMap::new();
+            for request in present.requests.values() {
+                let next = places.entry(request.queue).or_default();
+                let place = if request.started.is_some() { -1 } else { *next };
+                *next += i64::from(request.started.is_none());
+                all.push((request, place));
+            }
+            // By queue, those who wait first; those of no queue last.
+            all.sort_by_key(|(r, place)| (r.queue.is_none(), r.queue, r.started.is_some(), *place));
+            for (request, place) in all {
+                let [schema, flow] = request.texts.flow();
+                let mut row = vec![
+                    view.level.name.clone(),
+                    schema,
+                    request.queue.map_or_else(|| "-1".to_owned(), |at| at.to_string()),
+                    place.to_string(),
+                    flow,
+                    date(request.arrived),
+                    request.work.seats.to_string(),
+                    request.work.last.to_string(),
+                    short(request.work.lingers),
+                    request.started.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), date),
+                ];
+                if details {
+                    row.extend(request.texts.details());
+                }
+                rows.push(row);
             }
         }
         table(&rows)

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::counts::Counted;
+use super::present::{Present, Request, Texts};
 use super::queues::{Excess, QueueSet, Refusal, Running, Start, Ticket, Woken, Work};
 use super::retry::Retry;
 use super::shares::{History, Seats, Shares};
@@ -23,6 +24,7 @@ pub(super) struct Level {
     pub(super) name: String,
     epoch: Instant,
     pub(super) queues: Mutex<QueueSet<Waker>>,
+    pub(super) present: Mutex<Present>,
     /// What happened to requests, by FlowSchema.
     pub(super) counted: Mutex<BTreeMap<String, Arc<Counted>>>,
     pub(super) history: Mutex<History>,
@@ -58,6 +60,7 @@ impl Level {
             name: name.to_owned(),
             epoch,
             queues: Mutex::new(QueueSet::new(excess, 0, abreast, epoch.elapsed())),
+            present: Mutex::default(),
             counted: Mutex::default(),
             history: Mutex::default(),
             retry: Mutex::default(),
@@ -129,14 +132,24 @@ impl Level {
     }
 }
 
+/// A request that comes.
+pub(super) struct Comer {
+    /// What it is, for people.
+    pub(super) texts: Texts,
+    /// What it costs.
+    pub(super) work: Work,
+    /// Hash of its flow.
+    pub(super) flow: u64,
+}
+
 /// Takes seats, waiting up to `patience`.
 pub(super) async fn take(
     level: &Arc<Level>,
     counted: &Arc<Counted>,
-    work: Work,
-    flow: u64,
+    comer: Comer,
     patience: Duration,
 ) -> Result<Seat, Refusal> {
+    let Comer { texts, work, flow } = comer;
     let mut receiver = None;
     let waker = || {
         let (sender, mine) = oneshot::channel();
@@ -146,10 +159,18 @@ pub(super) async fn take(
     let began = Instant::now();
     let start = level.change(|queues, now| queues.start(now, work, flow, waker));
     let refused = match (start, receiver) {
-        (Start::Run(running), _) => return Ok(Seat::new(level, counted, running, began, Duration::ZERO)),
+        (Start::Run(running), _) => {
+            let now = level.now();
+            let (queue, started) = (running.queue, Some(now));
+            let shown = level.present.lock().add(Request { texts, work, queue, arrived: now, started });
+            return Ok(Seat::new(level, counted, running, shown, (began, Duration::ZERO)));
+        }
         (Start::Wait(ticket), Some(receiver)) => {
             counted.waits(work);
-            let mut waiting = Waiting { level, ticket, receiver, counted, work };
+            let (queue, arrived) = (Some(ticket.queue), level.now());
+            let request = Request { texts, work, queue, arrived, started: None };
+            let shown = Some(level.present.lock().add(request));
+            let mut waiting = Waiting { level, ticket, receiver, counted, work, shown };
             match tokio::time::timeout(patience, &mut waiting.receiver).await {
                 Ok(Ok(running)) => return Ok(waiting.seated(running, began)),
                 _ => match waiting.leave() {
@@ -173,6 +194,8 @@ struct Waiting<'a> {
     receiver: oneshot::Receiver<Running>,
     counted: &'a Arc<Counted>,
     work: Work,
+    /// Its number among those who are present; none once it has its seats.
+    shown: Option<u64>,
 }
 
 impl Waiting<'_> {
@@ -185,14 +208,21 @@ impl Waiting<'_> {
         self.receiver.try_recv().ok()
     }
 
-    fn seated(self, running: Running, began: Instant) -> Seat {
-        Seat::new(self.level, self.counted, running, began, began.elapsed())
+    fn seated(mut self, running: Running, began: Instant) -> Seat {
+        let shown = self.shown.take().unwrap_or_default();
+        if let Some(request) = self.level.present.lock().requests.get_mut(&shown) {
+            request.started = Some(self.level.now());
+        }
+        Seat::new(self.level, self.counted, running, shown, (began, began.elapsed()))
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.counted.waited(self.work);
+        if let Some(shown) = self.shown {
+            self.level.present.lock().requests.remove(&shown);
+        }
         if let Some(running) = self.leave() {
             self.level.change(|queues, now| ((), queues.finish(now, running)));
         }
@@ -208,6 +238,8 @@ struct Held {
     counted: Arc<Counted>,
     /// None when the seats are given back.
     running: Mutex<Option<Running>>,
+    /// Its number among those who are present.
+    shown: u64,
     began: Instant,
     watch: AtomicBool,
 }
@@ -217,13 +249,13 @@ impl Seat {
         level: &Arc<Level>,
         counted: &Arc<Counted>,
         running: Running,
-        began: Instant,
-        waited: Duration,
+        shown: u64,
+        (began, waited): (Instant, Duration),
     ) -> Self {
         counted.runs(running.seats(), waited);
         let (level, counted) = (level.clone(), counted.clone());
         let (began, running) = (began + waited, Mutex::new(Some(running)));
-        Self(Arc::new(Held { level, counted, running, began, watch: AtomicBool::new(false) }))
+        Self(Arc::new(Held { level, counted, running, shown, began, watch: AtomicBool::new(false) }))
     }
 
     /// Says whether it is a watch's, which holds them until it has begun.
@@ -259,6 +291,7 @@ impl Drop for Leash {
 impl Held {
     fn release(&self) {
         let Some(running) = self.running.lock().take() else { return };
+        self.level.present.lock().requests.remove(&self.shown);
         let took = self.began.elapsed();
         self.counted.ran(running.seats(), took, self.watch.load(Ordering::Relaxed));
         self.level.change(|queues, now| ((), queues.finish(now, running)));

@@ -108,7 +108,7 @@ impl Refusal {
 /// A request that runs: to be given back with [`QueueSet::finish`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
-    queue: Option<usize>,
+    pub(super) queue: Option<usize>,
     work: Work,
     started: Duration,
 }
@@ -123,7 +123,7 @@ impl Running {
 /// A request that waits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket {
-    queue: usize,
+    pub(super) queue: usize,
     id: u64,
 }
 

@@ -87,6 +87,36 @@ async fn who_waits_gets_the_seat_of_who_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_that_wait_or_run_are_shown_until_they_end() {
+    let flow = small(queued(10));
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let rows = || {
+        let table = flow.dump("dump_requests", true, now).unwrap();
+        let rows =
+            table.lines().skip(1).map(|line| line.split(',').map(str::trim).map(str::to_owned).collect());
+        rows.collect::<Vec<Vec<String>>>()
+    };
+    let (a, b) = (ask(&flow, "a").await.unwrap(), ask(&flow, "a").await.unwrap());
+    let theirs = flow.clone();
+    let waiting = tokio::spawn(async move { ask(&theirs, "a").await });
+    until(&flow, (1, 2)).await;
+    let shown = rows();
+    let places: Vec<&str> = shown.iter().map(|row| row[3].as_str()).collect();
+    assert_eq!(places, ["0", "-1", "-1"], "who waits, then who runs: {shown:?}");
+    assert_eq!(shown[0][9], "0001-01-01T00:00:00Z");
+    let fixed = |row: &[String]| [&row[..2], &row[4..5], &row[6..9], &row[10..]].concat();
+    let wanted = "small by-user a 1 0 0s a get /version     ";
+    assert_eq!(fixed(&shown[0]).join(" "), wanted);
+    drop(a);
+    let c = waiting.await.unwrap();
+    assert_eq!(rows().len(), 2);
+    drop((b, c));
+    assert!(rows().is_empty());
+    let names = flow.dump("dump_requests", false, now).unwrap();
+    assert!(names.ends_with(" AdditionalLatency, StartTime\n"), "{names}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_goes_away_while_waiting_takes_no_seat() {
     let flow = small(queued(10));
     let (a, _b) = (ask(&flow, "a").await.unwrap(), ask(&flow, "a").await.unwrap());

@@ -47,17 +47,18 @@ pub(crate) async fn handle(
         "/metrics/slis" => health::slis(server),
         "/statusz" if get => about::statusz(server, request.headers()),
         "/flagz" if get => about::flagz(server, request.headers()),
-        _ if path.starts_with(FLOW_DUMPS) => flow_dump(server, &path[FLOW_DUMPS.len()..]),
+        _ if path.starts_with(FLOW_DUMPS) => flow_dump(server, &path[FLOW_DUMPS.len()..], query),
         _ => not_found_page(),
     }
 }
 
 /// The tables of priority and fairness.
-fn flow_dump(server: &Server, what: &str) -> Response<Body> {
+fn flow_dump(server: &Server, what: &str, query: &Query<'_>) -> Response<Body> {
+    let details = query.get("includeRequestDetails").is_some_and(|asked| !asked.is_empty());
     match &server.protection {
-        Protection::Fair(flow) => {
-            flow.dump(what).map_or_else(not_found_page, |table| text(StatusCode::OK, table))
-        }
+        Protection::Fair(flow) => flow
+            .dump(what, details, server.clock.now())
+            .map_or_else(not_found_page, |table| text(StatusCode::OK, table)),
         Protection::Plain(_) => not_found_page(),
     }
 }
