@@ -8,9 +8,11 @@
 mod archive;
 mod export;
 mod layer;
+mod login;
 mod pull;
 mod reference;
 mod registries;
+mod registry;
 mod self_image;
 mod store;
 

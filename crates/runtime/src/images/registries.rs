@@ -52,6 +52,10 @@ pub(crate) struct Login {
 pub(crate) struct Tls {
     /// Certificate authority beyond the system's, PEM.
     pub ca_file: Option<PathBuf>,
+    /// Our certificate, for registries that want one, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub key_file: Option<PathBuf>,
     /// Any certificate will do.
     pub insecure_skip_verify: bool,
 }

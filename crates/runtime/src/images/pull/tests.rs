@@ -24,6 +24,8 @@ struct Behaviour {
     wants: Option<&'static str>,
     /// It gives tokens for that, and takes only these.
     tokens: bool,
+    /// Its tags name lists of manifests, one for each kind of machine.
+    lists: bool,
     /// Path, range and authorization of each request.
     asked: Mutex<Vec<(String, String, String)>>,
 }
@@ -66,6 +68,20 @@ fn image() -> Image {
     }
 }
 
+/// A list with the image for this machine behind one for another.
+fn list(image: &Image) -> Vec<u8> {
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let entry = |architecture: &str, digest: String| {
+        serde_json::json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 1,
+            "digest": digest, "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let manifests = [entry("m68k", digest(b"another")), entry(architecture, digest(&image.manifest))];
+    serde_json::json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests})
+    .to_string()
+    .into_bytes()
+}
+
 /// The value of a header.
 fn header(head: &str, name: &str) -> String {
     let line = head.lines().find_map(|l| l.split_once(": ").filter(|(k, _)| k.eq_ignore_ascii_case(name)));
@@ -101,6 +117,7 @@ impl Behaviour {
         let found = match last {
             _ if self.empty => None,
             "" => Some(Vec::new()),
+            _ if path.contains("/manifests/") && self.lists && !last.contains(':') => Some(list(image)),
             _ if path.contains("/manifests/") => Some(image.manifest.clone()),
             _ => image.blobs.get(last).cloned(),
         };
@@ -243,31 +260,96 @@ async fn where_ranges_are_not_known_a_layer_starts_again() {
     assert!(asked.len() == 2 && asked[1].0.starts_with("bytes="), "{asked:?}");
 }
 
-/// A registry behind TLS whose certificate is of an authority of its own, and that authority's certificate.
-async fn behind_tls() -> (Registry, String) {
+/// A certificate authority.
+struct Authority {
+    pem: String,
+    der: rustls::pki_types::CertificateDer<'static>,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let own = params.self_signed(&key).unwrap();
+        let (pem, der) = (own.pem(), own.der().clone());
+        Self { pem, der, issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    fn sign(&self, name: &str) -> (rcgen::Certificate, rcgen::KeyPair) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+}
+
+/// A registry behind TLS whose certificate `authority` has signed, for those that `clients` has signed for.
+async fn behind_tls(authority: &Authority, clients: Option<&Authority>) -> Registry {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let authority = params.self_signed(&key).unwrap();
-    let issuer = rcgen::Issuer::new(params, key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let own = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let own = own.signed_by(&key, &issuer).unwrap();
+    let (own, key) = authority.sign("127.0.0.1");
     let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![own.der().clone()], key)
         .unwrap();
-    let registry = Registry::new(Behaviour::default(), Some(TlsAcceptor::from(Arc::new(config)))).await;
-    (registry, authority.pem())
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(clients.der.clone()).unwrap();
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let config = builder.with_single_cert(vec![own.der().clone()], key).unwrap();
+    Registry::new(Behaviour::default(), Some(TlsAcceptor::from(Arc::new(config)))).await
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_certificates_of_its_clients_is_shown_the_configured_one() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let registry = behind_tls(&authority, Some(&clients)).await;
+    let (lab, host) = (Lab::new(), registry.host());
+    let file = |name: &str, text: &str| {
+        let path = lab.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", &authority.pem);
+    let pair = |name: &str, by: &Authority| {
+        let (cert, key) = by.sign("node");
+        (file(&format!("{name}.pem"), &cert.pem()), file(&format!("{name}.key"), &key.serialize_pem()))
+    };
+    let ((cert, key), (strange, its_key)) = (pair("node", &clients), pair("strange", &authority));
+    let with = |more: &str| {
+        lab.registries(&format!(
+            "mirrors: {{\"{host}\": {{endpoint: [\"https://{host}\"]}}}}\n\
+             configs: {{\"{host}\": {{tls: {{ca_file: {ca}{more}}}}}}}\n"
+        ));
+    };
+    with("");
+    lab.pull(&host, None).await.expect_err("nobody without a certificate");
+    with(&format!(", cert_file: {strange}, key_file: {its_key}"));
+    lab.pull(&host, None).await.expect_err("nor with one of another authority");
+    assert!(registry.behaviour.asked.lock().is_empty(), "no request came through");
+    with(&format!(", cert_file: {cert}"));
+    let half = lab.pull(&host, None).await.unwrap_err();
+    assert!(half.contains("was specified, but no corresponding key file was specified"), "{half}");
+    with(&format!(", key_file: {key}"));
+    let half = lab.pull(&host, None).await.unwrap_err();
+    assert!(half.contains("was specified, but no corresponding cert file was specified"), "{half}");
+    with(&format!(", cert_file: {cert}, key_file: {cert}"));
+    let keyless = lab.pull(&host, None).await.unwrap_err();
+    assert!(keyless.contains("failed to load cert file"), "{keyless}");
+    with(&format!(", cert_file: {cert}, key_file: {key}"));
+    lab.has_it(&lab.pull(&host, None).await.expect("known to the registry"));
 }
 
 #[tokio::test]
 async fn a_private_certificate_authority_is_trusted_only_if_the_configuration_says_so() {
-    let (lab, (registry, authority)) = (Lab::new(), behind_tls().await);
+    let (lab, authority) = (Lab::new(), Authority::new());
+    let registry = behind_tls(&authority, None).await;
     let host = registry.host();
     let mirror = format!("mirrors: {{\"{host}\": {{endpoint: [\"https://{host}\"]}}}}\n");
     lab.registries(&mirror);
@@ -277,7 +359,7 @@ async fn a_private_certificate_authority_is_trusted_only_if_the_configuration_sa
     lab.registries(&format!("{mirror}configs: {{\"{host}\": {{tls: {{ca_file: {}}}}}}}\n", file.display()));
     let missing = lab.pull(&host, None).await.unwrap_err();
     assert!(missing.contains("cannot read"), "{missing}");
-    std::fs::write(&file, authority).unwrap();
+    std::fs::write(&file, &authority.pem).unwrap();
     lab.has_it(&lab.pull(&host, None).await.expect("trusted"));
 
     let careless = Lab::new();
@@ -343,10 +425,23 @@ async fn credentials_are_the_pods_or_the_nodes() {
     }
 }
 
-#[test]
-fn credentials_come_from_name_or_packed_form() {
-    let packed = AuthConfig { auth: "dXNlcjpwYXNz".into(), ..Default::default() };
-    let RegistryAuth::Basic(user, password) = credentials(Some(packed)) else { panic!("not basic") };
-    assert_eq!((user.as_str(), password.as_str()), ("user", "pass"));
-    assert!(matches!(credentials(None), RegistryAuth::Anonymous));
+#[tokio::test]
+async fn of_a_list_the_image_for_this_machine_is_taken_and_known_by_the_lists_digest() {
+    let lab = Lab::new();
+    let registry = Registry::new(Behaviour { lists: true, ..Behaviour::default() }, None).await;
+    let id = lab.pull(&registry.host(), None).await.expect("pulled");
+    lab.has_it(&id);
+    let known = format!("{}/test/image@{}", registry.host(), digest(&list(&image())));
+    assert_eq!(lab.store.find(&id).expect("the image").digests.iter().collect::<Vec<_>>(), [&known]);
+}
+
+#[tokio::test]
+async fn an_identity_is_changed_for_a_token() {
+    let registry =
+        Registry::new(Behaviour { wants: Some(""), tokens: true, ..Behaviour::default() }, None).await;
+    let identity = AuthConfig { identity_token: "me".into(), ..AuthConfig::default() };
+    let lab = Lab::new();
+    lab.has_it(&lab.pull(&registry.host(), Some(identity)).await.expect("pulled"));
+    let asked = registry.behaviour.asked.lock();
+    assert!(asked.iter().any(|(path, ..)| path == "/token"), "a POST, without a query: {asked:?}");
 }
