@@ -1,6 +1,6 @@
 //! Records Events about objects, aggregated and rate-limited as upstream's recorder does.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
@@ -55,6 +55,7 @@ struct Occurrence {
     kind: EventType,
     reason: String,
     message: String,
+    annotations: Option<BTreeMap<String, String>>,
     at: Timestamp,
 }
 
@@ -135,8 +136,33 @@ impl EventRecorder {
         reason: &str,
         message: impl Into<String>,
     ) {
-        let (reason, message, at) = (reason.to_owned(), message.into(), self.clock.now());
-        let occurrence = Occurrence { object, kind, reason, message, at };
+        self.record(object, None, kind, reason, message.into());
+    }
+
+    /// Records something about an object, with annotations for programs. They are those of the first of Events that are
+    /// counted as one.
+    pub fn annotated_event(
+        &self,
+        object: &dyn Object,
+        annotations: BTreeMap<String, String>,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let annotations = Some(annotations).filter(|all| !all.is_empty());
+        self.record(reference(object), annotations, kind, reason, message.into());
+    }
+
+    fn record(
+        &self,
+        object: ObjectReference,
+        annotations: Option<BTreeMap<String, String>>,
+        kind: EventType,
+        reason: &str,
+        message: String,
+    ) {
+        let (reason, at) = (reason.to_owned(), self.clock.now());
+        let occurrence = Occurrence { object, kind, reason, message, annotations, at };
         if self.sender.try_send(occurrence).is_err() {
             debug!("event dropped: too many wait");
         }
@@ -275,7 +301,7 @@ impl Correlator {
     }
 
     fn correlate(&mut self, occurrence: Occurrence) -> Option<Correlated> {
-        let Occurrence { object, kind, reason, mut message, at } = occurrence;
+        let Occurrence { object, kind, reason, mut message, annotations, at } = occurrence;
         let id = identity(&object);
         let alike = self.digest((id, kind, &reason));
         let same = self.digest((alike, &message));
@@ -296,12 +322,12 @@ impl Correlator {
         if !self.has_budget(id, at) {
             return None;
         }
-        let event = self.build(key, Occurrence { object, kind, reason, message, at });
+        let event = self.build(key, Occurrence { object, kind, reason, message, annotations, at });
         Some(Correlated { key, event })
     }
 
     fn build(&mut self, key: Digest, occurrence: Occurrence) -> Event {
-        let Occurrence { object, kind, reason, message, at } = occurrence;
+        let Occurrence { object, kind, reason, message, annotations, at } = occurrence;
         let name = object.name.clone().unwrap_or_default();
         let namespace = object.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let written = self.written.entry(key, || Written { name: String::new(), first: None, count: 0 });
@@ -311,6 +337,7 @@ impl Correlator {
             metadata: ObjectMeta {
                 name: Some(if known { written.name.clone() } else { fresh }),
                 namespace: Some(namespace),
+                annotations,
                 ..ObjectMeta::default()
             },
             involved_object: object,
@@ -345,6 +372,7 @@ mod tests {
             kind: EventType::Normal,
             reason: "Pulled".into(),
             message: message.into(),
+            annotations: Some([("starved_resource".to_owned(), "memory".to_owned())].into()),
             at: Timestamp::from_second(second).expect("in range"),
         }
     }
@@ -353,6 +381,7 @@ mod tests {
     fn the_same_event_is_counted_under_its_first_name() {
         let mut c = Correlator::new("kubelet", "n1");
         let first = c.correlate(occurrence("m", 1)).expect("written");
+        assert_eq!(first.event.metadata.annotations, occurrence("m", 1).annotations);
         c.written(first.key, &first.event);
         let second = c.correlate(occurrence("m", 5)).expect("written");
         assert_eq!(second.event.count, Some(2));

@@ -5,6 +5,7 @@ mod pressure;
 mod thresholds;
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use coracle_meta::pod::{limits, qos, requests};
 use coracle_meta::quantity::Quantity;
@@ -137,8 +138,9 @@ pub fn grace(pod: &Pod, short: &Shortage, config: &EvictionConfig) -> i64 {
     }
 }
 
-/// What an evicted pod's status says.
-pub fn message(p: &PodUse, short: &Shortage) -> String {
+/// What an evicted pod's status says, and the event's annotations for programs: who used more than asked for, and how
+/// much, and of what the node had too little.
+pub fn explain(p: &PodUse, short: &Shortage) -> (String, BTreeMap<String, String>) {
     let what = short.signal;
     let resource = what.resource();
     let mut message = format!(
@@ -146,24 +148,29 @@ pub fn message(p: &PodUse, short: &Shortage) -> String {
         short.least.to_api().0,
         short.available.to_api().0
     );
+    let mut annotations = BTreeMap::from([("starved_resource".to_owned(), resource.to_owned())]);
     let pod_request = spec(&p.pod).resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
     if let Some(request) = pod_request.filter(|_| resource == "memory") {
         let name = p.pod.metadata.name.as_deref().unwrap_or("");
         message.push_str(&larger("Pod", name, p.memory, Quantity::from_api(request), resource));
+        annotations.insert("offending_pod".to_owned(), name.to_owned());
+        annotations.insert("offending_pod_usage".to_owned(), text(p.memory));
     }
-    if !what.in_bytes() {
-        return message;
-    }
-    for c in coracle_meta::pod::containers(spec(&p.pod)) {
+    let (mut names, mut usage) = (Vec::new(), Vec::new());
+    for c in coracle_meta::pod::containers(spec(&p.pod)).filter(|_| what.in_bytes()) {
         let Some(u) = p.containers.iter().find(|u| u.name == c.name) else { continue };
         let used = if what.is_disk() { u.disk() } else { u.memory };
         let request = c.resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
         let request = request.map(Quantity::from_api).unwrap_or_default();
         if used > request.value().max(0).unsigned_abs() {
             message.push_str(&larger("Container", &c.name, used, request, resource));
+            names.push(c.name.as_str());
+            usage.push(text(used));
         }
     }
-    message
+    annotations.insert("offending_containers".to_owned(), names.join(","));
+    annotations.insert("offending_containers_usage".to_owned(), usage.join(","));
+    (message, annotations)
 }
 
 fn larger(what: &str, name: &str, used: u64, request: Quantity, resource: &str) -> String {
@@ -233,11 +240,39 @@ mod tests {
         rank(&mut pods, Signal::Memory, false);
         let order: Vec<u64> = pods.iter().map(|p| p.memory / MI).collect();
         assert_eq!(order, [30, 20, 900, 50]);
+        let (message, annotations) = explain(&pods[0], &short(Signal::Memory, 100 * MI, 50 * MI));
         assert_eq!(
-            message(&pods[0], &short(Signal::Memory, 100 * MI, 50 * MI)),
+            message,
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. \
              Container a was using 30Mi, request is 10Mi, has larger consumption of memory. "
         );
+        let want = [
+            ("offending_containers", "a"),
+            ("offending_containers_usage", "30Mi"),
+            ("starved_resource", "memory"),
+        ];
+        assert_eq!(annotations, want.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    }
+
+    #[test]
+    fn pods_with_requests_of_their_own_and_innocent_containers_are_told_apart() {
+        let spec = json!({"resources": {"requests": {"memory": "5Mi"}}, "containers": [
+            {"name": "a", "resources": {"requests": {"memory": "50Mi"}}}, {"name": "b"}, {"name": "c"}]});
+        let mut p = using(spec, 40 * MI, 0);
+        let more = |name: &str, memory| ContainerUse { name: name.into(), memory, ..ContainerUse::default() };
+        p.containers.extend([more("b", 2 * MI), more("c", 3 * MI)]);
+        let (_, annotations) = explain(&p, &short(Signal::Memory, 100 * MI, 50 * MI));
+        let want = [
+            ("offending_containers", "b,c"),
+            ("offending_containers_usage", "2Mi,3Mi"),
+            ("offending_pod", "web"),
+            ("offending_pod_usage", "40Mi"),
+            ("starved_resource", "memory"),
+        ];
+        assert_eq!(annotations, want.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        let (_, of_inodes) = explain(&p, &short(Signal::NodeInodes, 1, 0));
+        assert_eq!(of_inodes["starved_resource"], "inodes");
+        assert_eq!(of_inodes["offending_containers"], "");
     }
 
     #[test]

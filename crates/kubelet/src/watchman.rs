@@ -1,7 +1,7 @@
 //! Looks at the node's resources every ten seconds, as upstream does: evicts pods, and collects images that nobody
 //! uses when the disk fills up. What is decided stands in `evict` and `image_gc`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -165,7 +165,7 @@ async fn enforce(cx: &Context, pods: &Pods, short: Option<&Shortage>, split: boo
             continue;
         }
         if let Some(message) = evict::over_own_limit(&used) {
-            order(cx, &handle, message, false, evict::AT_ONCE);
+            order(cx, &handle, message, None, evict::AT_ONCE);
             evicted.push(handle);
             continue;
         }
@@ -178,15 +178,25 @@ async fn enforce(cx: &Context, pods: &Pods, short: Option<&Shortage>, split: boo
     let found = all.into_iter().find(|(_, u)| names::uid(&u.pod) == names::uid(&first.pod));
     if let Some((handle, _)) = found {
         let grace = evict::grace(&first.pod, short, &cx.config.eviction);
-        order(cx, &handle, evict::message(first, short), true, grace);
+        let (message, annotations) = evict::explain(first, short);
+        order(cx, &handle, message, Some(annotations), grace);
         evicted.push(handle);
     }
     evicted
 }
 
-fn order(cx: &Context, handle: &Handle, message: String, node: bool, grace: i64) {
+/// Tells a pod's worker that it must go; `annotations` tell of what the node had too little, if that is why.
+fn order(
+    cx: &Context,
+    handle: &Handle,
+    message: String,
+    annotations: Option<BTreeMap<String, String>>,
+    grace: i64,
+) {
     info!(pod = names::full_name(&handle.pod), message, grace, "evicting a pod");
-    cx.pod_warning(&handle.pod, "Evicted", message.clone());
+    let node = annotations.is_some();
+    let (pod, kind) = (&*handle.pod, EventType::Warning);
+    cx.events.annotated_event(pod, annotations.unwrap_or_default(), kind, "Evicted", message.clone());
     let failure = Failure { reason: "Evicted".to_owned(), message };
     // A worker that has just ended has nothing to evict.
     let _ = handle.sender.send(Message::Evict { failure, node, grace });
