@@ -17,8 +17,8 @@ pub trait Checkpoint: Serialize + DeserializeOwned {
     fn policy(&self) -> &str;
 }
 
-/// FNV-1a of 32 bits.
-fn fnv(text: &str) -> u64 {
+/// The checksum of a value that is shown so: FNV-1a of 32 bits.
+pub fn fnv(text: &str) -> u64 {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     text.bytes().fold(0x811c_9dc5, step).into()
 }

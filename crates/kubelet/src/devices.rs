@@ -6,6 +6,7 @@ mod book;
 mod plugin;
 mod registry;
 mod resources;
+mod state;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,12 +24,11 @@ use tracing::warn;
 pub use registry::{Watched, run};
 pub use resources::serve as serve_pod_resources;
 
-use crate::checkpoint;
 use crate::names;
 use crate::pod::{Role, containers};
 use crate::state::Failure;
 use crate::topology_manager::{Hint, HintProvider, Hints, NodeSet};
-use book::{Book, Grant};
+use book::Book;
 use plugin::Plugin;
 
 /// File in which it is kept who has which devices.
@@ -59,10 +59,9 @@ fn wanted(container: &Container) -> BTreeMap<String, usize> {
 impl Devices {
     /// What an earlier kubelet wrote down in `dir`; its plug-ins have to register again.
     pub fn open(dir: &Path, nodes: NodeSet) -> Self {
-        let text = std::fs::read(dir.join(CHECKPOINT)).unwrap_or_default();
         Self {
             dir: dir.to_owned(),
-            book: Mutex::new(serde_json::from_slice(&text).unwrap_or_default()),
+            book: Mutex::new(state::load(&dir.join(CHECKPOINT))),
             plugins: Mutex::default(),
             changed: watch::Sender::new(0),
             nodes,
@@ -82,9 +81,8 @@ impl Devices {
     }
 
     fn save(&self) -> std::io::Result<()> {
-        let text = serde_json::to_vec(&*self.book.lock()).map_err(std::io::Error::other)?;
         std::fs::create_dir_all(&self.dir)?;
-        checkpoint::write(&self.dir.join(CHECKPOINT), &text)
+        state::save(&self.dir.join(CHECKPOINT), &self.book.lock())
     }
 
     /// What init containers before `container` have of a resource, and no other container of the pod.
@@ -124,7 +122,7 @@ impl Devices {
         let preferred = plugin.prefers(&candidates, count).await?;
         let ids = candidates.pick(count, &preferred);
         let needs = plugin.allocate(&ids).await?;
-        self.book.lock().give(uid, &container.name, resource, Grant { ids, needs });
+        self.book.lock().give(uid, &container.name, resource, ids, needs);
         if let Err(error) = self.save() {
             warn!(%error, "who has which devices is not written down");
         }
@@ -151,7 +149,7 @@ impl Devices {
                 permissions: d.permissions.clone(),
             }));
             config.annotations.extend(needs.annotations.clone());
-            config.cdi_devices.extend(needs.cdi_devices.clone());
+            config.cdi_devices.extend(needs.cdi_devices.iter().map(|device| device.name.clone()));
         }
         // What the pod says itself comes after, and so counts.
         envs.append(&mut config.envs);

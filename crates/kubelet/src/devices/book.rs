@@ -1,9 +1,8 @@
-//! Who has which devices, and whom they may be given to. Pure; kept on disk as JSON.
+//! Who has which devices, and whom they may be given to. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
+use super::wire::ContainerAllocateResponse;
 use crate::topology_manager::{Hint, NodeSet};
 
 /// A device as its plug-in tells of it.
@@ -21,56 +20,31 @@ impl DeviceState {
     }
 }
 
-/// A mount that a device needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NeededMount {
-    pub container_path: String,
-    pub host_path: String,
-    pub read_only: bool,
-}
-
-/// A device node that a device needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NeededNode {
-    pub container_path: String,
-    pub host_path: String,
-    pub permissions: String,
-}
-
-/// What a container needs for its devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Needs {
-    pub envs: BTreeMap<String, String>,
-    pub mounts: Vec<NeededMount>,
-    pub devices: Vec<NeededNode>,
-    pub annotations: BTreeMap<String, String>,
-    pub cdi_devices: Vec<String>,
-}
+/// Number under which devices are listed that are near to no memory node.
+const NOWHERE: i64 = -1;
 
 /// Devices of one resource that a container has.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grant {
     /// Their ids.
     pub ids: BTreeSet<String>,
+    /// The same by memory node, as it was when they were given.
+    pub places: BTreeMap<i64, BTreeSet<String>>,
     /// What goes with them.
-    pub needs: Needs,
+    pub needs: ContainerAllocateResponse,
 }
 
 /// Grants by container and resource.
 type Grants = BTreeMap<String, BTreeMap<String, Grant>>;
 
 /// The book.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Book {
     /// Resources that plug-ins have told of, in this life or an earlier one.
     resources: BTreeSet<String>,
     /// Grants by pod.
     pods: BTreeMap<String, Grants>,
     /// What there is; told anew by each plug-in that registers.
-    #[serde(skip)]
     devices: BTreeMap<String, BTreeMap<String, DeviceState>>,
 }
 
@@ -280,10 +254,45 @@ impl Book {
         grants.map(|(resource, grant)| (resource.clone(), grant.ids.clone())).collect()
     }
 
-    /// Gives devices to a container.
-    pub fn give(&mut self, uid: &str, container: &str, resource: &str, grant: Grant) {
+    /// Gives devices to a container, with what it needs for them.
+    pub fn give(
+        &mut self,
+        uid: &str,
+        container: &str,
+        resource: &str,
+        ids: BTreeSet<String>,
+        needs: ContainerAllocateResponse,
+    ) {
+        let mut places: BTreeMap<i64, BTreeSet<String>> = BTreeMap::new();
+        for id in &ids {
+            let known = self.devices.get(resource).and_then(|devices| devices.get(id));
+            let nodes = known.map(|device| device.nodes.clone()).unwrap_or_default();
+            let nodes = if nodes.is_empty() { vec![NOWHERE] } else { nodes };
+            for node in nodes {
+                places.entry(node).or_default().insert(id.clone());
+            }
+        }
+        self.keep(uid, container, resource, Grant { ids, places, needs });
+    }
+
+    /// A container has this from before.
+    pub fn keep(&mut self, uid: &str, container: &str, resource: &str, grant: Grant) {
         let pod = self.pods.entry(uid.to_owned()).or_default();
         pod.entry(container.to_owned()).or_default().insert(resource.to_owned(), grant);
+    }
+
+    /// Some plug-in has told of a resource once.
+    pub fn know(&mut self, resource: &str) {
+        self.resources.insert(resource.to_owned());
+    }
+
+    /// All grants, with pod, container and resource.
+    pub fn all(&self) -> impl Iterator<Item = (&String, &String, &String, &Grant)> {
+        self.pods.iter().flat_map(|(uid, grants)| {
+            grants.iter().flat_map(move |(container, of)| {
+                of.iter().map(move |(resource, grant)| (uid, container, resource, grant))
+            })
+        })
     }
 
     /// Takes all from a pod; whether it had any.
@@ -317,7 +326,7 @@ mod tests {
         assert_eq!(book.counts()[GPU], (3, 2));
         let one = book.candidates(GPU, 1, &ids(&[]), None).unwrap();
         assert_eq!(one.available, ["a", "c"]);
-        book.give("p1", "m", GPU, Grant { ids: one.pick(1, &[]), needs: Needs::default() });
+        book.give("p1", "m", GPU, one.pick(1, &[]), Default::default());
         assert_eq!(book.candidates(GPU, 1, &ids(&[]), None).unwrap().available, ["c"]);
         let short = book.candidates(GPU, 2, &ids(&[]), None).unwrap_err();
         let text = "requested number of devices unavailable for example.com/gpu. Requested: 2, Available: 1";
@@ -329,7 +338,7 @@ mod tests {
     #[test]
     fn devices_of_ended_init_containers_are_used_again_first() {
         let mut book = book(&[("a", true, 0), ("b", true, 0)]);
-        book.give("p", "init", GPU, Grant { ids: ids(&["b"]), needs: Needs::default() });
+        book.give("p", "init", GPU, ids(&["b"]), Default::default());
         let again = book.candidates(GPU, 1, &ids(&["b"]), None).unwrap();
         assert_eq!((again.must.clone(), again.pick(1, &["a".into()])), (vec!["b".to_owned()], ids(&["b"])));
     }
@@ -365,7 +374,7 @@ mod tests {
         assert_eq!(hints(&book, 1, None, &[]), [(vec![0], true), (vec![1], true), (vec![0, 1], false)]);
         assert_eq!(hints(&book, 2, None, &[]), [(vec![0], true), (vec![0, 1], false)]);
         assert_eq!(hints(&book, 4, None, &[]), [], "one is not healthy");
-        book.give("p", "init", GPU, Grant { ids: ids(&["c"]), needs: Needs::default() });
+        book.give("p", "init", GPU, ids(&["c"]), Default::default());
         assert_eq!(hints(&book, 1, None, &["c"]), [(vec![1], true), (vec![0, 1], false)], "it is used again");
         assert_eq!(hints(&book, 1, Some(&["c"]), &[]), [(vec![1], true), (vec![0, 1], false)]);
         assert_eq!(hints(&book, 2, Some(&["c"]), &[]), [], "it asks for more than it has");
@@ -383,16 +392,5 @@ mod tests {
         assert!(book.candidates(GPU, 1, &ids(&[]), None).unwrap_err().starts_with("no healthy devices"));
         book.remove(GPU);
         assert_eq!(book.counts()[GPU], (0, 0), "the node says that there is none, not nothing");
-    }
-
-    #[test]
-    fn grants_are_kept_and_devices_are_asked_for_anew() {
-        let mut book = book(&[("a", true, 0)]);
-        let needs = Needs { cdi_devices: vec!["v/c=0".into()], ..Needs::default() };
-        book.give("p", "m", GPU, Grant { ids: ids(&["a"]), needs });
-        let text = serde_json::to_string(&book).unwrap();
-        let read: Book = serde_json::from_str(&text).unwrap();
-        assert_eq!(read.grant("p", "m", GPU), book.grant("p", "m", GPU));
-        assert_eq!(read.counts()[GPU], (0, 0));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coracle_grpc::{Channel, Message, MessageStream, Status};
 use tokio_util::sync::CancellationToken;
 
-use super::book::{Candidates, NeededMount, NeededNode, Needs};
+use super::book::Candidates;
 use super::wire::*;
 
 /// How long PreStartContainer may take, as upstream; the other calls are given the same.
@@ -88,29 +88,12 @@ impl Plugin {
     ///
     /// # Errors
     /// Its refusal.
-    pub async fn allocate(&self, ids: &BTreeSet<String>) -> Result<Needs, String> {
+    pub async fn allocate(&self, ids: &BTreeSet<String>) -> Result<ContainerAllocateResponse, String> {
         let one = ContainerAllocateRequest { devices_ids: ids.iter().cloned().collect() };
         let request = AllocateRequest { container_requests: vec![one] };
         let answer: AllocateResponse = self.ask("Allocate", &request).await?;
         let needs = answer.container_responses.into_iter().next();
-        let needs = needs.ok_or("the device plugin's answer is for no container")?;
-        let mount = |m: PluginMount| NeededMount {
-            container_path: m.container_path,
-            host_path: m.host_path,
-            read_only: m.read_only,
-        };
-        let node = |d: DeviceSpec| NeededNode {
-            container_path: d.container_path,
-            host_path: d.host_path,
-            permissions: d.permissions,
-        };
-        Ok(Needs {
-            envs: needs.envs,
-            mounts: needs.mounts.into_iter().map(mount).collect(),
-            devices: needs.devices.into_iter().map(node).collect(),
-            annotations: needs.annotations,
-            cdi_devices: needs.cdi_devices.into_iter().map(|d| d.name).collect(),
-        })
+        needs.ok_or_else(|| "the device plugin's answer is for no container".to_owned())
     }
 
     /// A container with these devices is about to start.
