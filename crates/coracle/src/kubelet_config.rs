@@ -1,12 +1,15 @@
 //! The kubelet's configuration file (`KubeletConfiguration`, v1beta1), as upstream's `--config` takes it.
 
+mod drop_in;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use coracle_kubelet::{
-    CpuPolicy, CpuSet, EvictionTexts, IdRange, KubeletConfig, ManifestUrl, MemoryPolicy, MemoryReservation,
-    ShutdownPeriod, TopologyPolicy, TopologyScope, shutdown_periods,
+    CpuOptionGates, CpuOptions, CpuPolicy, CpuSet, EvictionTexts, IdRange, KubeletConfig, ManifestUrl,
+    MemoryPolicy, MemoryReservation, ShutdownPeriod, SwapBehavior, TopologyPolicy, TopologyScope,
+    shutdown_periods,
 };
 use coracle_meta::quantity::Quantity;
 use serde::Deserialize;
@@ -14,6 +17,14 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::Failure;
 use crate::node_args::NodeArgs;
+
+/// What the documents are.
+const KIND: &str = "KubeletConfiguration";
+/// In which version.
+const VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+
+/// Feature gates that are heeded.
+const GATES: [&str; 2] = ["CPUManagerPolicyAlphaOptions", "CPUManagerPolicyBetaOptions"];
 
 /// Default of `httpCheckFrequency`.
 const CHECK_FREQUENCY: Duration = Duration::from_secs(20);
@@ -62,6 +73,11 @@ struct File {
     eviction_max_pod_grace_period: i64,
     merge_default_eviction_settings: bool,
     enforce_node_allocatable: Option<Vec<String>>,
+    feature_gates: BTreeMap<String, bool>,
+    fail_swap_on: Option<bool>,
+    memory_swap: MemorySwap,
+    serialize_image_pulls: Option<bool>,
+    max_parallel_image_pulls: Option<i32>,
     /// What there is besides.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -104,14 +120,37 @@ struct UserNamespaces {
     ids_per_pod: Option<u32>,
 }
 
-/// Reads the file and changes the configuration as it says. Upstream's fields that have no meaning here are named in
-/// the log.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct MemorySwap {
+    swap_behavior: String,
+}
+
+/// Reads the file, merges what the directory of drop-ins says, and changes the configuration accordingly. Upstream's
+/// fields that have no meaning here are named in the log.
 ///
 /// # Errors
-/// The file cannot be read, is not of the kind, or says what cannot be.
-pub fn read(path: &Path, config: &mut KubeletConfig) -> Result<(), Failure> {
-    let text = std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))?;
-    apply(&text, config).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))
+/// A file cannot be read, is not of the kind, or says what cannot be.
+pub fn read(args: &NodeArgs, config: &mut KubeletConfig) -> Result<(), Failure> {
+    let mut value = match &args.kubelet_config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))?;
+            parse(&text).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?
+        }
+        None => Value::Object(Map::new()),
+    };
+    if let Some(dir) = &args.kubelet_config_dir {
+        // Upstream fills in defaults before it merges, so this one is not chosen by what a drop-in says.
+        let parallel = &value["maxParallelImagePulls"];
+        let serial = Value::from(is_serial(parallel.as_i64()));
+        if value["serializeImagePulls"].is_null() {
+            value["serializeImagePulls"] = serial;
+        }
+        drop_in::merge(dir, &mut value).map_err(Failure::usage)?;
+    }
+    let from = args.kubelet_config.as_ref().or(args.kubelet_config_dir.as_ref());
+    apply(value, config)
+        .map_err(|why| Failure::usage(from.map_or(why.clone(), |from| format!("{}: {why}", from.display()))))
 }
 
 /// Reads which programs know credentials of images.
@@ -131,16 +170,25 @@ pub fn read_credential_providers(args: &NodeArgs, config: &mut KubeletConfig) ->
     Ok(())
 }
 
-fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
+/// The document, which must be of the kind.
+fn parse(text: &str) -> Result<Value, String> {
     let value: Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
     let (kind, version) = (value["kind"].as_str(), value["apiVersion"].as_str());
-    if kind != Some("KubeletConfiguration") || version != Some("kubelet.config.k8s.io/v1beta1") {
-        return Err("it is no KubeletConfiguration of kubelet.config.k8s.io/v1beta1".into());
+    if kind != Some(KIND) || version != Some(VERSION) {
+        return Err(format!("it is no {KIND} of {VERSION}"));
     }
+    Ok(value)
+}
+
+fn apply(value: Value, config: &mut KubeletConfig) -> Result<(), String> {
     let file: File = serde_json::from_value(value).map_err(|e| e.to_string())?;
     let ignored: Vec<&String> = file.rest.keys().filter(|k| *k != "kind" && *k != "apiVersion").collect();
     if !ignored.is_empty() {
         tracing::warn!(?ignored, "fields of the kubelet's configuration that have no effect here");
+    }
+    let gates: Vec<&String> = file.feature_gates.keys().filter(|k| !GATES.contains(&k.as_str())).collect();
+    if !gates.is_empty() {
+        tracing::warn!(?gates, "feature gates of the kubelet's configuration that have no effect here");
     }
     config.max_pods = file.max_pods.unwrap_or(config.max_pods);
     config.pod_pids_limit = file.pod_pids_limit.unwrap_or(config.pod_pids_limit);
@@ -155,6 +203,18 @@ fn apply(text: &str, config: &mut KubeletConfig) -> Result<(), String> {
     image_gc(&file, config)?;
     eviction(&file, config)?;
     static_pods(&file, config)?;
+    image_pulls(&file, config)?;
+    config.fail_swap_on = file.fail_swap_on.unwrap_or(config.fail_swap_on);
+    config.swap = match file.memory_swap.swap_behavior.as_str() {
+        "" | "NoSwap" => SwapBehavior::NoSwap,
+        "LimitedSwap" => SwapBehavior::LimitedSwap,
+        other => {
+            return Err(format!(
+                "invalid configuration: memorySwap.swapBehavior {other:?} must be one of: \"\", \"LimitedSwap\" or \
+                 \"NoSwap\""
+            ));
+        }
+    };
     if let Some(ids) = file.user_namespaces.ids_per_pod {
         config.ids_per_pod = ids;
         config.user_ids = IdRange::all(ids);
@@ -187,20 +247,21 @@ fn cpus(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
         config.reserved.insert("cpu".into(), Quantity::from(i64::try_from(set.len()).unwrap_or(0)));
         config.reserved_cpus = Some(set);
     }
-    let on = |name: &str| file.cpu_manager_policy_options.get(name).is_some_and(|v| v == "true");
-    let known = ["full-pcpus-only", "strict-cpu-reservation"];
-    if let Some(other) = file.cpu_manager_policy_options.keys().find(|k| !known.contains(&k.as_str())) {
-        return Err(format!(
-            "cpuManagerPolicyOptions: {other} is not supported (these are: {})",
-            known.join(", ")
-        ));
-    }
+    let options = &file.cpu_manager_policy_options;
     config.cpu_policy = match file.cpu_manager_policy.as_deref() {
+        None | Some("none") if !options.is_empty() => {
+            let shown: Vec<String> = options.iter().map(|(name, value)| format!("{name}:{value}")).collect();
+            return Err(format!("None policy: received unsupported options=map[{}]", shown.join(" ")));
+        }
         None | Some("none") => CpuPolicy::None,
-        Some("static") => CpuPolicy::Static {
-            whole_cores: on("full-pcpus-only"),
-            strict_reservation: on("strict-cpu-reservation"),
-        },
+        Some("static") => {
+            let gate = |name: &str, default: bool| file.feature_gates.get(name).copied().unwrap_or(default);
+            let gates = CpuOptionGates {
+                alpha: gate("CPUManagerPolicyAlphaOptions", false),
+                beta: gate("CPUManagerPolicyBetaOptions", true),
+            };
+            CpuPolicy::Static(CpuOptions::parse(options, gates)?)
+        }
         Some(other) => return Err(format!("unknown policy: \"{other}\"")),
     };
     Ok(())
@@ -358,6 +419,27 @@ fn static_pods(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether images are pulled one at a time unless something is said of that.
+fn is_serial(parallel: Option<i64>) -> bool {
+    parallel.is_none_or(|most| most < 2)
+}
+
+fn image_pulls(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
+    let most = file.max_parallel_image_pulls;
+    let serial = file.serialize_image_pulls.unwrap_or(is_serial(most.map(i64::from)));
+    if let Some(most) = most.filter(|most| *most < 1) {
+        return Err(format!("invalid configuration: maxParallelImagePulls {most} must be a positive number"));
+    }
+    if serial && most.is_some_and(|most| most > 1) {
+        return Err("invalid configuration: maxParallelImagePulls cannot be larger than 1 unless \
+                    SerializeImagePulls (--serialize-image-pulls) is set to false"
+            .into());
+    }
+    let most = if serial { Some(1) } else { most.map(i32::unsigned_abs) };
+    config.image_pulls = most.and_then(|most| usize::try_from(most).ok());
+    Ok(())
+}
+
 fn image_gc(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
     let gc = &mut config.image_gc;
     let given = file.image_gc_high_threshold_percent.is_some();
@@ -382,114 +464,4 @@ fn image_gc(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with(fields: &str) -> Result<KubeletConfig, String> {
-        let mut config = crate::node::testing_config();
-        let head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n";
-        apply(&format!("{head}{fields}"), &mut config).map(|()| config)
-    }
-
-    #[test]
-    fn fields_of_upstreams_file_change_what_the_kubelet_does() {
-        let config = with(
-            "
-maxPods: 20
-podPidsLimit: 100
-containerLogMaxSize: 1Mi
-cpuManagerPolicy: static
-cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}
-reservedSystemCPUs: 0-1
-systemReserved: {memory: 1Gi}
-kubeReserved: {memory: 1Gi}
-shutdownGracePeriod: 30s
-shutdownGracePeriodCriticalPods: 10s
-userNamespaces: {idsPerPod: 131072}
-imageGCHighThresholdPercent: 60
-imageGCLowThresholdPercent: 50
-imageMinimumGCAge: 2m30s
-evictionHard: {memory.available: 500Mi, nodefs.available: 10%}
-evictionSoft: {memory.available: 1Gi}
-evictionSoftGracePeriod: {memory.available: 1m30s}
-evictionPressureTransitionPeriod: 30s
-evictionMaxPodGracePeriod: 60
-enforceNodeAllocatable: [none]
-staticPodPath: /etc/kubernetes/manifests
-fileCheckFrequency: 1m0s
-staticPodURL: https://manifests.example/pods
-staticPodURLHeader: {X-Token: [one, two]}
-syncFrequency: 1m0s
-",
-        )
-        .expect("a configuration");
-        assert_eq!((config.max_pods, config.pod_pids_limit, config.log_max_size), (20, 100, 1 << 20));
-        assert_eq!(config.cpu_policy, CpuPolicy::Static { whole_cores: true, strict_reservation: false });
-        assert_eq!(config.reserved["cpu"].value(), 2);
-        assert_eq!(config.reserved["memory"].value(), 2 << 30);
-        assert_eq!(config.shutdown_periods.iter().map(|p| p.seconds).collect::<Vec<_>>(), [20, 10]);
-        assert_eq!((config.ids_per_pod, config.user_ids), (131_072, IdRange::all(131_072)));
-        let eviction = config.eviction;
-        assert_eq!((eviction.thresholds.len(), eviction.most_grace), (4, 60), "{:?}", eviction.thresholds);
-        assert_eq!(eviction.transition, Duration::from_secs(30));
-        assert!(!config.enforce_allocatable);
-        assert_eq!(config.static_pods, Path::new("/etc/kubernetes/manifests"));
-        assert_eq!(config.static_pods_check, Duration::from_mins(1));
-        let url = config.static_pod_url.expect("a URL");
-        assert_eq!((url.url.as_str(), url.every), ("https://manifests.example/pods", CHECK_FREQUENCY));
-        assert_eq!(url.headers.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(), ["one", "two"]);
-        let gc = config.image_gc;
-        assert_eq!((gc.high, gc.low, gc.min_age, gc.enough), (60, 50, 150, u64::MAX));
-    }
-
-    #[test]
-    fn managers_of_resources_are_told_where_these_are_to_be() {
-        let config = with(
-            "
-memoryManagerPolicy: Static
-reservedMemory:
-- {numaNode: 0, limits: {memory: 1Gi, hugepages-2Mi: 4Mi}}
-- {numaNode: 1, limits: {memory: 100Mi}}
-topologyManagerPolicy: single-numa-node
-topologyManagerScope: pod
-topologyManagerPolicyOptions: {prefer-closest-numa-nodes: \"true\", max-allowable-numa-nodes: \"16\"}
-",
-        )
-        .expect("a configuration");
-        assert_eq!(config.memory_policy, MemoryPolicy::Static);
-        let kept: Vec<_> =
-            config.reserved_memory.iter().map(|r| (r.node, r.limits["memory"].value())).collect();
-        assert_eq!(kept, [(0, 1 << 30), (1, 100 << 20)]);
-        let topology = config.topology;
-        assert_eq!((topology.policy, topology.scope), (TopologyPolicy::SingleNumaNode, TopologyScope::Pod));
-        assert_eq!((topology.prefer_closest, topology.most_nodes), (true, 16));
-        let refused = |fields: &str| with(fields).err().unwrap_or_default();
-        assert!(refused("memoryManagerPolicy: static").contains("unknown policy: \"static\""));
-        let twice =
-            "reservedMemory: [{numaNode: 0, limits: {memory: 1}}, {numaNode: 0, limits: {memory: 2}}]";
-        assert!(refused(twice).contains("has a duplicate value for NUMA node 0 and resource \"memory\""));
-        assert!(
-            refused("reservedMemory: [{numaNode: 0, limits: {cpu: 1}}]").contains("is not supported, only")
-        );
-        assert!(refused("topologyManagerPolicy: best").contains("must be one of: [\"none\" \"best-effort\""));
-        assert!(refused("topologyManagerScope: node").contains("must be one of: \"container\", or \"pod\""));
-        let few = "topologyManagerPolicyOptions: {max-allowable-numa-nodes: \"2\"}";
-        assert!(refused(few).contains("should not be less than 8"));
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused() {
-        let refused = |fields: &str| with(fields).err().unwrap_or_default();
-        assert!(refused("cpuManagerPolicy: dynamic").contains("unknown policy: \"dynamic\""));
-        assert!(refused("evictionHard: {memory: 1Gi}").contains("unsupported eviction signal memory"));
-        assert!(refused("evictionSoft: {memory.available: 1Gi}").contains("grace period must be specified"));
-        assert!(refused("enforceNodeAllocatable: [system-reserved]").contains("is not supported"));
-        assert!(refused("imageGCLowThresholdPercent: 90").contains("must be less than"));
-        assert!(refused("shutdownGracePeriodCriticalPods: 10s").contains("must be <="));
-        assert!(refused("shutdownGracePeriod: 10x").contains("unknown unit"));
-        assert!(refused("staticPodURL: /etc/x").contains("is no http or https URL"));
-        assert!(refused("staticPodURL: http://x/\nstaticPodURLHeader: {\"a b\": [c]}").contains("no header"));
-        let mut config = crate::node::testing_config();
-        assert!(apply("kind: Pod\napiVersion: v1\n", &mut config).is_err());
-    }
-}
+mod tests;

@@ -12,7 +12,8 @@ use coracle_auth::service_account::TokenIssuer;
 use coracle_client::{Client, Informers, PatchKind};
 use coracle_controllers::certificates::CertificateSigner;
 use coracle_kubelet::{
-    CpuPolicy, EvictionConfig, IdRange, ImageGc, Kubelet, KubeletConfig, MemoryPolicy, TopologyConfig,
+    CpuPolicy, EvictionConfig, IdRange, ImageGc, Kubelet, KubeletConfig, MemoryPolicy, SwapBehavior,
+    TopologyConfig,
 };
 use coracle_network::{DnsServer, ServiceProxy};
 use coracle_stdx::{Clock, Tasks};
@@ -228,9 +229,7 @@ impl Node {
         if let Some(ids) = subordinate_ids()? {
             config.user_ids = ids;
         }
-        if let Some(file) = &node.kubelet_config {
-            crate::kubelet_config::read(file, &mut config)?;
-        }
+        crate::kubelet_config::read(&node, &mut config)?;
         crate::kubelet_config::read_credential_providers(&node, &mut config)?;
         tasks.supervise("kubelet", move || {
             let (containers, config) = (containers.clone(), config.clone());
@@ -451,10 +450,13 @@ fn kubelet_config(paths: &Paths, cluster: &Cluster, pki: &Pki, node_ip: IpAddr) 
         cpu_policy: CpuPolicy::None,
         reserved_cpus: None,
         memory_policy: MemoryPolicy::None,
+        swap: SwapBehavior::NoSwap,
+        fail_swap_on: false,
         reserved_memory: Vec::new(),
         topology: TopologyConfig::NONE,
         reserved: BTreeMap::new(),
         image_gc: ImageGc::UPSTREAM,
+        image_pulls: Some(1),
         eviction: EvictionConfig::standard(),
         enforce_allocatable: true,
         shutdown_periods: Vec::new(),

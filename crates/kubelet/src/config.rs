@@ -68,12 +68,18 @@ pub struct KubeletConfig {
     pub reserved_cpus: Option<crate::cpus::CpuSet>,
     /// Where memory comes from.
     pub memory_policy: crate::memory_manager::MemoryPolicy,
+    /// What pods may do with swap.
+    pub swap: crate::swap::SwapBehavior,
+    /// Whether the kubelet refuses to run where there is swap.
+    pub fail_swap_on: bool,
     /// On which memory nodes it is that is not for pods.
     pub reserved_memory: Vec<crate::memory_manager::MemoryReservation>,
     /// Whether CPUs, memory and devices are to be near each other.
     pub topology: crate::topology_manager::TopologyConfig,
     /// What of the machine is not for pods.
     pub reserved: BTreeMap<String, Quantity>,
+    /// How many images are pulled at a time; `None`: as many as are wanted.
+    pub image_pulls: Option<usize>,
     /// When images that nobody uses go.
     pub image_gc: crate::image_gc::ImageGc,
     /// When the node is short of something and pods must go.

@@ -1,7 +1,10 @@
 //! The CPU manager: under its static policy the containers of guaranteed pods that ask for whole CPUs have these to
 //! themselves; all others share the rest.
 
+mod distribute;
+mod options;
 mod state;
+mod take;
 mod topology;
 
 use std::collections::{BTreeMap, HashSet};
@@ -16,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::warn;
 
+pub use options::{CpuOptionGates, CpuOptions};
 pub use topology::{CpuSet, Topology};
 
 use crate::checkpoint;
@@ -23,7 +27,7 @@ use crate::context::Context;
 use crate::names;
 use crate::pod::{Role, containers};
 use crate::state::Failure;
-use crate::topology_manager::{Counts, Hint, HintProvider, Hints, NodeSet};
+use crate::topology_manager::{Counts, Hint, HintProvider, Hints, NodeSet, TopologyPolicy};
 use state::State;
 
 /// Name of upstream's state file, in whose form it is kept.
@@ -38,12 +42,7 @@ pub enum CpuPolicy {
     #[default]
     None,
     /// Whole CPUs are given away.
-    Static {
-        /// `full-pcpus-only`: only whole cores are.
-        whole_cores: bool,
-        /// `strict-cpu-reservation`: nobody else runs on the reserved ones.
-        strict_reservation: bool,
-    },
+    Static(CpuOptions),
 }
 
 impl CpuPolicy {
@@ -51,7 +50,15 @@ impl CpuPolicy {
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
-            Self::Static { .. } => "static",
+            Self::Static(_) => "static",
+        }
+    }
+
+    /// What it is told beside that.
+    fn options(self) -> CpuOptions {
+        match self {
+            Self::None => CpuOptions::default(),
+            Self::Static(options) => options,
         }
     }
 }
@@ -111,6 +118,7 @@ fn reusable(pod: &Pod, container: &Container, given: &Given) -> CpuSet {
 
 impl Cpus {
     /// With what pods of earlier runs have. `reserved` are CPUs by number; without them `reserved_count` are taken.
+    /// `nearness` is what the topology manager sees to.
     ///
     /// # Errors
     /// The policy cannot be followed so; upstream's text where it has one.
@@ -119,23 +127,26 @@ impl Cpus {
         topology: Topology,
         reserved: Option<CpuSet>,
         reserved_count: usize,
+        nearness: TopologyPolicy,
         root: &Path,
     ) -> Result<Self, String> {
         let all = topology.all();
+        let options = policy.options();
+        options.check(&topology, nearness)?;
         let reserved = match (policy, reserved) {
             (CpuPolicy::None, given) => given.unwrap_or_default(),
-            (CpuPolicy::Static { .. }, Some(given)) if !given.is_within(&all) => {
+            (CpuPolicy::Static(_), Some(given)) if !given.is_within(&all) => {
                 return Err(format!("reserved CPUs {given} are not all online, which are {all}"));
             }
-            (CpuPolicy::Static { .. }, Some(given)) if !given.is_empty() => given,
-            (CpuPolicy::Static { .. }, _) if reserved_count == 0 => {
+            (CpuPolicy::Static(_), Some(given)) if !given.is_empty() => given,
+            (CpuPolicy::Static(_), _) if reserved_count == 0 => {
                 return Err(
                     "the static policy requires systemreserved.cpu + kubereserved.cpu to be greater \
                             than zero"
                         .into(),
                 );
             }
-            (CpuPolicy::Static { .. }, _) => topology.take(&all, reserved_count)?,
+            (CpuPolicy::Static(_), _) => take::take(&topology, &all, reserved_count, options)?,
         };
         let path = root.join(STATE);
         let cpus = Self {
@@ -148,7 +159,7 @@ impl Cpus {
             counts: Counts::default(),
         };
         let old: Option<State> = checkpoint::load(&cpus.path, policy.name())?;
-        if let (Some(old), CpuPolicy::Static { .. }) = (old, policy) {
+        if let (Some(old), CpuPolicy::Static(_)) = (old, policy) {
             *cpus.given.lock() = cpus.restored(&old)?;
         }
         cpus.save(&cpus.given.lock()).map_err(|e| format!("cannot write {}: {e}", cpus.path.display()))?;
@@ -173,7 +184,7 @@ impl Cpus {
         if shared.is_empty() {
             return if given.is_empty() { Ok(given) } else { Err("default cpuset cannot be empty".into()) };
         }
-        let strict = matches!(self.policy, CpuPolicy::Static { strict_reservation: true, .. });
+        let strict = self.policy.options().strict_reservation;
         let kept = self.reserved.and(&shared);
         if strict && !kept.is_empty() {
             return Err(format!(
@@ -213,8 +224,10 @@ impl Cpus {
         };
         let default_cpu_set = match self.policy {
             CpuPolicy::None => CpuSet::default(),
-            CpuPolicy::Static { strict_reservation: true, .. } => self.shared(given).without(&self.reserved),
-            CpuPolicy::Static { .. } => self.shared(given),
+            CpuPolicy::Static(options) if options.strict_reservation => {
+                self.shared(given).without(&self.reserved)
+            }
+            CpuPolicy::Static(_) => self.shared(given),
         };
         let state = State {
             policy_name: self.policy.name().to_owned(),
@@ -234,14 +247,14 @@ impl Cpus {
 
     /// Gives a container its CPUs, once.
     fn give(&self, pod: &Pod, container: &Container, near: Hint) -> Result<(), Failure> {
-        let CpuPolicy::Static { whole_cores, .. } = self.policy else { return Ok(()) };
+        let CpuPolicy::Static(options) = self.policy else { return Ok(()) };
         let count = exclusive(pod, container);
         if count == 0 {
             return Ok(());
         }
         let mut given = self.given.lock();
         let shared = self.shared(&given);
-        if whole_cores {
+        if options.whole_cores {
             self.check_cores(count, &shared)?;
         }
         if given.get(names::uid(pod)).is_some_and(|of| of.contains_key(&container.name)) {
@@ -274,21 +287,26 @@ impl Cpus {
 
     /// `count` of the free CPUs: those of the nodes first.
     fn choose(&self, free: &CpuSet, count: usize, nodes: Option<NodeSet>) -> Result<CpuSet, String> {
-        let near = nodes.map(|nodes| self.topology.of_nodes(nodes).and(free)).unwrap_or_default();
-        let first = self.topology.take(&near, count.min(near.len()))?;
-        let rest = self.topology.take(&free.without(&first), count - first.len())?;
+        let options = self.policy.options();
+        let of = |nodes| match options.by_socket {
+            true => self.topology.of_sockets(nodes),
+            false => self.topology.of_nodes(nodes),
+        };
+        let near = nodes.map(|nodes| of(nodes).and(free)).unwrap_or_default();
+        let first = take::take(&self.topology, &near, count.min(near.len()), options)?;
+        let rest = take::take(&self.topology, &free.without(&first), count - first.len(), options)?;
         Ok(first.union(&rest))
     }
 
     /// The CPUs on which a container runs, and whether it has them to itself; `None` if it may run on all.
     pub fn of(&self, uid: &str, container: &str) -> Option<(CpuSet, bool)> {
-        let CpuPolicy::Static { strict_reservation, .. } = self.policy else { return None };
+        let CpuPolicy::Static(options) = self.policy else { return None };
         let given = self.given.lock();
         if let Some(set) = given.get(uid).and_then(|of| of.get(container)) {
             return Some((set.clone(), true));
         }
         let shared = self.shared(&given);
-        let shared = if strict_reservation { shared.without(&self.reserved) } else { shared };
+        let shared = if options.strict_reservation { shared.without(&self.reserved) } else { shared };
         (!shared.is_empty()).then_some((shared, false))
     }
 
@@ -315,7 +333,7 @@ impl Cpus {
     pub fn allocatable(&self) -> CpuSet {
         match self.policy {
             CpuPolicy::None => CpuSet::default(),
-            CpuPolicy::Static { .. } => self.topology.all().without(&self.reserved),
+            CpuPolicy::Static(_) => self.topology.all().without(&self.reserved),
         }
     }
 
@@ -353,14 +371,15 @@ impl HintProvider for Cpus {
         if self.policy == CpuPolicy::None || count == 0 {
             return Hints::new();
         }
+        let by_socket = self.policy.options().by_socket;
         let given = self.given.lock();
         let own = given.get(names::uid(pod)).and_then(|of| of.get(&container.name));
         let list = match own {
             Some(set) if set.len() != count => Vec::new(),
-            Some(set) => self.topology.hints(set, &CpuSet::default(), count),
+            Some(set) => self.topology.hints(set, &CpuSet::default(), count, by_socket),
             None => {
                 let free = self.shared(&given).without(&self.reserved);
-                self.topology.hints(&free, &reusable(pod, container, &given), count)
+                self.topology.hints(&free, &reusable(pod, container, &given), count, by_socket)
             }
         };
         [("cpu".to_owned(), Some(list))].into()
@@ -371,13 +390,14 @@ impl HintProvider for Cpus {
         if self.policy == CpuPolicy::None || count == 0 {
             return Hints::new();
         }
+        let by_socket = self.policy.options().by_socket;
         let given = self.given.lock();
         let of = given.get(names::uid(pod)).into_iter().flatten();
         let own = of.fold(CpuSet::default(), |all, (_, set)| all.union(set));
         let list = if own.len() == count {
-            self.topology.hints(&own, &CpuSet::default(), count)
+            self.topology.hints(&own, &CpuSet::default(), count, by_socket)
         } else {
-            self.topology.hints(&self.shared(&given).without(&self.reserved), &own, count)
+            self.topology.hints(&self.shared(&given).without(&self.reserved), &own, count, by_socket)
         };
         [("cpu".to_owned(), Some(list))].into()
     }

@@ -9,6 +9,7 @@ use coracle_stdx::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::backoff::CrashBackoff;
 use crate::context::Context;
@@ -46,6 +47,8 @@ pub struct Images {
     clock: Clock,
     backoff: Mutex<CrashBackoff>,
     failures: Mutex<std::collections::HashMap<String, Failed>>,
+    /// Who may pull; the others wait, in order.
+    pulls: Option<Semaphore>,
 }
 
 /// An image that a container needs: its own, or one that it mounts.
@@ -90,9 +93,10 @@ fn duration(d: Duration) -> String {
 }
 
 impl Images {
-    /// Images of `service`.
-    pub fn new(service: Arc<dyn ImageService>, clock: Clock) -> Self {
-        Self { service, clock, backoff: Mutex::default(), failures: Mutex::default() }
+    /// Images of `service`, of which so many are pulled at a time; `None`: as many as are wanted.
+    pub fn new(service: Arc<dyn ImageService>, clock: Clock, at_a_time: Option<usize>) -> Self {
+        let pulls = at_a_time.map(Semaphore::new);
+        Self { service, clock, backoff: Mutex::default(), failures: Mutex::default(), pulls }
     }
 
     /// The image of a container, pulled if its policy says so. Records the events.
@@ -151,16 +155,25 @@ impl Images {
             }
         }
         cx.container_event(pod, container, "Pulling", format!("Pulling image {name:?}"));
+        let wanted = self.clock.now();
+        let credentials = credentials(cx, pod, name).await;
+        // The semaphore is never closed.
+        let permit = match &self.pulls {
+            Some(pulls) => pulls.acquire().await.ok(),
+            None => None,
+        };
         let begun = self.clock.now();
-        let result = self.pull_with_credentials(cx, pod, name).await;
+        let result = self.pull_with_credentials(credentials, name).await;
+        drop(permit);
         let now = self.clock.now();
         match result {
             Ok(image) => {
                 self.failures.lock().remove(&key);
                 self.backoff.lock().reset(&key);
                 let took = duration(crate::pod::elapsed(begun, now));
+                let in_all = duration(crate::pod::elapsed(wanted, now));
                 let message = format!(
-                    "Successfully pulled image {name:?} in {took} ({took} including waiting). \
+                    "Successfully pulled image {name:?} in {took} ({in_all} including waiting). \
                      Image size: {} bytes.",
                     image.size
                 );
@@ -184,9 +197,12 @@ impl Images {
         }
     }
 
-    async fn pull_with_credentials(&self, cx: &Context, pod: &Pod, name: &str) -> Result<Image, CriError> {
+    async fn pull_with_credentials(
+        &self,
+        mut credentials: Vec<Option<AuthConfig>>,
+        name: &str,
+    ) -> Result<Image, CriError> {
         let mut last = None;
-        let mut credentials = credentials(cx, pod, name).await;
         if credentials.is_empty() {
             credentials.push(None);
         }
@@ -238,6 +254,11 @@ async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<Option<AuthCon
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use coracle_cri::v1::{FilesystemUsage, ImageSpec};
+
     use super::*;
 
     #[test]
@@ -251,5 +272,56 @@ mod tests {
         check("busybox:latest", "Always");
         check("busybox:1", "IfNotPresent");
         check("busybox@sha256:abc", "IfNotPresent");
+    }
+
+    /// Has no image until it is pulled, and counts who pulls at one time.
+    #[derive(Default)]
+    struct Registry {
+        has: Mutex<Vec<String>>,
+        now: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl ImageService for Registry {
+        async fn list_images(&self) -> Result<Vec<Image>, CriError> {
+            Ok(Vec::new())
+        }
+        async fn image_status(&self, image: &ImageSpec) -> Result<Option<Image>, CriError> {
+            Ok(self.has.lock().contains(&image.image).then(Image::default))
+        }
+        async fn pull_image(&self, image: &ImageSpec, _: Option<AuthConfig>) -> Result<String, CriError> {
+            self.most.fetch_max(self.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            // Everybody else gets as far as can be.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            self.now.fetch_sub(1, Ordering::SeqCst);
+            self.has.lock().push(image.image.clone());
+            Ok(image.image.clone())
+        }
+        async fn remove_image(&self, _: &ImageSpec) -> Result<(), CriError> {
+            Ok(())
+        }
+        async fn image_fs_info(&self) -> Result<FilesystemUsage, CriError> {
+            Ok(FilesystemUsage::default())
+        }
+    }
+
+    #[tokio::test]
+    async fn so_many_images_are_pulled_at_a_time_as_are_allowed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cx, ..) = crate::testing::context(dir.path());
+        let pod = crate::pod::tests::pod(serde_json::json!({"containers": []}));
+        for (allowed, most) in [(Some(1), 1), (Some(2), 2), (None, 4)] {
+            let registry = Arc::new(Registry::default());
+            let images = Images::new(registry.clone(), cx.clock.clone(), allowed);
+            let names = ["a:1", "b:1", "c:1", "d:1"];
+            let wanted = names.map(|image| Wanted { container: "c", image, policy: None });
+            let pulls = wanted.map(|wanted| images.ensure(&cx, &pod, wanted));
+            let all = futures::future::join_all(pulls).await;
+            assert!(all.iter().all(Result::is_ok), "{all:?}");
+            assert_eq!(registry.most.load(Ordering::SeqCst), most, "{allowed:?}");
+        }
     }
 }

@@ -24,6 +24,7 @@ use crate::manager::Pods;
 use crate::memory_manager::MemoryManager;
 use crate::objects::Objects;
 use crate::server::{Server, tls};
+use crate::swap::Swap;
 use crate::tokens::Tokens;
 use crate::topology_manager::{NumaNode, TopologyManager, read_nodes};
 use crate::user_namespaces::UserNamespaces;
@@ -120,6 +121,10 @@ impl Kubelet {
         let host_resolv = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
         let files = Watcher::new()
             .map_err(|source| KubeletError::Directory { path: "inotify instance".into(), source })?;
+        if config.fail_swap_on {
+            let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+            Swap::refuse(&swaps).map_err(|why| KubeletError::Manager("container", why))?;
+        }
         let machine = Machine::read(&config);
         let system = Path::new("/sys/devices/system");
         let nodes = read_nodes(system, machine.memory.max(0).unsigned_abs(), &machine.huge_pages);
@@ -143,7 +148,7 @@ impl Kubelet {
             memory_manager: open_memory(&config, &machine, &nodes)?,
             topology_manager: TopologyManager::new(config.topology, nodes)
                 .map_err(|why| KubeletError::Manager("topology", why))?,
-            images: Images::new(self.images.clone(), self.clock.clone()),
+            images: Images::new(self.images.clone(), self.clock.clone(), config.image_pulls),
             allocations: Allocations::new(machine.view(&config.node_name)),
             machine,
             user_namespaces: UserNamespaces::open(config.user_ids, config.ids_per_pod, &config.root),
@@ -170,7 +175,8 @@ fn open_cpus(config: &KubeletConfig, system: &Path) -> Result<Cpus, KubeletError
     let milli = config.reserved.get("cpu").map_or(0, |q| q.milli());
     // Part of a CPU cannot be kept from others.
     let count = usize::try_from(milli.max(0)).unwrap_or(0).div_ceil(1000);
-    Cpus::open(config.cpu_policy, topology, config.reserved_cpus.clone(), count, &config.root)
+    let (reserved, nearness) = (config.reserved_cpus.clone(), config.topology.policy);
+    Cpus::open(config.cpu_policy, topology, reserved, count, nearness, &config.root)
         .map_err(|why| KubeletError::Manager("CPU", why))
 }
 

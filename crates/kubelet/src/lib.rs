@@ -49,6 +49,7 @@ mod start;
 mod state;
 mod statics;
 mod status;
+mod swap;
 #[cfg(test)]
 mod testing;
 mod tokens;
@@ -60,7 +61,7 @@ mod watchman;
 mod worker;
 
 pub use config::{KubeletConfig, KubeletError};
-pub use cpus::{CpuPolicy, CpuSet};
+pub use cpus::{CpuOptionGates, CpuOptions, CpuPolicy, CpuSet};
 pub use credential_plugins::{Provider as CredentialProvider, parse as credential_providers};
 pub use evict::{EvictionConfig, EvictionTexts};
 pub use image_gc::ImageGc;
@@ -68,5 +69,6 @@ pub use kubelet::{Kubelet, purge};
 pub use manifests::ManifestUrl;
 pub use memory_manager::{MemoryPolicy, MemoryReservation};
 pub use shutdown::{ShutdownPeriod, periods as shutdown_periods};
+pub use swap::SwapBehavior;
 pub use topology_manager::{TopologyConfig, TopologyPolicy, TopologyScope};
 pub use user_namespaces::IdRange;

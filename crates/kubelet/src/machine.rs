@@ -9,6 +9,7 @@ use coracle_meta::quantity::Quantity;
 use crate::admit::NodeView;
 use crate::config::KubeletConfig;
 use crate::container::resources::shares;
+use crate::swap::Swap;
 
 /// Facts about the machine, read once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Machine {
     pub kept_free: Capacity,
     /// Whether the kernel enforces AppArmor profiles.
     pub app_armor: bool,
+    /// Swap, and what pods may do with it.
+    pub swap: Swap,
 }
 
 /// Bytes of memory and disk.
@@ -101,6 +104,7 @@ impl Machine {
             reserved: config.reserved.clone(),
             kept_free: config.eviction.kept_free(Capacity { memory, disk }),
             app_armor: read("/sys/module/apparmor/parameters/enabled") == "Y",
+            swap: Swap::read(config.swap),
         }
     }
 

@@ -11,7 +11,7 @@ use coracle_meta::{Reason, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -206,7 +206,7 @@ fn status(cx: &Context, old: &NodeStatus, seen: &Seen, now: Timestamp) -> NodeSt
             operating_system: "linux".to_owned(),
             os_image: m.os_image.clone(),
             system_uuid: m.system_uuid.clone(),
-            swap: None,
+            swap: (m.swap.capacity > 0).then_some(NodeSwapStatus { capacity: Some(m.swap.capacity) }),
         }),
         ..old.clone()
     }

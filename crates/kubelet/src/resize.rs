@@ -98,7 +98,8 @@ pub async fn carry_out(cx: &Context, pod: &Pod, seen: &Observed) -> Result<(), S
         if difference(pod, c, status) != Difference::InPlace {
             continue;
         }
-        let wanted = of_container(pod, c, ANY);
+        let mut wanted = of_container(pod, c, ANY);
+        cx.machine.swap.limit(pod, c, &mut wanted);
         if wanted.memory_limit_in_bytes < status.resources.memory_limit_in_bytes {
             shrinking.push((c, status, wanted));
             continue;
@@ -240,7 +241,7 @@ mod tests {
             let amounts = json!({"cpu": cpu, "memory": memory});
             pod(json!({"containers": [{"name": "a", "resources": {"requests": amounts, "limits": amounts}}]}))
         };
-        let fixed = CpuPolicy::Static { whole_cores: false, strict_reservation: false };
+        let fixed = CpuPolicy::Static(Default::default());
         let both = (fixed, MemoryPolicy::Static);
         let text =
             |manager: &str| Some(format!("Resize is infeasible for Guaranteed Pods alongside {manager}"));

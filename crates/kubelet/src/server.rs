@@ -156,6 +156,8 @@ impl Server {
             "clusterDomain": c.cluster_domain, "clusterDNS": c.cluster_dns, "resolvConf": c.resolv_conf,
             "reservedSystemCPUs": c.reserved_cpus.as_ref().map(ToString::to_string),
             "imageGCHighThresholdPercent": c.image_gc.high, "imageGCLowThresholdPercent": c.image_gc.low,
+            "serializeImagePulls": c.image_pulls == Some(1),
+            "maxParallelImagePulls": c.image_pulls.filter(|most| *most > 1),
             "containerLogMaxSize": c.log_max_size.to_string(), "containerLogMaxFiles": c.log_max_files,
             "cgroupRoot": c.cgroup_root, "authentication": {"anonymous": {"enabled": false},
                 "webhook": {"enabled": true}}, "authorization": {"mode": "Webhook"},

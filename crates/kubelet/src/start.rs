@@ -224,6 +224,7 @@ async fn configure(
     cx.devices.equip(names::uid(&s.pod), &mut config);
     let sizes = cx.machine.huge_pages.keys().copied();
     resources::limit_huge_pages(&s.container, sizes, &mut config.resources);
+    cx.machine.swap.limit(&s.pod, &s.container, &mut config.resources);
     cx.hint_providers().iter().for_each(|p| p.starts(&s.pod, &s.container));
     cx.cpus.apply(names::uid(&s.pod), &s.container.name, &mut config.resources);
     cx.memory_manager.apply(names::uid(&s.pod), &s.container.name, &mut config.resources);

@@ -334,10 +334,13 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         cpu_policy: CpuPolicy::None,
         reserved_cpus: None,
         memory_policy: Default::default(),
+        swap: Default::default(),
+        fail_swap_on: false,
         reserved_memory: Vec::new(),
         topology: TopologyConfig::NONE,
         reserved: BTreeMap::new(),
         image_gc: crate::image_gc::ImageGc::UPSTREAM,
+        image_pulls: Some(1),
         eviction: crate::evict::EvictionConfig::standard(),
         enforce_allocatable: false,
         shutdown_periods: vec![
@@ -358,11 +361,12 @@ pub fn context(directory: &Path) -> (Arc<Context>, Arc<FakeTransport>, Arc<FakeR
         tokens: Arc::new(Tokens::new(client.clone(), clock.clone())),
         devices: Arc::new(crate::devices::Devices::open(&config.device_plugins, NodeSet::default().with(0))),
         credential_plugins: Default::default(),
-        cpus: Cpus::open(CpuPolicy::None, Topology::default(), None, 0, directory).expect("no policy"),
+        cpus: Cpus::open(CpuPolicy::None, Topology::default(), None, 0, Default::default(), directory)
+            .expect("no policy"),
         memory_manager: MemoryManager::open(Default::default(), &[], &BTreeMap::new(), &[], directory)
             .expect("no policy"),
         topology_manager: TopologyManager::new(TopologyConfig::NONE, Vec::new()).expect("no policy"),
-        images: Images::new(runtime.clone(), clock.clone()),
+        images: Images::new(runtime.clone(), clock.clone(), config.image_pulls),
         allocations: Allocations::new(machine.view("n1")),
         machine,
         user_namespaces: UserNamespaces::open(config.user_ids, config.ids_per_pod, directory),

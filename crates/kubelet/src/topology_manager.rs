@@ -62,7 +62,7 @@ impl TopologyConfig {
             match name.as_str() {
                 "prefer-closest-numa-nodes" => {
                     self.prefer_closest =
-                        value.parse().map_err(|e| format!("bad value for option {name:?}: {e}"))?;
+                        boolean(value).map_err(|e| format!("bad value for option {name:?}: {e}"))?;
                 }
                 "max-allowable-numa-nodes" => {
                     let most = value.parse();
@@ -78,6 +78,18 @@ impl TopologyConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// A truth value as Go reads it.
+///
+/// # Errors
+/// It is none; Go's text.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!("strconv.ParseBool: parsing {text:?}: invalid syntax")),
     }
 }
 

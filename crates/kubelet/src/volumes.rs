@@ -204,7 +204,7 @@ pub fn has_live(pod: &Pod) -> bool {
     spec(pod).volumes.iter().flatten().any(|v| kind_of(v).is_some_and(VolumeKind::is_live))
 }
 
-/// Mounts a tmpfs unless one is there.
+/// Mounts a tmpfs unless one is there; its content never gets into swap where the kernel can promise that (6.4).
 pub(crate) fn mount_tmpfs(path: &Path, size: Option<i64>) -> Result<(), String> {
     use rustix::mount::{MountFlags, mount};
     std::fs::create_dir_all(path).map_err(|e| format!("mkdir {}: {e}", path.display()))?;
@@ -215,9 +215,15 @@ pub(crate) fn mount_tmpfs(path: &Path, size: Option<i64>) -> Result<(), String> 
         Some(size) => format!("mode=0777,size={size}"),
         None => "mode=0777".to_owned(),
     };
-    let data = std::ffi::CString::new(options).map_err(|e| e.to_string())?;
-    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, data.as_c_str())
-        .map_err(|e| format!("mount tmpfs on {}: {e}", path.display()))
+    let with = |options: String| {
+        let data = std::ffi::CString::new(options).unwrap_or_default();
+        mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, data.as_c_str())
+    };
+    match with(format!("{options},noswap")) {
+        Err(rustix::io::Errno::INVAL) => with(options),
+        done => done,
+    }
+    .map_err(|e| format!("mount tmpfs on {}: {e}", path.display()))
 }
 
 /// Whether something is mounted on `path`: it lies on another device than its parent.

@@ -5,10 +5,20 @@ use serde_json::json;
 use super::topology::Cpu;
 use super::*;
 
-const STATIC: CpuPolicy = CpuPolicy::Static { whole_cores: false, strict_reservation: false };
+const OPTIONS: CpuOptions = CpuOptions {
+    whole_cores: false,
+    across_nodes: false,
+    by_socket: false,
+    across_cores: false,
+    strict_reservation: false,
+    by_cache: false,
+};
+const STATIC: CpuPolicy = CpuPolicy::Static(OPTIONS);
+/// What the topology manager does.
+const NEAR: TopologyPolicy = TopologyPolicy::None;
 
 fn four() -> Topology {
-    Topology((0..4).map(|id| Cpu { id, core: id / 2 * 2, socket: 0, node: 0 }).collect())
+    Topology((0..4).map(|id| Cpu { id, core: id / 2 * 2, socket: 0, node: 0, cache: 0 }).collect())
 }
 
 /// Gives a pod's containers their CPUs, all or none.
@@ -37,7 +47,7 @@ fn pod(uid: &str, cpus: &[&str]) -> Pod {
 #[test]
 fn whole_cpus_of_guaranteed_pods_are_theirs_alone_and_given_back() {
     let dir = tempfile::tempdir().expect("a directory");
-    let open = || Cpus::open(STATIC, four(), None, 1, dir.path()).expect("opened");
+    let open = || Cpus::open(STATIC, four(), None, 1, NEAR, dir.path()).expect("opened");
     let cpus = open();
     let of = |cpus: &Cpus, uid: &str| {
         cpus.of(uid, "c0").map(|(set, own)| (set.to_string(), own)).expect("limited")
@@ -64,12 +74,12 @@ fn whole_cpus_of_guaranteed_pods_are_theirs_alone_and_given_back() {
 #[test]
 fn a_policy_that_cannot_be_followed_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let none = Cpus::open(STATIC, four(), None, 0, dir.path()).unwrap_err();
+    let none = Cpus::open(STATIC, four(), None, 0, NEAR, dir.path()).unwrap_err();
     assert!(none.contains("greater than zero"), "{none}");
     let far = CpuSet::parse("7").expect("a set");
-    assert!(Cpus::open(STATIC, four(), Some(far), 0, dir.path()).is_err());
-    let cores = CpuPolicy::Static { whole_cores: true, strict_reservation: true };
-    let cpus = Cpus::open(cores, four(), None, 2, dir.path()).expect("opened");
+    assert!(Cpus::open(STATIC, four(), Some(far), 0, NEAR, dir.path()).is_err());
+    let cores = CpuPolicy::Static(CpuOptions { whole_cores: true, strict_reservation: true, ..OPTIONS });
+    let cpus = Cpus::open(cores, four(), None, 2, NEAR, dir.path()).expect("opened");
     let odd = give(&cpus, &pod("a", &["1"])).unwrap_err();
     assert_eq!(odd.reason, "SMTAlignmentError");
     assert_eq!(odd.message, "SMT Alignment Error: requested 1 cpus not multiple cpus per core = 2");
@@ -86,8 +96,8 @@ fn a_policy_that_cannot_be_followed_is_refused() {
 fn a_file_that_does_not_fit_the_machine_or_the_policy_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let kept = || CpuSet::parse("0").ok();
-    let open = |policy, topology| Cpus::open(policy, topology, kept(), 1, dir.path()).map(|_| ());
-    let cpus = Cpus::open(STATIC, four(), kept(), 1, dir.path()).expect("opened");
+    let open = |policy, topology| Cpus::open(policy, topology, kept(), 1, NEAR, dir.path()).map(|_| ());
+    let cpus = Cpus::open(STATIC, four(), kept(), 1, NEAR, dir.path()).expect("opened");
     give(&cpus, &pod("a", &["2"])).expect("given");
     let smaller = open(STATIC, Topology(four().0[..3].to_vec())).unwrap_err();
     assert_eq!(smaller, "current set of available CPUs \"0-2\" doesn't match with CPUs in state \"0-3\"");
@@ -105,7 +115,7 @@ fn a_file_that_does_not_fit_the_machine_or_the_policy_is_refused() {
 #[test]
 fn what_init_containers_had_is_used_again_and_given_back() {
     let dir = tempfile::tempdir().expect("a directory");
-    let cpus = Cpus::open(STATIC, four(), None, 1, dir.path()).expect("opened");
+    let cpus = Cpus::open(STATIC, four(), None, 1, NEAR, dir.path()).expect("opened");
     let one = |name: &str, cpu: &str| {
         let amounts = json!({"cpu": cpu, "memory": "1Mi"});
         json!({"name": name, "resources": {"requests": amounts, "limits": amounts}})
@@ -124,7 +134,30 @@ fn what_init_containers_had_is_used_again_and_given_back() {
 #[test]
 fn without_a_policy_nothing_is_limited() {
     let dir = tempfile::tempdir().expect("a directory");
-    let cpus = Cpus::open(CpuPolicy::None, four(), None, 0, dir.path()).expect("opened");
+    let cpus = Cpus::open(CpuPolicy::None, four(), None, 0, NEAR, dir.path()).expect("opened");
     assert_eq!(give(&cpus, &pod("a", &["2"])), Ok(()));
     assert_eq!(cpus.of("a", "c0"), None);
+}
+
+#[test]
+fn what_is_on_the_socket_comes_first_where_sockets_count() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // Two sockets of two nodes with two CPUs each.
+    let one = |id: u32| Cpu { id, core: id, socket: id / 4, node: id / 2, cache: id / 4 };
+    let machine = || Topology((0..8).map(one).collect());
+    let by_socket = CpuPolicy::Static(CpuOptions { by_socket: true, ..OPTIONS });
+    let kept = || CpuSet::parse("0").ok();
+    let near = Hint { nodes: Some(NodeSet::default().with(3)), preferred: true };
+    for (policy, want) in [(STATIC, "4,6-7"), (by_socket, "4-5,6")] {
+        let dir = dir.path().join(want);
+        std::fs::create_dir(&dir).expect("made");
+        let cpus = Cpus::open(policy, machine(), kept(), 1, NEAR, &dir).expect("opened");
+        let pod = pod("a", &["3"]);
+        let container = &crate::pod::spec(&pod).containers[0];
+        cpus.give(&pod, container, near).expect("given");
+        let want = CpuSet::parse(want).expect("a set");
+        assert_eq!(cpus.own("a", "c0"), want);
+    }
+    let single = TopologyPolicy::SingleNumaNode;
+    assert!(Cpus::open(by_socket, machine(), kept(), 1, single, dir.path()).is_err());
 }

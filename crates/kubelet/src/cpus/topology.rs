@@ -87,6 +87,19 @@ impl fmt::Display for CpuSet {
     }
 }
 
+/// How processors are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// By memory node.
+    Node,
+    /// By socket.
+    Socket,
+    /// By last-level cache.
+    Cache,
+    /// By core.
+    Core,
+}
+
 /// One processor and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
@@ -98,14 +111,38 @@ pub struct Cpu {
     pub socket: u32,
     /// Its memory node.
     pub node: u32,
+    /// The last-level cache that it shares with others of its node; its socket where all of the node share one.
+    pub cache: u32,
+}
+
+impl Level {
+    /// The number of the group that has a processor.
+    pub fn of(self, cpu: &Cpu) -> u32 {
+        match self {
+            Self::Node => cpu.node,
+            Self::Socket => cpu.socket,
+            Self::Cache => cpu.cache,
+            Self::Core => cpu.core,
+        }
+    }
+}
+
+/// The number of the cache behind a processor's second one, if not all `beside` it on its node share it.
+fn last_cache(dir: &Path, beside: usize) -> Option<u32> {
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut found = std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
+        let path = entry.path();
+        let level: u32 = text(&path.join("level")).trim().parse().ok()?;
+        let shared = CpuSet::parse(&text(&path.join("shared_cpu_list"))).ok()?;
+        let is_own = level > 2 && shared.len() != beside;
+        is_own.then(|| text(&path.join("id")).trim().parse().ok())?
+    });
+    found.next()
 }
 
 /// All processors of the machine.
 #[derive(Clone, Debug, Default)]
 pub struct Topology(pub Vec<Cpu>);
-
-/// How processors are grouped at a level.
-type Level = fn(&Cpu) -> u32;
 
 impl Topology {
     /// Reads what the kernel tells below `/sys/devices/system`.
@@ -122,11 +159,15 @@ impl Topology {
         let one = |id: &u32| {
             let dir = system.join(format!("cpu/cpu{id}/topology"));
             let siblings = CpuSet::parse(&text(&dir.join("thread_siblings_list"))).unwrap_or_default();
+            let socket = text(&dir.join("physical_package_id")).trim().parse().unwrap_or(0);
+            let node = nodes.iter().find(|(_, cpus)| cpus.0.contains(id));
+            let beside = node.map_or(online.len(), |(_, cpus)| cpus.len());
             Cpu {
                 id: *id,
                 core: siblings.0.first().copied().unwrap_or(*id),
-                socket: text(&dir.join("physical_package_id")).trim().parse().unwrap_or(0),
-                node: nodes.iter().find(|(_, cpus)| cpus.0.contains(id)).map_or(0, |(number, _)| *number),
+                socket,
+                node: node.map_or(0, |(number, _)| *number),
+                cache: last_cache(&system.join(format!("cpu/cpu{id}/cache")), beside).unwrap_or(socket),
             }
         };
         Self(online.0.iter().map(one).collect())
@@ -134,7 +175,7 @@ impl Topology {
     /// A machine of `nodes` memory nodes with so many CPUs each, cores of one thread.
     #[cfg(test)]
     pub fn made_up(nodes: u32, each: u32) -> Self {
-        let one = |id| Cpu { id, core: id, socket: id / each, node: id / each };
+        let one = |id| Cpu { id, core: id, socket: id / each, node: id / each, cache: id / each };
         Self((0..nodes * each).map(one).collect())
     }
     /// All of them.
@@ -155,9 +196,9 @@ impl Topology {
     }
 
     /// From which memory nodes `count` processors could come of which these are free; those to be used again are used
-    /// in any case.
+    /// in any case. As few nodes as can be are preferred, or also all that lie on as few sockets.
     #[must_use]
-    pub fn hints(&self, free: &CpuSet, again: &CpuSet, count: usize) -> Vec<Hint> {
+    pub fn hints(&self, free: &CpuSet, again: &CpuSet, count: usize, by_socket: bool) -> Vec<Hint> {
         let nodes: NodeSet = self.0.iter().map(|c| c.node).collect();
         let mut least = nodes.len();
         let mut found = Vec::new();
@@ -170,7 +211,9 @@ impl Topology {
                 found.push(nodes);
             }
         }
-        found.into_iter().map(|n| Hint { nodes: Some(n), preferred: n.len() == least }).collect()
+        let preferred =
+            |nodes: NodeSet| nodes.len() == least || by_socket && self.is_on_few_sockets(nodes, least);
+        found.into_iter().map(|n| Hint { nodes: Some(n), preferred: preferred(n) }).collect()
     }
 
     /// Processors of one core.
@@ -180,82 +223,47 @@ impl Topology {
         self.0.len().checked_div(cores.len()).unwrap_or(1).max(1)
     }
 
-    /// Chooses `count` of the processors that are free, as close together as can be: whole memory nodes and sockets,
-    /// then whole cores, then what fills up groups that are in use already.
-    ///
-    /// # Errors
-    /// There are not so many; upstream's text.
-    pub fn take(&self, free: &CpuSet, count: usize) -> Result<CpuSet, String> {
-        if free.len() < count {
-            return Err(format!(
-                "not enough cpus available to satisfy request: requested={count}, available={}",
-                free.len()
-            ));
+    /// Levels from the largest groups to the smallest.
+    pub fn levels(&self) -> [Level; 3] {
+        if self.count(Level::Socket) >= self.count(Level::Node) {
+            [Level::Node, Level::Socket, Level::Core]
+        } else {
+            [Level::Socket, Level::Node, Level::Core]
         }
-        let distinct = |level: Level| self.0.iter().map(level).collect::<BTreeSet<_>>().len();
-        let (node, socket, core): (Level, Level, Level) = (|c| c.node, |c| c.socket, |c| c.core);
-        // The larger groups first.
-        let levels =
-            if distinct(socket) >= distinct(node) { [node, socket, core] } else { [socket, node, core] };
-        let mut taken = CpuSet::default();
-        for level in levels {
-            let left = free.without(&taken);
-            for group in self.groups(&left, levels, level) {
-                let whole: CpuSet = self.0.iter().filter(|c| level(c) == group).map(|c| c.id).collect();
-                if whole.len() <= count - taken.len() && whole.is_within(&free.without(&taken)) {
-                    taken = taken.union(&whole);
-                }
-            }
-        }
-        let left = free.without(&taken);
-        let more = count - taken.len();
-        Ok(taken.union(&self.ordered(&left, levels).into_iter().map(|c| c.id).take(more).collect()))
     }
 
-    /// Groups of a level that have free processors, in the order of [`Self::ordered`].
-    fn groups(&self, free: &CpuSet, levels: [Level; 3], level: Level) -> Vec<u32> {
-        let mut known = BTreeSet::new();
-        let groups = self.ordered(free, levels).into_iter().map(|c| level(&c));
-        groups.filter(|group| known.insert(*group)).collect()
+    /// How many groups there are.
+    pub fn count(&self, level: Level) -> usize {
+        self.0.iter().map(|cpu| level.of(cpu)).collect::<BTreeSet<_>>().len()
     }
 
-    /// Free processors, those of groups with the fewest free ones first, level by level.
-    fn ordered(&self, free: &CpuSet, levels: [Level; 3]) -> Vec<Cpu> {
-        let mut list: Vec<Cpu> = self.0.iter().filter(|c| free.0.contains(&c.id)).copied().collect();
-        let all = list.clone();
-        let place = |cpu: &Cpu| {
-            let at = |level: Level| {
-                let group = level(cpu);
-                (all.iter().filter(|c| level(c) == group).count(), group)
-            };
-            (levels.map(at), cpu.id)
-        };
-        list.sort_by_cached_key(place);
-        list
+    /// All processors of a group.
+    pub fn group(&self, level: Level, group: u32) -> CpuSet {
+        self.0.iter().filter(|cpu| level.of(cpu) == group).map(|cpu| cpu.id).collect()
+    }
+
+    /// Those of a set.
+    pub fn some<'a>(&'a self, set: &'a CpuSet) -> impl Iterator<Item = &'a Cpu> {
+        self.0.iter().filter(|cpu| set.0.contains(&cpu.id))
+    }
+
+    /// All processors of the sockets to which these memory nodes belong.
+    pub fn of_sockets(&self, nodes: NodeSet) -> CpuSet {
+        let sockets: BTreeSet<u32> = self.0.iter().filter(|c| nodes.has(c.node)).map(|c| c.socket).collect();
+        self.0.iter().filter(|c| sockets.contains(&c.socket)).map(|c| c.id).collect()
+    }
+
+    /// Whether memory nodes lie on no more sockets than `least` of them need.
+    fn is_on_few_sockets(&self, nodes: NodeSet, least: usize) -> bool {
+        let per_socket = self.count(Level::Node) / self.count(Level::Socket).max(1);
+        let sockets: BTreeSet<u32> = self.0.iter().filter(|c| nodes.has(c.node)).map(|c| c.socket).collect();
+        per_socket > 0 && sockets.len() == least.div_ceil(per_socket)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// `sockets` with as many cores each, of two threads: cores are numbered through, second threads after them.
-    fn machine(sockets: u32, cores: u32) -> Topology {
-        let all = sockets * cores;
-        let one = |id: u32| {
-            let core = id % all;
-            Cpu { id, core, socket: core % sockets, node: core % sockets }
-        };
-        Topology((0..all * 2).map(one).collect())
-    }
-
-    #[track_caller]
-    fn check(topology: &Topology, free: &str, count: usize, want: &str) {
-        let free = CpuSet::parse(free).expect("a set");
-        let got = topology.take(&free, count);
-        let want = CpuSet::parse(want).expect("a set");
-        assert_eq!(got, Ok(want), "{count} of {free}");
-    }
 
     #[test]
     fn sets_are_read_and_written_as_ranges() {
@@ -267,28 +275,48 @@ mod tests {
     }
 
     #[test]
-    fn one_socket_gives_whole_cores_before_single_threads() {
-        let one = machine(1, 4);
-        check(&one, "0-7", 1, "0");
-        check(&one, "0-7", 2, "0,4");
-        check(&one, "0-7", 8, "0-7");
-        check(&one, "1-3,5-7", 2, "1,5");
-        check(&one, "0,2,6", 1, "0");
-        check(&one, "0-1,4-5,6", 3, "0,4,6");
+    fn the_kernel_tells_cores_sockets_nodes_and_caches() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |path: String, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            std::fs::write(path, text).expect("written");
+        };
+        write("cpu/online".into(), "0-7\n");
+        write("node/node0/cpulist".into(), "0-3\n");
+        write("node/node1/cpulist".into(), "4-7\n");
+        for id in 0..8 {
+            let (core, socket) = (id / 2 * 2, id / 4);
+            write(format!("cpu/cpu{id}/topology/thread_siblings_list"), &format!("{core}-{}\n", core + 1));
+            write(format!("cpu/cpu{id}/topology/physical_package_id"), &format!("{socket}\n"));
+            // The first node's processors share one cache, of the second's each core has its own.
+            let (number, shared) =
+                if id < 4 { (9, "0-3\n".to_owned()) } else { (core, format!("{core}-{}", core + 1)) };
+            let index = format!("cpu/cpu{id}/cache/index3");
+            write(format!("{index}/level"), "3\n");
+            write(format!("{index}/id"), &format!("{number}\n"));
+            write(format!("{index}/shared_cpu_list"), &shared);
+            write(format!("cpu/cpu{id}/cache/index2/level"), "2\n");
+        }
+        let got = Topology::read(dir.path());
+        let cpu = |id: u32, cache: u32| Cpu { id, core: id / 2 * 2, socket: id / 4, node: id / 4, cache };
+        let want: Vec<Cpu> = (0..8).map(|id| cpu(id, if id < 4 { 0 } else { id / 2 * 2 })).collect();
+        assert_eq!(got.0, want);
     }
 
     #[test]
-    fn two_sockets_are_filled_one_after_the_other() {
-        let two = machine(2, 6);
-        check(&two, "0-23", 12, "0,2,4,6,8,10,12,14,16,18,20,22");
-        check(&two, "0,2-11,14-23", 4, "3,5,15,17");
-        check(&two, "1-23", 1, "12");
-        check(&two, "0-23", 14, "0-2,4,6,8,10,12-14,16,18,20,22");
-    }
-
-    #[test]
-    fn too_few_are_told_in_upstreams_words() {
-        let why = machine(1, 4).take(&CpuSet::parse("0-1").expect("a set"), 3).unwrap_err();
-        assert_eq!(why, "not enough cpus available to satisfy request: requested=3, available=2");
+    fn memory_nodes_of_one_socket_are_as_good_as_one_where_sockets_count() {
+        // Two sockets of two nodes each.
+        let one = |id: u32| Cpu { id, core: id, socket: id / 4, node: id / 2, cache: id / 4 };
+        let machine = Topology((0..8).map(one).collect());
+        let none = CpuSet::default();
+        let preferred = |by_socket: bool| -> Vec<Vec<u32>> {
+            let hints = machine.hints(&machine.all(), &none, 2, by_socket);
+            hints.iter().filter(|h| h.preferred).filter_map(|h| Some(h.nodes?.nodes().collect())).collect()
+        };
+        assert_eq!(preferred(false), [[0], [1], [2], [3]]);
+        assert_eq!(preferred(true), [vec![0], vec![1], vec![2], vec![3], vec![0, 1], vec![2, 3]]);
+        let near = machine.of_sockets(NodeSet::default().with(3));
+        assert_eq!(near.to_string(), "4-7");
     }
 }

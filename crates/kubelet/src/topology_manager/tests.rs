@@ -20,8 +20,9 @@ impl Machine {
         let dir = tempfile::tempdir().expect("a directory");
         let nodes: Vec<NumaNode> =
             (0..2).map(|id| NumaNode { id, memory: 4 << 30, ..NumaNode::default() }).collect();
-        let policy_of_cpus = CpuPolicy::Static { whole_cores: false, strict_reservation: false };
-        let cpus = Cpus::open(policy_of_cpus, Topology::made_up(2, 4), None, 1, dir.path());
+        let policy_of_cpus = CpuPolicy::Static(Default::default());
+        let cpus =
+            Cpus::open(policy_of_cpus, Topology::made_up(2, 4), None, 1, Default::default(), dir.path());
         let gi = || BTreeMap::from([("memory".to_owned(), Quantity::from_bytes(1 << 30))]);
         let kept = [MemoryReservation { node: 0, limits: gi() }];
         let memory = MemoryManager::open(MemoryPolicy::Static, &nodes, &gi(), &kept, dir.path());

@@ -75,7 +75,9 @@ impl Worker {
         }
         let generation = self.desired.metadata.generation.unwrap_or(0);
         let policies = (self.cx.cpus.policy(), self.cx.memory_manager.policy());
-        let granted = match resize::infeasible(&self.desired, &self.pod, policies) {
+        let swaps = self.cx.machine.swap.forbids_resize(&self.desired, &self.pod);
+        let never = swaps.or_else(|| resize::infeasible(&self.desired, &self.pod, policies));
+        let granted = match never {
             Some(message) => Err(("Infeasible", Failure { reason: "Infeasible".to_owned(), message })),
             None => self.cx.allocations.resize(&self.desired).map_err(|short| ("Deferred", short)),
         };
