@@ -43,7 +43,19 @@ pub(crate) enum RegistryError {
     Configuration(String),
     /// It was not reached, or the connection broke.
     #[error("{}", chain(.0))]
-    Request(#[from] reqwest::Error),
+    Request(reqwest::Error),
+}
+
+impl From<reqwest::Error> for RegistryError {
+    fn from(mut error: reqwest::Error) -> Self {
+        error.url_mut().map(bare);
+        Self::Request(error)
+    }
+}
+
+/// Without what may be secret: registries send us on to addresses that are signed.
+fn bare(url: &mut Url) {
+    url.set_query(None);
 }
 
 /// An error with its causes: reqwest hides what people need (connection refused, unknown host).
@@ -143,7 +155,7 @@ impl Repository {
     }
 
     async fn document(&self, version: &str) -> Result<(Document, String), RegistryError> {
-        let answer = self.get(&format!("manifests/{version}"), 0).await?;
+        let answer = self.get(&format!("manifests/{version}"), MANIFESTS, 0).await?;
         let body = whole(answer).await?;
         let digest = digest_of(&body);
         if version.contains(':') && version != digest {
@@ -174,15 +186,15 @@ impl Repository {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn blob(&self, digest: &str, from: u64) -> Result<Response, RegistryError> {
-        self.get(&format!("blobs/{digest}"), from).await
+        self.get(&format!("blobs/{digest}"), "*/*", from).await
     }
 
     /// Asks, and again with credentials if these are wanted.
-    async fn get(&self, path: &str, from: u64) -> Result<Response, RegistryError> {
+    async fn get(&self, path: &str, accept: &'static str, from: u64) -> Result<Response, RegistryError> {
         let url = format!("{}/{path}", self.base);
         let mut was_asked = false;
         loop {
-            let mut request = self.client.get(&url).header(ACCEPT, MANIFESTS);
+            let mut request = self.client.get(&url).header(ACCEPT, accept);
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
@@ -317,7 +329,8 @@ fn client(tls: &Tls) -> Result<reqwest::Client, RegistryError> {
 
 /// An answer that is what was asked for.
 async fn checked(answer: Response) -> Result<Response, RegistryError> {
-    let (url, status) = (answer.url().clone(), answer.status());
+    let (mut url, status) = (answer.url().clone(), answer.status());
+    bare(&mut url);
     if status.is_success() {
         return Ok(answer);
     }

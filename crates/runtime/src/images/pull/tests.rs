@@ -24,6 +24,8 @@ struct Behaviour {
     wants: Option<&'static str>,
     /// It gives tokens for that, and takes only these.
     tokens: bool,
+    /// It sends those who ask for layers on to an address of its own, which is signed, and has nothing there.
+    sends_on: bool,
     /// Its tags name lists of manifests, one for each kind of machine.
     lists: bool,
     /// Path, range and authorization of each request.
@@ -114,6 +116,13 @@ impl Behaviour {
             return whole(&format!("401 Unauthorized\r\nwww-authenticate: {how}"), refusal.to_vec());
         }
         let last = path.rsplit('/').next().unwrap_or_default();
+        if self.sends_on && last == image.layer {
+            let other = format!("http://127.0.0.1:{port}/other/place?signature=secret");
+            return whole(&format!("307 Elsewhere\r\nlocation: {other}"), Vec::new());
+        }
+        if path.starts_with("/other/place") {
+            return whole("500 Broken", Vec::new());
+        }
         let found = match last {
             _ if self.empty => None,
             "" => Some(Vec::new()),
@@ -444,4 +453,13 @@ async fn an_identity_is_changed_for_a_token() {
     lab.has_it(&lab.pull(&registry.host(), Some(identity)).await.expect("pulled"));
     let asked = registry.behaviour.asked.lock();
     assert!(asked.iter().any(|(path, ..)| path == "/token"), "a POST, without a query: {asked:?}");
+}
+
+#[tokio::test]
+async fn signatures_of_addresses_are_not_told() {
+    let registry = Registry::new(Behaviour { sends_on: true, ..Behaviour::default() }, None).await;
+    let why = Lab::new().pull(&registry.host(), None).await.unwrap_err();
+    assert!(why.contains("/other/place: 500 Internal Server Error"), "{why}");
+    assert!(!why.contains("secret"), "{why}");
+    assert_eq!(registry.behaviour.asked("place?signature=secret").len(), 1, "it was asked there");
 }
