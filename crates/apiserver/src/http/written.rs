@@ -14,7 +14,7 @@ pub(super) fn yaml_body(text: &[u8], kind: &str) -> Result<Value, Status> {
     let value = first_document(text).map_err(|e| {
         let (shown, why) = (decode::excerpt(text), explain(text, &e));
         Status::bad_request(format!(
-            "the object provided is unrecognized (must be of type {kind}): yaml: {why} ({shown})"
+            "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
         ))
     })?;
     decode::check_shape(&value, text, kind)?;
@@ -41,7 +41,7 @@ pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> 
     if kind == PatchKind::Apply {
         let value: Value = first_document(text).map_err(|e| {
             let why = explain(text, &e);
-            Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
+            Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}"))
         })?;
         return match go_kind(&value) {
             None => Ok(value),

@@ -18,10 +18,13 @@ const READ_AGAIN: usize = 32 << 20;
 /// The first document of a YAML text, as Go reads it; others are not looked at.
 pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
     yaml_depth::check(text).map_err(<Error as serde::de::Error>::custom)?;
-    let places = Places { text, state: RefCell::default() };
-    match serde_yaml_ng::Deserializer::from_slice(text).next() {
-        Some(document) => Reading(&places).deserialize(document),
-        None => Ok(Value::Null),
+    let places = Places { text, state: RefCell::default(), null_key: RefCell::default() };
+    let Some(document) = serde_yaml_ng::Deserializer::from_slice(text).next() else { return Ok(Value::Null) };
+    let read = Reading(&places).deserialize(document)?;
+    // Go makes JSON of the whole once it is read: whatever is wrong elsewhere is told instead.
+    match places.null_key.take() {
+        Some(why) => Err(serde::de::Error::custom(why)),
+        None => Ok(read),
     }
 }
 
@@ -29,6 +32,8 @@ pub(super) fn first_document(text: &[u8]) -> Result<Value, Error> {
 struct Places<'t> {
     text: &'t [u8],
     state: RefCell<Cursor>,
+    /// What is said of a key that is null, the outermost one.
+    null_key: RefCell<Option<String>>,
 }
 
 #[derive(Default)]
@@ -112,6 +117,7 @@ impl<'de> Visitor<'de> for Building<'_, '_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut out = serde_json::Map::new();
+        let mut null = None;
         while let Some(key) = map.next_key_seed(Reading(self.places))? {
             if let Some(why) = yaml_key::refusal(&key) {
                 return Err(serde::de::Error::custom(why));
@@ -120,8 +126,15 @@ impl<'de> Visitor<'de> for Building<'_, '_> {
             match key {
                 Value::String(key) if key == "<<" => merge(value, &mut out)?,
                 Value::String(key) => drop(out.insert(key, value)),
+                Value::Null => {
+                    null = Some(yaml_key::of_null(&value));
+                    out.insert(yaml_key::NULL.to_owned(), value);
+                }
                 key => drop(out.insert(key.to_string(), value)),
             }
+        }
+        if null.is_some() {
+            self.places.null_key.replace(null);
         }
         Ok(Value::Object(out))
     }
@@ -160,6 +173,14 @@ impl<'de> Visitor<'de> for Building<'_, '_> {
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
         Ok(value.into())
     }
+    #[expect(clippy::cast_precision_loss, reason = "as Go reads what 64 bits do not hold")]
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok((value as f64).into())
+    }
+    #[expect(clippy::cast_precision_loss, reason = "as Go reads what 64 bits do not hold")]
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok((value as f64).into())
+    }
 }
 
 /// The merge key `<<`: the entries of a mapping, or of several, of which the first wins.
@@ -174,15 +195,21 @@ fn merge<E: serde::de::Error>(value: Value, out: &mut serde_json::Map<String, Va
     Ok(())
 }
 
-/// The message of Go's reader: the line in front, unless it is the first one, and no column.
+/// The message of Go's reader.
 pub(super) fn explain(text: &[u8], e: &Error) -> String {
     let said = e.to_string();
-    if let Some(why) = yaml_key::without_place(&said) {
-        return why.to_owned();
+    if said.starts_with(yaml_key::UNSUPPORTED) {
+        return said;
     }
+    let why = yaml_key::without_place(&said).map_or_else(|| explain_place(text, e, &said), str::to_owned);
+    format!("yaml: {why}")
+}
+
+/// The line in front, unless it is the first one, and no column.
+fn explain_place(text: &[u8], e: &Error, said: &str) -> String {
     let (problem, context) = match said.split_once(", while ") {
         Some((problem, context)) => (problem, Some(context)),
-        None => (said.as_str(), None),
+        None => (said, None),
     };
     // Lines and columns are told counted from 1.
     let place = |told: &str| {
@@ -384,8 +411,26 @@ mod tests {
             ("a: 'x\n", "line 2: found unexpected end of stream"),
         ] {
             let fault = first_document(text.as_bytes()).unwrap_err();
-            assert_eq!(explain(text.as_bytes(), &fault), wanted, "{text:?}");
+            assert_eq!(explain(text.as_bytes(), &fault), format!("yaml: {wanted}"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn keys_that_are_null_are_refused_once_the_text_is_read() {
+        let refused = |text: &str| explain(text.as_bytes(), &first_document(text.as_bytes()).unwrap_err());
+        let of = |value: &str| format!("unsupported map key of type: %!s(<nil>), key: <nil>, value: {value}");
+        for (text, wanted) in [
+            ("a: {null: x}\n", of("\"x\"")),
+            ("? \n: 1\n", of("1")),
+            ("~: {~: y}\n", of("map[interface {}]interface {}{interface {}(nil):true}")),
+            ("null: 1\na: {null: 2}\n", of("1")),
+            ("a: {<<: {null: 2}}\n", of("2")),
+            ("? null\n", of("<nil>")),
+            ("null: 1\na: [b\n", "yaml: line 2: did not find expected ',' or ']'".to_owned()),
+        ] {
+            assert_eq!(refused(text), wanted, "{text:?}");
+        }
+        assert_eq!(first_document(b"'null': 1\n").unwrap(), json!({ "null": 1 }));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Keys of YAML mappings that are lists or mappings. Go's reader refuses them; here each would become a text, that text
-//! a part of the key around it, and its escapes twice as long each time.
+//! Keys of YAML mappings that JSON has not. Lists and mappings are refused by Go's reader; here each would become a
+//! text, that text a part of the key around it, and its escapes twice as long each time. Null is refused by what makes
+//! JSON of it all.
 
 use std::cmp::Ordering;
 
@@ -10,6 +11,17 @@ use crate::verbs::go_quote;
 const REFUSED: &str = "invalid map key: ";
 /// What is merged into a mapping is something else.
 pub(super) const MERGE: &str = "map merge requires map or sequence of maps as the value";
+
+/// What the refusal of a null key begins with.
+pub(super) const UNSUPPORTED: &str = "unsupported map key of type: ";
+/// Stands for a null key until the document is refused.
+pub(super) const NULL: &str = "\0null";
+
+/// Why a mapping that has this value under null is no JSON.
+pub(super) fn of_null(value: &Value) -> String {
+    let value = if value.is_null() { "<nil>".to_owned() } else { go_syntax(value) };
+    format!("{UNSUPPORTED}%!s(<nil>), key: <nil>, value: {value}")
+}
 
 /// Why the key is none, if it is no scalar.
 pub(super) fn refusal(key: &Value) -> Option<String> {
@@ -50,11 +62,15 @@ fn is_plain(key: &str) -> bool {
 }
 
 fn by_kind(a: &str, b: &str) -> Ordering {
-    is_plain(a).cmp(&is_plain(b)).then_with(|| a.cmp(b))
+    (b == NULL).cmp(&(a == NULL)).then_with(|| is_plain(a).cmp(&is_plain(b))).then_with(|| a.cmp(b))
 }
 
 fn shown_key(key: &str) -> String {
-    if is_plain(key) { key.to_owned() } else { go_quote(key) }
+    match key {
+        NULL => "interface {}(nil)".to_owned(),
+        key if is_plain(key) => key.to_owned(),
+        key => go_quote(key),
+    }
 }
 
 #[cfg(test)]
