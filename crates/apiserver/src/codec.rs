@@ -64,7 +64,7 @@ fn write_custom(def: &ResourceDef, value: &Value, out: &mut Vec<u8>) -> Result<(
         out.push(if i == 0 { b'{' } else { b',' });
         serde_json::to_writer(&mut *out, name).map_err(Status::internal)?;
         out.push(b':');
-        serde_json::to_writer(&mut *out, field).map_err(Status::internal)?;
+        go::write(field, out);
     }
     out.push(b'}');
     Ok(())

@@ -8,6 +8,7 @@ mod decode;
 mod deep;
 mod empties;
 mod legible;
+mod number;
 mod order;
 mod time;
 
@@ -18,6 +19,7 @@ pub use decode::type_error;
 pub use deep::without_unknown;
 pub use empties::Empties;
 pub use legible::legible;
+pub use number::write;
 pub use order::{Style, append, encode, encode_as, patched_json, to_json};
 
 use std::collections::HashMap;

@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 const POLICIES: [&str; 2] = ["/spec/behavior/scaleUp", "/spec/behavior/scaleDown"];
 
 /// Lists (`[]`) and maps, and where they are, that upstream tells from absent ones also if they are empty: the claims
-/// of pods as a whole, the counters of slices that have none, what pods take beside their containers, rules.
-const TOLD_APART: [(&str, &str, &str, &str); 13] = [
+/// of pods as a whole, the counters of slices that have none, what pods take beside their containers, rules, what
+/// ephemeral containers may not have. A star stands for every item of a list.
+const TOLD_APART: [(&str, &str, &str, &str); 19] = [
     ("Pod", "/spec/resources", "claims", "[]"),
     ("PodTemplate", "/template/spec/resources", "claims", "[]"),
     ("CronJob", "/spec/jobTemplate/spec/template/spec/resources", "claims", "[]"),
@@ -21,18 +22,23 @@ const TOLD_APART: [(&str, &str, &str, &str); 13] = [
     ("ResourceSlice", "/spec", "devices", "[]"),
     ("Ingress", "/spec", "rules", "[]"),
     ("Pod", "/spec", "overhead", "{}"),
+    ("Pod", "/spec/ephemeralContainers/*", "ports", "[]"),
+    ("Pod", "/spec/ephemeralContainers/*", "resizePolicy", "[]"),
+    ("Pod", "/spec/ephemeralContainers/*", "restartPolicyRules", "[]"),
+    ("Pod", "/spec/ephemeralContainers/*/resources", "claims", "[]"),
+    ("Pod", "/spec/ephemeralContainers/*/resources", "limits", "{}"),
+    ("Pod", "/spec/ephemeralContainers/*/resources", "requests", "{}"),
 ];
 const TEMPLATE: &str = "/spec/template/spec/resources";
 
 /// What is there but empty, which is not the same as absent. Asked before Go's rules are applied.
-#[derive(Clone, Copy)]
 pub(crate) struct Empty {
     /// A workload's selector.
     selector: bool,
     /// An autoscaler's policies, as [`POLICIES`] has them.
     policies: [bool; 2],
-    /// As [`TOLD_APART`] has them.
-    told_apart: [bool; TOLD_APART.len()],
+    /// Rows of [`TOLD_APART`], and where they apply.
+    told_apart: Vec<(usize, String)>,
 }
 
 impl Empty {
@@ -43,23 +49,39 @@ impl Empty {
             let policies = value.pointer(rules).and_then(|rules| rules.get("policies"));
             policies.and_then(Value::as_array).is_some_and(Vec::is_empty)
         };
-        let told_apart = TOLD_APART.map(|(of, at, name, empty)| {
-            let given = |name| value.pointer(at)?.get(name).filter(|given: &&Value| !given.is_null());
-            // Where an empty one is no fault, it is as good as absent.
-            let counts = match name {
-                "sharedCounters" => given("devices").is_some(),
-                "devices" => given("sharedCounters").is_some(),
-                "rules" => given("defaultBackend").is_none(),
-                _ => true,
-            };
-            of == kind && counts && given(name).is_some_and(|given| *given == hollow(empty))
-        });
+        let rows = TOLD_APART.iter().enumerate().filter(|(_, row)| row.0 == kind);
+        let told_apart = rows
+            .flat_map(|(n, (_, at, name, empty))| {
+                let there = places(value, at).into_iter().filter(|at| is_told_apart(value, at, name, empty));
+                there.map(move |at| (n, at))
+            })
+            .collect();
         Self {
             selector,
             told_apart,
             policies: POLICIES.map(|rules| kind == "HorizontalPodAutoscaler" && no_policies(rules)),
         }
     }
+}
+
+/// Where a row applies: at as many places as the list has items that its star stands for.
+fn places(value: &Value, at: &str) -> Vec<String> {
+    let Some((list, rest)) = at.split_once("/*") else { return vec![at.to_owned()] };
+    let items = value.pointer(list).and_then(Value::as_array).map_or(0, Vec::len);
+    (0..items).map(|i| format!("{list}/{i}{rest}")).collect()
+}
+
+/// Whether the object at a place has an empty list or map that counts.
+fn is_told_apart(value: &Value, at: &str, name: &str, empty: &str) -> bool {
+    let given = |name| value.pointer(at)?.get(name).filter(|given: &&Value| !given.is_null());
+    // Where an empty one is no fault, it is as good as absent.
+    let counts = match name {
+        "sharedCounters" => given("devices").is_some(),
+        "devices" => given("sharedCounters").is_some(),
+        "rules" => given("defaultBackend").is_none(),
+        _ => true,
+    };
+    counts && given(name).is_some_and(|given| *given == hollow(empty))
 }
 
 /// Marks, in a body that Go's rules have been applied to, what the typed object would lose.
@@ -75,7 +97,8 @@ pub(crate) fn mark(value: &mut Value, kind: &str, empty: Empty) {
             selector.insert("matchLabels".to_owned(), Value::Object(Map::new()));
         }
     }
-    for ((_, at, name, of), _) in TOLD_APART.iter().zip(empty.told_apart).filter(|(_, empty)| *empty) {
+    for (n, at) in &empty.told_apart {
+        let (_, _, name, of) = TOLD_APART[*n];
         put(value, at, name, hollow(of));
     }
     for (rules, empty) in POLICIES.iter().zip(empty.policies) {
@@ -94,8 +117,14 @@ fn hollow(of: &str) -> Value {
 fn put(value: &mut Value, at: &str, name: &str, new: Value) {
     let mut place = value;
     for step in at.split('/').skip(1) {
-        let Value::Object(map) = place else { return };
-        place = map.entry(step).or_insert_with(|| Value::Object(Map::new()));
+        place = match place {
+            Value::Object(map) => map.entry(step).or_insert_with(|| Value::Object(Map::new())),
+            Value::Array(items) => match step.parse().ok().and_then(|i: usize| items.get_mut(i)) {
+                Some(item) => item,
+                None => return,
+            },
+            _ => return,
+        };
     }
     if let Value::Object(map) = place {
         map.insert(name.to_owned(), new);
@@ -182,6 +211,10 @@ mod tests {
         assert_eq!(value, body);
         let body = json!({ "spec": { "overhead": {} } });
         let mut value = json!({ "spec": {} });
+        mark(&mut value, "Pod", Empty::of(&body, "Pod"));
+        assert_eq!(value, body);
+        let body = json!({ "spec": { "ephemeralContainers": [{}, { "ports": [], "resources": { "limits": {} } }] } });
+        let mut value = json!({ "spec": { "ephemeralContainers": [{}, { "resources": {} }] } });
         mark(&mut value, "Pod", Empty::of(&body, "Pod"));
         assert_eq!(value, body);
         let mut value = json!({ "spec": {} });

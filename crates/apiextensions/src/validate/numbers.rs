@@ -5,6 +5,9 @@ use serde_json::{Number, Value};
 use super::outcome::{Fault, Outcome, What};
 use crate::schema::Checks;
 
+/// Two to the power of 63: what 64 bits do not hold any more.
+const WORD: f64 = 9_223_372_036_854_775_808.0;
+
 /// Whether a float is a whole number, with upstream's tolerance.
 pub(super) fn is_whole(f: f64) -> bool {
     if !(-9_007_199_254_740_991.0..=9_007_199_254_740_991.0).contains(&f) {
@@ -120,7 +123,7 @@ fn fits(value: f64, int: Option<i64>, kind: &str, format: &str) -> bool {
             Some(n) => i32::try_from(n).is_ok(),
             None => value.fract() == 0.0 && (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&value),
         },
-        ("integer", _) => int.is_some() || (value.fract() == 0.0 && value.abs() < 9.3e18),
+        ("integer", _) => int.is_some() || (value.fract() == 0.0 && value.abs() < WORD),
         (_, "float") => value.abs() <= f64::from(f32::MAX),
         _ => true,
     }

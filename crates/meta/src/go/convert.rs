@@ -12,7 +12,7 @@ pub fn conversion_error(type_name: &str, value: &Value) -> Option<String> {
     restore(table, *table.names.get(type_name)?, value).err()
 }
 
-/// Cuts whole numbers to the size of their fields, as upstream's converter does without a word.
+/// Cuts whole numbers, floats among them, to the size of their fields, as upstream's converter does without a word.
 pub fn narrow(type_name: &str, value: &mut Value) {
     if let Some(id) = TABLE.names.get(type_name) {
         narrow_to(&TABLE, *id, value);
@@ -34,14 +34,22 @@ fn narrow_to(table: &Table, id: Id, value: &mut Value) {
         (Shape::List(element), Value::Array(items)) => {
             items.iter_mut().for_each(|value| narrow_to(table, *element, value));
         }
-        (Shape::Int(32), value @ Value::Number(_)) => {
-            let low = value.as_i64().filter(|n| i32::try_from(*n).is_err()).map(i64::to_le_bytes);
-            if let Some([a, b, c, d, ..]) = low {
-                *value = i32::from_le_bytes([a, b, c, d]).into();
-            }
+        (Shape::Int(bits), value @ Value::Number(_)) => {
+            let Some(whole) = value.as_i64().or_else(|| value.as_f64().and_then(whole)) else { return };
+            let [a, b, c, d, ..] = whole.to_le_bytes();
+            let low = i64::from(i32::from_le_bytes([a, b, c, d]));
+            *value = if *bits == 32 { low } else { whole }.into();
         }
         _ => {}
     }
+}
+
+/// A float that is a whole number, as Go's conversion makes an integer of it.
+fn whole(float: f64) -> Option<i64> {
+    const WORD: f64 = 9_223_372_036_854_775_808.0;
+    #[expect(clippy::cast_possible_truncation, reason = "whole and within 64 bits")]
+    let int = if (-WORD..WORD).contains(&float) { float as i64 } else { i64::MIN };
+    (float.fract() == 0.0).then_some(int)
 }
 
 fn restore(table: &Table, id: Id, value: &Value) -> Result<(), String> {
@@ -128,6 +136,10 @@ mod tests {
         let wanted = json!({ "spec": { "replicas": -2_147_483_648_i64, "paused": true,
             "template": { "spec": { "activeDeadlineSeconds": 2_147_483_648_i64, "containers": [
                 { "ports": [{ "containerPort": 1 }, { "containerPort": 80 }] }] } } } });
+        assert_eq!(value, wanted);
+        let mut value = json!({ "spec": { "replicas": 3.0, "minReadySeconds": 1.5 }, "metadata": { "generation": 1e19 } });
+        narrow("apps/v1.Deployment", &mut value);
+        let wanted = json!({ "spec": { "replicas": 3, "minReadySeconds": 1.5 }, "metadata": { "generation": i64::MIN } });
         assert_eq!(value, wanted);
     }
 

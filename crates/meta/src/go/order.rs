@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Id, Shape, TABLE, Type};
+use super::{Id, Shape, TABLE, Type, number};
 
 /// How an answer is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Writer {
     }
 
     fn plain(&mut self, value: &Value) {
-        let _ = serde_json::to_writer(&mut self.out, value);
+        number::write(value, &mut self.out);
     }
 
     fn open(&mut self, bracket: u8) {

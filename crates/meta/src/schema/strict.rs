@@ -114,6 +114,10 @@ impl<'s> Seed<'_, 's> {
 impl<'de> DeserializeSeed<'de> for Seed<'_, '_> {
     type Value = ();
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        // Go takes these as they are written, and does not look into them.
+        if let Some(Node::Any | Node::Opaque) = self.node() {
+            return deserializer.deserialize_ignored_any(IgnoredAny).map(|_| ());
+        }
         deserializer.deserialize_any(self)
     }
 }

@@ -88,9 +88,14 @@ impl CustomStrategy {
     }
 }
 
-/// Whole floats are integers in Go's encoding.
+/// Whole floats are integers in Go's encoding; what does not fit into 64 bits with a sign is a float.
 fn go_numbers(value: &mut Value) {
     match value {
+        Value::Number(n) if n.is_u64() && !n.is_i64() => {
+            if let Some(float) = n.as_f64() {
+                *value = float.into();
+            }
+        }
         Value::Number(n) if n.is_f64() => {
             let f = n.as_f64().unwrap_or(0.0);
             #[expect(clippy::cast_possible_truncation, reason = "whole and small enough")]

@@ -102,13 +102,12 @@ pub(crate) fn ephemeral(pod: &Pod<'_>, path: &Path, errs: &mut ErrorList) {
         if !target.is_empty() && !targets.contains(target) {
             errs.not_found(path.child("targetContainerName"), target);
         }
-        let some = |set: Option<bool>| set == Some(true);
         for (field, set) in [
-            ("ports", some(own.ports.as_ref().map(|list| !list.is_empty()))),
+            ("ports", own.ports.is_some()),
             ("resources", own.resources.as_ref().is_some_and(|r| *r != ResourceRequirements::default())),
-            ("resizePolicy", some(own.resize_policy.as_ref().map(|list| !list.is_empty()))),
+            ("resizePolicy", own.resize_policy.is_some()),
             ("restartPolicy", own.restart_policy.is_some()),
-            ("restartPolicyRules", some(own.restart_policy_rules.as_ref().map(|list| !list.is_empty()))),
+            ("restartPolicyRules", own.restart_policy_rules.is_some()),
             ("livenessProbe", own.liveness_probe.is_some()),
             ("readinessProbe", own.readiness_probe.is_some()),
             ("startupProbe", own.startup_probe.is_some()),
