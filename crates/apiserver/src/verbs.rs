@@ -2,6 +2,7 @@
 
 mod admin_access;
 pub(crate) mod admit;
+mod beyond;
 pub(crate) mod binding;
 mod commit;
 mod components;

@@ -54,6 +54,13 @@ pub(super) fn patch_body(kind: PatchKind, text: &[u8]) -> Result<Value, Status> 
     // What reads strategic patches does not say that it does.
     let refused = |why: String| match kind {
         PatchKind::Strategic => Status::bad_request(why),
+        PatchKind::Json => {
+            let why = why.replace(
+                "into Go value of type float64",
+                "into Go struct field jsonPatchOp.value of type float64",
+            );
+            Status::bad_request(format!("error decoding patch: {why}"))
+        }
         _ => Status::bad_request(format!("error decoding patch: {why}")),
     };
     let value: Value = serde_json::from_slice(text).map_err(|e| refused(decode::syntax_error(text, &e)))?;

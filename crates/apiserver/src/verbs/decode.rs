@@ -7,7 +7,7 @@ use coracle_meta::{Object, Status, object_meta};
 use coracle_resources::def::ResourceDef;
 use serde_json::Value;
 
-use super::Input;
+use super::{Input, beyond};
 use crate::codec;
 use crate::registry::Resource;
 use crate::server::Server;
@@ -109,7 +109,7 @@ fn typed(
         value.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_some_and(Vec::is_empty));
     let mut obj = resource.def.strategy.decode(value)?;
     if validation == "Strict" && !strict.is_empty() {
-        return Err(unusable(resource, &format!("strict decoding error: {}", strict.join(", "))));
+        return Err(unusable(resource.def, &format!("strict decoding error: {}", strict.join(", "))));
     }
     if forget {
         // An empty list says something else than none; see `Fields::track`.
@@ -120,8 +120,8 @@ fn typed(
     Ok(Decoded { obj, warnings, empties })
 }
 
-fn unusable(resource: &Resource, why: &str) -> Status {
-    let (kind, version) = (resource.def.kind, resource.def.version);
+fn unusable(def: &ResourceDef, why: &str) -> Status {
+    let (kind, version) = (def.kind, def.version);
     Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
 }
 
@@ -129,7 +129,7 @@ fn unusable(resource: &Resource, why: &str) -> Status {
 fn explain(resource: &Resource, text: &[u8], refusal: Status) -> Status {
     let def = resource.def;
     let name = go::type_name(def.group, def.version, def.kind);
-    go::type_error(&name, text).map_or(refusal, |why| unusable(resource, &why))
+    go::type_error(&name, text).map_or(refusal, |why| unusable(def, &why))
 }
 
 /// As [`parse`], but reads bytes that are not UTF-8, lone surrogates and deep unknown fields as Go does. Yields
@@ -139,6 +139,17 @@ fn parse_lenient(def: &ResourceDef, text: Bytes) -> Result<(Bytes, Value), Statu
         Ok(value) => return Ok((text, value)),
         Err(refusal) => refusal,
     };
+    if let Some(quoted) = beyond::quoted(&text) {
+        let why = match def.strategy.custom() {
+            Some(_) => beyond::first(&text).map(beyond::refusal),
+            None => go::type_error(&go::type_name(def.group, def.version, def.kind), &text),
+        };
+        return match why {
+            Some(why) => Err(unusable(def, &why)),
+            // Nothing wants a number there: an amount, or a field that there is not.
+            None => Ok((quoted.clone().into(), parse(&quoted, def.kind)?)),
+        };
+    }
     let legible = go::legible(&text);
     let shallow = match def.strategy.custom() {
         None => {
@@ -260,7 +271,9 @@ pub(crate) fn syntax_error(text: &[u8], e: &serde_json::Error) -> String {
     }
     let got = quote_char(text[at]);
     let message = e.to_string();
-    if message.starts_with("recursion limit") {
+    if let Some(number) = beyond::first(text).filter(|_| message.starts_with("number out of range")) {
+        beyond::refusal(number)
+    } else if message.starts_with("recursion limit") {
         format!("invalid character {got} exceeded max depth")
     } else if message.starts_with("trailing characters") {
         format!("invalid character {got} after top-level value")

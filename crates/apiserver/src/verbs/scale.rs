@@ -108,7 +108,7 @@ impl Server {
         body: &Value,
         validation: &str,
     ) -> Result<Value, Status> {
-        let patched = self.fields.patched(scale_def(), current, kind, body)?;
+        let mut patched = self.fields.patched(scale_def(), current, kind, body)?;
         let fault = match kind {
             PatchKind::Strategic => go::conversion_error(SCALE.go_type, &patched),
             _ => go::type_error(SCALE.go_type, patched.to_string().as_bytes()),
@@ -116,6 +116,9 @@ impl Server {
         let patch = Patch { kind, body, twice: &[] };
         if let Some(why) = fault {
             return Err(unusable(&shown(patch, SCALE.go_type, &patched), &why));
+        }
+        if kind == PatchKind::Strategic {
+            go::narrow(SCALE.go_type, &mut patched);
         }
         if validation != "Ignore" {
             let strict = self.fields.strict_errors_of(SCALE.schema, patched.to_string().as_bytes());
