@@ -218,6 +218,25 @@ def listing():
         yield case("semantics", "Watch", query[:80], SETUP + steps, ns="fresh")
 
 
+def watching():
+    """Objects that come, change, and leave what is watched, as a watch from before all that tells of them."""
+    def patched(name, patch):
+        return step("PATCH", f"{MAPS}/{name}", patch, ct="application/merge-patch+json")
+    story = [*SETUP, step("GET", MAPS, q="limit=1", cmp=False, cap={"rv": "metadata.resourceVersion"}),
+        patched("a", {"metadata": {"labels": {"app": "y"}}}), patched("b", {"metadata": {"labels": {"app": None}}}),
+        patched("c", {"metadata": {"labels": {"app": "x"}}}), patched("c", {"data": {"k": "new"}}),
+        patched("a", {"metadata": {"labels": {"app": "x", "tier": "fe"}}}), step("DELETE", f"{MAPS}/c"),
+        step("POST", MAPS, THREE[2]), step("DELETE", f"{MAPS}/b")]
+    for select in ("", "labelSelector=app=x", "labelSelector=app", "labelSelector=!app", "labelSelector=app!=x",
+            "labelSelector=app in (x,y),tier", "fieldSelector=metadata.name=a", "fieldSelector=metadata.name!=a",
+            "labelSelector=app=x&fieldSelector=metadata.name=c", "labelSelector=none"):
+        ask = f"watch=1&timeoutSeconds=1&{quoted(select).replace('%26', '&')}"
+        steps = [step("GET", MAPS, q=f"{ask}&resourceVersion={{{{rv}}}}{more}", watch=True) for more in ("", "&allowWatchBookmarks=true",
+            "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true")]
+        steps.append(step("GET", MAPS, q=ask, watch=True))
+        yield case("semantics", "Watching", select or "all", story + steps, ns="fresh")
+
+
 def quoted(text):
     return urllib.parse.quote(text, safe="{}=!,()")
 
@@ -349,5 +368,6 @@ def applying():
 
 def cases():
     yield from listing()
+    yield from watching()
     yield from writing()
     yield from applying()
