@@ -336,10 +336,12 @@ pub(crate) fn decode_kind<K: Kind>(mut value: Value) -> Result<K, Status> {
         Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
     };
     let empty = gaps::Empty::of(&value, K::KIND);
-    if !go::canonicalize(&name, &mut value)
-        && let Some(why) = go::type_error(&name, value.to_string().as_bytes())
-    {
-        return Err(refused(why));
+    if !go::canonicalize(&name, &mut value) {
+        let mut text = Vec::new();
+        go::write(&value, &mut text);
+        if let Some(why) = go::type_error(&name, &text) {
+            return Err(refused(why));
+        }
     }
     gaps::mark(&mut value, K::KIND, empty);
     serde_json::from_value::<K>(value).map_err(|e| refused(e.to_string()))

@@ -171,7 +171,7 @@ impl<'de> Visitor<'de> for Building<'_, '_> {
         Ok(value.into())
     }
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+        Ok(float(value))
     }
     #[expect(clippy::cast_precision_loss, reason = "as Go reads what 64 bits do not hold")]
     fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
@@ -181,6 +181,12 @@ impl<'de> Visitor<'de> for Building<'_, '_> {
     fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
         Ok((value as f64).into())
     }
+}
+
+/// A float as it is after Go has made JSON of it: a whole one has neither point nor exponent.
+fn float(value: f64) -> Value {
+    let digits = (value.abs() < 1e21).then(|| value.to_string());
+    digits.and_then(|digits| digits.parse::<i64>().ok()).map_or_else(|| value.into(), Value::from)
 }
 
 /// The merge key `<<`: the entries of a mapping, or of several, of which the first wins.
@@ -413,6 +419,14 @@ mod tests {
             let fault = first_document(text.as_bytes()).unwrap_err();
             assert_eq!(explain(text.as_bytes(), &fault), format!("yaml: {wanted}"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn whole_floats_are_whole_numbers_if_64_bits_hold_them() {
+        let read = first_document(b"[1.0, 1E5, -0.0, 1e16, 1.5, 1e19, 18446744073709551616, 123]").unwrap();
+        let wanted =
+            json!([1, 100_000, 0, 10_000_000_000_000_000_i64, 1.5, 1e19, 18_446_744_073_709_551_616.0, 123]);
+        assert_eq!(read, wanted);
     }
 
     #[test]
