@@ -1,5 +1,4 @@
-//! `/debug/api_priority_and_fairness/dump_priority_levels`, `dump_queues` and `dump_requests`: tables as upstream prints
-//! them.
+//! `/debug/api_priority_and_fairness/dump_priority_levels`, `dump_queues` and `dump_requests`: tables as upstream's.
 
 use std::collections::HashMap;
 use std::time::Duration;
