@@ -65,9 +65,10 @@ impl Pods {
         workers.insert(uid.clone(), handle);
         drop(workers);
         let (pods, again) = (self.clone(), cx.clone());
+        // The worker in a task of its own: a panic must not leave its entry behind.
+        let work = tokio::spawn(Box::new(worker).run());
         tokio::spawn(async move {
-            // The worker in a task of its own: a panic must not leave its entry behind.
-            if let Err(e) = tokio::spawn(worker.run()).await {
+            if let Err(e) = work.await {
                 warn!(uid, error = %e, "pod worker failed; starting again");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 let failed = pods.workers.write().remove(&uid);

@@ -1,5 +1,6 @@
 //! Reads a pod's state from the runtime.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use coracle_cri::v1::{ContainerFilter, ContainerState, ContainerStatus, PodSandboxFilter, PodSandboxStatus};
@@ -26,12 +27,12 @@ pub async fn observe(
     uid: &str,
     before: &Observed,
 ) -> Result<Observed, CriError> {
-    let selector = std::collections::BTreeMap::from([(names::POD_UID.to_owned(), uid.to_owned())]);
+    let selector = BTreeMap::from([(names::POD_UID.to_owned(), uid.to_owned())]);
     let filter = PodSandboxFilter { label_selector: selector.clone(), ..PodSandboxFilter::default() };
     let mut sandboxes = Vec::new();
     for s in runtime.list_pod_sandbox(filter).await? {
         match runtime.pod_sandbox_status(&s.id).await {
-            Ok(status) => sandboxes.push(status),
+            Ok(status) => sandboxes.push(PodSandboxStatus { labels: BTreeMap::new(), ..status }),
             Err(CriError::NotFound(_)) => {}
             Err(e) => return Err(e),
         }
@@ -47,13 +48,25 @@ pub async fn observe(
         }
         match runtime.container_status(&c.id).await {
             // A status that came over a socket does not say whose it is; the list does.
-            Ok(status) => containers.push(ContainerStatus { pod_sandbox_id: c.pod_sandbox_id, ..status }),
+            Ok(status) => {
+                containers.push(slim(ContainerStatus { pod_sandbox_id: c.pod_sandbox_id, ..status }))
+            }
             Err(CriError::NotFound(_)) => {}
             Err(e) => return Err(e),
         }
     }
     containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.metadata.attempt)));
     Ok(Observed { sandboxes, containers })
+}
+
+/// The status as it is kept for each container, without what the pod says as well; where its last words are found is of
+/// interest once it has ended.
+fn slim(mut status: ContainerStatus) -> ContainerStatus {
+    status.labels = BTreeMap::new();
+    if status.state != ContainerState::Exited {
+        status.mounts = Vec::new();
+    }
+    status
 }
 
 /// Adds the last words of containers that have ended since.

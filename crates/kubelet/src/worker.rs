@@ -209,8 +209,9 @@ impl Worker {
         self.cx.clock.now()
     }
 
-    /// Works until the pod is gone from the API and from the machine.
-    pub async fn run(mut self) {
+    /// Works until the pod is gone from the API and from the machine. Boxed: there are many, and a future would hold it
+    /// twice.
+    pub async fn run(mut self: Box<Self>) {
         self.take_room().await;
         loop {
             self.sync().await;

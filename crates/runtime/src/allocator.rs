@@ -2,9 +2,10 @@
 //! (ADR 21).
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use tikv_jemallocator::Jemalloc;
@@ -95,8 +96,29 @@ pub(crate) fn tend() {
     }
 }
 
-/// Gives all free memory back to the kernel.
+/// How often free memory was given back.
+static GIVEN_BACK: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    /// Up to which time this thread has emptied its cache.
+    static EMPTIED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Empties this thread's cache of free memory, once for each time that memory is given back. To be called by threads that
+/// are about to wait: nobody else can empty it, and what is in it keeps the pages around it.
+pub(crate) fn empty_cache() {
+    let now = GIVEN_BACK.load(Ordering::Relaxed);
+    if CHOICE.load(Ordering::Relaxed) == LARGE && EMPTIED.replace(now) != now {
+        // SAFETY: takes no value and gives none.
+        unsafe {
+            tikv_jemalloc_sys::mallctl(c"thread.tcache.flush".as_ptr(), null_mut(), null_mut(), null_mut(), 0)
+        };
+    }
+}
+
+/// Gives all free memory back to the kernel; what threads have in their caches follows when they wait.
 pub(crate) fn give_back() {
+    GIVEN_BACK.fetch_add(1, Ordering::Relaxed);
     if CHOICE.load(Ordering::Relaxed) == LARGE {
         // SAFETY: takes no value and gives none. 4096 stands for all arenas.
         unsafe {
