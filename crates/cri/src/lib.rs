@@ -6,6 +6,7 @@
 
 mod client;
 mod convert;
+mod counters;
 pub mod network;
 mod pods_cgroup;
 mod poll;
@@ -18,6 +19,7 @@ pub mod v1;
 mod wire;
 
 pub use client::CriClient;
+pub use counters::{Counters, DeviceIo, Packets};
 pub use network::{NetworkError, PodNetwork, PodNetworkRequest, PortMapping, Protocol};
 pub use pods_cgroup::{PodsCgroup, PodsLimits, PodsMemory};
 pub use server::CriServer;

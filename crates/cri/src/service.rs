@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+use crate::counters::Counters;
 use crate::v1::{
     AuthConfig, Container, ContainerConfig, ContainerEventResponse, ContainerFilter, ContainerStats,
     ContainerStatus, ExecSyncResponse, FilesystemUsage, Image, ImageSpec, LinuxResources, PodSandbox,
@@ -73,6 +74,11 @@ pub trait RuntimeService: Send + Sync + 'static {
     async fn update_runtime_config(&self, pod_cidr: &str) -> Result<(), CriError> {
         let _ = pod_cidr;
         Ok(())
+    }
+    /// What else the kernel counts of a container that runs; `None` where the runtime does not tell.
+    async fn counters(&self, id: &str) -> Result<Option<Counters>, CriError> {
+        let _ = id;
+        Ok(None)
     }
     /// Container and sandbox events from now on; dropped events are made up for by listing.
     async fn container_events(&self) -> Result<mpsc::Receiver<ContainerEventResponse>, CriError>;

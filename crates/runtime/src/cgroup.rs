@@ -1,6 +1,8 @@
 //! cgroups of pods, containers and shims in every hierarchy of the machine: pure v2, v1, and v1 beside a v2
 //! hierarchy without controllers (hybrid), where the latter serves to kill a container at once.
 
+mod counters;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -169,7 +171,20 @@ impl Hierarchies {
                 )));
             }
             let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+            // The limit of memory and swap is at no time below that of memory.
+            let with_swap = || match r.memory_swap_limit_in_bytes {
+                limit if limit > 0 && !v2 => set("memory", "memory.memsw.limit_in_bytes", limit.to_string()),
+                _ => Ok(()),
+            };
+            let now = self.memory_limit(path);
+            let grows = now > 0 && now < r.memory_limit_in_bytes.unsigned_abs();
+            if grows {
+                with_swap()?;
+            }
             set("memory", file, r.memory_limit_in_bytes.to_string())?;
+            if !grows {
+                with_swap()?;
+            }
         }
         for (file, list) in [("cpuset.cpus", &r.cpuset_cpus), ("cpuset.mems", &r.cpuset_mems)] {
             if !list.is_empty() {
@@ -400,6 +415,32 @@ mod tests {
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
         // What runc gives for 100m, 250m and four CPUs.
         assert_eq!((weight(102), weight(256), weight(4096)), (17, 35, 303));
+    }
+
+    /// Needs cgroup v1 with limits of swap, and does nothing elsewhere.
+    #[test]
+    fn limits_of_memory_and_of_swap_are_raised_and_lowered_together() {
+        let all = Hierarchies::detect();
+        let path = format!("coracle-test-{}", std::process::id());
+        let Some(dir) = all.v1_dir("memory", &path) else { return };
+        if fs::create_dir(&dir).is_err() || !dir.join("memory.memsw.limit_in_bytes").exists() {
+            let _ = fs::remove_dir(&dir);
+            return;
+        }
+        let limits = [64i64 << 20, 256 << 20, 32 << 20].map(|limit| {
+            let wanted = LinuxResources {
+                memory_limit_in_bytes: limit,
+                memory_swap_limit_in_bytes: limit,
+                ..LinuxResources::default()
+            };
+            let changed = all.change(&path, &wanted).map_err(|e| e.to_string());
+            let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default().trim().to_owned();
+            (changed, read("memory.limit_in_bytes"), read("memory.memsw.limit_in_bytes"), limit.to_string())
+        });
+        fs::remove_dir(&dir).expect("removed");
+        for (changed, memory, both, wanted) in limits {
+            assert_eq!((changed, &memory, &both), (Ok(()), &wanted, &wanted));
+        }
     }
 
     #[test]

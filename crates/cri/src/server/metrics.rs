@@ -1,8 +1,11 @@
 //! Metrics of containers and pods under cAdvisor's names: the same figures as the stats, one row each.
 
+mod kernel;
+
 use std::collections::HashMap;
 
 use super::{CriServer, Outcome};
+use crate::counters::Counters;
 use crate::v1::ContainerFilter;
 use crate::wire::{
     ContainerMetrics, ContainerStats, Metric, MetricDescriptor, NetworkInterfaceUsage, PodSandboxMetrics,
@@ -91,6 +94,7 @@ pub(super) fn descriptors() -> Vec<MetricDescriptor> {
     let mut all =
         [containers.to_vec(), networks.to_vec(), vec![one(PROCESSES.0, PROCESSES.1, None)]].concat();
     all.dedup_by(|a, b| a.name == b.name);
+    all.extend(kernel::descriptors());
     all
 }
 
@@ -104,8 +108,12 @@ fn metric(name: &str, kind: i32, labels: &[&str], figure: u64) -> Metric {
     }
 }
 
-/// The metrics of a pod and of its containers; `images` are names of images by container.
-fn of_pod(stats: &PodSandboxStats, images: &HashMap<String, String>) -> PodSandboxMetrics {
+/// The metrics of a pod and of its containers; `images` are names of images by container, as are `counters`.
+fn of_pod(
+    stats: &PodSandboxStats,
+    images: &HashMap<String, String>,
+    counters: &HashMap<String, Counters>,
+) -> PodSandboxMetrics {
     let attributes = stats.attributes.clone().unwrap_or_default();
     let pod = attributes.metadata.unwrap_or_default();
     let linux = stats.linux.clone().unwrap_or_default();
@@ -115,6 +123,9 @@ fn of_pod(stats: &PodSandboxStats, images: &HashMap<String, String>) -> PodSandb
         let labels = [&own[..], &[interface.name.as_str()]].concat();
         let told = OF_NETWORKS.iter().filter_map(|(name, _, of)| Some((name, value(of(interface))?)));
         metrics.extend(told.map(|(name, figure)| metric(name, COUNTER, &labels, figure)));
+        let mut ids = linux.containers.iter().filter_map(|c| Some(&c.attributes.as_ref()?.id));
+        let packets = ids.find_map(|id| counters.get(id)?.network);
+        metrics.extend(packets.iter().flat_map(|packets| kernel::of_network(packets, &labels)));
     }
     let processes = linux.process.as_ref().and_then(|p| value(&p.process_count));
     metrics.extend(processes.map(|count| metric(PROCESSES.0, GAUGE, &own, count)));
@@ -128,7 +139,9 @@ fn of_pod(stats: &PodSandboxStats, images: &HashMap<String, String>) -> PodSandb
             let labels: Vec<&str> = labels.into_iter().chain(more.map(|(_, value)| value)).collect();
             Some(metric(name, *kind, &labels, of(s)?))
         });
-        ContainerMetrics { container_id: container.id.clone(), metrics: told.collect() }
+        let counted = counters.get(id).map(|counters| kernel::of_container(counters, &labels));
+        let metrics = told.chain(counted.into_iter().flatten()).collect();
+        ContainerMetrics { container_id: container.id.clone(), metrics }
     };
     PodSandboxMetrics {
         pod_sandbox_id: attributes.id.clone(),
@@ -141,9 +154,16 @@ impl CriServer {
     /// The metrics of all pods that run.
     pub(super) async fn metrics(&self) -> Outcome<Vec<PodSandboxMetrics>> {
         let containers = self.runtime.list_containers(ContainerFilter::default()).await?;
+        let mut counters = HashMap::new();
+        for container in &containers {
+            // One that has just ended has none.
+            if let Ok(Some(counted)) = self.runtime.counters(&container.id).await {
+                counters.insert(container.id.clone(), counted);
+            }
+        }
         let images = containers.into_iter().map(|c| (c.id, c.image.image)).collect();
         let all = self.figures_of_sandboxes(None).await?;
-        Ok(all.iter().map(|stats| of_pod(stats, &images)).collect())
+        Ok(all.iter().map(|stats| of_pod(stats, &images, &counters)).collect())
     }
 }
 
@@ -151,6 +171,7 @@ impl CriServer {
 mod tests {
     use super::*;
     use crate::convert::{container_stats, sandbox_stats};
+    use crate::counters::{DeviceIo, Packets};
     use crate::v1;
 
     #[test]
@@ -165,7 +186,15 @@ mod tests {
             v1::PodSandboxMetadata { name: "p".into(), namespace: "n".into(), ..Default::default() };
         let of = v1::PodSandbox { id: "s1".into(), metadata, ..Default::default() };
         let images = HashMap::from([("c1".to_owned(), "image:1".to_owned())]);
-        let got = of_pod(&sandbox_stats(&pod, of, containers, 9_000_000_000), &images);
+        let device = DeviceIo { major: 8, read_bytes: 4096, ..DeviceIo::default() };
+        let counted = Counters {
+            memory_cache: 11,
+            network: Some(Packets { received: 6, ..Packets::default() }),
+            devices: vec![device],
+            ..Counters::default()
+        };
+        let counted = HashMap::from([("c1".to_owned(), counted)]);
+        let got = of_pod(&sandbox_stats(&pod, of, containers, 9_000_000_000), &images, &counted);
         let descriptors = descriptors();
         let keys = |m: &Metric| {
             let found = descriptors.iter().find(|d| d.name == m.name);
@@ -179,6 +208,12 @@ mod tests {
         let cpu = figure(&container.metrics, "container_cpu_usage_seconds_total");
         assert_eq!((cpu.metric_type, cpu.value), (COUNTER, Some(UInt64Value { value: 7 })));
         assert_eq!(cpu.label_values, ["", "c1", "image:1", "c1", "n", "p"]);
+        let value = |list: &[Metric], name: &str| figure(list, name).value.map(|v| v.value);
+        assert_eq!(value(&container.metrics, "container_memory_cache"), Some(11));
+        assert_eq!(value(&container.metrics, "container_fs_reads_bytes_total"), Some(4096));
+        assert_eq!(value(&got.metrics, "container_network_receive_packets_total"), Some(6));
+        let read = figure(&container.metrics, "container_blkio_device_usage_total");
+        assert_eq!(read.label_values[6..], ["", "8", "0", "Read"]);
         let received = figure(&got.metrics, "container_network_receive_bytes_total");
         assert_eq!(received.label_values.last().map(String::as_str), Some("eth0"));
         assert_eq!(

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_cri::CriError;
 use coracle_cri::v1::{ContainerState, ContainerStats, FilesystemUsage, PodSandboxStats, Usage};
+use coracle_cri::{Counters, CriError, Packets};
 
 use super::{ContainerEntry, Runtime, blocking};
 use crate::snapshot::Snapshot;
@@ -36,13 +36,26 @@ fn size_of(path: &Path) -> (u64, u64) {
 
 /// Received and sent bytes and errors of the first interface that is not the loopback.
 fn network(text: &str) -> Option<[u64; 4]> {
+    first_interface(text, [0, 2, 8, 10])
+}
+
+/// Packets of that interface.
+fn packets(text: &str) -> Option<Packets> {
+    let [received, receive_dropped, sent, send_dropped] = first_interface(text, [1, 3, 9, 11])?;
+    Some(Packets { received, receive_dropped, sent, send_dropped })
+}
+
+/// Columns of the first interface that is not the loopback.
+fn first_interface(text: &str, columns: [usize; 4]) -> Option<[u64; 4]> {
     text.lines().find_map(|line| {
         let (name, numbers) = line.split_once(':')?;
         if name.trim() == "lo" {
             return None;
         }
         let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        Some([*numbers.first()?, *numbers.get(2)?, *numbers.get(8)?, *numbers.get(10)?])
+        // A line without them all is the heading.
+        let found: Option<Vec<u64>> = columns.iter().map(|at| numbers.get(*at).copied()).collect();
+        found?.try_into().ok()
     })
 }
 
@@ -103,6 +116,36 @@ impl Runtime {
         })
     }
 
+    /// What else the kernel counts of a container, if it runs.
+    pub(super) fn counters_of(&self, id: &str) -> Result<Option<Counters>, CriError> {
+        let container = self.container(id)?;
+        let (pid, started_at) = {
+            let now = container.now.lock();
+            if now.state != ContainerState::Running {
+                return Ok(None);
+            }
+            (now.pid, now.started_at)
+        };
+        let sandbox = self.sandbox(&container.record.sandbox_id)?;
+        let own = !sandbox.config.namespaces.host_network;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok().filter(|_| own);
+        let disk = rustix::fs::statvfs(&self.config.root).ok();
+        let set = container.resources();
+        let amount = |value: i64| u64::try_from(value).unwrap_or(0);
+        Ok(Some(Counters {
+            cpu_period: amount(set.cpu_period),
+            cpu_shares: amount(set.cpu_shares),
+            memory_limit: amount(set.memory_limit_in_bytes),
+            memory_swap_limit: amount(set.memory_swap_limit_in_bytes),
+            disk_size: disk.as_ref().map_or(0, |d| d.f_blocks.saturating_mul(d.f_frsize)),
+            disk_inodes: disk.as_ref().map_or(0, |d| d.f_files),
+            disk_inodes_free: disk.as_ref().map_or(0, |d| d.f_ffree),
+            started_at: amount(started_at),
+            network: text.and_then(|text| packets(&text)),
+            ..self.hierarchies.counters(&container.record.launch.cgroup)
+        }))
+    }
+
     /// The image store's share of its file system, as the sizes of the images add up.
     pub(super) fn image_usage(&self) -> FilesystemUsage {
         let images = self.images.list();
@@ -132,5 +175,7 @@ mod tests {
         let text = "Inter-| Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n\
                     \x20 eth0: 10 2 3 0 0 0 0 0 40 5 6 0 0 0 0 0\n";
         assert_eq!(network(text), Some([10, 3, 40, 6]));
+        let want = Packets { received: 2, receive_dropped: 0, sent: 5, send_dropped: 0 };
+        assert_eq!(packets(text), Some(want));
     }
 }

@@ -9,7 +9,7 @@ use coracle_cri::v1::{
     LinuxResources, Map, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStats, PodSandboxStatus,
     RuntimeHandler, RuntimeStatus, VersionResponse,
 };
-use coracle_cri::{CriError, ExecRequest, ExecSession, ImageService, RuntimeService, Streaming};
+use coracle_cri::{Counters, CriError, ExecRequest, ExecSession, ImageService, RuntimeService, Streaming};
 use tokio::sync::mpsc;
 
 use super::shim_client::{ask, unexpected};
@@ -211,6 +211,9 @@ impl RuntimeService for Runtime {
     }
     async fn pod_sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, CriError> {
         self.figures_of_sandbox(id)
+    }
+    async fn counters(&self, id: &str) -> Result<Option<Counters>, CriError> {
+        self.counters_of(id)
     }
     async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<(), CriError> {
         self.change_container(id, resources).await
