@@ -153,7 +153,7 @@ enum Command {
         #[command(flatten)]
         args: LinksArgs,
     },
-    /// The ceiling of this machine: hyper and rustls alone under the same load. Start it beside `get` and `watch-fanout`.
+    /// The ceiling of this machine: hyper and rustls alone under the same load. Beside `get` and `watch-fanout`.
     Bare {
         #[command(flatten)]
         load: LoadArgs,

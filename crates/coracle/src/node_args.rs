@@ -30,8 +30,8 @@ pub struct NodeArgs {
     /// The kubelet's configuration: a KubeletConfiguration file, as upstream's `--config` takes it.
     #[arg(long, env = "CORACLE_KUBELET_CONFIG")]
     pub kubelet_config: Option<PathBuf>,
-    /// Directory of files (`*.conf`, in lexical order, also those of directories below) that change parts of the kubelet's
-    /// configuration, as upstream's `--config-dir` takes them.
+    /// Directory of files (`*.conf`, in lexical order, also those of directories below) that change parts of the
+    /// kubelet's configuration, as upstream's `--config-dir` takes them.
     #[arg(long, env = "CORACLE_KUBELET_CONFIG_DIR")]
     pub kubelet_config_dir: Option<PathBuf>,
     /// Programs that know the credentials of images: a CredentialProviderConfig file.

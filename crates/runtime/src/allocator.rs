@@ -104,8 +104,8 @@ thread_local! {
     static EMPTIED: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Empties this thread's cache of free memory, once for each time that memory is given back. To be called by threads that
-/// are about to wait: nobody else can empty it, and what is in it keeps the pages around it.
+/// Empties this thread's cache of free memory, once for each time that memory is given back. To be called by threads
+/// that are about to wait: nobody else can empty it, and what is in it keeps the pages around it.
 pub(crate) fn empty_cache() {
     let now = GIVEN_BACK.load(Ordering::Relaxed);
     if CHOICE.load(Ordering::Relaxed) == LARGE && EMPTIED.replace(now) != now {

@@ -1,5 +1,5 @@
-//! Clock (injected everywhere), back-off, ids, supervised tasks, threads that wait, changes of files, packed texts, TLS to
-//! anyone; nothing of Kubernetes.
+//! Clock (injected everywhere), back-off, ids, supervised tasks, threads that wait, changes of files, packed texts, TLS
+//! to anyone; nothing of Kubernetes.
 
 mod any_certificate;
 mod backoff;

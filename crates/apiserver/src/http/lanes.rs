@@ -1,8 +1,8 @@
 //! Lanes: a thread for each processor with a runtime of its own, which keeps the connections it was given.
 //!
 //! TLS, framing and the reading of one object take microseconds. Where any thread may go on with any connection, waking
-//! another thread costs as much again; so these stay on their lane. Whatever may take longer, or wait for something that
-//! is computed, goes to the runtime that all share: a lane never keeps its other connections waiting.
+//! another thread costs as much again; so these stay on their lane. Whatever may take longer, or wait for something
+//! that is computed, goes to the runtime that all share: a lane never keeps its other connections waiting.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

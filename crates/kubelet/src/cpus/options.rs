@@ -1,5 +1,5 @@
-//! What the static policy is told beside its name: `cpuManagerPolicyOptions`, which of them may stand together, and which
-//! this machine can follow.
+//! What the static policy is told beside its name: `cpuManagerPolicyOptions`, which of them may stand together, and
+//! which this machine can follow.
 
 use std::collections::BTreeMap;
 

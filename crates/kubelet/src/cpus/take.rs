@@ -82,8 +82,8 @@ impl Taking<'_> {
         order.iter().map(|cpu| level.of(cpu)).filter(|group| known.insert(*group)).collect()
     }
 
-    /// Caches with free processors: those of the memory node with the fewest free ones first, and of these the ones with
-    /// the fewest.
+    /// Caches with free processors: those of the memory node with the fewest free ones first, and of these the ones
+    /// with the fewest.
     fn cache_groups(&self) -> Vec<u32> {
         let size = |cache: u32| self.machine.group(Level::Cache, cache).and(&self.free).len();
         let mut found = Vec::new();

@@ -1,5 +1,5 @@
-//! The file `kubelet_internal_checkpoint`: who has which devices, in upstream's layout and with its checksum, so that either
-//! kubelet goes on with what the other gave.
+//! The file `kubelet_internal_checkpoint`: who has which devices, in upstream's layout and with its checksum, so that
+//! either kubelet goes on with what the other gave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -88,7 +88,7 @@ impl Entry {
     }
 }
 
-/// What an earlier kubelet wrote down. A file that cannot be used is as good as none, as upstream: that is said in the log.
+/// What an earlier kubelet wrote down. A file that cannot be used is as good as none, as upstream; the log says so.
 pub fn load(path: &Path) -> Book {
     let text = match std::fs::read(path) {
         Ok(text) => text,
