@@ -96,7 +96,7 @@ impl DeclType {
         let empty = Map::new();
         let of = schema.as_object().unwrap_or(&empty);
         if flag(of, "x-kubernetes-int-or-string") {
-            let max = max_length(of).map_or(MAX_REQUEST - 2, |max| max * 4);
+            let max = max_length(of).map_or(MAX_REQUEST - 2, |max| max.saturating_mul(4));
             return Some(Self::sized(Type::Dyn, max, 1));
         }
         match text(of, "type") {
@@ -159,7 +159,7 @@ impl DeclType {
                 };
                 let words = of.get("enum").and_then(Json::as_array).filter(|values| !values.is_empty());
                 let max = match (max_length(of), words) {
-                    (Some(max), _) => max * 4,
+                    (Some(max), _) => max.saturating_mul(4),
                     (None, Some(values)) => longest(values),
                     (None, None) => any,
                 };
@@ -251,4 +251,22 @@ fn bound(schema: &Map<String, Json>, name: &str) -> Option<i64> {
 
 fn max_length(schema: &Map<String, Json>) -> Option<i64> {
     bound(schema, "maxLength")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_length_beyond_all_requests_does_not_overflow() {
+        for schema in [
+            json!({"type": "string", "maxLength": i64::MAX}),
+            json!({"x-kubernetes-int-or-string": true, "maxLength": i64::MAX / 2}),
+        ] {
+            let declared = DeclType::from_schema(&schema, false).expect("a type");
+            assert_eq!(declared.max, i64::MAX, "{schema}");
+        }
+    }
 }

@@ -79,7 +79,6 @@ fn run() -> Result<(), Failure> {
         .thread_stack_size(4 << 20)
         // Look for new requests after every few turns, not only after 61: a turn may encode a part of a long list.
         .event_interval(7)
-        .on_thread_park(coracle_stdx::idle::begins)
         .build()
         .map_err(|e| Failure::new(format!("cannot start: {e}"), ""))?;
     let result = runtime.block_on(async {

@@ -2,10 +2,9 @@
 //! (ADR 21).
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use tikv_jemallocator::Jemalloc;
@@ -21,8 +20,10 @@ const LARGE: u8 = 2;
 static CHOICE: AtomicU8 = AtomicU8::new(UNDECIDED);
 
 /// Two arenas, as many as there are usually cores to fill them; what is free goes back after a second; no huge pages,
-/// of which a little use costs two megabytes.
-const OPTIONS: &CStr = c"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never,metadata_thp:disabled";
+/// of which a little use costs two megabytes. Threads cache few objects, and only small ones: what they cache is used
+/// again before the gaps in pages that are in use anyway.
+const OPTIONS: &CStr = c"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never,metadata_thp:disabled,\
+    tcache_nslots_small_min:4,tcache_nslots_small_max:16,tcache_max:2048";
 
 // SAFETY: jemalloc reads a C string from this name, if it is there; the string lives for ever.
 #[unsafe(export_name = "_rjem_malloc_conf")]
@@ -96,29 +97,8 @@ pub(crate) fn tend() {
     }
 }
 
-/// How often free memory was given back.
-static GIVEN_BACK: AtomicU32 = AtomicU32::new(0);
-
-thread_local! {
-    /// Up to which time this thread has emptied its cache.
-    static EMPTIED: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Empties this thread's cache of free memory, once for each time that memory is given back. To be called by threads
-/// that are about to wait: nobody else can empty it, and what is in it keeps the pages around it.
-pub(crate) fn empty_cache() {
-    let now = GIVEN_BACK.load(Ordering::Relaxed);
-    if CHOICE.load(Ordering::Relaxed) == LARGE && EMPTIED.replace(now) != now {
-        // SAFETY: takes no value and gives none.
-        unsafe {
-            tikv_jemalloc_sys::mallctl(c"thread.tcache.flush".as_ptr(), null_mut(), null_mut(), null_mut(), 0)
-        };
-    }
-}
-
-/// Gives all free memory back to the kernel; what threads have in their caches follows when they wait.
+/// Gives all free memory back to the kernel.
 pub(crate) fn give_back() {
-    GIVEN_BACK.fetch_add(1, Ordering::Relaxed);
     if CHOICE.load(Ordering::Relaxed) == LARGE {
         // SAFETY: takes no value and gives none. 4096 stands for all arenas.
         unsafe {

@@ -86,7 +86,6 @@ impl Tender {
 /// Works until it is dropped.
 pub async fn give_back_when_quiet() {
     allocator::tend();
-    coracle_stdx::idle::before(allocator::empty_cache);
     let mut tender = Tender::default();
     loop {
         tokio::time::sleep(LOOK).await;

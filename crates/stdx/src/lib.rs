@@ -1,12 +1,11 @@
-//! Clock (injected everywhere), back-off, ids, supervised tasks, threads that wait, changes of files, packed texts, TLS
-//! to anyone; nothing of Kubernetes.
+//! Clock (injected everywhere), back-off, ids, supervised tasks, changes of files, packed texts, TLS to anyone; nothing
+//! of Kubernetes.
 
 mod any_certificate;
 mod backoff;
 mod clock;
 pub mod files;
 mod id;
-pub mod idle;
 pub mod pack;
 mod task;
 

@@ -59,8 +59,7 @@ impl Lanes {
 
 impl Lane {
     fn start(number: usize) -> std::io::Result<Self> {
-        let runtime =
-            Builder::new_current_thread().enable_all().on_thread_park(coracle_stdx::idle::begins).build()?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (ends, ended) = oneshot::channel();
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {

@@ -31,7 +31,6 @@ pub(super) fn run(shared: &Shared, requests: &Receiver<Request>) {
 }
 
 fn next_group(requests: &Receiver<Request>) -> Option<Vec<Request>> {
-    coracle_stdx::idle::begins();
     let first = requests.recv().ok()?;
     // With idle processors this returns at once. With none, those who are about to write come first: fewer flushes,
     // each of which costs as much as the handling of a write.
