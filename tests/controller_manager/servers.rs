@@ -1,9 +1,9 @@
 //! An API server and a controller manager, each ours or upstream's.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 
-use coracle_testkit::{Machine, Output, coracle, kubectl, retry, run};
+use coracle_testkit::{Background, Machine, Output, coracle, kubectl, retry, run};
 use serde_json::Value;
 
 const PORT: u16 = 7443;
@@ -24,37 +24,6 @@ impl Upstream {
             apiserver: named("KUBE_APISERVER")?,
             manager: named("KUBE_CONTROLLER_MANAGER")?,
         })
-    }
-}
-
-/// A program that ends with the value.
-struct Background {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Background {
-    fn start(machine: &Machine, name: &str, command: &mut Command) -> Self {
-        let log = machine.dir().join(format!("{name}.log"));
-        let out = std::fs::File::create(&log).expect("a log");
-        let err = out.try_clone().expect("a log");
-        Self { child: command.stdout(out).stderr(err).spawn().expect("a process"), log }
-    }
-
-    fn end_of_log(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("{}:\n{}", self.log.display(), self.end_of_log());
-        }
     }
 }
 
@@ -109,7 +78,7 @@ impl ControlPlane {
             std::os::unix::fs::symlink(coracle(), &link).expect("a link");
         }
         let mut command = self.machine.lasting(&link);
-        let program = Background::start(&self.machine, name, command.args(flags));
+        let program = self.machine.background(name, command.args(flags));
         self.programs.push(program);
     }
 
@@ -139,7 +108,7 @@ impl ControlPlane {
         command.args(["--leader-elect=false", "--use-service-account-credentials=true"]);
         command.arg("--kubeconfig").arg(in_dir("kubeconfig"));
         command.arg("--service-account-private-key-file").arg(in_dir("sa.key"));
-        self.manager = Some(Background::start(&self.machine, "manager", &mut command));
+        self.manager = Some(self.machine.background("manager", &mut command));
     }
 
     pub fn run(&self, args: &[&str]) -> Output {
@@ -169,7 +138,7 @@ fn our_server(machine: &Machine) -> Background {
     command.args(["apiserver", "--secure-port", &PORT.to_string()]);
     command.arg("--data-dir").arg(machine.data("server"));
     flags(&mut command, machine.dir());
-    Background::start(machine, "apiserver", &mut command)
+    machine.background("apiserver", &mut command)
 }
 
 fn upstream_server(machine: &Machine, upstream: &Upstream) -> Vec<Background> {
@@ -196,8 +165,8 @@ fn upstream_server(machine: &Machine, upstream: &Upstream) -> Vec<Background> {
     server.arg("--service-account-key-file").arg(machine.dir().join("sa.pub"));
     flags(&mut server, machine.dir());
     // Stopped first, so that it does not complain of a lost store.
-    let etcd = Background::start(machine, "etcd", &mut etcd);
-    vec![Background::start(machine, "kube-apiserver", &mut server), etcd]
+    let etcd = machine.background("etcd", &mut etcd);
+    vec![machine.background("kube-apiserver", &mut server), etcd]
 }
 
 fn flags(command: &mut Command, dir: &Path) {

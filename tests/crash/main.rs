@@ -7,16 +7,14 @@ mod watcher;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use coracle_testkit::{Https, Machine, coracle, retry};
+use coracle_testkit::{Background, Https, Machine, coracle, retry};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -55,28 +53,10 @@ fn number(object: &Value) -> Option<u64> {
     object.pointer("/data/n")?.as_str()?.parse().ok()
 }
 
-/// The server's process, killed with the value.
-struct Server(Child);
-
-impl Server {
-    fn kill(&mut self) {
-        self.0.kill().expect("killed");
-        self.0.wait().expect("ended");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// What the test starts again and again.
 struct Place {
     machine: Machine,
     tokens: PathBuf,
-    log: PathBuf,
     address: SocketAddr,
 }
 
@@ -84,17 +64,14 @@ impl Place {
     fn new() -> Self {
         let machine = Machine::new("crash");
         let tokens = machine.file("tokens.csv", "admintoken,admin,admin,\"system:masters\"\n");
-        let log = machine.dir().join("log");
-        Self { machine, tokens, log, address: "127.0.0.1:7001".parse().expect("an address") }
+        Self { machine, tokens, address: "127.0.0.1:7001".parse().expect("an address") }
     }
 
-    fn spawn(&self) -> Server {
+    fn spawn(&self) -> Background {
         let mut command = self.machine.lasting(&coracle());
         command.args(["apiserver", "--secure-port", &self.address.port().to_string(), "--data-dir"]);
         command.arg(self.machine.data("d")).arg("--token-auth-file").arg(&self.tokens);
-        let log = File::options().create(true).append(true).open(&self.log).expect("a log");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Server(command.spawn().expect("a process"))
+        self.machine.background("server", &mut command)
     }
 
     fn connect(&self) -> std::io::Result<Https> {
@@ -108,16 +85,6 @@ impl Place {
             let ready = client.request("GET", "/readyz", "", &[]).map_err(|e| e.to_string())?;
             (ready.code == 200).then_some(client).ok_or_else(|| ready.code.to_string())
         })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(40).collect();
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
-        }
     }
 }
 
@@ -208,7 +175,7 @@ impl Crowd {
     }
 
     /// All crashes, and what is there in the end. The server that runs last is yielded, as watchers are at it.
-    fn go_through(&mut self, place: &Place, crashes: u64, random: &mut StdRng) -> Server {
+    fn go_through(&mut self, place: &Place, crashes: u64, random: &mut StdRng) -> Background {
         for crash in 0..crashes {
             if crash % 5 == 4 {
                 // Killed while it starts.
@@ -226,7 +193,7 @@ impl Crowd {
     }
 
     /// Writes until the server is gone.
-    fn write(&mut self, place: &Place, server: &mut Server, moment: Duration) {
+    fn write(&mut self, place: &Place, server: &mut Background, moment: Duration) {
         let Self { history, writers, counter, .. } = self;
         let (history, counter) = (&**history, &*counter);
         thread::scope(|scope| {

@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 
-use coracle_testkit::{Https, Machine, coracle, retry, run};
+use coracle_testkit::{Background, Https, Machine, coracle, retry, run};
 use flate2::read::GzDecoder;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -15,15 +14,6 @@ use sha2::{Digest as _, Sha256};
 const PART: u8 = 4;
 const PORT: u16 = 7001;
 const KNOWN: &str = include_str!("known.txt");
-
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The cases that are known to differ, by their id, and why.
 fn known() -> BTreeMap<&'static str, &'static str> {
@@ -58,12 +48,12 @@ fn part(golden: &Path, machine: &Machine) -> (PathBuf, usize) {
     (machine.file("part.jsonl", &(lines.join("\n") + "\n")), lines.len())
 }
 
-fn start(machine: &Machine) -> Server {
+fn start(machine: &Machine) -> Background {
     let tokens = machine.file("tokens.csv", "admintoken,admin,admin,\"system:masters\"\n");
     let mut command = machine.lasting(&coracle());
     command.args(["apiserver", "--secure-port", &PORT.to_string(), "--data-dir"]).arg(machine.data("d"));
-    command.arg("--token-auth-file").arg(tokens).stdout(Stdio::null()).stderr(Stdio::null());
-    let server = Server(command.spawn().expect("a process"));
+    command.arg("--token-auth-file").arg(tokens);
+    let server = machine.background("server", &mut command);
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], PORT));
     retry("the server is ready", 60, || {
         let limit = std::time::Duration::from_secs(30);

@@ -2,24 +2,15 @@
 //! used leaves in force what was, and metrics tell of both.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use coracle_testkit::{Machine, Output, coracle, kubectl, retry, run};
+use coracle_testkit::{Background, Machine, Output, coracle, kubectl, retry, run};
 
 const PORT: u16 = 7001;
 /// Another server, which is the provider of tokens.
 const PROVIDER: u16 = 7002;
 
 /// Ends a process with the value.
-struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 struct Place {
     machine: Machine,
     tokens: PathBuf,
@@ -41,8 +32,7 @@ impl Place {
         for (flag, value) in flags {
             command.arg(flag).arg(value);
         }
-        let server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
-        let server = Background(server);
+        let server = self.machine.background(&format!("server-{port}"), &mut command);
         retry("the API server is ready", 60, || {
             let ready = self.kubectl(port, "admintoken", &["get", "--raw", "/readyz"]);
             (ready.status == 0).then_some(()).ok_or(ready.stderr)

@@ -1,39 +1,27 @@
 //! Three `coracle apiserver` processes on one etcd behave as one, for the real kubectl.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::thread::scope;
 
-use coracle_testkit::{Machine, Output, coracle, kubectl, retry, run, tool};
+use coracle_testkit::{Background, Machine, Output, coracle, kubectl, retry, run, tool};
 use serde_json::{Value, json};
 
 const PORTS: [u16; 3] = [7001, 7002, 7003];
 const ETCD: &str = "http://127.0.0.1:2379";
 
-/// Ends a process with the value.
-struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(command: &mut Command) -> Background {
-    Background(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process"))
-}
-
 /// Starts an etcd on a machine, and waits until it answers.
 fn start_etcd(machine: &Machine) -> Background {
     let etcd_dir = machine.dir().join("etcd");
     let mut etcd = machine.lasting(&tool("etcd"));
-    let etcd = spawn(etcd.arg("--data-dir").arg(&etcd_dir).args([
-        "--listen-client-urls",
-        ETCD,
-        "--advertise-client-urls",
-        ETCD,
-    ]));
+    let etcd = machine.background(
+        "etcd",
+        etcd.arg("--data-dir").arg(&etcd_dir).args([
+            "--listen-client-urls",
+            ETCD,
+            "--advertise-client-urls",
+            ETCD,
+        ]),
+    );
     retry("etcd answers", 30, || {
         let health = machine.command(&coracle()).args(["demo", "get", &format!("{ETCD}/health")]).output();
         health.is_ok_and(|o| o.status.success()).then_some(()).ok_or_else(|| "no".into())
@@ -60,7 +48,7 @@ impl Servers {
             command.arg("--data-dir").arg(machine.data(&port.to_string()));
             command.arg("--token-auth-file").arg(&tokens);
             command.arg("--service-account-signing-key-file").arg(signing_key(&machine));
-            spawn(&mut command)
+            machine.background(&format!("server-{port}"), &mut command)
         });
         let this = Self { machine, _etcd: etcd, _servers: servers.into() };
         for server in 0..PORTS.len() {

@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_testkit::{Machine, Output, coracle, kubectl, retry, run};
+use coracle_testkit::{Background, Machine, Output, coracle, kubectl, retry, run};
 use serde_json::Value;
 
-use crate::{Background, ETCD, spawn, start_etcd};
+use crate::{ETCD, start_etcd};
 
 const PORT: &str = "7001";
 const WORD: &str = "correct-horse-battery-staple";
@@ -55,7 +55,7 @@ impl Place {
             .args(store);
         command.arg("--token-auth-file").arg(&self.tokens);
         command.arg("--encryption-provider-config").arg(self.machine.dir().join("keys.yaml"));
-        let server = spawn(&mut command);
+        let server = self.machine.background("server", &mut command);
         retry("the API server is ready", 60, || {
             let ready = self.kubectl(&["get", "--raw", "/readyz"]);
             (ready.status == 0).then_some(()).ok_or(ready.stderr)

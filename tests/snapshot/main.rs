@@ -2,10 +2,10 @@
 //! is written to, and a second server on what was restored of it. With the real kubectl.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coracle_testkit::{Machine, Output, coracle, kubectl, retry, run};
+use coracle_testkit::{Background, Machine, Output, coracle, kubectl, retry, run};
 use serde_json::Value;
 
 const WORD: &str = "correct-horse-battery-staple";
@@ -21,14 +21,7 @@ resources:
 struct Server<'a> {
     machine: &'a Machine,
     port: u16,
-    child: Child,
-}
-
-impl Drop for Server<'_> {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    _server: Background,
 }
 
 impl<'a> Server<'a> {
@@ -43,8 +36,8 @@ impl<'a> Server<'a> {
         ] {
             command.arg(flag).arg(machine.dir().join(file));
         }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
-        let this = Self { machine, port, child };
+        let server = machine.background(&format!("server-{port}"), &mut command);
+        let this = Self { machine, port, _server: server };
         retry("the API server is ready", 60, || {
             let ready = this.kubectl(&["get", "--raw", "/readyz"]);
             (ready.status == 0).then_some(()).ok_or(ready.stderr)

@@ -49,8 +49,10 @@ pub fn load_balancer_answers_on_the_node(story: &Story) {
         let answer = run(story.machine.command(&coracle()).args(["demo", "get", &url]));
         if answer.stdout.contains("you asked for /there") { Ok(()) } else { Err(answer.stderr) }
     });
-    let events = story.kubectl("get events --field-selector reason=SyncLoadBalancerFailed");
-    assert!(events.contains("port 8088/TCP is in use by Service default/"), "{events}");
+    retry("the other is told why it has none", 30, || {
+        let events = story.kubectl("get events --field-selector reason=SyncLoadBalancerFailed");
+        if events.contains("port 8088/TCP is in use by Service default/") { Ok(()) } else { Err(events) }
+    });
     story.kubectl("delete deploy/web svc/web svc/late");
 }
 

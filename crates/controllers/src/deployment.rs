@@ -27,6 +27,7 @@ use crate::runtime::{
     is_namespace_terminating, name_of, uid_of,
 };
 use decide::{Happening, Write};
+pub use util::is_current;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor { name: "deployment-controller", workers: 5 };
 

@@ -64,6 +64,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use certificates::CertificateSigner;
+pub use deployment::is_current;
 use node_ipam::NodeCidrs;
 pub use node_lifecycle::EvictionRates;
 pub use podautoscaler::AutoscalerSettings;

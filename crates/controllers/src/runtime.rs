@@ -246,6 +246,11 @@ impl Controller {
     }
 }
 
+/// Whether one more failure after so many in a row is worth a warning: the first, then the 2nd, 4th, 8th and so on.
+fn is_told(failures: u32) -> bool {
+    failures.saturating_add(1).is_power_of_two()
+}
+
 async fn work(
     name: &'static str,
     queue: Arc<WorkQueue<ObjectKey>>,
@@ -264,10 +269,11 @@ async fn work(
             }
             Ok(Err(status)) => {
                 counters.errors.fetch_add(1, Ordering::Relaxed);
-                match status.reason() {
-                    // The informer lags behind: quite normal.
-                    Reason::Conflict => debug!(controller = name, %key, %status, "retrying"),
-                    _ => warn!(controller = name, %key, %status, "reconciliation failed; retrying"),
+                // A conflict is the informer lagging behind: quite normal. What fails on and on is told less and less.
+                if status.reason() == Reason::Conflict || !is_told(queue.failures(&key)) {
+                    debug!(controller = name, %key, %status, "retrying");
+                } else {
+                    warn!(controller = name, %key, %status, "reconciliation failed; retrying");
                 }
                 queue.add_rate_limited(key.clone());
             }
@@ -334,6 +340,13 @@ mod tests {
                 _ => Ok(Action::AwaitChange),
             }
         }
+    }
+
+    #[test]
+    fn a_failure_that_stays_is_told_less_and_less() {
+        let told: Vec<u32> =
+            (0..40).filter(|failures| is_told(*failures)).map(|failures| failures + 1).collect();
+        assert_eq!(told, [1, 2, 4, 8, 16, 32]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_client::{Api, Client, ListOptions};
+use coracle_controllers::is_current;
 use coracle_meta::{Kind, Status, pod as podutil};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
@@ -218,7 +219,8 @@ impl Release<'_> {
         let d = self.api::<Deployment>().get(self.namespace, self.name).await?;
         let selector = d.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
         let sets: Vec<ReplicaSet> = self.owned(&uid(&d.metadata), &selector).await?;
-        let newest = sets.iter().max_by_key(|set| revision(&set.metadata));
+        // While one that stops everything first still stops, none is there; what fails of the one before is over.
+        let newest = sets.iter().find(|set| is_current(&d, set));
         let (progress, late) = progress::deployment(&d);
         let mut owners = vec![uid(&d.metadata)];
         let (mut pods, mut lacks_pods) = (Vec::new(), true);

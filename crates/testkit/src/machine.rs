@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::background::{Background, keep_failures, show_if_failed};
 use crate::program::{Output, coracle, kubectl, run};
 
 /// Seconds that any one command may take: a hang fails the test instead of stalling the run.
@@ -25,6 +26,7 @@ impl Machine {
     /// # Panics
     /// Without root or iproute2.
     pub fn new(name: &str) -> Self {
+        keep_failures();
         let netns = format!("ct-{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let ip = |args: &str| {
             run(Command::new("ip").args(args.split(' '))).ok();
@@ -102,6 +104,14 @@ impl Machine {
         command
     }
 
+    /// Starts a program (a command of [`Machine::lasting`]) beside the test, with `<name>.log` in the test's directory.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn background(&self, name: &str, command: &mut Command) -> Background {
+        Background::start(command, &self.dir.path().join(format!("{name}.log")))
+    }
+
     /// Writes a file into the test's directory.
     ///
     /// # Panics
@@ -119,14 +129,7 @@ impl Drop for Machine {
         for entry in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
             if entry.path().join("cluster.json").exists() {
                 let cluster = entry.file_name().to_string_lossy().into_owned();
-                if std::thread::panicking() {
-                    let log = std::fs::read_to_string(entry.path().join("coracle.log")).unwrap_or_default();
-                    let tail: Vec<&str> = log.lines().rev().take(60).collect();
-                    eprintln!("--- end of {cluster}/coracle.log");
-                    for line in tail.iter().rev() {
-                        eprintln!("{line}");
-                    }
-                }
+                show_if_failed(&entry.path().join("coracle.log"));
                 let _ = self.coracle(&cluster, &["down", "--purge"]);
             }
         }

@@ -41,6 +41,9 @@ pub(crate) fn first(text: &[u8]) -> Option<&str> {
 /// The text with such numbers in quotes; `None` when there are none.
 pub(super) fn quoted(text: &[u8]) -> Option<Vec<u8>> {
     let places = places(text);
+    if places.is_empty() {
+        return None;
+    }
     let mut out = Vec::with_capacity(text.len() + 2 * places.len());
     let mut done = 0;
     for (begin, end) in &places {
@@ -51,7 +54,7 @@ pub(super) fn quoted(text: &[u8]) -> Option<Vec<u8>> {
         done = *end;
     }
     out.extend_from_slice(&text[done..]);
-    (!places.is_empty()).then_some(out)
+    Some(out)
 }
 
 /// What Go says of one where anything may stand.

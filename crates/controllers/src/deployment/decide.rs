@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::status::{self, Progress as Judgement};
 use super::util::{
     DESIRED, HASH_LABEL, Numbers, REVISION, actual, annotate, annotate_revision, annotate_size, annotation,
-    available, condition, new_condition, number, remove_condition, same_template, set_condition, size,
+    available, condition, is_current, new_condition, number, remove_condition, set_condition, size,
     template_hash, with_label,
 };
 use super::{rollout, scale};
@@ -80,10 +80,7 @@ pub(super) fn progress(deployment: &Deployment, sets: &[ReplicaSet]) -> Progress
     if failed || paused || deployment.metadata.deletion_timestamp.is_some() {
         return Progress::Idle;
     }
-    let is_new = |set: &&ReplicaSet| {
-        let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
-        own.zip(spec).is_some_and(|(own, spec)| same_template(own, &spec.template))
-    };
+    let is_new = |set: &&ReplicaSet| is_current(deployment, set);
     let (new, old): (Vec<&ReplicaSet>, Vec<&ReplicaSet>) = sets.iter().partition(is_new);
     let any = |sets: &[&ReplicaSet]| sets.iter().any(|set| size(set) > 0 || actual(set) > 0);
     let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
@@ -146,12 +143,7 @@ impl<'a> Pass<'a> {
     ) -> Self {
         let age = |set: &ReplicaSet| (set.metadata.creation_timestamp.clone(), set.metadata.name.clone());
         sets.sort_by_key(age);
-        let template = deployment.spec.as_ref().map(|spec| &spec.template);
-        let current = |set: &ReplicaSet| {
-            let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
-            own.zip(template).is_some_and(|(a, b)| same_template(a, b))
-        };
-        let newest = sets.iter().position(current);
+        let newest = sets.iter().position(|set| is_current(deployment, set));
         let played = |set| Played {
             runs: actual(&set) > 0 || running_pods(&set),
             set,

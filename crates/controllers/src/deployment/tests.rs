@@ -107,6 +107,21 @@ fn a_new_deployment_gets_one_replica_set_of_its_size_and_completes() {
 }
 
 #[test]
+fn the_current_set_is_the_one_of_the_template_and_may_be_yet_to_come() {
+    let recreate = json!({ "strategy": { "type": "Recreate" } });
+    let (mut d, mut sets) = (deployment(3, "a", &recreate), Vec::new());
+    settle(&mut d, &mut sets);
+    assert_eq!(sets.iter().filter(|set| is_current(&d, set)).count(), 1);
+    d.spec = deployment(3, "b", &recreate).spec;
+    // The change is seen, and the old pods are told to go first.
+    play(&mut d, &mut sets);
+    assert_eq!(sets.iter().map(size).collect::<Vec<_>>(), [0]);
+    assert!(!is_current(&d, &sets[0]));
+    settle(&mut d, &mut sets);
+    assert_eq!(sets.iter().filter(|set| is_current(&d, set)).map(size).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
 fn a_rolling_update_stays_within_surge_and_unavailability() {
     let (mut d, mut sets) = (deployment(4, "a", &json!({})), Vec::new());
     settle(&mut d, &mut sets);

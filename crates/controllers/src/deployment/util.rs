@@ -153,6 +153,14 @@ pub(super) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     essence(a) == essence(b)
 }
 
+/// Whether a ReplicaSet is of the template that the Deployment has now. None may be: with the strategy `Recreate`
+/// it comes when all pods of the one before are gone.
+pub fn is_current(deployment: &Deployment, set: &ReplicaSet) -> bool {
+    let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+    let wanted = deployment.spec.as_ref().map(|spec| &spec.template);
+    own.zip(wanted).is_some_and(|(a, b)| same_template(a, b))
+}
+
 /// A short stable name for a template. `collisions` gives another one when the name is taken.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     safe_hash(&serde_json::to_vec(template).unwrap_or_default(), collisions)

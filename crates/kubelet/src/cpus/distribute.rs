@@ -161,14 +161,7 @@ mod tests {
     use super::super::topology::Cpu;
     use super::*;
 
-    const ACROSS: CpuOptions = CpuOptions {
-        whole_cores: false,
-        across_nodes: true,
-        by_socket: false,
-        across_cores: false,
-        strict_reservation: false,
-        by_cache: false,
-    };
+    const ACROSS: CpuOptions = CpuOptions { across_nodes: true, ..CpuOptions::NONE };
 
     /// Two nodes on each of two sockets, with eight processors each: four cores of two threads that are neighbours.
     fn machine() -> Topology {

@@ -40,6 +40,17 @@ pub struct CpuOptionGates {
 }
 
 impl CpuOptions {
+    /// None of them; a constant for tests, as a default value is none.
+    #[cfg(test)]
+    pub(super) const NONE: Self = Self {
+        whole_cores: false,
+        across_nodes: false,
+        by_socket: false,
+        across_cores: false,
+        strict_reservation: false,
+        by_cache: false,
+    };
+
     /// Reads upstream's form.
     ///
     /// # Errors

@@ -172,14 +172,7 @@ fn ordered(machine: &Topology, free: &CpuSet, levels: &[Level]) -> Vec<Cpu> {
 mod tests {
     use super::*;
 
-    const PACKED: CpuOptions = CpuOptions {
-        whole_cores: false,
-        across_nodes: false,
-        by_socket: false,
-        across_cores: false,
-        strict_reservation: false,
-        by_cache: false,
-    };
+    const PACKED: CpuOptions = CpuOptions::NONE;
 
     /// `sockets` with as many cores each, of two threads: cores are numbered through, second threads after them.
     fn machine(sockets: u32, cores: u32) -> Topology {

@@ -5,14 +5,7 @@ use serde_json::json;
 use super::topology::Cpu;
 use super::*;
 
-const OPTIONS: CpuOptions = CpuOptions {
-    whole_cores: false,
-    across_nodes: false,
-    by_socket: false,
-    across_cores: false,
-    strict_reservation: false,
-    by_cache: false,
-};
+const OPTIONS: CpuOptions = CpuOptions::NONE;
 const STATIC: CpuPolicy = CpuPolicy::Static(OPTIONS);
 /// What the topology manager does.
 const NEAR: TopologyPolicy = TopologyPolicy::None;
