@@ -41,6 +41,7 @@ fn summary(lab: &Lab) {
         let text = raw(lab, "/api/v1/nodes/n1/proxy/stats/summary");
         let all: Value = serde_json::from_str(&text).expect("JSON");
         assert!(all["node"]["memory"]["workingSetBytes"].as_u64().is_some_and(|n| n > 0), "{text}");
+        assert!(all["node"]["swap"]["swapAvailableBytes"].is_u64(), "{text}");
         let pods = all["pods"].as_array().cloned().unwrap_or_default();
         pods.into_iter().find(|p| p["podRef"]["name"] == "measured").unwrap_or_default()
     };
@@ -53,7 +54,18 @@ fn summary(lab: &Lab) {
             Err(pod.to_string())
         }
     });
+    let pod = find();
+    for one in [&pod, &pod["containers"][0]] {
+        assert!(one["swap"]["swapUsageBytes"].is_u64(), "{pod}");
+    }
     let metrics = raw(lab, "/api/v1/nodes/n1/proxy/metrics/resource");
+    assert!(
+        metrics.contains(
+            "container_swap_usage_bytes{container=\"main\",namespace=\"default\",pod=\"measured\"} "
+        )
+    );
+    assert!(metrics.contains("pod_swap_usage_bytes{namespace=\"default\",pod=\"measured\"} "), "{metrics}");
+    assert!(metrics.contains("\nnode_swap_usage_bytes "), "{metrics}");
     assert!(metrics.contains(
         "container_memory_working_set_bytes{container=\"main\",namespace=\"default\",pod=\"measured\"} "
     ));

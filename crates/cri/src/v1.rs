@@ -152,8 +152,10 @@ messages! {
     LinuxContainerUser { uid: i64, gid: i64, supplemental_groups: Vec<i64> }
     /// Result of a command.
     ExecSyncResponse { stdout: Vec<u8>, stderr: Vec<u8>, exit_code: i32 }
-    /// What processes use: CPU in nanoseconds since start, memory in bytes.
+    /// What processes use: CPU in nanoseconds since start, memory in bytes; what is available is `None`
+    /// without a limit.
     Usage { cpu_core_nano_seconds: u64, memory_working_set_bytes: u64, memory_usage_bytes: u64,
+        memory_available_bytes: Option<u64>, swap_bytes: u64, swap_available_bytes: Option<u64>,
         memory_rss_bytes: u64, memory_page_faults: u64, memory_major_page_faults: u64, process_count: u64 }
     /// Usage counters of a container. The writable layer's size is found by walking it and may be some time old.
     ContainerStats { id: String, usage: Usage, writable_layer_bytes: u64, writable_layer_inodes: u64 }

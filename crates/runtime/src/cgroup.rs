@@ -28,6 +28,11 @@ pub(crate) struct Usage {
     pub memory_usage: u64,
     pub memory_working_set: u64,
     pub memory_rss: u64,
+    /// What `memory_working_set` may be; `None`: no limit.
+    pub memory_limit: Option<u64>,
+    pub swap: u64,
+    /// What cAdvisor calls the limit of swap: on cgroup v1 that of memory and swap together. `None`: no limit.
+    pub swap_limit: Option<u64>,
     pub page_faults: u64,
     pub major_page_faults: u64,
     pub processes: u64,
@@ -287,12 +292,21 @@ impl Hierarchies {
     }
     /// Bytes of memory that the cgroup may have; 0: no limit.
     pub fn memory_limit(&self, path: &str) -> u64 {
+        self.memory_limits(path)[0].unwrap_or(0)
+    }
+    /// Bytes of memory and of swap that the cgroup may have, as [`Usage`] tells them.
+    fn memory_limits(&self, path: &str) -> [Option<u64>; 2] {
         let v2 = self.is_v2();
+        let files = if v2 {
+            ["memory.max", "memory.swap.max"]
+        } else {
+            ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        };
         let dir = if v2 { self.dirs(path).next() } else { self.v1_dir("memory", path) };
-        let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
-        let text = dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok()).unwrap_or_default();
-        // v1 says that there is none by a number larger than any machine.
-        text.trim().parse().ok().filter(|limit| *limit < 1 << 62).unwrap_or(0)
+        files.map(|file| {
+            let text = dir.as_ref().and_then(|dir| fs::read_to_string(dir.join(file)).ok());
+            limit(&text.unwrap_or_default())
+        })
     }
     /// Counters of a container.
     pub fn usage(&self, path: &str) -> Usage {
@@ -307,19 +321,25 @@ impl Hierarchies {
         let stat = read(dir("memory"), "memory.stat");
         let counter =
             |v2_name: &str, v1_name: &str| field(&stat, if v2 { v2_name } else { v1_name }).unwrap_or(0);
-        let (cpu, usage) = if v2 {
+        let (cpu, usage, swap) = if v2 {
             let cpu = field(&read(dir("cpu"), "cpu.stat"), "usage_usec").unwrap_or(0) * 1000;
-            (cpu, number(read(dir("memory"), "memory.current")))
+            let memory = |file| number(read(dir("memory"), file));
+            (cpu, memory("memory.current"), memory("memory.swap.current"))
         } else {
             let cpu = number(read(dir("cpuacct"), "cpuacct.usage"));
-            (cpu, number(read(dir("memory"), "memory.usage_in_bytes")))
+            let usage = number(read(dir("memory"), "memory.usage_in_bytes"));
+            (cpu, usage, field(&stat, "total_swap").unwrap_or(0))
         };
+        let [memory_limit, swap_limit] = self.memory_limits(path);
         let inactive = counter("inactive_file", "total_inactive_file");
         Usage {
             cpu_nanoseconds: cpu,
             memory_usage: usage,
             memory_working_set: usage.saturating_sub(inactive),
             memory_rss: counter("anon", "total_rss"),
+            memory_limit,
+            swap,
+            swap_limit,
             page_faults: counter("pgfault", "total_pgfault"),
             major_page_faults: counter("pgmajfault", "total_pgmajfault"),
             processes: number(read(dir("pids"), "pids.current")),
@@ -400,6 +420,12 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
+/// The limit that a file holds: `None` for none, which v1 says by a number larger than any machine; 0 without a file.
+fn limit(text: &str) -> Option<u64> {
+    let text = text.trim();
+    if text == "max" { None } else { Some(text.parse().unwrap_or(0)).filter(|limit| *limit <= 1 << 62) }
+}
+
 /// The number after `name` in a `name value` table.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|l| l.split_once(' ').filter(|(n, _)| *n == name)?.1.trim().parse().ok())
@@ -441,6 +467,31 @@ mod tests {
         for (changed, memory, both, wanted) in limits {
             assert_eq!((changed, &memory, &both), (Ok(()), &wanted, &wanted));
         }
+    }
+
+    #[test]
+    fn usage_tells_swap_as_either_version_of_cgroups_counts_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |file: &str, text: &str| {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        write("v1/c/memory.stat", "total_swap 4096\n");
+        write("v1/c/memory.limit_in_bytes", "8192\n");
+        write("v1/c/memory.memsw.limit_in_bytes", "9223372036854771712\n");
+        write("v2/c/memory.max", "max\n");
+        write("v2/c/memory.swap.max", "16384\n");
+        write("v2/c/memory.swap.current", "12288\n");
+        let v1 = Hierarchies { v2: None, v1: vec![("memory".into(), dir.path().join("v1"))] };
+        let v2 = Hierarchies { v2: Some(dir.path().join("v2")), v1: Vec::new() };
+        let swap = |all: Hierarchies, path: &str| {
+            let usage = all.usage(path);
+            (usage.memory_limit, usage.swap, usage.swap_limit)
+        };
+        assert_eq!(swap(v1, "c"), (Some(8192), 4096, None));
+        assert_eq!(swap(v2.clone(), "c"), (None, 12288, Some(16384)));
+        assert_eq!(swap(v2, "gone"), (Some(0), 0, Some(0)));
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct NodeFigures {
     pub memory_available: u64,
     /// Bytes of processes.
     pub memory_rss: u64,
+    /// Bytes of swap in use, and left.
+    pub swap: (u64, u64),
     /// Capacity, free and used bytes of the data directory's file system; inodes likewise.
     pub disk: Disk,
     /// Processes and threads there are, and there may be.
@@ -138,6 +140,7 @@ pub fn node(cx: &Context, rates: &Rates) -> NodeFigures {
     let total = memory(&info, "MemTotal");
     let usage = total.saturating_sub(memory(&info, "MemFree"));
     let working = usage.saturating_sub(memory(&info, "Inactive(file)"));
+    let swap_free = memory(&info, "SwapFree");
     let load = read("/proc/loadavg");
     let there = load.split_whitespace().nth(3).and_then(|f| f.split_once('/')?.1.parse().ok());
     NodeFigures {
@@ -147,6 +150,7 @@ pub fn node(cx: &Context, rates: &Rates) -> NodeFigures {
         memory_usage: usage,
         memory_available: total.saturating_sub(working),
         memory_rss: memory(&info, "AnonPages"),
+        swap: (memory(&info, "SwapTotal").saturating_sub(swap_free), swap_free),
         disk: Disk::of(&cx.config.root),
         processes: (there.unwrap_or(0), read("/proc/sys/kernel/pid_max").trim().parse().unwrap_or(0)),
     }

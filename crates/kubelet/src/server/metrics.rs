@@ -31,68 +31,117 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-/// CPU and memory of containers, pods and the node.
+/// A figure of containers or pods, which not all of them need to have.
+type Figure<T> = (&'static str, &'static str, &'static str, fn(&T) -> Option<f64>);
+
+const CONTAINERS: [Figure<figures::ContainerFigures>; 5] = [
+    (
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+        |c| Some(seconds(c.stats.usage.cpu_core_nano_seconds)),
+    ),
+    (
+        "container_memory_working_set_bytes",
+        "gauge",
+        "[STABLE] Current working set of the container in bytes",
+        |c| Some(c.stats.usage.memory_working_set_bytes as f64),
+    ),
+    (
+        "container_start_time_seconds",
+        "gauge",
+        "[STABLE] Start time of the container since unix epoch in seconds",
+        |c| Some(c.status.started_at as f64 / 1e9),
+    ),
+    (
+        "container_swap_limit_bytes",
+        "gauge",
+        "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems",
+        |c| Some(c.stats.usage.swap_available_bytes? as f64 + c.stats.usage.swap_bytes as f64),
+    ),
+    (
+        "container_swap_usage_bytes",
+        "gauge",
+        "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems",
+        |c| Some(c.stats.usage.swap_bytes as f64),
+    ),
+];
+
+const NODE: [Figure<figures::NodeFigures>; 3] = [
+    (
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+        |n| Some(seconds(n.cpu)),
+    ),
+    ("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes", |n| {
+        Some(n.memory_working_set as f64)
+    }),
+    (
+        "node_swap_usage_bytes",
+        "gauge",
+        "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems",
+        |n| Some(n.swap.0 as f64),
+    ),
+];
+
+const PODS: [Figure<figures::PodFigures>; 3] = [
+    (
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+        |p| Some(seconds(p.stats.usage.cpu_core_nano_seconds)),
+    ),
+    ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes", |p| {
+        Some(p.stats.usage.memory_working_set_bytes as f64)
+    }),
+    (
+        "pod_swap_usage_bytes",
+        "gauge",
+        "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems",
+        |p| Some(p.stats.usage.swap_bytes as f64),
+    ),
+];
+
+/// Writes figures of all, in the table's order.
+fn figures_of<T, const N: usize>(
+    out: &mut String,
+    table: &[Figure<T>],
+    all: &[(&T, [(&str, &str); N])],
+    now: i64,
+) {
+    for (name, kind, help, figure) in table {
+        let mut family = Family::new(out, name, kind, help);
+        // When something started does not change.
+        let at = (!name.ends_with("_start_time_seconds")).then_some(now);
+        for (one, labels) in all {
+            if let Some(value) = figure(one) {
+                family.add(labels, value, at);
+            }
+        }
+    }
+}
+
+/// The labels of a pod.
+fn whose(p: &figures::PodFigures) -> [(&'static str, &str); 2] {
+    [("namespace", names::namespace(&p.handle.pod)), ("pod", names::name(&p.handle.pod))]
+}
+
+/// CPU, memory and swap of containers, pods and the node.
 pub async fn resource(cx: &Context, pods: &Pods, rates: &Rates) -> String {
     let now = cx.clock.now().as_millisecond();
     let node = figures::node(cx, rates);
     let list = figures::pods(cx, pods, rates).await;
     let mut out = String::new();
-    let all: Vec<_> = list
+    let pods: Vec<_> = list.iter().map(|p| (p, whose(p))).collect();
+    let containers: Vec<_> = list
         .iter()
-        .flat_map(|p| p.containers.iter().map(move |c| (p, c)))
-        .map(|(p, c)| {
-            let pod = &p.handle.pod;
-            (
-                c,
-                [
-                    ("container", c.status.metadata.name.as_str()),
-                    ("namespace", names::namespace(pod)),
-                    ("pod", names::name(pod)),
-                ],
-            )
-        })
+        .flat_map(|p| p.containers.iter().map(move |c| (c, whose(p))))
+        .map(|(c, [namespace, pod])| (c, [("container", c.status.metadata.name.as_str()), namespace, pod]))
         .collect();
-    let help = "[STABLE] Cumulative cpu time consumed by the container in core-seconds";
-    let mut f = Family::new(&mut out, "container_cpu_usage_seconds_total", "counter", help);
-    all.iter().for_each(|(c, l)| f.add(l, seconds(c.stats.usage.cpu_core_nano_seconds), Some(now)));
-    let help = "[STABLE] Current working set of the container in bytes";
-    let mut f = Family::new(&mut out, "container_memory_working_set_bytes", "gauge", help);
-    all.iter().for_each(|(c, l)| f.add(l, c.stats.usage.memory_working_set_bytes as f64, Some(now)));
-    let help = "[STABLE] Start time of the container since unix epoch in seconds";
-    let mut f = Family::new(&mut out, "container_start_time_seconds", "gauge", help);
-    all.iter().for_each(|(c, l)| f.add(l, c.status.started_at as f64 / 1e9, None));
-    let help = "[STABLE] Cumulative cpu time consumed by the node in core-seconds";
-    Family::new(&mut out, "node_cpu_usage_seconds_total", "counter", help).add(
-        &[],
-        seconds(node.cpu),
-        Some(now),
-    );
-    let help = "[STABLE] Current working set of the node in bytes";
-    Family::new(&mut out, "node_memory_working_set_bytes", "gauge", help).add(
-        &[],
-        node.memory_working_set as f64,
-        Some(now),
-    );
-    let pod_labels = |p: &figures::PodFigures| {
-        [
-            ("namespace", names::namespace(&p.handle.pod).to_owned()),
-            ("pod", names::name(&p.handle.pod).to_owned()),
-        ]
-    };
-    let help = "[STABLE] Cumulative cpu time consumed by the pod in core-seconds";
-    let mut f = Family::new(&mut out, "pod_cpu_usage_seconds_total", "counter", help);
-    for p in &list {
-        let labels = pod_labels(p);
-        let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
-        f.add(&labels, seconds(p.stats.usage.cpu_core_nano_seconds), Some(now));
-    }
-    let help = "[STABLE] Current working set of the pod in bytes";
-    let mut f = Family::new(&mut out, "pod_memory_working_set_bytes", "gauge", help);
-    for p in &list {
-        let labels = pod_labels(p);
-        let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
-        f.add(&labels, p.stats.usage.memory_working_set_bytes as f64, Some(now));
-    }
+    figures_of(&mut out, &CONTAINERS, &containers, now);
+    figures_of(&mut out, &NODE, &[(&node, [])], now);
+    figures_of(&mut out, &PODS, &pods, now);
     let help = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
     Family::new(&mut out, "resource_scrape_error", "gauge", help).add(&[], 0.0, None);
     out
@@ -276,7 +325,33 @@ pub fn own(cx: &Context, pods: &Pods) -> String {
 
 #[cfg(test)]
 mod tests {
+    use coracle_cri::v1::{ContainerStats, Usage};
+
     use super::*;
+
+    #[test]
+    fn swap_has_a_limit_where_the_kernel_sets_one() {
+        let of = |swap_available_bytes| figures::ContainerFigures {
+            status: Default::default(),
+            stats: ContainerStats {
+                usage: Usage { swap_bytes: 4096, swap_available_bytes, ..Usage::default() },
+                ..ContainerStats::default()
+            },
+            rate: None,
+        };
+        let (limited, free) = (of(Some(8192)), of(None));
+        let mut out = String::new();
+        figures_of(&mut out, &CONTAINERS, &[(&limited, [("pod", "a")]), (&free, [("pod", "b")])], 7);
+        let told: Vec<&str> = out.lines().filter(|l| l.starts_with("container_swap_")).collect();
+        assert_eq!(
+            told,
+            [
+                "container_swap_limit_bytes{pod=\"a\"} 12288 7",
+                "container_swap_usage_bytes{pod=\"a\"} 4096 7",
+                "container_swap_usage_bytes{pod=\"b\"} 4096 7"
+            ]
+        );
+    }
 
     #[test]
     fn families_are_text_with_escaped_labels() {

@@ -1,6 +1,6 @@
 //! `/pods`, `/runningpods/` and `/stats/summary`.
 
-use coracle_cri::v1::ContainerState;
+use coracle_cri::v1::{ContainerState, Usage};
 use coracle_meta::Object;
 use serde_json::{Value, json};
 
@@ -47,6 +47,18 @@ fn cpu(time: &str, total: u64, rate: Option<u64>) -> Value {
     without_nulls(json!({"time": time, "usageNanoCores": rate, "usageCoreNanoSeconds": total}))
 }
 
+fn memory(time: &str, u: &Usage) -> Value {
+    without_nulls(json!({
+        "time": time, "availableBytes": u.memory_available_bytes, "usageBytes": u.memory_usage_bytes,
+        "workingSetBytes": u.memory_working_set_bytes, "rssBytes": u.memory_rss_bytes,
+        "pageFaults": u.memory_page_faults, "majorPageFaults": u.memory_major_page_faults,
+    }))
+}
+
+fn swap(time: &str, used: u64, available: Option<u64>) -> Value {
+    without_nulls(json!({"time": time, "swapAvailableBytes": available, "swapUsageBytes": used}))
+}
+
 fn file_system(time: &str, disk: &Disk, used: Option<(u64, u64)>) -> Value {
     let (bytes, inodes) = used.unwrap_or((disk.used, disk.inodes.saturating_sub(disk.inodes_free)));
     json!({
@@ -61,11 +73,8 @@ fn container(time: &str, disk: &Disk, c: &ContainerFigures, logs: (u64, u64)) ->
         "name": c.status.metadata.name,
         "startTime": crate::pod::whole_seconds(crate::pod::from_nanos(c.status.started_at)).to_string(),
         "cpu": cpu(time, s.usage.cpu_core_nano_seconds, c.rate),
-        "memory": {
-            "time": time, "usageBytes": s.usage.memory_usage_bytes, "workingSetBytes": s.usage.memory_working_set_bytes,
-            "rssBytes": s.usage.memory_rss_bytes, "pageFaults": s.usage.memory_page_faults,
-            "majorPageFaults": s.usage.memory_major_page_faults,
-        },
+        "memory": memory(time, &s.usage),
+        "swap": swap(time, s.usage.swap_bytes, s.usage.swap_available_bytes),
         "rootfs": file_system(time, disk, Some((s.writable_layer_bytes, s.writable_layer_inodes))),
         "logs": file_system(time, disk, Some(logs)),
     })
@@ -112,11 +121,8 @@ fn pod(cx: &Context, time: &str, disk: &Disk, p: &PodFigures) -> Value {
         "startTime": start.map(|t| t.0.to_string()),
         "containers": containers,
         "cpu": cpu(time, s.usage.cpu_core_nano_seconds, p.rate),
-        "memory": {
-            "time": time, "usageBytes": s.usage.memory_usage_bytes, "workingSetBytes": s.usage.memory_working_set_bytes,
-            "rssBytes": s.usage.memory_rss_bytes, "pageFaults": s.usage.memory_page_faults,
-            "majorPageFaults": s.usage.memory_major_page_faults,
-        },
+        "memory": memory(time, &s.usage),
+        "swap": swap(time, s.usage.swap_bytes, s.usage.swap_available_bytes),
         "network": (!crate::pod::host_network(&p.handle.pod)).then(|| {
             let interface = json!({
                 "name": "eth0", "rxBytes": s.rx_bytes, "rxErrors": s.rx_errors, "txBytes": s.tx_bytes,
@@ -160,6 +166,7 @@ pub async fn summary(cx: &Context, pods: &Pods, rates: &Rates, cpu_and_memory: b
                 "workingSetBytes": node.memory_working_set, "rssBytes": node.memory_rss,
                 "pageFaults": 0, "majorPageFaults": 0,
             },
+            "swap": swap(&time, node.swap.0, Some(node.swap.1)),
             "fs": file_system(&time, &node.disk, None),
             "runtime": {
                 "imageFs": file_system(&time, &image_disk, Some((images.used_bytes, images.inodes_used))),
@@ -175,7 +182,7 @@ pub async fn summary(cx: &Context, pods: &Pods, rates: &Rates, cpu_and_memory: b
 }
 
 fn only_cpu_and_memory(answer: &mut Value) {
-    let keep = ["nodeName", "startTime", "cpu", "memory", "podRef", "containers", "name"];
+    let keep = ["nodeName", "startTime", "cpu", "memory", "swap", "podRef", "containers", "name"];
     let strip = |value: &mut Value| {
         if let Some(map) = value.as_object_mut() {
             map.retain(|key, _| keep.contains(&key.as_str()));

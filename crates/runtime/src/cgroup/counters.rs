@@ -15,6 +15,7 @@ impl Hierarchies {
     pub fn counters(&self, path: &str) -> Counters {
         let mut counters = if self.is_v2() { self.counters_v2(path) } else { self.counters_v1(path) };
         counters.oom_kills = self.oom_kills(path);
+        counters.memory_swap_limit = self.memory_limits(path)[1].unwrap_or(0);
         for pid in self.processes(path) {
             let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             for file in files {
