@@ -54,11 +54,7 @@ impl Reload {
 }
 
 fn hash(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().fold(String::from("sha256:"), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    format!("sha256:{}", coracle_stdx::hex(&Sha256::digest(text.as_bytes())))
 }
 
 /// The files that a server follows.

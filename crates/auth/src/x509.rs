@@ -51,8 +51,7 @@ impl X509Authenticator {
         let user = (!name.is_empty()).then(|| {
             let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
             let mut user = UserInfo { uid, ..UserInfo::authenticated(&name, &groups) };
-            let digest: String = Sha256::digest(der).iter().map(|b| format!("{b:02x}")).collect();
-            let id = vec![format!("X509SHA256={digest}")];
+            let id = vec![format!("X509SHA256={}", coracle_stdx::hex(&Sha256::digest(der)))];
             user.extra.insert("authentication.kubernetes.io/credential-id".into(), id);
             user
         });

@@ -95,8 +95,7 @@ fn real(path: &Path) -> PathBuf {
 
 /// First 8 hex digits of the SHA-256 of the path.
 pub fn cluster_id(data: &Path) -> String {
-    let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
-    digest.iter().take(4).map(|b| format!("{b:02x}")).collect()
+    coracle_stdx::hex(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..4])
 }
 
 /// Makes a directory (and its parents) with the given mode.

@@ -340,8 +340,7 @@ async fn account(cx: &Context, pod: &Pod, provider: &Provider) -> Result<Option<
     let token = token.map_err(|e| format!("failed to get service account token: {e}"))?.token.clone();
     let mut key = json!([namespace, name, object.metadata.uid, annotations]).to_string();
     if wanted.cache_type == "Token" {
-        let hash: String = Sha256::digest(&token).iter().map(|b| format!("{b:02x}")).collect();
-        key.push_str(&hash);
+        key.push_str(&coracle_stdx::hex(&Sha256::digest(&token)));
     }
     Ok(Some(Account { token, annotations, key }))
 }

@@ -86,7 +86,7 @@ pub fn container_hash(container: &Container) -> String {
     hash.update(container.name.as_bytes());
     hash.update([0]);
     hash.update(container.image.as_deref().unwrap_or("").as_bytes());
-    hash.finalize().iter().take(4).map(|b| format!("{b:02x}")).collect()
+    coracle_stdx::hex(&hash.finalize()[..4])
 }
 
 /// Directory of a pod's logs.

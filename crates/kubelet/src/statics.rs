@@ -63,7 +63,7 @@ pub fn parse(text: &str, origin: Origin<'_>, now: Timestamp) -> Result<Pod, Stri
         hash.update(part);
         hash.update([0]);
     }
-    let uid: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+    let uid = coracle_stdx::hex(&hash.finalize()[..16]);
     let uid = pod.metadata.uid.clone().filter(|u| !u.is_empty()).unwrap_or(uid);
     let meta = &mut pod.metadata;
     meta.name = Some(format!("{name}-{}", node.to_lowercase()));

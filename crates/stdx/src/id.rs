@@ -1,4 +1,4 @@
-//! Random identifiers.
+//! Identifiers: random ones, and bytes in hex.
 
 use rand::Rng;
 
@@ -34,6 +34,13 @@ pub fn random_hex(bytes: usize) -> String {
     out
 }
 
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(2 * bytes.len());
+    bytes.iter().for_each(|byte| push_hex(&mut out, *byte));
+    out
+}
+
 fn push_hex(out: &mut String, byte: u8) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     out.extend([byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)])));
@@ -52,5 +59,6 @@ mod tests {
         assert!(parts.concat().bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "{one}");
         assert!(parts[2].starts_with('4') && parts[3].starts_with(['8', '9', 'a', 'b']), "{one}");
         assert_eq!(random_hex(4).len(), 8);
+        assert_eq!(hex(&[0, 0x1f, 0xe0, 0xff]), "001fe0ff");
     }
 }

@@ -12,5 +12,5 @@ mod task;
 pub use any_certificate::AnyCertificate;
 pub use backoff::Backoff;
 pub use clock::Clock;
-pub use id::{random_hex, random_suffix, uuid};
+pub use id::{hex, random_hex, random_suffix, uuid};
 pub use task::Tasks;

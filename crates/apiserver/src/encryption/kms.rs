@@ -288,8 +288,7 @@ fn identity(sealed: &Sealed) -> [u8; 32] {
 }
 
 fn hash_of(key_id: &str) -> String {
-    let hash: String = Sha256::digest(key_id).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hash}")
+    format!("sha256:{}", coracle_stdx::hex(&Sha256::digest(key_id)))
 }
 
 #[cfg(test)]

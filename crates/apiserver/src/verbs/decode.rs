@@ -330,7 +330,7 @@ pub(crate) fn excerpt(text: &[u8]) -> String {
     if text.first() == Some(&b'{') && head.iter().all(|b| (0x20..0x7f).contains(b)) {
         return cut(String::from_utf8_lossy(head).into_owned());
     }
-    cut(head.iter().map(|b| format!("{b:02x}")).collect())
+    cut(coracle_stdx::hex(head))
 }
 
 /// Checks that a body meant to be a custom resource says what it is.

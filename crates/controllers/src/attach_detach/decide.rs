@@ -54,8 +54,7 @@ impl Wanted {
 pub(super) fn attachment_name(wanted: &Wanted, node: &str) -> String {
     let text = format!("{}{}{node}", wanted.handle, wanted.driver);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("csi-{hex}")
+    format!("csi-{}", coracle_stdx::hex(digest.as_ref()))
 }
 
 /// Whether this controller made it, by its name: what others made is theirs to delete.

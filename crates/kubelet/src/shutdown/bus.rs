@@ -64,8 +64,8 @@ impl Bus {
         let mut bus =
             Self { stream, serial: 0, buffer: Vec::new(), fds: VecDeque::new(), signals: VecDeque::new() };
         let user = rustix::process::getuid().as_raw().to_string();
-        let hex: String = user.bytes().map(|b| format!("{b:02x}")).collect();
-        bus.ask(&format!("\0AUTH EXTERNAL {hex}\r\n"), "OK").await?;
+        let user = coracle_stdx::hex(user.as_bytes());
+        bus.ask(&format!("\0AUTH EXTERNAL {user}\r\n"), "OK").await?;
         bus.ask("NEGOTIATE_UNIX_FD\r\n", "AGREE_UNIX_FD").await?;
         bus.stream.write_all(b"BEGIN\r\n").await?;
         let name = "org.freedesktop.DBus";
