@@ -6,6 +6,7 @@
 //! whole.
 
 mod archive;
+mod digest;
 mod export;
 mod layer;
 mod login;

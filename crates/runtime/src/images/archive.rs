@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 
-use super::layer::{decompress, hex, not_tar};
+use super::digest::{Digest, Hasher, sha256};
+use super::layer::{decompress, not_tar};
 use super::reference::Reference;
 use super::store::{ImageRecord, ImageStore, parse_config};
 
@@ -65,12 +65,8 @@ struct Found {
     names: Vec<String>,
 }
 
-/// The hex part of a sha256 digest.
-pub(super) fn digest_hex(digest: &str) -> io::Result<&str> {
-    digest
-        .strip_prefix("sha256:")
-        .filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()))
-        .ok_or_else(|| invalid(format!("{digest:?} is not a sha256 digest")))
+fn digest(text: &str) -> io::Result<Digest> {
+    Digest::parse(text).map_err(|e| invalid(format!("{text:?}: {e}")))
 }
 
 /// This machine's architecture as images name it.
@@ -133,7 +129,7 @@ fn unpack_image(
     let blobs: Vec<String> = [Some(&image.config), image.manifest.as_ref()]
         .into_iter()
         .flatten()
-        .map(|b| hex(&Sha256::digest(b)))
+        .map(|blob| sha256(blob))
         .collect();
     let pin = store.pin(diff_ids.iter().chain(&blobs).cloned());
     let work: Vec<(&String, &String)> = diff_ids.iter().zip(&image.layers).collect();
@@ -247,8 +243,9 @@ impl Source {
     /// A layer; of those that are named by their digest, reading to the end tells whether they have it.
     fn open_blob(&self, name: &str) -> io::Result<Box<dyn Read>> {
         let file = self.open_file(name)?;
-        Ok(match name.strip_prefix("blobs/sha256/") {
-            Some(wanted) => Box::new(Checked { inner: file, hash: Sha256::new(), wanted: wanted.to_owned() }),
+        let wanted = name.strip_prefix("blobs/").map(|name| name.replacen('/', ":", 1));
+        Ok(match wanted.and_then(|name| Digest::parse(&name).ok()) {
+            Some(wanted) => Box::new(Checked { inner: file, hash: wanted.algorithm.hasher(), wanted }),
             None => file,
         })
     }
@@ -267,15 +264,11 @@ impl Source {
     }
 
     /// A blob whose content is what its name says.
-    fn blob(&self, digest: &str) -> io::Result<Vec<u8>> {
-        let wanted = digest_hex(digest)?;
-        let bytes = self.read(&format!("blobs/sha256/{wanted}"))?;
-        let found = hex(&Sha256::digest(&bytes));
-        if found == wanted {
-            Ok(bytes)
-        } else {
-            Err(invalid(format!("blob {digest} has digest sha256:{found}")))
-        }
+    fn blob(&self, name: &str) -> io::Result<Vec<u8>> {
+        let wanted = digest(name)?;
+        let bytes = self.read(&wanted.path())?;
+        let found = Digest::of(wanted.algorithm, &bytes);
+        if found == wanted { Ok(bytes) } else { Err(invalid(format!("blob {wanted} has digest {found}"))) }
     }
 
     fn images(&self) -> io::Result<Vec<Found>> {
@@ -315,11 +308,8 @@ impl Source {
                 same.names.extend(names);
                 continue;
             }
-            let layers = manifest
-                .layers
-                .iter()
-                .map(|l| Ok(format!("blobs/sha256/{}", digest_hex(&l.digest)?)))
-                .collect::<io::Result<_>>()?;
+            let layers =
+                manifest.layers.iter().map(|l| Ok(digest(&l.digest)?.path())).collect::<io::Result<_>>()?;
             let size = manifest.layers.iter().map(|l| l.size).sum::<u64>() + config.len() as u64;
             found.push(Found { config, manifest: Some(bytes), layers, size, names });
         }
@@ -399,8 +389,8 @@ impl Read for Slice {
 /// Reads a blob and compares its digest at the end.
 struct Checked {
     inner: Box<dyn Read>,
-    hash: Sha256,
-    wanted: String,
+    hash: Hasher,
+    wanted: Digest,
 }
 
 impl Read for Checked {
@@ -410,13 +400,14 @@ impl Read for Checked {
             self.hash.update(&buffer[..n]);
             return Ok(n);
         }
-        let found = hex(&self.hash.clone().finalize());
-        if found == self.wanted { Ok(0) } else { Err(invalid(format!("the blob has digest sha256:{found}"))) }
+        let found = self.hash.clone().finish();
+        if found == self.wanted { Ok(0) } else { Err(invalid(format!("the blob has digest {found}"))) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::digest::Algorithm;
     use super::*;
 
     #[test]
@@ -426,11 +417,45 @@ mod tests {
 
     #[test]
     fn blob_with_other_content_than_its_name_says_is_refused_at_its_end() {
-        let blob = |wanted: String| Checked { inner: Box::new(&b"abc"[..]), hash: Sha256::new(), wanted };
-        let right = hex(&Sha256::digest(b"abc"));
-        assert_eq!(io::read_to_string(blob(right)).unwrap(), "abc");
-        let error = io::read_to_string(blob("0".repeat(64))).unwrap_err().to_string();
-        assert!(error.contains("has digest sha256:ba7816bf"), "{error}");
+        let blob = |wanted: Digest| {
+            let hash = wanted.algorithm.hasher();
+            io::read_to_string(Checked { inner: Box::new(&b"abc"[..]), hash, wanted })
+        };
+        for (algorithm, start) in
+            [(Algorithm::Sha256, "sha256:ba7816bf"), (Algorithm::Sha512, "sha512:ddaf35a1")]
+        {
+            let right = Digest::of(algorithm, b"abc");
+            assert_eq!(blob(right.clone()).unwrap(), "abc");
+            let error = blob(Digest { hex: "0".repeat(right.hex.len()), ..right }).unwrap_err().to_string();
+            assert!(error.contains(&format!("has digest {start}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn layouts_may_have_blobs_by_sha512() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |bytes: &[u8]| {
+            let digest = Digest::of(Algorithm::Sha512, bytes);
+            let path = dir.path().join(digest.path());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+            digest.to_string()
+        };
+        let json = |value: serde_json::Value| put(value.to_string().as_bytes());
+        let layer = put(&tar::Builder::new(Vec::new()).into_inner().unwrap());
+        let config = json(serde_json::json!({"rootfs": {"type": "layers", "diff_ids": [layer]}}));
+        let manifest = json(serde_json::json!({"config": {"digest": config}, "layers": [{"digest": layer}]}));
+        let name = "test.example/long:1";
+        let index = serde_json::json!({"manifests": [
+            {"digest": manifest, "annotations": {"io.containerd.image.name": name}}]});
+        std::fs::write(dir.path().join("index.json"), index.to_string()).unwrap();
+        let store = ImageStore::open(&dir.path().join("store")).unwrap();
+        assert_eq!(import(&store, dir.path()).unwrap(), [name]);
+        let layer = Digest::parse(&layer).unwrap();
+        assert!(store.layer_dir(&layer.hex).exists());
+        store.remove(name).unwrap();
+        std::fs::write(dir.path().join(layer.path()), "something else").unwrap();
+        assert!(import(&store, dir.path()).is_err() && !store.layer_dir(&layer.hex).exists());
     }
 
     #[test]

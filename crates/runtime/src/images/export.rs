@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::layer::hex;
+use super::digest::{Algorithm, Hasher, sha256};
 use super::store::{ImageRecord, ImageStore};
 
 const OCI: &str = "application/vnd.oci.image";
@@ -23,13 +22,13 @@ const OCI: &str = "application/vnd.oci.image";
 /// Passes on what is written, and hashes it.
 struct Hashed<W> {
     inner: W,
-    hash: Sha256,
+    hash: Hasher,
     count: u64,
 }
 
 impl<W> Hashed<W> {
     fn new(inner: W) -> Self {
-        Self { inner, hash: Sha256::new(), count: 0 }
+        Self { inner, hash: Algorithm::Sha256.hasher(), count: 0 }
     }
 }
 
@@ -107,7 +106,7 @@ fn write(store: &ImageStore, image: &ImageRecord, name: &str, work: &Path, to: &
 /// Adds a JSON blob; its digest and size.
 fn blob<W: Write>(archive: &mut Builder<W>, value: &Value) -> io::Result<(String, usize)> {
     let bytes = serde_json::to_vec(value)?;
-    let digest = hex(&Sha256::digest(&bytes));
+    let digest = sha256(&bytes);
     plain(archive, &format!("blobs/sha256/{digest}"), &bytes)?;
     Ok((digest, bytes.len()))
 }
@@ -125,10 +124,10 @@ fn pack(dir: &Path, to: &Path) -> io::Result<(String, String, u64)> {
     let mut layer = Layer { tar: Builder::new(Hashed::new(gzip)), links: HashMap::new() };
     layer.directory(dir, Path::new(""))?;
     let plain = layer.tar.into_inner()?;
-    let diff_id = hex(&plain.hash.finalize());
+    let diff_id = plain.hash.finish().hex;
     let mut packed = plain.inner.finish()?;
     packed.flush()?;
-    Ok((diff_id, hex(&packed.hash.finalize()), packed.count))
+    Ok((diff_id, packed.hash.finish().hex, packed.count))
 }
 
 struct Layer<W: Write> {

@@ -14,8 +14,9 @@ use rustix::fs::{
     chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, open, openat, openat2,
     symlinkat, unlinkat, utimensat,
 };
-use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType, Header};
+
+use super::digest::{Algorithm, Digest, Hasher};
 
 /// Most bytes read from a hostile stream beyond what its entries say: the end of a tar is padded.
 const BUFFER: usize = 256 << 10;
@@ -34,18 +35,18 @@ pub(crate) fn decompress<'a>(input: impl Read + 'a) -> io::Result<Box<dyn Read +
 /// Passes a stream through and hashes it.
 pub(crate) struct Hashing<R> {
     inner: R,
-    hash: Sha256,
+    hash: Hasher,
     pub count: u64,
 }
 
 impl<R: Read> Hashing<R> {
-    pub fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new(), count: 0 }
+    pub fn new(inner: R, algorithm: Algorithm) -> Self {
+        Self { inner, hash: algorithm.hasher(), count: 0 }
     }
-    /// Reads to the end; the digest in hex of all that passed.
-    pub fn finish(mut self) -> io::Result<String> {
+    /// Reads to the end; the digest of all that passed.
+    pub fn finish(mut self) -> io::Result<Digest> {
         io::copy(&mut self, &mut io::sink())?;
-        Ok(hex(&self.hash.finalize()))
+        Ok(self.hash.finish())
     }
 }
 
@@ -58,21 +59,12 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
-}
-
-/// Unpacks a tar stream (compressed or not) into `dest`; the digest of the uncompressed stream in hex.
+/// Unpacks a tar stream (compressed or not) into `dest`; the digest of the uncompressed stream.
 ///
 /// # Errors
 /// The stream is damaged, or the disk is full. `dest` is then incomplete.
-pub(crate) fn unpack(input: impl Read, dest: &Path) -> io::Result<String> {
-    let mut stream = Hashing::new(decompress(input)?);
+pub(crate) fn unpack(input: impl Read, dest: &Path, algorithm: Algorithm) -> io::Result<Digest> {
+    let mut stream = Hashing::new(decompress(input)?, algorithm);
     {
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, &mut stream));
         let mut target = Target::open(dest)?;
@@ -357,7 +349,7 @@ mod tests {
         }
         let dir = tempfile::tempdir()?;
         std::fs::create_dir(dir.path().join("fs"))?;
-        unpack(&tar.into_inner()?[..], &dir.path().join("fs"))?;
+        unpack(&tar.into_inner()?[..], &dir.path().join("fs"), Algorithm::Sha256)?;
         Ok(dir)
     }
 

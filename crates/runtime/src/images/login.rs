@@ -1,6 +1,17 @@
 //! Who we are at a registry, and how it asks for that.
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use coracle_cri::v1::AuthConfig;
+
+/// Standard base64 as people write it: with or without the padding at its end.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// Credentials in the form in which they are sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +38,7 @@ impl From<Option<AuthConfig>> for Credentials {
         if !auth.username.is_empty() {
             return Self::Basic(auth.username, auth.password);
         }
-        let packed = decode_base64(&auth.auth).and_then(|b| String::from_utf8(b).ok());
+        let packed = LENIENT.decode(&auth.auth).ok().and_then(|b| String::from_utf8(b).ok());
         match packed.as_deref().and_then(|pair| pair.split_once(':')) {
             Some((user, password)) => {
                 Self::Basic(user.to_owned(), password.trim_end_matches('\0').to_owned())
@@ -35,30 +46,6 @@ impl From<Option<AuthConfig>> for Credentials {
             None => Self::Anonymous,
         }
     }
-}
-
-/// Standard base64; `None` if it is not, or is empty.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in digits.bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-        }
-    }
-    (!out.is_empty()).then_some(out)
 }
 
 /// What a registry wants to see, as `WWW-Authenticate` says.
@@ -129,6 +116,8 @@ mod tests {
         let bearer = AuthConfig { registry_token: "t".into(), ..packed };
         assert_eq!(Credentials::from(Some(bearer)), Credentials::Bearer("t".into()));
         assert_eq!(Credentials::from(None), Credentials::Anonymous);
+        let bare = AuthConfig { auth: "dXNlcjpwYXNzMQ".into(), ..Default::default() };
+        assert_eq!(Credentials::from(Some(bare)), Credentials::Basic("user".into(), "pass1".into()));
         let junk = AuthConfig { auth: "?".into(), ..Default::default() };
         assert_eq!(Credentials::from(Some(junk)), Credentials::Anonymous);
     }

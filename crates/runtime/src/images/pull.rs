@@ -10,11 +10,11 @@ use coracle_cri::v1::AuthConfig;
 use futures::{StreamExt, TryStreamExt};
 use tokio::io::AsyncWriteExt;
 
-use super::layer::hex;
+use super::digest::{Algorithm, Digest, sha256};
 use super::login::Credentials;
 use super::reference::Reference;
 use super::registries::{Endpoint, Registries};
-use super::registry::{Descriptor, RegistryError, Repository};
+use super::registry::{self, Descriptor, RegistryError, Repository};
 use super::store::{ImageRecord, ImageStore, parse_config};
 
 /// Layers fetched at a time, as containerd's default.
@@ -72,8 +72,8 @@ async fn fetch(
     });
     // Credentials for the registry are not shown to its mirrors.
     let auth = if endpoint.host == reference.registry { auth.or(own) } else { own };
-    let repository =
-        Arc::new(Repository::new(endpoint, &repository, Credentials::from(auth)).map_err(failed)?);
+    let repository = Repository::new(endpoint, &reference.registry, &repository, Credentials::from(auth));
+    let repository = Arc::new(repository.map_err(failed)?);
     let (manifest, digest) = repository.manifest(version).await.map_err(failed)?;
     let config_bytes = repository.small(&manifest.config.digest).await.map_err(failed)?;
     let internal = |e: std::io::Error| CriError::Internal(format!("failed to pull image {full:?}: {e}"));
@@ -83,7 +83,7 @@ async fn fetch(
             "failed to pull image {full:?}: layers and configuration differ"
         )));
     }
-    let config_hex = hex(&<sha2::Sha256 as sha2::Digest>::digest(&config_bytes));
+    let config_hex = sha256(&config_bytes);
     let _pin = store.pin(diff_ids.iter().cloned().chain([config_hex.clone()]));
     let fetcher = Fetcher { repository, store: store.clone(), full: full.clone() };
     let work: Vec<(String, Descriptor)> = diff_ids.iter().cloned().zip(manifest.layers.clone()).collect();
@@ -147,6 +147,7 @@ impl Fetcher {
     async fn download(&self, descriptor: &Descriptor, path: &Path) -> Result<(), CriError> {
         let internal =
             |e: std::io::Error| CriError::Internal(format!("failed to pull image {:?}: {e}", self.full));
+        let wanted = registry::parse(&descriptor.digest).map_err(|e| describe(&self.full, &e))?;
         let mut file = tokio::fs::File::create(path).await.map_err(internal)?;
         let mut have: u64 = 0;
         let whole = descriptor.size;
@@ -174,16 +175,16 @@ impl Fetcher {
             return Err(e);
         }
         file.flush().await.map_err(internal)?;
-        let (path, digest) = (path.to_owned(), descriptor.digest.clone());
-        let found = tokio::task::spawn_blocking(move || digest_of(&path))
+        let (path, algorithm) = (path.to_owned(), wanted.algorithm);
+        let found = tokio::task::spawn_blocking(move || digest_of(&path, algorithm))
             .await
             .map_err(|e| CriError::Internal(e.to_string()))?
             .map_err(internal)?;
-        if found == digest {
+        if found == wanted {
             return Ok(());
         }
         Err(CriError::Internal(format!(
-            "failed to pull image {:?}: blob has digest {found}, its manifest says {digest}",
+            "failed to pull image {:?}: blob has digest {found}, its manifest says {wanted}",
             self.full
         )))
     }
@@ -215,12 +216,11 @@ impl Fetcher {
     }
 }
 
-/// `sha256:…` of a file.
-fn digest_of(path: &Path) -> std::io::Result<String> {
-    use sha2::Digest as _;
-    let mut hash = sha2::Sha256::new();
+/// The digest of a file.
+fn digest_of(path: &Path, algorithm: Algorithm) -> std::io::Result<Digest> {
+    let mut hash = algorithm.hasher();
     std::io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
-    Ok(format!("sha256:{}", hex(&hash.finalize())))
+    Ok(hash.finish())
 }
 
 fn describe(full: &str, error: &RegistryError) -> CriError {

@@ -1,5 +1,7 @@
 //! Image references in their full form, as Docker and containerd normalise them.
 
+use super::digest::Digest;
+
 /// A reference with registry and tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reference {
@@ -9,7 +11,7 @@ pub(crate) struct Reference {
     pub repository: String,
     /// `latest`; `None` if only a digest is given.
     pub tag: Option<String>,
-    /// `sha256:…`.
+    /// `sha256:…` or `sha512:…`.
     pub digest: Option<String>,
 }
 
@@ -22,10 +24,11 @@ impl Reference {
         let invalid = || format!("couldn't parse image name {text:?}: invalid reference format");
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
-                let hex = digest.strip_prefix("sha256:").ok_or_else(invalid)?;
-                if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                let (_, hex) = digest.split_once(':').ok_or_else(invalid)?;
+                if hex.len() < 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
                     return Err(invalid());
                 }
+                Digest::parse(digest).map_err(|e| format!("couldn't parse image name {text:?}: {e}"))?;
                 (rest, Some(digest.to_owned()))
             }
             None => (text, None),
@@ -102,13 +105,19 @@ mod tests {
         check("coracle.local/self", "coracle.local/self:latest");
         let digest = format!("sha256:{}", "a".repeat(64));
         check(&format!("busybox:1@{digest}"), &format!("docker.io/library/busybox@{digest}"));
+        let digest = format!("sha512:{}", "a".repeat(128));
+        check(&format!("busybox@{digest}"), &format!("docker.io/library/busybox@{digest}"));
     }
 
     #[test]
     fn malformed_names_are_refused() {
         for bad in ["", "UPPER", "a b", "x@sha256:short", "a//b", "a:", "-x"] {
-            assert!(Reference::parse(bad).is_err(), "{bad:?}");
+            let why = Reference::parse(bad).unwrap_err();
+            assert_eq!(why, format!("couldn't parse image name {bad:?}: invalid reference format"));
         }
+        let unknown = format!("x@md5:{}", "a".repeat(32));
+        let why = Reference::parse(&unknown).unwrap_err();
+        assert_eq!(why, format!("couldn't parse image name {unknown:?}: unsupported digest algorithm"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICAT
 use reqwest::{Certificate, Identity, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::layer::hex;
+use super::digest::{Algorithm, Digest};
 use super::login::{Challenge, Credentials};
 use super::registries::{Endpoint, Tls};
 
@@ -107,6 +107,8 @@ pub(crate) struct Repository {
     client: reqwest::Client,
     /// `https://host/v2/name`.
     base: String,
+    /// The registry whose mirror this is, which one mirror of several registries needs to know.
+    mirrored: Option<String>,
     /// What tokens are asked for.
     scope: String,
     credentials: Credentials,
@@ -115,16 +117,23 @@ pub(crate) struct Repository {
 }
 
 impl Repository {
-    /// The repository `name` at an endpoint.
+    /// The repository `name` of `registry`, asked for at an endpoint.
     ///
     /// # Errors
     /// The certificates of the endpoint's configuration cannot be used.
-    pub fn new(endpoint: &Endpoint, name: &str, credentials: Credentials) -> Result<Self, RegistryError> {
-        let host = if endpoint.host == "docker.io" { "registry-1.docker.io" } else { &endpoint.host };
+    pub fn new(
+        endpoint: &Endpoint,
+        registry: &str,
+        name: &str,
+        credentials: Credentials,
+    ) -> Result<Self, RegistryError> {
+        let real = |host| if host == "docker.io" { "registry-1.docker.io" } else { host };
+        let host = real(endpoint.host.as_str());
         let scheme = if endpoint.plain { "http" } else { "https" };
         Ok(Self {
             client: client(&endpoint.tls)?,
             base: format!("{scheme}://{host}/v2/{name}"),
+            mirrored: (host != real(registry)).then(|| registry.to_owned()),
             scope: format!("repository:{name}:pull"),
             credentials,
             authorization: Mutex::new(None),
@@ -157,12 +166,15 @@ impl Repository {
     async fn document(&self, version: &str) -> Result<(Document, String), RegistryError> {
         let answer = self.get(&format!("manifests/{version}"), MANIFESTS, 0).await?;
         let body = whole(answer).await?;
-        let digest = digest_of(&body);
-        if version.contains(':') && version != digest {
+        let wanted = version.contains(':').then(|| parse(version)).transpose()?;
+        let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, |w| w.algorithm);
+        let digest = Digest::of(algorithm, &body);
+        if wanted.is_some_and(|wanted| wanted != digest) {
             return Err(RegistryError::Damaged(format!(
                 "manifest has digest {digest}, it was asked for as {version}"
             )));
         }
+        let digest = digest.to_string();
         let document = serde_json::from_slice(&body)
             .map_err(|e| RegistryError::Damaged(format!("manifest {digest} makes no sense: {e}")))?;
         Ok((document, digest))
@@ -173,9 +185,10 @@ impl Repository {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn small(&self, digest: &str) -> Result<Vec<u8>, RegistryError> {
+        let wanted = parse(digest)?;
         let body = whole(self.blob(digest, 0).await?).await?;
-        let found = digest_of(&body);
-        if found == digest {
+        let found = Digest::of(wanted.algorithm, &body);
+        if found == wanted {
             return Ok(body);
         }
         Err(RegistryError::Damaged(format!("blob has digest {found}, its manifest says {digest}")))
@@ -192,9 +205,13 @@ impl Repository {
     /// Asks, and again with credentials if these are wanted.
     async fn get(&self, path: &str, accept: &'static str, from: u64) -> Result<Response, RegistryError> {
         let url = format!("{}/{path}", self.base);
+        // As containerd does: https://github.com/containerd/containerd/blob/main/docs/hosts.md.
+        let namespace = self.mirrored.as_ref().map(|registry| ("ns", registry));
+        let url = Url::parse_with_params(&url, namespace)
+            .map_err(|e| RegistryError::Configuration(format!("{url}: {e}")))?;
         let mut was_asked = false;
         loop {
-            let mut request = self.client.get(&url).header(ACCEPT, accept);
+            let mut request = self.client.get(url.clone()).header(ACCEPT, accept);
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
@@ -374,6 +391,7 @@ async fn whole(mut answer: Response) -> Result<Vec<u8>, RegistryError> {
     Ok(body)
 }
 
-fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes)))
+/// What a manifest or an image's name calls a content.
+pub(crate) fn parse(digest: &str) -> Result<Digest, RegistryError> {
+    Digest::parse(digest).map_err(|e| RegistryError::Damaged(format!("{digest:?}: {e}")))
 }

@@ -6,9 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use super::layer::hex;
+use super::digest::sha256;
 use super::reference::Reference;
 use super::store::{ImageRecord, ImageStore, parse_config};
 
@@ -32,7 +31,7 @@ pub(crate) fn ensure(store: &ImageStore, name: &str, exe: &Path) -> io::Result<(
         return Ok(());
     }
     // Not the digest of a tar, which nobody will ever see, but as unique on this machine; and nothing to read.
-    let layer = hex(&Sha256::digest(format!("coracle self image 1 {stamp}")));
+    let layer = sha256(format!("coracle self image 1 {stamp}").as_bytes());
     let config = serde_json::to_vec(&json!({
         "architecture": super::archive::machine(),
         "os": "linux",
@@ -43,7 +42,7 @@ pub(crate) fn ensure(store: &ImageStore, name: &str, exe: &Path) -> io::Result<(
         },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer}")] },
     }))?;
-    let blob = hex(&Sha256::digest(&config));
+    let blob = sha256(&config);
     let _pin = store.pin([layer.clone(), blob.clone()]);
     store.place_layer(&layer, |dir| fill(dir, exe))?;
     store.put_blob(&config)?;

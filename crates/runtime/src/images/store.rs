@@ -9,9 +9,9 @@ use std::sync::Arc;
 use coracle_cri::v1::Image;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::layer::{hex, unpack};
+use super::digest::{Algorithm, Digest, sha256};
+use super::layer::unpack;
 use super::reference::Reference;
 
 /// What an image says about the containers made from it.
@@ -36,7 +36,7 @@ pub(crate) struct ImageRecord {
     pub id: String,
     /// Blobs that belong to it, in hex.
     pub blobs: Vec<String>,
-    /// Layers, lowest first, by the digest of their uncompressed tar in hex.
+    /// Layers, lowest first, by the digest of their uncompressed tar in hex, of the algorithm that has so many digits.
     pub layers: Vec<String>,
     pub size: u64,
     pub tags: BTreeSet<String>,
@@ -146,13 +146,14 @@ impl ImageStore {
     /// The stream is not the layer it should be. Nothing is left behind then.
     pub fn add_layer(&self, layer: &str, open: impl FnOnce() -> io::Result<Box<dyn Read>>) -> io::Result<()> {
         self.place_layer(layer, |dir| {
-            let found = unpack(open()?, dir)?;
-            if found == layer {
+            let wanted = Digest { algorithm: Algorithm::of_hex(layer), hex: layer.to_owned() };
+            let found = unpack(open()?, dir, wanted.algorithm)?;
+            if found == wanted {
                 return Ok(());
             }
             Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("layer has digest sha256:{found}, its image says sha256:{layer}"),
+                format!("layer has digest {found}, its image says {wanted}"),
             ))
         })
     }
@@ -179,7 +180,7 @@ impl ImageStore {
 
     /// Stores a blob; its digest in hex.
     pub fn put_blob(&self, content: &[u8]) -> io::Result<String> {
-        let name = hex(&Sha256::digest(content));
+        let name = sha256(content);
         let path = self.root.join("blobs/sha256").join(&name);
         if !path.exists() {
             let temporary = self.temporary();
@@ -355,7 +356,7 @@ pub(super) fn parse_config(bytes: &[u8]) -> io::Result<(ImageConfig, Vec<String>
         .rootfs
         .diff_ids
         .iter()
-        .map(|d| super::archive::digest_hex(d).map(str::to_owned))
+        .map(|d| Digest::parse(d).map(|d| d.hex).map_err(|e| bad(format!("{d:?}: {e}"))))
         .collect::<io::Result<_>>()?;
     let config = ImageConfig {
         entrypoint: inner.entrypoint.unwrap_or_default(),

@@ -28,6 +28,10 @@ struct Behaviour {
     sends_on: bool,
     /// Its tags name lists of manifests, one for each kind of machine.
     lists: bool,
+    /// Its image's parts are known by sha512.
+    sha512: bool,
+    /// A text in the manifest that another takes the place of.
+    rewrite: Option<[&'static str; 2]>,
     /// Path, range and authorization of each request.
     asked: Mutex<Vec<(String, String, String)>>,
 }
@@ -40,10 +44,15 @@ struct Image {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes)))
+    Digest::of(Algorithm::Sha256, bytes).to_string()
 }
 
 fn image() -> Image {
+    image_by(Algorithm::Sha256)
+}
+
+fn image_by(algorithm: Algorithm) -> Image {
+    let digest = |bytes: &[u8]| Digest::of(algorithm, bytes).to_string();
     let mut tar = tar::Builder::new(Vec::new());
     // Not to be compressed: the layer is larger than all buffers on its way.
     let content: Vec<u8> = (0u32..1 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -93,9 +102,10 @@ fn header(head: &str, name: &str) -> String {
 impl Behaviour {
     /// Status, further headers and body of an answer, and how much of that is sent.
     fn answer(&self, image: &Image, head: &str, port: u16) -> (String, Vec<u8>, usize) {
-        let path = head.split(' ').nth(1).unwrap_or("").to_owned();
+        let target = head.split(' ').nth(1).unwrap_or("").to_owned();
+        let path = target.split('?').next().unwrap_or_default();
         let (range, who) = (header(head, "range"), header(head, "authorization"));
-        self.asked.lock().push((path.clone(), range.clone(), who.clone()));
+        self.asked.lock().push((target.clone(), range.clone(), who.clone()));
         let whole = |status: &str, body: Vec<u8>| (status.to_owned(), body.clone(), body.len());
         if path.starts_with("/token") {
             let token = br#"{"token":"good"}"#.to_vec();
@@ -127,7 +137,11 @@ impl Behaviour {
             _ if self.empty => None,
             "" => Some(Vec::new()),
             _ if path.contains("/manifests/") && self.lists && !last.contains(':') => Some(list(image)),
-            _ if path.contains("/manifests/") => Some(image.manifest.clone()),
+            _ if path.contains("/manifests/") => {
+                let [from, to] = self.rewrite.unwrap_or_default();
+                let text = String::from_utf8_lossy(&image.manifest);
+                Some(text.replacen(from, to, 1).into_bytes())
+            }
             _ => image.blobs.get(last).cloned(),
         };
         let Some(body) = found else {
@@ -186,7 +200,8 @@ impl Registry {
     async fn new(behaviour: Behaviour, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (behaviour, image) = (Arc::new(behaviour), Arc::new(image()));
+        let algorithm = if behaviour.sha512 { Algorithm::Sha512 } else { Algorithm::Sha256 };
+        let (behaviour, image) = (Arc::new(behaviour), Arc::new(image_by(algorithm)));
         let shared = behaviour.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -225,9 +240,12 @@ impl Lab {
     }
 
     async fn pull(&self, registry: &str, auth: Option<AuthConfig>) -> Result<String, String> {
-        let name = format!("{registry}/test/image:1");
+        self.pull_name(&format!("{registry}/test/image:1"), auth).await
+    }
+
+    async fn pull_name(&self, name: &str, auth: Option<AuthConfig>) -> Result<String, String> {
         let file = self.dir.path().join("registries.yaml");
-        pull(&self.store, &name, auth, &file).await.map_err(|e| e.to_string())
+        pull(&self.store, name, auth, &file).await.map_err(|e| e.to_string())
     }
 
     #[track_caller]
@@ -393,8 +411,12 @@ async fn mirrors_are_tried_in_order_and_the_registry_last() {
     mirrors(&["127.0.0.1:1".into(), empty.host(), has.host()]);
     let id = lab.pull(&last.host(), Some(login())).await.expect("pulled");
     lab.has_it(&id);
-    assert_eq!(empty.behaviour.asked("/manifests/1").len(), 1);
-    let asked = has.behaviour.asked("/manifests/1");
+    // They may mirror others, too: each request says whose image it means.
+    let manifest = format!("/manifests/1?ns=127.0.0.1%3A{}", last.port);
+    assert_eq!(empty.behaviour.asked(&manifest).len(), 1);
+    let blob = format!("/blobs/{}?ns=127.0.0.1%3A{}", image().layer, last.port);
+    assert_eq!(has.behaviour.asked(&blob).len(), 1);
+    let asked = has.behaviour.asked(&manifest);
     assert!(asked.len() == 1 && asked[0].1.is_empty(), "credentials are the registry's alone: {asked:?}");
     assert!(last.behaviour.asked.lock().is_empty(), "it was not needed");
     let record = lab.store.find(&id).expect("the image");
@@ -403,6 +425,7 @@ async fn mirrors_are_tried_in_order_and_the_registry_last() {
     let other = Lab::new();
     other.registries(&format!("mirrors: {{\"*\": {{endpoint: [\"http://{}\"]}}}}\n", empty.host()));
     other.has_it(&other.pull(&last.host(), None).await.expect("the registry has it"));
+    assert_eq!(last.behaviour.asked("/manifests/1").len(), 1, "it is no mirror");
 }
 
 #[tokio::test]
@@ -442,6 +465,29 @@ async fn of_a_list_the_image_for_this_machine_is_taken_and_known_by_the_lists_di
     lab.has_it(&id);
     let known = format!("{}/test/image@{}", registry.host(), digest(&list(&image())));
     assert_eq!(lab.store.find(&id).expect("the image").digests.iter().collect::<Vec<_>>(), [&known]);
+}
+
+#[tokio::test]
+async fn what_is_known_by_sha512_is_checked_by_it() {
+    let lab = Lab::new();
+    let registry = Registry::new(Behaviour { sha512: true, ..Behaviour::default() }, None).await;
+    let name =
+        |content: &[u8]| format!("{}/test/image@{}", registry.host(), Digest::of(Algorithm::Sha512, content));
+    let right = name(&image_by(Algorithm::Sha512).manifest);
+    let id = lab.pull_name(&right, None).await.expect("pulled");
+    lab.has_it(&id);
+    let record = lab.store.find(&right).expect("known by the name it was pulled by");
+    assert_eq!((&record.id, record.layers[0].len()), (&id, 128));
+    let wrong = lab.pull_name(&name(b"another"), None).await.unwrap_err();
+    assert!(wrong.contains(": manifest has digest sha512:"), "{wrong}");
+}
+
+#[tokio::test]
+async fn digests_of_unknown_kinds_are_refused() {
+    let rewrite = Some(["sha256:", "md5:"]);
+    let registry = Registry::new(Behaviour { rewrite, ..Behaviour::default() }, None).await;
+    let why = Lab::new().pull(&registry.host(), None).await.unwrap_err();
+    assert!(why.contains("\"md5:") && why.ends_with("unsupported digest algorithm"), "{why}");
 }
 
 #[tokio::test]
