@@ -3,7 +3,7 @@
 mod drop_in;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_kubelet::{
@@ -135,7 +135,10 @@ pub fn read(args: &NodeArgs, config: &mut KubeletConfig) -> Result<(), Failure> 
     let mut value = match &args.kubelet_config {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))?;
-            parse(&text).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?
+            let mut value =
+                parse(&text).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+            from_its_directory(path, &mut value);
+            value
         }
         None => Value::Object(Map::new()),
     };
@@ -178,6 +181,14 @@ fn parse(text: &str) -> Result<Value, String> {
         return Err(format!("it is no {KIND} of {VERSION}"));
     }
     Ok(value)
+}
+
+/// Paths are meant from where the file is. Those of drop-ins are not, upstream neither.
+fn from_its_directory(file: &Path, value: &mut Value) {
+    let Some(path) = value["staticPodPath"].as_str().filter(|path| !path.is_empty()) else { return };
+    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let whole = whole.parent().unwrap_or(Path::new("/")).join(path);
+    value["staticPodPath"] = whole.to_string_lossy().into();
 }
 
 fn apply(value: Value, config: &mut KubeletConfig) -> Result<(), String> {

@@ -34,7 +34,7 @@ pub struct KubeletConfig {
     pub own_log: Option<PathBuf>,
     /// Directory in which device plug-ins register and have their sockets.
     pub device_plugins: PathBuf,
-    /// Directory of manifests of static pods; need not exist.
+    /// Directory of manifests of static pods, or one such file; need not exist.
     pub static_pods: PathBuf,
     /// How often that directory is looked at even if nothing tells of a change.
     pub static_pods_check: std::time::Duration,

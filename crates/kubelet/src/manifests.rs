@@ -1,7 +1,7 @@
 //! Where manifests of static pods are: files of a directory, and a URL.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ pub type Fetched = watch::Receiver<Option<Vec<Arc<Pod>>>>;
 
 /// All manifests of a node.
 pub struct Source {
+    /// Or one file, as upstream allows.
     directory: PathBuf,
     /// How often it is looked at even if nothing tells of a change (it may be mounted over).
     look: Duration,
@@ -80,12 +81,7 @@ impl Source {
             self.watch = cx.files.folder(&self.directory).ok();
         }
         let mut found = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            if hidden || !path.is_file() {
-                continue;
-            }
+        for path in manifests(&self.directory) {
             let Ok(text) = std::fs::read_to_string(&path) else { continue };
             let known = self.known.remove(&path).filter(|(old, _)| *old == text);
             let pod = known.map(|(_, pod)| pod).unwrap_or_else(|| {
@@ -130,6 +126,16 @@ impl Source {
             () = url => {}
         }
     }
+}
+
+/// Files of a directory, those left out whose names begin with a dot; of a file itself.
+fn manifests(place: &Path) -> Vec<PathBuf> {
+    if place.is_file() {
+        return vec![place.to_owned()];
+    }
+    let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+    let seen = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    seen.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
 }
 
 /// Asks the server again and again. What it said last counts until it says something else: a server that is down or
@@ -195,6 +201,18 @@ mod tests {
 
     use super::*;
     use crate::names;
+
+    #[test]
+    fn a_path_of_manifests_is_a_directory_or_one_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str| dir.path().join(name);
+        std::fs::write(file("a.yaml"), ONE).expect("written");
+        std::fs::write(file(".hidden"), ONE).expect("written");
+        std::fs::create_dir(file("below")).expect("made");
+        assert_eq!(manifests(dir.path()), [file("a.yaml")]);
+        assert_eq!(manifests(&file("a.yaml")), [file("a.yaml")]);
+        assert!(manifests(&file("absent")).is_empty());
+    }
 
     /// Answers each connection with the next of `answers`, then no more; the heads of the requests.
     async fn serve(listener: TcpListener, answers: Vec<(u16, &'static str)>) -> Vec<String> {

@@ -172,6 +172,23 @@ fn drop_ins_change_what_the_file_says_and_its_defaults() {
 }
 
 #[test]
+fn a_relative_path_of_static_pods_is_meant_from_where_the_file_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n";
+    let file = dir.path().join("kubelet.yaml");
+    let place = |path: &str| {
+        std::fs::write(&file, format!("{head}staticPodPath: {path}\n")).expect("written");
+        let args = NodeArgs { kubelet_config: Some(file.clone()), ..NodeArgs::default() };
+        let mut config = crate::node::testing_config();
+        super::read(&args, &mut config).expect("a configuration");
+        config.static_pods
+    };
+    assert_eq!(place("pods.d"), dir.path().join("pods.d"));
+    assert_eq!(place("/etc/pods"), Path::new("/etc/pods"));
+    assert_eq!(place("\"\""), Path::new(""), "none");
+}
+
+#[test]
 fn swap_is_as_the_file_says() {
     let limited =
         with("failSwapOn: true\nmemorySwap: {swapBehavior: LimitedSwap}\n").expect("a configuration");
