@@ -72,6 +72,7 @@ struct File {
     eviction_pressure_transition_period: Option<String>,
     eviction_max_pod_grace_period: i64,
     merge_default_eviction_settings: bool,
+    kernel_memcg_notification: bool,
     enforce_node_allocatable: Option<Vec<String>>,
     feature_gates: BTreeMap<String, bool>,
     fail_swap_on: Option<bool>,
@@ -388,6 +389,7 @@ fn eviction(file: &File, config: &mut KubeletConfig) -> Result<(), String> {
         config.eviction.transition = transition;
     }
     config.eviction.most_grace = file.eviction_max_pod_grace_period;
+    config.eviction.kernel_tells = file.kernel_memcg_notification;
     let Some(enforced) = &file.enforce_node_allocatable else { return Ok(()) };
     config.enforce_allocatable = enforced.iter().any(|what| what == "pods");
     match enforced.iter().find(|what| !matches!(what.as_str(), "pods" | "none" | "")) {

@@ -21,7 +21,7 @@ mod wire;
 pub use client::CriClient;
 pub use counters::{Counters, DeviceIo, Packets};
 pub use network::{NetworkError, PodNetwork, PodNetworkRequest, PortMapping, Protocol};
-pub use pods_cgroup::{PodsCgroup, PodsLimits, PodsMemory};
+pub use pods_cgroup::{MemoryOf, PodsCgroup, PodsLimits, PodsMemory};
 pub use server::CriServer;
 pub use service::{CriError, ImageService, RuntimeService};
 pub use stream_server::StreamServer;

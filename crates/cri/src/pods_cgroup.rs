@@ -1,6 +1,7 @@
 //! The cgroup that all pods of a node are in.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// What all pods together may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,15 @@ pub struct PodsMemory {
     pub working_set: u64,
 }
 
+/// Whose memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryOf {
+    /// All processes.
+    Machine,
+    /// All pods.
+    Pods,
+}
+
 /// The cgroup that all pods of a node are in, where the kubelet's own runtime makes it.
 pub trait PodsCgroup: Send + Sync + 'static {
     /// Limits all pods together.
@@ -29,4 +39,10 @@ pub trait PodsCgroup: Send + Sync + 'static {
     fn limit(&self, limits: PodsLimits) -> io::Result<()>;
     /// What they have.
     fn memory(&self) -> PodsMemory;
+    /// Something that becomes readable when so many bytes more are used; `None` where the kernel does not tell
+    /// (cgroup v2). Ends when it is closed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn notify_memory(&self, of: MemoryOf, growth: u64) -> io::Result<Option<OwnedFd>>;
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use coracle_meta::pod::{limits, qos, requests};
 use coracle_meta::quantity::Quantity;
 use k8s_openapi::api::core::v1::Pod;
-pub use pressure::{Left, Observations, Pressures, Shortage, is_over};
+pub use pressure::{Left, Observations, Pressures, Shortage, is_over, memory_to_use};
 pub use thresholds::{EvictionConfig, EvictionTexts, Signal};
 
 use crate::pod::spec;

@@ -1,13 +1,19 @@
-//! Looks at the node's resources every ten seconds, as upstream does: evicts pods, and collects images that nobody
+//! Looks at the node's resources every ten seconds, as upstream does, and when the kernel says that memory gets short
+//! (`kernelMemcgNotification`): evicts pods, and collects images that nobody
 //! uses when the disk fills up. What is decided stands in `evict` and `image_gc`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_client::EventType;
+use coracle_cri::MemoryOf;
 use coracle_cri::v1::{ContainerFilter, ContainerState, Image};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
+use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::context::Context;
@@ -23,6 +29,8 @@ use crate::worker::{Handle, Message};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(10);
+/// The kernel's word brings no look sooner than this after the last one.
+const LEAST: Duration = Duration::from_secs(1);
 /// Looks between two collections of images.
 const COLLECT: u32 = 30;
 /// How long evicted pods may take together to free what they have before the next one is looked for.
@@ -34,7 +42,7 @@ pub async fn run(cx: Arc<Context>, pods: Pods) {
     let mut used: HashMap<String, Timestamp> = HashMap::new();
     let mut round = 0;
     loop {
-        tokio::time::sleep(LOOK).await;
+        rest(&cx, &rates).await;
         note_images(&cx, &mut used).await;
         let seen = observe(&cx, &rates).await;
         let mut short = cx.pressures.lock().note(&cx.config.eviction, &seen.left, cx.clock.now());
@@ -60,6 +68,39 @@ pub async fn run(cx: Arc<Context>, pods: Pods) {
         // Whoever does not end in time does not keep others from being looked at.
         let _ = tokio::time::timeout(FREEING, all_ended).await;
     }
+}
+
+/// Waits until the next look is due.
+async fn rest(cx: &Context, rates: &Rates) {
+    if !cx.config.eviction.kernel_tells {
+        return tokio::time::sleep(LOOK).await;
+    }
+    tokio::time::sleep(LEAST).await;
+    let left = observe(cx, rates).await.left;
+    let bells: Vec<_> = evict::memory_to_use(&cx.config.eviction, &left)
+        .into_iter()
+        .filter_map(|(signal, growth)| bell(cx, signal, growth))
+        .collect();
+    let mut rung: FuturesUnordered<_> = bells.iter().map(AsyncFd::readable).collect();
+    let rung = async {
+        match rung.next().await {
+            Some(_) => info!("the kernel says that memory gets short"),
+            None => std::future::pending().await,
+        }
+    };
+    let _ = tokio::time::timeout(LOOK.saturating_sub(LEAST), rung).await;
+}
+
+/// What the kernel rings when so much more memory is used.
+fn bell(cx: &Context, signal: Signal, growth: u64) -> Option<AsyncFd<OwnedFd>> {
+    let of = if signal == Signal::PodsMemory { MemoryOf::Pods } else { MemoryOf::Machine };
+    let event = cx.pods_cgroup.as_ref()?.notify_memory(of, growth);
+    #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd stays open as long as it is held")]
+    let bell = event.and_then(|event| event.map(AsyncFd::new).transpose());
+    bell.unwrap_or_else(|e| {
+        warn!(signal = signal.name(), error = %e, "the kernel will not tell when memory gets short");
+        None
+    })
 }
 
 /// What is left of the node.

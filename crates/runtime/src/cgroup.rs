@@ -2,6 +2,7 @@
 //! hierarchy without controllers (hybrid), where the latter serves to kill a container at once.
 
 mod counters;
+mod notify;
 
 use std::fs;
 use std::io;

@@ -33,6 +33,7 @@ evictionSoft: {memory.available: 1Gi}
 evictionSoftGracePeriod: {memory.available: 1m30s}
 evictionPressureTransitionPeriod: 30s
 evictionMaxPodGracePeriod: 60
+kernelMemcgNotification: true
 enforceNodeAllocatable: [none]
 staticPodPath: /etc/kubernetes/manifests
 fileCheckFrequency: 1m0s
@@ -53,7 +54,7 @@ syncFrequency: 1m0s
     assert_eq!((config.ids_per_pod, config.user_ids), (131_072, IdRange::all(131_072)));
     let eviction = config.eviction;
     assert_eq!((eviction.thresholds.len(), eviction.most_grace), (4, 60), "{:?}", eviction.thresholds);
-    assert_eq!(eviction.transition, Duration::from_secs(30));
+    assert_eq!((eviction.transition, eviction.kernel_tells), (Duration::from_secs(30), true));
     assert!(!config.enforce_allocatable);
     assert_eq!(config.static_pods, Path::new("/etc/kubernetes/manifests"));
     assert_eq!(config.static_pods_check, Duration::from_mins(1));

@@ -106,6 +106,17 @@ pub fn is_over(config: &EvictionConfig, shortage: &Shortage, left: &Observations
     !thresholds.any(|t| left.get(&t.signal).is_some_and(|left| is_crossed(t, *left, true)))
 }
 
+/// How many bytes more may be used until there is too little memory, by signal: of thresholds that are crossed nobody
+/// needs to be told.
+pub fn memory_to_use(config: &EvictionConfig, left: &Observations) -> Vec<(Signal, u64)> {
+    let until = |t: &Threshold| {
+        let left = left.get(&t.signal)?;
+        let least = u64::try_from(t.least.of(left.capacity).value()).unwrap_or(0);
+        Some((t.signal, left.available.checked_sub(least)? + 1))
+    };
+    config.thresholds.iter().filter(|t| t.signal.resource() == "memory").filter_map(until).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::thresholds::{Amount, EvictionTexts};
@@ -160,6 +171,18 @@ mod tests {
         assert!(!is_over(&config, &short[0], &memory(250)) && is_over(&config, &short[0], &memory(300)));
         assert!(pressures.note(&config, &memory(300), after(now, 50)).is_empty());
         assert!(pressures.note(&config, &memory(150), after(now, 60)).is_empty(), "the time begins anew");
+    }
+
+    #[test]
+    fn until_a_threshold_of_memory_as_much_may_be_used_as_is_left_above_it() {
+        let mut left = memory(150);
+        left.insert(Signal::NodeDisk, Left { available: 1 << 40, capacity: 1 << 40 });
+        // 50 Mi at once, 200 Mi with grace: the latter is crossed already.
+        assert_eq!(memory_to_use(&soft(), &left), [(Signal::Memory, 100 * MI + 1)]);
+        left.insert(Signal::PodsMemory, Left { available: 300 * MI, capacity: 900 * MI });
+        let standard = memory_to_use(&EvictionConfig::standard(), &left);
+        assert_eq!(standard, [(Signal::Memory, 50 * MI + 1), (Signal::PodsMemory, 200 * MI + 1)]);
+        assert!(memory_to_use(&soft(), &memory(10)).is_empty());
     }
 
     #[test]

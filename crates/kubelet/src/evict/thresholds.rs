@@ -119,6 +119,8 @@ pub struct EvictionConfig {
     pub transition: Duration,
     /// Seconds that a pod may have to end when it goes after a time of grace.
     pub most_grace: i64,
+    /// Whether the kernel is to tell when memory gets short, between two looks.
+    pub kernel_tells: bool,
 }
 
 /// A part of the configuration: signal and amount or time, as text.
@@ -153,7 +155,7 @@ impl EvictionConfig {
             row(Signal::ImageDisk, disk),
             row(Signal::ImageInodes, Amount::Share(0.05)),
         ];
-        Self { thresholds, transition: Duration::from_mins(5), most_grace: 0 }
+        Self { thresholds, transition: Duration::from_mins(5), most_grace: 0, kernel_tells: false }
     }
 
     /// Replaces the thresholds by what is configured. Without `merge`, hard thresholds that are given replace all

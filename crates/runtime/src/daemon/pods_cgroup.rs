@@ -1,9 +1,10 @@
 //! What all pods together may have, and have.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use coracle_cri::v1::LinuxResources;
-use coracle_cri::{PodsCgroup, PodsLimits, PodsMemory};
+use coracle_cri::{MemoryOf, PodsCgroup, PodsLimits, PodsMemory};
 
 use super::Runtime;
 
@@ -22,6 +23,13 @@ impl PodsCgroup for Runtime {
         PodsMemory {
             limit: self.hierarchies.memory_limit(&path),
             working_set: self.hierarchies.usage(&path).memory_working_set,
+        }
+    }
+
+    fn notify_memory(&self, of: MemoryOf, growth: u64) -> io::Result<Option<OwnedFd>> {
+        match of {
+            MemoryOf::Machine => self.hierarchies.notify_memory("", growth),
+            MemoryOf::Pods => self.hierarchies.notify_memory(&self.config.pods_cgroup(), growth),
         }
     }
 }
