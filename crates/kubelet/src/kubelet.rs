@@ -125,6 +125,9 @@ impl Kubelet {
             let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
             Swap::refuse(&swaps).map_err(|why| KubeletError::Manager("container", why))?;
         }
+        if let Some(Err(e)) = self.pods_cgroup.as_ref().map(|cgroup| cgroup.create()) {
+            tracing::warn!(error = %e, "the cgroup of all pods cannot be made");
+        }
         let machine = Machine::read(&config);
         let system = Path::new("/sys/devices/system");
         let nodes = read_nodes(system, machine.memory.max(0).unsigned_abs(), &machine.huge_pages);

@@ -9,9 +9,13 @@ use coracle_cri::{MemoryOf, PodsCgroup, PodsLimits, PodsMemory};
 use super::Runtime;
 
 impl PodsCgroup for Runtime {
+    fn create(&self) -> io::Result<()> {
+        self.hierarchies.create(&self.config.pods_cgroup())
+    }
+
     fn limit(&self, limits: PodsLimits) -> io::Result<()> {
         let path = self.config.pods_cgroup();
-        self.hierarchies.create(&path)?;
+        self.create()?;
         let cpu = LinuxResources { cpu_shares: limits.cpu_shares, ..LinuxResources::default() };
         self.hierarchies.limit(&path, &cpu);
         let memory = LinuxResources { memory_limit_in_bytes: limits.memory, ..LinuxResources::default() };

@@ -206,9 +206,10 @@ impl Repository {
     async fn get(&self, path: &str, accept: &'static str, from: u64) -> Result<Response, RegistryError> {
         let url = format!("{}/{path}", self.base);
         // As containerd does: https://github.com/containerd/containerd/blob/main/docs/hosts.md.
-        let namespace = self.mirrored.as_ref().map(|registry| ("ns", registry));
-        let url = Url::parse_with_params(&url, namespace)
-            .map_err(|e| RegistryError::Configuration(format!("{url}: {e}")))?;
+        let mut url = Url::parse(&url).map_err(|e| RegistryError::Configuration(format!("{url}: {e}")))?;
+        if let Some(registry) = &self.mirrored {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
         let mut was_asked = false;
         loop {
             let mut request = self.client.get(url.clone()).header(ACCEPT, accept);
