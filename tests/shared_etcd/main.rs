@@ -1,7 +1,9 @@
 //! Three `coracle apiserver` processes on one etcd behave as one, for the real kubectl.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread::scope;
+use std::time::Duration;
 
 use coracle_testkit::{Background, Machine, Output, coracle, kubectl, retry, run, tool};
 use serde_json::{Value, json};
@@ -31,9 +33,10 @@ fn start_etcd(machine: &Machine) -> Background {
 
 /// The machine, its etcd and its API servers.
 struct Servers {
-    machine: Machine,
+    processes: Vec<Background>,
     _etcd: Background,
-    _servers: Vec<Background>,
+    /// Last: it takes their logs with it.
+    machine: Machine,
 }
 
 impl Servers {
@@ -50,7 +53,7 @@ impl Servers {
             command.arg("--service-account-signing-key-file").arg(signing_key(&machine));
             machine.background(&format!("server-{port}"), &mut command)
         });
-        let this = Self { machine, _etcd: etcd, _servers: servers.into() };
+        let this = Self { processes: servers.into(), _etcd: etcd, machine };
         for server in 0..PORTS.len() {
             retry("the API server is ready", 60, || {
                 let ready = this.kubectl(server, &["get", "--raw", "/readyz"]);
@@ -146,13 +149,39 @@ fn services_get_addresses_of_their_own(servers: &Servers) {
     });
 }
 
-fn every_server_is_an_endpoint_of_the_kubernetes_service(servers: &Servers) {
-    let endpoints = servers.json(1, &["get", "endpoints", "kubernetes"]);
-    let ports: Vec<_> =
-        endpoints["subsets"].as_array().expect("subsets").iter().map(|s| &s["ports"][0]["port"]).collect();
-    for port in PORTS {
-        assert!(ports.contains(&&json!(port)), "{port} is not in {ports:?}");
-    }
+/// The ports of the API servers that Service `kubernetes` leads to.
+fn endpoints(servers: &Servers, from: usize) -> BTreeSet<u64> {
+    let endpoints = servers.json(from, &["get", "endpoints", "kubernetes"]);
+    let subsets = endpoints["subsets"].as_array().cloned().unwrap_or_default();
+    subsets.iter().filter_map(|subset| subset["ports"][0]["port"].as_u64()).collect()
+}
+
+fn every_server_is_an_endpoint_until_it_ends(mut servers: Servers) {
+    let all: BTreeSet<u64> = PORTS.map(u64::from).into();
+    retry("all are there", 20, || {
+        let found = endpoints(&servers, 1);
+        if found == all { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    // They agree: nobody writes any more.
+    let version = |servers: &Servers| {
+        let of =
+            |kind: &str| servers.json(1, &["get", kind, "kubernetes"])["metadata"]["resourceVersion"].clone();
+        (of("endpoints"), of("endpointslices"))
+    };
+    let before = version(&servers);
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(version(&servers), before);
+    // One that is told to end says so at once; of one that is killed the others find out.
+    servers.processes[2].terminate();
+    assert_eq!(endpoints(&servers, 0), BTreeSet::from([7001, 7002]));
+    servers.processes[1].kill();
+    retry("the one that is left knows", 40, || {
+        let found = endpoints(&servers, 0);
+        if found == BTreeSet::from([7001]) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    let leases =
+        servers.json(0, &["get", "leases", "-n", "kube-system", "-l", "apiserver.kubernetes.io/identity"]);
+    assert_eq!(leases["items"].as_array().map(Vec::len), Some(1), "{leases}");
 }
 
 mod leader;
@@ -164,5 +193,5 @@ fn three_api_servers_on_one_etcd_behave_as_one() {
     writes_of_one_are_read_from_the_others_at_once(&servers);
     one_of_many_creators_wins(&servers);
     services_get_addresses_of_their_own(&servers);
-    every_server_is_an_endpoint_of_the_kubernetes_service(&servers);
+    every_server_is_an_endpoint_until_it_ends(servers);
 }

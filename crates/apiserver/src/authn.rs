@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::http::drain::Waited;
 use crate::server::Server;
 
 /// How long a verified token is believed, as upstream's token cache.
@@ -57,6 +58,8 @@ pub(crate) struct Connection {
     pub(crate) peer: Option<IpAddr>,
     /// It carries something that may rest, e.g. a shell.
     pub(crate) patient: Arc<AtomicBool>,
+    /// Whether the end of the server waits for its end.
+    pub(crate) waited: Waited,
     /// The client is to make another connection for its next requests.
     pub(crate) goaway: Notify,
 }
@@ -80,8 +83,8 @@ impl Connection {
     }
 
     /// The connection, which comes from there.
-    pub(crate) fn from(self, peer: IpAddr) -> Self {
-        Self { peer: Some(peer), ..self }
+    pub(crate) fn from(self, peer: IpAddr, waited: Waited) -> Self {
+        Self { peer: Some(peer), waited, ..self }
     }
 }
 

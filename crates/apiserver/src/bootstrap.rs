@@ -1,5 +1,5 @@
-//! What the server creates and keeps itself: system namespaces, bootstrap policy, the `kubernetes` Service,
-//! and the housekeeping of history and Events.
+//! What the server creates itself: system namespaces, bootstrap policy, and what others keep up; and the housekeeping
+//! of history and Events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::cache::Filter;
 use crate::config::StartError;
+use crate::masters;
 use crate::registry::Resource;
 use crate::server::{CLEAN_EVERY, REST_EVERY, Server};
 use crate::verbs::patch::Patch;
@@ -20,7 +21,6 @@ use crate::verbs::{Input, Part};
 
 /// Namespaces that always exist.
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
-const SERVICE: &str = "kubernetes";
 const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
 
 /// Creates what must exist before the first request.
@@ -54,13 +54,13 @@ pub(crate) async fn run(server: &Arc<Server>, objects: Vec<Box<dyn Object>>) -> 
         let what = format!("{} {}", want["kind"], want["metadata"]["name"]);
         builtin(server, want).await.map_err(|s| failed(&what, &s))?;
     }
-    publish_once(server).await.map_err(|s| failed("Service default/kubernetes", &s))?;
+    masters::enter(server).await.map_err(|s| failed("Service default/kubernetes", &s))?;
     crate::upkeep::once(server).await.map_err(|s| failed("status of what the server keeps", &s))?;
     info!(revision = server.store.revision(), "API server ready");
     Ok(())
 }
 
-fn find(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
+pub(crate) fn find(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
     server.cache.registry.find(group, plural).ok_or_else(Status::no_such_path)
 }
 
@@ -83,7 +83,7 @@ async fn tracking(server: &Arc<Server>) -> Result<(), Status> {
 }
 
 /// Creates an object when it is absent.
-async fn ensure(
+pub(crate) async fn ensure(
     server: &Arc<Server>,
     group: &str,
     plural: &str,
@@ -123,7 +123,7 @@ async fn builtin(server: &Arc<Server>, want: Value) -> Result<(), Status> {
 }
 
 /// A conflict means that another API server on the same store has done it.
-fn unless_raced<T>(done: Result<T, Status>) -> Result<(), Status> {
+pub(crate) fn unless_raced<T>(done: Result<T, Status>) -> Result<(), Status> {
     match done {
         Err(status) if status.code() != 409 => Err(status),
         _ => Ok(()),
@@ -178,116 +178,8 @@ fn complete(have: &mut Value, want: &Value) -> bool {
     changed
 }
 
-/// Keeps Service `default/kubernetes` and its endpoints as they should be: at once when they are touched.
-pub(crate) async fn publish(server: Arc<Server>) {
-    let mut watches = Vec::new();
-    for (group, plural) in [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")] {
-        let Ok(resource) = find(&server, group, plural) else { continue };
-        let filter = Filter { key: resource.key("default", SERVICE), single: true, ..Filter::default() };
-        let applied = server.cache.applied();
-        if let Ok(subscription) = resource.cache.subscribe(filter, Some(applied), applied) {
-            watches.push(subscription.live);
-        }
-    }
-    loop {
-        if let Err(status) = publish_once(&server).await {
-            warn!(error = %status, "cannot publish the API server's address");
-            return;
-        }
-        if watches.is_empty() {
-            return std::future::pending().await;
-        }
-        let events = watches.iter_mut().map(|w| Box::pin(w.recv()));
-        let (event, ..) = futures::future::select_all(events).await;
-        if event.is_none() {
-            return;
-        }
-    }
-}
-
-async fn publish_once(server: &Arc<Server>) -> Result<(), Status> {
-    let (ip, port) = (server.advertise.ip().to_string(), server.advertise.port());
-    let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
-    let service_ip = server.services.address(1).to_string();
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": SERVICE, "namespace": "default", "labels": labels },
-        "spec": {
-            "type": "ClusterIP", "clusterIP": service_ip, "sessionAffinity": "None",
-            "ipFamilyPolicy": "SingleStack",
-            "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": port }],
-        },
-    });
-    ensure(server, "", "services", "default", SERVICE, service).await?;
-    if server.advertise.ip().is_loopback() {
-        // Nothing in a pod could reach it; the API refuses such endpoints.
-        return Ok(());
-    }
-    let endpoints = json!({
-        "apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {
-            "name": SERVICE, "namespace": "default",
-            "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
-        },
-        "subsets": [{
-            "addresses": [{ "ip": ip }],
-            "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
-        }],
-    });
-    keep(server, "", "endpoints", endpoints, "/subsets").await?;
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "name": SERVICE, "namespace": "default",
-            "labels": { "kubernetes.io/service-name": SERVICE },
-        },
-        "addressType": if server.advertise.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{ "addresses": [ip], "conditions": { "ready": true } }],
-        "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
-    });
-    keep(server, "discovery.k8s.io", "endpointslices", slice, "/endpoints").await
-}
-
-/// Creates an object, or replaces it when the part at `at` is not as wanted.
-async fn keep(server: &Arc<Server>, group: &str, plural: &str, want: Value, at: &str) -> Result<(), Status> {
-    let resource = match find(server, group, plural) {
-        Ok(resource) => resource,
-        // A kind that is not served needs no keeping.
-        Err(_) => return Ok(()),
-    };
-    ensure(server, group, plural, "default", SERVICE, want.clone()).await?;
-    let entry = server.get(&resource, "default", SERVICE).await?;
-    let have: Value = serde_json::from_slice(&entry.encoded()).map_err(Status::internal)?;
-    let mut want = want;
-    if server.store.shared() {
-        want = joined(&have, want, at);
-    }
-    if covers(have.pointer(at), want.pointer(at)) && covers(have.get("ports"), want.get("ports")) {
-        return Ok(());
-    }
-    let (caller, opts) = (Server::loopback(), WriteOptions::default());
-    let input = Input::Json(want);
-    unless_raced(server.update(&caller, &resource, "default", SERVICE, Part::Main, input, &opts).await)
-}
-
-/// `want` with the list at `at` begun by what others have put into it: every API server on a shared store adds its
-/// own address and leaves the others'.
-fn joined(have: &Value, mut want: Value, at: &str) -> Value {
-    let others = have.pointer(at).and_then(Value::as_array).cloned().unwrap_or_default();
-    if let Some(Value::Array(list)) = want.pointer_mut(at) {
-        let own = std::mem::take(list);
-        list.extend(others);
-        for item in own {
-            if !list.iter().any(|l| covers(Some(l), Some(&item))) {
-                list.push(item);
-            }
-        }
-    }
-    want
-}
-
 /// Whether `have` says at least what `want` says (defaults may have been added).
-fn covers(have: Option<&Value>, want: Option<&Value>) -> bool {
+pub(crate) fn covers(have: Option<&Value>, want: Option<&Value>) -> bool {
     match (have, want) {
         (_, None) => true,
         (None, Some(_)) => false,

@@ -6,6 +6,7 @@ pub(crate) mod body;
 mod discovery;
 mod dispatch;
 pub(crate) mod docs;
+pub(crate) mod drain;
 pub(crate) mod gather;
 mod health;
 pub(crate) mod impersonate;

@@ -18,6 +18,7 @@ mod flow;
 mod hooks;
 mod http;
 mod kubelet;
+mod masters;
 mod metrics_api;
 mod openapi;
 mod outbound;

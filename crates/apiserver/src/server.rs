@@ -25,6 +25,7 @@ use crate::encryption::Encryption;
 use crate::fields::{Fields, Write};
 use crate::flow::{FlowControl, InFlight, Protection};
 use crate::http::docs::Docs;
+use crate::http::drain::Drain;
 use crate::http::gather::Crowd;
 use crate::http::impersonate::LastModes;
 use crate::http::metrics::Metrics;
@@ -62,6 +63,8 @@ pub(crate) struct Server {
     pub(crate) components: Vec<&'static str>,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) aggregation: Aggregation,
+    /// How far its end has come.
+    pub(crate) drain: Drain,
     /// The watches that are busy.
     pub(crate) crowd: Crowd,
     pub(crate) front_proxy: Option<coracle_auth::FrontProxy>,
@@ -188,6 +191,7 @@ impl ApiServer {
             encryption: config.encryption,
             reloads: config.reloads,
             aggregation: Aggregation::new(config.proxy_client),
+            drain: Drain::default(),
             crowd: Crowd::new(std::thread::available_parallelism().map_or(1, usize::from)),
             advertise: config.advertise,
         });
@@ -204,7 +208,7 @@ impl ApiServer {
         tasks.supervise("pack", move || crate::bootstrap::pack(packing.clone()));
         tasks.supervise("rest", move || crate::bootstrap::rest(resting.clone()));
         let publisher = server.clone();
-        tasks.supervise("kubernetes-service", move || crate::bootstrap::publish(publisher.clone()));
+        tasks.supervise("kubernetes-service", move || crate::masters::run(publisher.clone()));
         let keeper = server.clone();
         tasks.supervise("flow-schemas", move || crate::upkeep::flow_schemas(keeper.clone()));
         let keeper = server.clone();
@@ -256,6 +260,16 @@ impl ApiServer {
         Ok(())
     }
 
+    /// Says for `delay` that it is not ready, then takes no more connections and waits until what is under way is
+    /// answered, `limit` at most. What lasts (watches, shells) goes on until [`ApiServer::serve`] is dropped.
+    pub async fn end(&self, delay: Duration, limit: Duration) {
+        let server = &self.server;
+        server.drain.begin();
+        // What cannot be told to the others they find out by themselves.
+        let _ = tokio::time::timeout(LEAVE, crate::masters::leave(server)).await;
+        server.drain.run(delay, limit, || server.metrics.under_way()).await;
+    }
+
     /// Serves HTTPS on `listener` until the process ends or the returned future is dropped.
     pub async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener) {
         crate::http::serve::run(self, listener).await;
@@ -288,5 +302,7 @@ fn adopt_services(cache: &Cache, services: &Services) {
 
 /// The longest time between two cleanings of the store.
 pub(crate) const CLEAN_EVERY: Duration = Duration::from_secs(300);
+/// For how long the end tries to tell the other servers.
+const LEAVE: Duration = Duration::from_secs(2);
 /// Between two looks at what can be given back.
 pub(crate) const REST_EVERY: Duration = Duration::from_secs(10);

@@ -1,16 +1,17 @@
-//! Certificates that change while the server runs, Secrets encrypted in the store, and who reads too slowly.
+//! Certificates that change while the server runs, Secrets encrypted in the store, who reads too slowly, and the end.
 
 #[allow(dead_code, reason = "shared by test programs, of which none uses all of it")]
 mod support;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_apiserver::{Encryption, RequestLimits};
 use coracle_store::{EmbeddedConfig, EmbeddedStore, SealedStore, Store};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use support::Cluster;
+use support::{Cluster, eventually};
 
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 const WORD: &str = "correct-horse-battery-staple";
@@ -192,4 +193,35 @@ async fn who_does_not_read_an_answer_loses_the_connection() {
     tokio::time::sleep(limits.timeout).await;
     let rest = http_body_util::BodyExt::collect(answer.into_body()).await;
     assert!(rest.is_err(), "the answer is cut off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_answers_what_is_under_way_and_does_not_wait_for_watches() {
+    let cluster = Arc::new(Cluster::start().await);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let mut idle = cluster.keep_alive().await;
+    assert_eq!(idle.get("/version").await, StatusCode::OK);
+    let watch = cluster.open(Method::GET, &format!("{maps}?watch=true"), &[], "").await;
+    assert_eq!(watch.status(), StatusCode::OK);
+    let json = [("content-type", "application/json")];
+    let mut upload = cluster.upload(Method::POST, maps, &json).await;
+    upload.send("{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",".into()).await;
+    let ending = cluster.clone();
+    let second = Duration::from_secs(1);
+    let end = tokio::spawn(async move { ending.api().end(second, 60 * second).await });
+    // For a while it serves as before, but says that it is about to end.
+    eventually("it is not ready", || async {
+        let ready = cluster.get("/readyz?verbose").await;
+        (ready.code == StatusCode::INTERNAL_SERVER_ERROR).then_some(ready.bytes)
+    })
+    .await;
+    let one = cluster.get("/readyz/shutdown").await;
+    assert_eq!(one.bytes.as_ref(), b"internal server error: process is shutting down\n");
+    assert_eq!(cluster.get("/livez").await.code, StatusCode::OK);
+    eventually("it takes no more connections", || async { cluster.refuses().await.then_some(()) }).await;
+    assert!(!end.is_finished(), "a request is still under way");
+    upload.send("\"metadata\":{\"name\":\"late\"}}".into()).await;
+    assert_eq!(upload.finish().await.code, StatusCode::CREATED);
+    end.await.expect("it ends, whoever watches");
+    drop(watch);
 }

@@ -12,7 +12,6 @@ use coracle_apiserver::{
 use coracle_auth::pki::{CertificateAuthority, Issue};
 use coracle_auth::service_account::TokenIssuer;
 use coracle_stdx::{Clock, Tasks};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit_file::{AuditFile, Limits};
 use crate::cli::ApiserverArgs;
@@ -20,6 +19,7 @@ use crate::cluster::{make_dir, node_ip};
 use crate::error::Failure;
 use crate::node::{ServerParts, server_config};
 use crate::pki;
+use crate::process::Signals;
 use crate::reload::{self, CertificateFiles};
 use crate::up::bind;
 
@@ -59,6 +59,7 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
     let keys: Vec<String> =
         args.service_account_key_file.iter().map(|f| read(f)).collect::<Result<_, _>>()?;
     let limits = limits(&args)?;
+    let delay = duration("shutdown-delay-duration", &args.shutdown_delay_duration)?;
     let compaction = duration("etcd-compaction-interval", &args.etcd_compaction_interval)?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = bind(args.bind_address, args.secure_port, "secure-port").await?;
@@ -103,11 +104,13 @@ pub async fn run(args: ApiserverArgs, flags: BTreeMap<String, String>) -> Result
     };
     tasks.spawn(reload::certificates(server.clone(), files));
     tracing::info!(%address, "serving");
-    let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::new(e, ""))?;
+    let mut signals = Signals::listen()?;
+    tasks.spawn(server.clone().serve(listener));
+    signals.recv().await;
+    tracing::info!("ending; a second signal ends at once");
     tokio::select! {
-        () = server.serve(listener) => {}
-        _ = term.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+        () = server.end(delay, limits.timeout) => {}
+        () = signals.recv() => {}
     }
     Ok(())
 }

@@ -414,6 +414,10 @@ pub struct ApiserverArgs {
     /// How long a request may take that is neither a watch nor a connection, e.g. `1m0s`.
     #[arg(long, default_value = "1m0s", allow_hyphen_values = true)]
     pub request_timeout: String,
+    /// How long the server goes on after SIGTERM while it says that it is not ready, e.g. `10s`; then what is under way
+    /// is answered, for as long as a request may take.
+    #[arg(long, default_value = "0s", allow_hyphen_values = true)]
+    pub shutdown_delay_duration: String,
     /// How long the history of changes is kept, e.g. `5m0s`; 0 keeps all of it.
     #[arg(long, default_value = "5m0s", allow_hyphen_values = true)]
     pub etcd_compaction_interval: String,

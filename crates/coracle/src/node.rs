@@ -61,8 +61,12 @@ pub struct Node {
     name: String,
     admin: Client,
     control: ControlPlane,
+    server: Arc<ApiServer>,
     _tasks: Tasks,
 }
+
+/// For how long the end waits for answers that are under way.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn broken(what: &str, why: impl std::fmt::Display) -> Failure {
     Failure::new(format!("{what}: {why}"), "see the log for more")
@@ -243,11 +247,12 @@ impl Node {
                 }
             }
         });
-        Ok(Self { name: cluster.node_name, admin, control, _tasks: tasks })
+        Ok(Self { name: cluster.node_name, admin, control, server, _tasks: tasks })
     }
 
-    /// Ends every part; gives up what others would wait for.
+    /// Ends every part: answers what clients asked, gives up what others would wait for.
     pub async fn end(self) {
+        self.server.end(Duration::ZERO, PATIENCE).await;
         self.control.end().await;
     }
 

@@ -98,7 +98,6 @@ const VALUED: &[&str] = &[
     "resource-quota-sync-period",
     "route-reconciliation-period",
     "show-hidden-metrics-for-version",
-    "shutdown-delay-duration",
     "shutdown-watch-termination-grace-period",
     "storage-backend",
     "storage-initialization-timeout",

@@ -35,6 +35,13 @@ impl Background {
         Self { child, log: log.to_owned() }
     }
 
+    /// Ends it with SIGTERM and waits for its end.
+    pub fn terminate(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+
     /// Kills it with SIGKILL and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -23,6 +23,9 @@ const FIRST: &[(&str, bool, bool)] = &[
 /// The check of KMS plugins, where values are encrypted by them.
 const PLUGINS: &str = "kms-providers";
 
+/// The check of readyz that fails once the server is about to end.
+const SHUTDOWN: &str = "shutdown";
+
 /// What upstream starts after it began to serve. Here it is done before the server answers at all.
 const HOOKS: &[&str] = &[
     "start-apiserver-admission-initializer",
@@ -69,13 +72,14 @@ pub(super) fn checks(server: &Server, which: &str) -> Vec<String> {
         names.push(PLUGINS.to_owned());
     }
     if ready {
-        names.push("shutdown".to_owned());
+        names.push(SHUTDOWN.to_owned());
     }
     names
 }
 
 fn has_failed(server: &Server, check: &str) -> bool {
     match check {
+        SHUTDOWN => server.drain.has_begun(),
         PLUGINS => server
             .encryption
             .as_ref()
@@ -106,7 +110,10 @@ pub(super) fn check(server: &Server, which: &str, one: &str, query: &Query<'_>) 
     if !one.is_empty() {
         return match checks.iter().find(|c| *c == one) {
             Some(check) if !failed(check) => text(StatusCode::OK, "ok"),
-            Some(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: store failed\n"),
+            Some(_) => {
+                let why = if one == SHUTDOWN { "process is shutting down" } else { "store failed" };
+                text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n"))
+            }
             None => not_found_page(),
         };
     }

@@ -82,6 +82,12 @@ impl Metrics {
         InFlight(gauge)
     }
 
+    /// Requests that are being answered, without those that last.
+    pub(crate) fn under_way(&self) -> usize {
+        let both = self.reading.load(Ordering::Relaxed) + self.writing.load(Ordering::Relaxed);
+        usize::try_from(both).unwrap_or(0)
+    }
+
     /// Notes the end of a request.
     pub(crate) fn note(&self, info: &Info<'_>, verb: &'static str, dry_run: bool, code: u16, took: Duration) {
         let scope = scope(info);

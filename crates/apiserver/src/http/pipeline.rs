@@ -42,13 +42,13 @@ pub(crate) async fn handle(
     let format = negotiate::document_format(request.headers());
     let (uri, method) = (request.uri().clone(), request.method().clone());
     let started = Instant::now();
-    let _in_flight = server.metrics.begin(&method);
     let Some(path) = decode_path(uri.path()) else {
         return respond::status(&Status::bad_request("malformed path"));
     };
     let query = Query::new(uri.query().unwrap_or(""));
     let info = Info::new(&method, &path, &query);
     let apply = is_apply(request.headers());
+    let _in_flight = (!protect::lasts(&info)).then(|| server.metrics.begin(&method));
     let trail = OnceLock::new();
     protect::note(&server, &connection, &request, &info);
     let mut response = match protect::time_limit(&server, &info, &query) {

@@ -40,8 +40,11 @@ pub(super) fn lasts(info: &Info<'_>) -> bool {
 
 /// What a request means for its connection.
 pub(super) fn note(server: &Server, connection: &Connection, request: &Request<Incoming>, info: &Info<'_>) {
-    if info.verb != "watch" && lasts(info) {
-        connection.patient.store(true, Ordering::Relaxed);
+    if lasts(info) {
+        connection.waited.lasts();
+        if info.verb != "watch" {
+            connection.patient.store(true, Ordering::Relaxed);
+        }
     }
     let chance = server.limits.goaway_chance;
     if chance > 0.0 && request.version() == Version::HTTP_2 && rand::random::<f64>() < chance {

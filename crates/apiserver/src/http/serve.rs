@@ -29,7 +29,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Bytes of a request's headers.
 const MAX_HEADERS: u32 = 1 << 20;
 
-/// Accepts connections until dropped.
+/// Accepts connections until the server is about to end; those it has go on until this is dropped.
 pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let lanes = loop {
@@ -39,8 +39,13 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
+    let mut closed = pin!(api.server.drain.closed());
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closed.as_mut() => break,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
                 warn!(error = %e, "accept failed");
@@ -58,6 +63,9 @@ pub(crate) async fn run(api: Arc<ApiServer>, listener: TcpListener) {
             warn!(error = %e, "connection dropped");
         }
     }
+    // Who asks now is to ask elsewhere; the lanes go on until all is answered.
+    drop(listener);
+    std::future::pending().await
 }
 
 async fn connection(
@@ -79,7 +87,8 @@ async fn connection(
         }
         _ => Connection::plain(),
     };
-    let connection = Arc::new(connection.from(peer));
+    let closed = server.drain.closed();
+    let connection = Arc::new(connection.from(peer, server.drain.connection()));
     let stream = Stall::new(stream, server.limits.timeout, connection.patient.clone());
     let theirs = connection.clone();
     let service = service_fn(move |request| {
@@ -116,7 +125,9 @@ async fn connection(
     let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
         ended = served.as_mut() => return ended,
-        () = connection.goaway.notified() => served.as_mut().graceful_shutdown(),
+        () = connection.goaway.notified() => {}
+        () = closed => {}
     }
+    served.as_mut().graceful_shutdown();
     served.await
 }

@@ -244,6 +244,11 @@ impl Cluster {
         self.tls_as(self.tls.clone()).await
     }
 
+    /// Whether it takes no more connections.
+    pub async fn refuses(&self) -> bool {
+        TcpStream::connect(self.addr).await.is_err()
+    }
+
     async fn tls_as(&self, tls: Arc<rustls::ClientConfig>) -> tokio_rustls::client::TlsStream<TcpStream> {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
