@@ -1,14 +1,17 @@
 //! What the server creates itself: system namespaces, bootstrap policy, and what others keep up; and the housekeeping
 //! of history and Events.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_client::{DeleteOptions, PatchKind, WriteOptions};
 use coracle_meta::{Object, Status};
 use coracle_stdx::pack::Rounds;
+use coracle_store::Revision;
 use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::cache::Filter;
@@ -213,22 +216,43 @@ pub(crate) async fn pack(server: Arc<Server>) {
     }
 }
 
-/// Compacts history and deletes expired Events, every `every`.
-pub(crate) async fn housekeeping(server: Arc<Server>, every: Duration, event_ttl: Duration) {
-    let keeps_all = every.is_zero();
-    let every = if keeps_all { CLEAN_EVERY } else { every.clamp(Duration::from_secs(1), CLEAN_EVERY) };
-    let mut keep_from = server.store.revision();
+/// Which revision was the newest when, to tell from where history is kept.
+#[derive(Debug, Default)]
+struct Marks(VecDeque<(Instant, Revision)>);
+
+impl Marks {
+    /// Notes the newest revision. Returns the newest of those that are at least `keep` old.
+    fn pass(&mut self, now: Instant, newest: Revision, keep: Duration) -> Option<Revision> {
+        self.0.push_back((now, newest));
+        let mut due = None;
+        while let Some((at, revision)) = self.0.front()
+            && now.duration_since(*at) >= keep
+        {
+            due = Some(*revision);
+            self.0.pop_front();
+        }
+        due
+    }
+}
+
+/// Compacts history that is older than `keep` (0: none) and deletes expired Events.
+pub(crate) async fn housekeeping(server: Arc<Server>, keep: Duration, event_ttl: Duration) {
+    // A fifth: a client that reads on at an old revision is told soon after that it is gone, not up to twice as late.
+    let every = (keep / 5).clamp(Duration::from_secs(1), CLEAN_EVERY);
+    let (mut marks, mut cleaned) = (Marks::default(), Instant::now());
+    marks.pass(cleaned, server.store.revision(), keep.max(every));
     loop {
-        tokio::time::sleep(every).await;
-        let now = server.store.revision();
-        if !keeps_all
-            && keep_from > server.store.compacted()
-            && let Err(e) = server.store.compact(keep_from).await
+        tokio::time::sleep(if keep.is_zero() { CLEAN_EVERY } else { every }).await;
+        let due = marks.pass(Instant::now(), server.store.revision(), keep.max(every));
+        if let Some(from) = due.filter(|from| !keep.is_zero() && *from > server.store.compacted())
+            && let Err(e) = server.store.compact(from).await
         {
             warn!(error = %e, "compaction failed");
         }
-        keep_from = now;
-        expire_events(&server, event_ttl).await;
+        if cleaned.elapsed() >= keep.min(CLEAN_EVERY) {
+            cleaned = Instant::now();
+            expire_events(&server, event_ttl).await;
+        }
     }
 }
 
@@ -247,5 +271,20 @@ async fn expire_events(server: &Arc<Server>, ttl: Duration) {
             let (namespace, name) = entry.namespace_name();
             let _ = server.delete(&caller, &resource, namespace, name, &DeleteOptions::default()).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_kept_as_long_as_asked_and_a_fifth_more_at_most() {
+        let (mut marks, start, keep) = (Marks::default(), Instant::now(), Duration::from_secs(300));
+        let due: Vec<Option<Revision>> =
+            (0..8).map(|i| marks.pass(start + keep / 5 * i, 100 + u64::from(i), keep)).collect();
+        assert_eq!(due, [None, None, None, None, None, Some(100), Some(101), Some(102)]);
+        // After a pause the newest of those that are old enough counts.
+        assert_eq!(marks.pass(start + 3 * keep, 200, keep), Some(107));
     }
 }

@@ -32,8 +32,8 @@ pub enum MemoryOf {
 
 /// The cgroup that all pods of a node are in, where the kubelet's own runtime makes it.
 pub trait PodsCgroup: Send + Sync + 'static {
-    /// Makes it unless it is there. What the kernel can limit shows in the files of cgroups below the root: where there is
-    /// no other, in those of this one.
+    /// Makes it unless it is there. What the kernel can limit shows in the files of cgroups below the root: where
+    /// there is no other, in those of this one.
     ///
     /// # Errors
     /// The kernel's.
