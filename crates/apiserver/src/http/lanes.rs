@@ -11,6 +11,10 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+/// Steps of connections after which a lane looks whose next bytes have come. Tokio's own 61 suits short steps: here each
+/// may be a block of a long list, and while lists are written a short request would wait for 61 of them to be noticed.
+const STEPS: u32 = 8;
+
 /// The lanes of one listener. Dropping them ends their connections.
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
@@ -59,7 +63,7 @@ impl Lanes {
 
 impl Lane {
     fn start(number: usize) -> std::io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().event_interval(STEPS).enable_all().build()?;
         let handle = runtime.handle().clone();
         let (ends, ended) = oneshot::channel();
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
