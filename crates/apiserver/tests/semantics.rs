@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 
 use coracle_auth::service_account::{ServiceAccountAuthenticator, TokenIssuer};
-use coracle_store::MemoryStore;
+use coracle_store::{MemoryStore, Store};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::{Answer, Cluster};
@@ -228,4 +228,31 @@ async fn the_use_of_a_token_in_a_secret_is_written_down_with_its_day() {
         "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
     let day = cluster.get(since).await.json()["data"]["since"].as_str().map(str::to_owned);
     assert!(day.is_some_and(|day| day.parse::<jiff::civil::Date>().is_ok()));
+}
+
+#[tokio::test]
+async fn a_compacted_state_is_gone_even_if_nothing_has_changed_since() {
+    let store = MemoryStore::new();
+    let cluster = Cluster::over(store.clone()).await;
+    for name in ["a", "b", "c"] {
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
+        assert_eq!(cluster.post(CONFIGMAPS, &map).await.code, StatusCode::CREATED);
+    }
+    let page = cluster.get(&format!("{CONFIGMAPS}?limit=1")).await.json();
+    let (token, at) = (&page["metadata"]["continue"], &page["metadata"]["resourceVersion"]);
+    let next = format!("{CONFIGMAPS}?limit=1&continue={}", token.as_str().unwrap());
+    let exact = format!("{CONFIGMAPS}?resourceVersionMatch=Exact&resourceVersion={}", at.as_str().unwrap());
+    // Others write; the ConfigMaps stay as they are.
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "n" } });
+    assert_eq!(cluster.post("/api/v1/namespaces", &namespace).await.code, StatusCode::CREATED);
+    assert_eq!(cluster.get(&next).await.json()["items"][0]["metadata"]["name"], "b");
+    assert_eq!(cluster.get(&exact).await.json()["items"].as_array().map(Vec::len), Some(3));
+    store.compact(store.revision()).await.unwrap();
+    assert_eq!(cluster.get(&exact).await.code, StatusCode::GONE);
+    let gone = cluster.get(&next).await;
+    assert_eq!(gone.code, StatusCode::GONE);
+    // With what it is told the client goes on, at the newest state.
+    let token = gone.json()["metadata"]["continue"].as_str().map(str::to_owned).expect("a token");
+    let rest = cluster.get(&format!("{CONFIGMAPS}?continue={token}")).await.json();
+    assert_eq!(rest["items"].as_array().map(Vec::len), Some(2));
 }

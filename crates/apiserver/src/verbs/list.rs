@@ -136,8 +136,8 @@ impl Server {
         limit: usize,
     ) -> Result<Page, Status> {
         let mut snapshot = resource.cache.snapshot(filter, self.cache.applied());
-        if snapshot.last <= revision {
-            // Unchanged since: the cache is that state.
+        if snapshot.last <= revision && revision >= self.store.compacted() {
+            // Unchanged since: the cache is that state. What is compacted is gone even so, as clients are promised.
             snapshot.entries.retain(|e| *e.key >= *start);
             return Ok(page(snapshot.entries, revision, limit, filter.is_plain()));
         }
