@@ -11,8 +11,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// Steps of connections after which a lane looks whose next bytes have come. Tokio's own 61 suits short steps: here each
-/// may be a block of a long list, and while lists are written a short request would wait for 61 of them to be noticed.
+/// Steps of connections after which a lane looks whose next bytes have come. Tokio's own 61 suits short steps: here
+/// each may be a block of a long list, and a short request would wait for 61 of them before it is noticed.
 const STEPS: u32 = 8;
 
 /// The lanes of one listener. Dropping them ends their connections.
