@@ -10,7 +10,6 @@ const PORT: u16 = 7001;
 /// Another server, which is the provider of tokens.
 const PROVIDER: u16 = 7002;
 
-/// Ends a process with the value.
 struct Place {
     machine: Machine,
     tokens: PathBuf,

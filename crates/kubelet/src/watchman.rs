@@ -1,6 +1,6 @@
 //! Looks at the node's resources every ten seconds, as upstream does, and when the kernel says that memory gets short
-//! (`kernelMemcgNotification`): evicts pods, and collects images that nobody
-//! uses when the disk fills up. What is decided stands in `evict` and `image_gc`.
+//! (`kernelMemcgNotification`): evicts pods, and collects images that nobody uses when the disk fills up. What is
+//! decided stands in `evict` and `image_gc`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;

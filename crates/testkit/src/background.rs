@@ -23,11 +23,8 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts it; what it prints goes to the end of `log`.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    pub fn start(command: &mut Command, log: &Path) -> Self {
+    /// Starts it; what it prints goes to the end of `log`. Panics when it cannot be started.
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("a log");
         let err = out.try_clone().expect("a log");
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
